@@ -1,0 +1,60 @@
+"""Argument checks whose errors say what was given, what is allowed and what to type next."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+
+
+def near_matches(word: str, options: Collection[str], count: int = 3) -> str:
+    """Say which options are spelled like ``word``: ``" Did you mean 'a' or 'b'?"``, or nothing.
+
+    Examples
+    --------
+    >>> near_matches("resnet5", ["resnet50", "vit"])
+    " Did you mean 'resnet50'?"
+    """
+    close = difflib.get_close_matches(word, list(options), n=count, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(option) for option in close)}?" if close else ""
+
+
+def check_choice(name: str, value: object, options: Collection[str]) -> str:
+    """Return ``value`` if it is one of ``options``; else raise ``ValueError`` with near matches."""
+    if isinstance(value, str) and value in options:
+        return value
+    allowed = ", ".join(repr(option) for option in options)
+    hint = near_matches(value, options) if isinstance(value, str) else ""
+    raise ValueError(f"{name}={value!r} is not known; choose one of {allowed}.{hint}")
+
+
+def check_count(name: str, value: object, minimum: int = 1, maximum: int | None = None) -> int:
+    """Return ``value`` as an int if it is a whole number in ``[minimum, maximum]``.
+
+    Raises
+    ------
+    TypeError
+        If ``value`` is not a whole number (booleans are not numbers here).
+    ValueError
+        If it lies outside the bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, not {value!r} ({type(value).__name__}).")
+    number = int(value)
+    if number < minimum or (maximum is not None and number > maximum):
+        bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+        raise ValueError(f"{name}={number} is out of range: it must be {bounds}.")
+    return number
+
+
+def check_fraction(name: str, value: object, *, open_ends: bool = False) -> float:
+    """Return ``value`` as a float in [0, 1], or in (0, 1) with ``open_ends``."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {value!r} ({type(value).__name__}).")
+    number = float(value)
+    inside = 0 < number < 1 if open_ends else 0 <= number <= 1
+    if not inside or math.isnan(number):
+        bounds = "strictly between 0 and 1" if open_ends else "between 0 and 1"
+        raise ValueError(f"{name}={number} is out of range: it must be {bounds}.")
+    return number
