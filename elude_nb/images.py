@@ -254,7 +254,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
         scale, limit = 255.0, 1.0
     else:
         scale, limit = (1.0, 255) if image.mode == "I" and high <= 255 else (1 / 257, 65535)
-    if not (0 <= low and high <= limit):
+    if not (low >= 0 and high <= limit):
         raise ImageError(f"{name!r} has pixels from {low} to {high}; mode {image.mode!r} needs 0 to {limit}.")
     return Image.fromarray(np.round(pixels * scale).astype(np.uint8))
 
@@ -317,7 +317,9 @@ def _array(pixels: np.ndarray[Any, Any], labels: Sequence[str] | None) -> ImageS
     if pixels.ndim == 4 and shape[-1] != 3 and shape[1] == 3:
         pixels = pixels.transpose(0, 2, 3, 1)
     if pixels.ndim not in {3, 4} or (pixels.ndim == 4 and pixels.shape[-1] != 3):
-        raise ImageError(f"An array of shape {shape} is no set of images; give (n, h, w), (n, h, w, 3) or (n, 3, h, w).")
+        raise ImageError(
+            f"An array of shape {shape} is no set of images; give (n, h, w), (n, h, w, 3) or (n, 3, h, w)."
+        )
     if not len(pixels):
         raise ImageError(f"The array of shape {shape} holds no image.")
     floats = np.issubdtype(pixels.dtype, np.floating)
@@ -374,6 +376,6 @@ def _endlessly(words: list[str]) -> Iterator[str]:
 
 def _shapes(count: int, seed: int) -> ImageSet:
     factors = sample_scenes(count, seed)
-    rows = factors.to_dict("records")
+    rows = [{str(name): value for name, value in row.items()} for row in factors.to_dict("records")]
     names = [f"{row['texture']} {row['colour']} {row['shape']} {i}" for i, row in enumerate(rows)]
     return _make(names, list(factors["shape"]), "shapes", lambda i: draw_scene(rows[i]), factors)

@@ -73,6 +73,16 @@ class Model:
         batch = torch.stack([self.preprocess(image) for image in images])
         return batch.to(self.device, self.dtype)
 
+    def picture(self, image: Image.Image) -> Tensor:
+        """Return what the network sees of an image, cropped and resized, as colours (h, w, 3) in [0, 1]."""
+        shown = self.preprocess(image).float()
+        for step in getattr(self.preprocess, "transforms", ()):
+            if hasattr(step, "mean") and hasattr(step, "std"):  # undo the normalisation of colours
+                mean, std = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (step.mean, step.std))
+                return (shown * std + mean).clamp(0, 1).permute(1, 2, 0)
+        low, high = shown.min(), shown.max()
+        return ((shown - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)
+
     def batches(self, images: Sequence[Image.Image], batch_size: int = 16) -> Iterator[Tensor]:
         """Yield preprocessed batches (n, 3, h, w) with n <= ``batch_size``, in order."""
         check_count("batch_size", batch_size)

@@ -63,7 +63,7 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         if tensor.numel():
-            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -119,6 +119,6 @@ def _read_manifest(header: str, kind: str, file: Path) -> dict[str, Any]:
         raise StoreError(f"{str(file)!r} holds a {found!r}, not a {kind!r}.")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise StoreError(
-            f"{str(file)!r} has format version {version!r}; this elude_nb reads up to {FORMAT_VERSION}: update elude_nb."
+            f"{str(file)!r} has format version {version!r}; this elude_nb reads up to {FORMAT_VERSION}: update it."
         )
     return dict(manifest)

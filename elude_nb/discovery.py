@@ -1,0 +1,272 @@
+"""Find the sub-units of a site: record, make the concept book, route. One pass over the images, nothing trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from elude_nb.checks import check_count
+from elude_nb.concepts import BookBuilder
+from elude_nb.disentanglement import Disentanglement, Settings
+from elude_nb.finding import find_site
+from elude_nb.images import ImageSet, load_images
+from elude_nb.models import Model
+from elude_nb.progress import progress_bar
+from elude_nb.recording import record
+from elude_nb.routing import Routing, RoutingStrategy, check_routing_settings, find_routing
+from elude_nb.sites import STREAM, Site
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a disentanglement is expected to need, beside the model itself.
+
+    Attributes
+    ----------
+    seconds
+        Wall-clock time; measured on a few images and scaled.
+    memory
+        Peak memory in bytes.
+    tokens, sources
+        Tokens that will be recorded, and sources of each.
+    capacity, micro_clusters
+        Tokens that wait in memory, and micro-clusters kept between merges.
+    """
+
+    seconds: float
+    memory: int
+    tokens: int
+    sources: int
+    capacity: int
+    micro_clusters: int
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds), 60)
+        return (
+            f"{self.tokens:,} tokens with {self.sources:,} sources each: "
+            f"about {f'{minutes} min ' if minutes else ''}{seconds} s and {self.memory / _GIB:.1f} GiB"
+        )
+
+
+def disentangle(
+    model: Model,
+    images: Sequence[Image.Image] | str,
+    site: str = STREAM,
+    *,
+    blocks: int | Literal["all"] = "all",
+    concepts: int = 128,
+    units: int = 8,
+    shared: float = 0.8,
+    routing: str | RoutingStrategy = "concepts",
+    tokens: str = "patch",
+    tokens_per_image: int | None = 24,
+    seed: int = 0,
+    batch_size: int = 16,
+    max_memory: float | None = None,
+    progress: bool = True,
+) -> Disentanglement:
+    """Split the channels of a site into sub-units, in one pass over the images, without touching the model.
+
+    Records channels and sources at sampled tokens, groups the tokens into concepts, and routes every contribution to
+    the concept it speaks for. Nothing is trained, and labels are not looked at.
+
+    Parameters
+    ----------
+    model
+        From `load_model` or `wrap_network`.
+    images
+        From `load_images`, any sequence of PIL images, or a source that `load_images` takes.
+    site
+        ``"stream"`` (the residual stream after the last block), ``"stream:8"`` (after block 8), or the path of a linear
+        layer or convolution; `find_sites` lists them.
+    blocks
+        For a stream: how many of the blocks before the site bring the sources, or ``"all"``.
+    concepts
+        G, the number of groups of tokens.
+    units
+        K, the largest number of sub-units of one channel beside its shared unit, 2 to 255.
+    shared
+        rho: a contribution whose second best owner exceeds this share of the best goes to the shared unit.
+    routing
+        ``"concepts"``, ``"channel-clusters"``, ``"random"``, or an object with ``name`` and ``route()``.
+    tokens, tokens_per_image
+        Which tokens count (``"class"``, ``"registers"``, ``"patch"``, ``"all"``) and how many are drawn for each image
+        (``None``: every one).
+    seed
+        Of the drawing and the clustering; the same seed gives the same result.
+    batch_size
+        Images in one forward pass.
+    max_memory
+        Upper bound on the memory for the analysis, in GiB, beside the model.
+    progress
+        Say beforehand what time and memory to expect, and show a progress bar.
+
+    Returns
+    -------
+    Disentanglement
+
+    Raises
+    ------
+    SiteError, ValueError, TypeError
+        If the site cannot be split, a setting is out of range, there are too few tokens for the concepts, or
+        ``max_memory`` is too small.
+    """
+    check_routing_settings(units, shared)
+    strategy = find_routing(routing)
+    chosen = load_images(images) if isinstance(images, str) else images
+    plan = estimate(
+        model,
+        chosen,
+        site,
+        blocks=blocks,
+        concepts=concepts,
+        tokens=tokens,
+        tokens_per_image=tokens_per_image,
+        batch_size=batch_size,
+        max_memory=max_memory,
+    )
+    if progress:
+        bar_class = type(progress_bar(description="", show=False))
+        bar_class.write(f"disentangle: {plan}")
+    place = find_site(model, site, blocks=blocks)
+    builder = BookBuilder(plan.capacity, plan.micro_clusters, seed)
+    for recording in record(
+        model,
+        chosen,
+        place,
+        tokens=tokens,
+        tokens_per_image=tokens_per_image,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    ):
+        builder.add(recording)
+    book, fine, moments = builder.finish(concepts)
+    weight = place.weight(model.network)
+    route = strategy.route(weight.unflatten(1, (-1, place.kernel)), book, fine, units=units, shared=shared)
+    settings = Settings(
+        site=place.name,
+        blocks=blocks,
+        concepts=concepts,
+        units=units,
+        shared=float(shared),
+        routing=strategy.name,
+        tokens=tokens,
+        tokens_per_image=tokens_per_image,
+        seed=seed,
+        images=len(chosen),
+        images_from=chosen.source if isinstance(chosen, ImageSet) else f"a {type(chosen).__name__}",
+    )
+    shares = unit_shares(weight, route, moments.covariance, moments.channel_variance)
+    return Disentanglement(model, place, route, book, settings, moments.channel_variance, shares)
+
+
+def unit_shares(weight: Tensor, routing: Routing, covariance: Tensor, variance: Tensor) -> Tensor:
+    """Return the share of its channel's variance that each unit carries, (d, k + 1); each row adds up to 1.
+
+    By linearity the variance of ``h = sum of z[k]`` is the sum of the covariances of ``z[k]`` with ``h``. What comes
+    from outside the sources is in the shared unit. A channel that never varies has all of its share there.
+    """
+    kernel = weight.shape[1] // routing.routes.shape[1]
+    products = (weight * covariance.T).unflatten(1, (-1, kernel)).sum(2)  # (d, s)
+    shares = products.new_zeros(len(weight), routing.units + 1).scatter_add_(1, routing.routes.long(), products)
+    shares = torch.where(variance[:, None] > 0, shares / variance[:, None], 0)
+    shares[:, 0] = 1 - shares[:, 1:].sum(1)
+    return shares
+
+
+def estimate(
+    model: Model,
+    images: Sequence[Image.Image],
+    site: str = STREAM,
+    *,
+    blocks: int | Literal["all"] = "all",
+    concepts: int = 128,
+    tokens: str = "patch",
+    tokens_per_image: int | None = 24,
+    batch_size: int = 16,
+    max_memory: float | None = None,
+) -> Estimate:
+    """Say what `disentangle` with these settings will need; a few images are run to measure the speed.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be done within ``max_memory`` (GiB), or there are fewer tokens than concepts.
+    """
+    check_count("concepts", concepts, 2)
+    check_count("batch_size", batch_size)
+    if tokens_per_image is not None:
+        check_count("tokens_per_image", tokens_per_image)
+    if not len(images):
+        raise ValueError("There are no images to disentangle on.")
+    place = find_site(model, site, blocks=blocks)
+    width = place.sources * place.kernel
+    per_image = len(place.layout.positions(tokens))
+    per_image = min(per_image, tokens_per_image or per_image)
+    total = per_image * len(images)
+    if total < concepts:
+        raise ValueError(
+            f"{len(images)} images with {per_image} {tokens} tokens each are {total} tokens, too few for "
+            f"concepts={concepts}; use more images, more tokens_per_image, or fewer concepts."
+        )
+    capacity, micro = _capacity(place, total, concepts, per_image * batch_size, max_memory, model.dtype.itemsize)
+    memory = _expected_memory(place, concepts, capacity, micro, per_image * batch_size, model.dtype.itemsize)
+    few = list(range(min(len(images), 4)))
+    start = time.perf_counter()
+    sample = list(record(model, [images[i] for i in few], place, tokens=tokens, tokens_per_image=tokens_per_image))
+    forward = (time.perf_counter() - start) / len(few)
+    start = time.perf_counter()
+    part = sample[0].sources[: min(256, len(sample[0]))]
+    part.T @ sample[0].channels[: len(part)]
+    per_token = (time.perf_counter() - start) / len(part)
+    clustering = 2e-9 * width * (concepts * 40 + total) / 10 + 2  # measured on two cores: seconds, not minutes
+    return Estimate(
+        seconds=forward * len(images) + per_token * total + clustering,
+        memory=memory,
+        tokens=total,
+        sources=width,
+        capacity=capacity,
+        micro_clusters=micro,
+    )
+
+
+def _expected_memory(site: Site, concepts: int, capacity: int, micro: int, batch_tokens: int, item: int) -> int:
+    width = site.sources * site.kernel
+    builder = BookBuilder.expected_bytes(capacity, micro, site.channels, width, item)
+    batch = 2 * batch_tokens * width * item  # recorded, and centred for the covariance
+    weights = 3 * site.channels * width * item
+    routing = 16 * 8 * 2 * width * item + site.channels * site.sources
+    return builder + batch + weights + routing + 3 * concepts * width * item
+
+
+def _capacity(
+    site: Site, total: int, concepts: int, batch_tokens: int, max_memory: float | None, item: int
+) -> tuple[int, int]:
+    """Choose how many tokens wait and how many micro-clusters are kept, within ``max_memory`` GiB."""
+    micro = max(1024, 4 * concepts)
+    capacity = min(total, 4 * micro)
+    if max_memory is None:
+        return capacity, micro
+    if not max_memory > 0:
+        raise ValueError(f"max_memory={max_memory} must be a positive number of GiB.")
+    smallest = 2 * concepts
+    while _expected_memory(site, concepts, capacity, micro, batch_tokens, item) > max_memory * _GIB:
+        if capacity <= smallest and micro <= smallest:
+            needed = _expected_memory(site, concepts, smallest, smallest, batch_tokens, item)
+            raise ValueError(
+                f"max_memory={max_memory} GiB is too little: this site needs at least {needed / _GIB:.2f} GiB. "
+                "Take fewer blocks, fewer concepts, a smaller batch_size or fewer tokens_per_image."
+            )
+        capacity, micro = max(smallest, capacity * 3 // 4), max(smallest, micro * 3 // 4)
+    return capacity, micro

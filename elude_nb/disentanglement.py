@@ -1,0 +1,409 @@
+"""What a disentanglement found: sub-units, their tables and activations; saved to and loaded from one file."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from elude_nb.checks import check_count
+from elude_nb.concepts import ConceptBook
+from elude_nb.explicit import explicit_network
+from elude_nb.finding import find_site
+from elude_nb.lens import Readout, read_out
+from elude_nb.models import Model
+from elude_nb.recording import Recording, record
+from elude_nb.routing import NO_CONCEPT, Routing
+from elude_nb.sites import STREAM, Site
+from elude_nb.store import StoreError, load_result, save_result
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_KIND = "disentanglement"
+
+
+class ModelMismatchError(ValueError):
+    """A result that belongs to another model."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a disentanglement was made; enough to make it again."""
+
+    site: str
+    blocks: int | Literal["all"]
+    concepts: int
+    units: int
+    shared: float
+    routing: str
+    tokens: str
+    tokens_per_image: int | None
+    seed: int
+    images: int
+    images_from: str
+
+
+@dataclass(frozen=True, eq=False)
+class Disentanglement:
+    """The channels of one site, split into sub-units; the model is as it was.
+
+    A unit is named by a pair (channel, number). Number 0 is the channel's shared unit; 1 to k are its sub-units. All
+    units of a channel add up to the channel.
+
+    Attributes
+    ----------
+    model, site, routing, book
+        The model, the site, which contribution goes where, and the concept book.
+    settings
+        How this was made.
+    channel_variance
+        Variance of each channel over the recorded tokens, (d,).
+    unit_shares
+        Share of its channel's variance that each unit carries, (d, k + 1): the covariance of unit and channel over the
+        variance of the channel. Shares of a channel add up to 1; a unit that works against the others is negative.
+    """
+
+    model: Model
+    site: Site
+    routing: Routing
+    book: ConceptBook
+    settings: Settings
+    channel_variance: Tensor
+    unit_shares: Tensor
+
+    # ---------------------------------------------------------------- tables
+
+    @cached_property
+    def units(self) -> pd.DataFrame:
+        """One row a unit: ``channel``, ``unit``, ``concept``, ``sources``, ``share of variance``, ``mean on concept``.
+
+        ``mean on concept`` is the unit's mean (above its overall mean) on the tokens of its concept. Unit 0 of a
+        channel is the shared unit, or the whole channel where it was left alone; it has no concept.
+        """
+        channels, units = self.routing.rows()
+        concepts = self._concepts_of(channels, units)
+        table = pd.DataFrame(
+            {
+                "channel": channels.numpy(),
+                "unit": units.numpy(),
+                "concept": pd.array(concepts.numpy(), dtype="Int64"),
+                "sources": self.routing.sizes()[channels, units].numpy(),
+                "share of variance": self.unit_shares[channels, units].numpy(),
+                "mean on concept": self._means_on_concepts[channels, units].numpy(),
+            }
+        )
+        missing = table["concept"] == NO_CONCEPT
+        table.loc[missing, ["concept", "mean on concept"]] = pd.NA
+        return table
+
+    @cached_property
+    def channels(self) -> pd.DataFrame:
+        """One row a channel: ``split`` or not, ``units`` (the shared one not counted), ``reason``, ``variance``."""
+        return pd.DataFrame(
+            {
+                "channel": range(self.site.channels),
+                "split": self.routing.is_split().numpy(),
+                "units": (self.routing.sizes()[:, 1:] > 0).sum(1).numpy(),
+                "reason": self.routing.reasons,
+                "variance": self.channel_variance.numpy(),
+            }
+        )
+
+    def contributions(
+        self,
+        channel: int,
+        unit: int,
+        images: Sequence[Image.Image] | None = None,
+        *,
+        tokens: str = "patch",
+        batch_size: int = 16,
+    ) -> pd.DataFrame:
+        """Return the contributions behind one unit, the strongest first.
+
+        Parameters
+        ----------
+        channel, unit
+            The unit.
+        images, tokens
+            Average over these tokens of these images; without images, over the tokens of the unit's concept (for the
+            shared unit, which has none, images are needed).
+
+        Returns
+        -------
+        DataFrame
+            One row a source: ``layer``, ``block``, ``part``, ``index``, ``head``, and its mean ``contribution`` above
+            the mean over all recorded tokens.
+        """
+        row = self._rows_of([(channel, unit)])[0]
+        if images is not None:
+            means = self._mean_sources_of(images, tokens, batch_size) - self.book.source_mean()
+        else:
+            concept = int(self._concepts_of(*(rows[row : row + 1] for rows in self.routing.rows())))
+            if concept == NO_CONCEPT:
+                raise ValueError(f"Unit {(channel, unit)} has no concept; say on which images: images=...")
+            means = self.book.mean_sources()[concept]
+        products = (self.weight[channel] * means).unflatten(0, (-1, self.site.kernel)).sum(1)
+        table = self.site.source_table(self.model.network)
+        table["contribution"] = products.numpy()
+        mine = table[(self.routing.routes[channel] == unit).numpy()]
+        return mine.sort_values("contribution", key=abs, ascending=False)
+
+    # ----------------------------------------------------------- activations
+
+    def activations(
+        self,
+        images: Sequence[Image.Image],
+        units: Sequence[tuple[int, int]] | None = None,
+        *,
+        tokens: str = "patch",
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> Tensor:
+        """Return the activations of chosen units (all, if ``None``, in the order of ``self.units``) on new images.
+
+        Returns
+        -------
+        Tensor
+            (n, u) for sites or choices with one token an image (``tokens="class"``), else (n, t, u). Sub-units are
+            centred: 0 is their mean over the recorded tokens. Unit 0 holds the rest, so that the sum is the channel.
+        """
+        readout = self.unit_readout(units)
+        return self._read(readout, images, tokens, batch_size, progress=progress)
+
+    def concept_activations(
+        self, images: Sequence[Image.Image], *, tokens: str = "patch", batch_size: int = 16, progress: bool = False
+    ) -> Tensor:
+        """Return the read-out of each concept, one number a token: (n, g) for one token an image, else (n, t, g).
+
+        A concept's sub-units across all channels, each weighted by its mean on the concept over the channel's
+        variance (method, step 5).
+
+        Raises
+        ------
+        ValueError
+            If the routing has no concepts that go through all channels.
+        """
+        return self._read(self.concept_readout(), images, tokens, batch_size, progress=progress)
+
+    def unit_readout(self, units: Sequence[tuple[int, int]] | None = None) -> Readout:
+        """Return the read-out of chosen units (all, if ``None``): a linear map of the sources."""
+        channels, numbers = self.routing.rows()
+        if units is not None:
+            rows = self._rows_of(units)
+            channels, numbers = channels[rows], numbers[rows]
+        matrix = self.routing.masked(self.weight, channels, numbers).T  # (s * kernel, u)
+        mean, is_rest = self.book.source_mean(), numbers == 0
+        # The mean of a sub-unit is moved to the channel's unit 0, which also has the bias and what enters.
+        all_of_channel = (self.weight @ mean + self.site.bias(self.model.network))[channels]
+        offset = torch.where(is_rest, all_of_channel, 0) - mean @ matrix
+        entering = channels.masked_fill(~is_rest, -1)
+        if self.site.kind != STREAM:
+            entering = torch.full_like(entering, -1)
+        return Readout(matrix, offset, entering)
+
+    def concept_readout(self) -> Readout:
+        """Return the read-out of all concepts, a linear map of the centred sources: the matrix is (s * kernel, g)."""
+        if not bool((self.routing.concepts != NO_CONCEPT).any()):
+            raise ValueError(
+                f"routing={self.settings.routing!r} makes sub-units that belong to no concept across channels; "
+                "use routing='concepts', or read single units with activations()."
+            )
+        matrix = torch.zeros(len(self.book), self.weight.shape[1], dtype=self.weight.dtype)
+        factors = self._means_on_concepts / self.channel_variance.clamp(min=1e-12)[:, None]  # (d, k + 1)
+        for channel in self.routing.is_split().nonzero().flatten().tolist():
+            owner = torch.cat([torch.tensor([NO_CONCEPT]), self.routing.concepts[channel]])
+            routes = self.routing.routes[channel].long().repeat_interleave(self.site.kernel)  # (s * kernel,)
+            owned = (routes > 0).nonzero().flatten()
+            values = self.weight[channel, owned] * factors[channel, routes[owned]]
+            matrix.index_put_((owner[routes[owned]], owned), values, accumulate=True)
+        matrix = matrix.T.contiguous()
+        nothing = torch.full((len(self.book),), -1)
+        return Readout(matrix, -(self.book.source_mean() @ matrix), nothing)
+
+    def encode(self, recording: Recording) -> Tensor:
+        """Return all units at the recorded tokens, (t, u), in the order of ``self.units``."""
+        readout = self.unit_readout()
+        values = recording.sources @ readout.matrix + readout.offset
+        return values + recording.entering[:, readout.entering.clamp(min=0)] * (readout.entering >= 0)
+
+    def decode(self, units: Tensor) -> Tensor:
+        """Return the channels (t, d) that units (t, u) add up to; of `encode`, the model's own up to rounding."""
+        channels, _ = self.routing.rows()
+        if units.shape[-1] != len(channels):
+            raise ValueError(
+                f"decode takes (t, {len(channels)}), one column a row of .units; got {tuple(units.shape)}."
+            )
+        return units.new_zeros(*units.shape[:-1], self.site.channels).index_add(-1, channels, units)
+
+    def explicit(self, channels: Sequence[int] | None = None) -> nn.Module:
+        """Return a new network, without hooks, in which the site is split by ordinary modules.
+
+        ``channels`` splits only these; ``None`` splits all that the routing splits.
+        """
+        routing = self.routing
+        if channels is not None:
+            for channel in channels:
+                check_count("channel", channel, 0, self.site.channels - 1)
+            routing = routing.only(torch.as_tensor(list(channels), dtype=torch.int64))
+        return explicit_network(self.model.network, self.site, routing)
+
+    def recording(self, images: Sequence[Image.Image], **settings: Any) -> Recording:
+        """Record channels and sources of this site on new images, as one `Recording`; takes what `record` takes."""
+        return Recording.join(list(record(self.model, images, self.site, **settings)))
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """W of the site, (d, s * kernel), with layer scale and BatchNorm folded in."""
+        return self.site.weight(self.model.network)
+
+    # ----------------------------------------------------------- save, load
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything but the model to one safetensors file; the model's identity and hash go with it."""
+        tensors = {
+            "routes": self.routing.routes,
+            "concepts": self.routing.concepts,
+            "counts": self.book.counts,
+            "channel_sums": self.book.channel_sums,
+            "source_sums": self.book.source_sums,
+            "channel_variance": self.channel_variance,
+            "unit_shares": self.unit_shares,
+        }
+        manifest = {
+            "model": self.model.name,
+            "architecture": self.model.architecture,
+            "image_size": self.model.input_size[-1],
+            "weights": asdict(self.model.provenance),
+            "fingerprint": self.model.fingerprint(),
+            "dtype": str(self.model.dtype),
+            "settings": asdict(self.settings),
+            "reasons": list(self.routing.reasons),
+            "versions": _versions(),
+        }
+        save_result(path, _KIND, tensors, manifest)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], model: Model) -> Disentanglement:
+        """Read a saved result and attach it to its model.
+
+        Raises
+        ------
+        FileNotFoundError, StoreError
+            If there is no such file, or it is damaged.
+        ModelMismatchError
+            If ``model`` is not the one that was split: architecture or weights differ.
+        """
+        tensors, manifest = load_result(path, _KIND)
+        found = model.fingerprint()
+        if manifest.get("fingerprint") != found:
+            raise ModelMismatchError(
+                f"{os.fspath(path)!r} was made with {manifest.get('model')!r} ({manifest.get('architecture')}, weights "
+                f"{str(manifest.get('fingerprint'))[:12]}); {model.name!r} has weights {found[:12]}. Load that model, "
+                "with the same image_size and dtype, or disentangle this one."
+            )
+        try:
+            settings = Settings(**manifest["settings"])
+            site = find_site(model, settings.site, blocks=settings.blocks)
+            routing = Routing(tensors["routes"], tensors["concepts"], tuple(manifest["reasons"]))
+            book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])
+            variance, shares = tensors["channel_variance"], tensors["unit_shares"]
+        except (KeyError, TypeError) as error:
+            raise StoreError(f"{os.fspath(path)!r} lacks a part of a disentanglement ({error}).") from error
+        _check_shapes(site, routing, book, variance, shares, os.fspath(path))
+        return Disentanglement(model, site, routing, book, settings, variance, shares)
+
+    # --------------------------------------------------------------- reprs
+
+    def __repr__(self) -> str:
+        split = int(self.routing.is_split().sum())
+        return (
+            f"Disentanglement({self.model.name!r}, {self.site.name}: {split} of {self.site.channels} channels in "
+            f"{int((self.routing.sizes()[:, 1:] > 0).sum()):,} sub-units over {self.site.sources:,} sources, "
+            f"{len(self.book)} concepts)"
+        )
+
+    def _repr_html_(self) -> str:
+        split = int(self.routing.is_split().sum())
+        chosen = self.settings
+        rows = {
+            "model": self.model.name,
+            "site": f"{self.site.name}, {self.site.channels} channels, {self.site.sources:,} sources",
+            "split": f"{split} channels in {int((self.routing.sizes()[:, 1:] > 0).sum()):,} sub-units; "
+            f"{self.site.channels - split} left alone",
+            "concepts": f"{len(self.book)} from {int(self.book.counts.sum()):,} {chosen.tokens} tokens "
+            f"of {chosen.images} images ({chosen.images_from})",
+            "routing": f"{chosen.routing}, units = {chosen.units}, shared = {chosen.shared}, seed = {chosen.seed}",
+        }
+        body = "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in rows.items())
+        return f"<table><caption>Disentanglement</caption>{body}</table>"
+
+    # ------------------------------------------------------------- helpers
+
+    def _read(
+        self, readout: Readout, images: Sequence[Image.Image], tokens: str, batch_size: int, *, progress: bool
+    ) -> Tensor:
+        values = read_out(
+            self.model, images, self.site, readout, tokens=tokens, batch_size=batch_size, progress=progress
+        )
+        return values[:, 0] if values.shape[1] == 1 else values
+
+    def _rows_of(self, units: Sequence[tuple[int, int]]) -> list[int]:
+        place = {pair: row for row, pair in enumerate(zip(*(x.tolist() for x in self.routing.rows()), strict=True))}
+        missing = [pair for pair in units if tuple(pair) not in place]
+        if missing:
+            channel = missing[0][0] if len(missing[0]) == 2 else None
+            has = [unit for c, unit in place if c == channel]
+            hint = f"channel {channel} has units {has}" if has else f"channels go from 0 to {self.site.channels - 1}"
+            raise ValueError(f"There is no unit {tuple(missing[0])}; {hint}. See .units for all.")
+        return [place[(channel, unit)] for channel, unit in units]
+
+    def _concepts_of(self, channels: Tensor, units: Tensor) -> Tensor:
+        concepts = self.routing.concepts[channels, (units - 1).clamp(min=0)]
+        return concepts.masked_fill(units == 0, NO_CONCEPT)
+
+    @cached_property
+    def _means_on_concepts(self) -> Tensor:
+        """Mean of each unit on its own concept, (d, k + 1); 0 where there is no concept."""
+        means = self.book.mean_sources()
+        found = torch.zeros(self.site.channels, self.routing.units + 1, dtype=means.dtype)
+        for channel in self.routing.is_split().nonzero().flatten().tolist():
+            concepts = self.routing.concepts[channel]
+            products = (self.weight[channel] * means[concepts.clamp(min=0)]).unflatten(1, (-1, self.site.kernel)).sum(2)
+            mine = self.routing.routes[channel] == torch.arange(1, self.routing.units + 1)[:, None]
+            found[channel, 1:] = (products * mine).sum(1).masked_fill(concepts == NO_CONCEPT, 0)
+        return found
+
+    def _mean_sources_of(self, images: Sequence[Image.Image], tokens: str, batch_size: int) -> Tensor:
+        total, count = torch.zeros(self.weight.shape[1], dtype=torch.float64), 0
+        for part in record(self.model, images, self.site, tokens=tokens, batch_size=batch_size):
+            total += part.sources.sum(0).cpu()
+            count += len(part)
+        return (total / count).to(self.weight.dtype)
+
+
+def _check_shapes(site: Site, routing: Routing, book: ConceptBook, variance: Tensor, shares: Tensor, path: str) -> None:
+    d, s, g = site.channels, site.sources * site.kernel, len(book.counts)
+    expected = {
+        "routes": (routing.routes, (d, site.sources)),
+        "channel_sums": (book.channel_sums, (g, d)),
+        "source_sums": (book.source_sums, (g, s)),
+        "channel_variance": (variance, (d,)),
+        "unit_shares": (shares, (d, routing.units + 1)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise StoreError(f"{path!r}: {name} has shape {tuple(tensor.shape)}, not {shape}; make the file anew.")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("elude-nb", "torch", "timm", "safetensors")}

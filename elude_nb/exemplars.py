@@ -1,0 +1,171 @@
+"""Exemplars: the images that a channel and each of its sub-units like best, and where in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elude_nb.checks import check_count
+from elude_nb.disentanglement import Disentanglement
+from elude_nb.images import ImageSet
+from elude_nb.scores import embed, top_similarity
+from elude_nb.sites import SiteError
+
+WHOLE_CHANNEL = -1
+
+
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
+class Exemplar:
+    """One image that a unit likes.
+
+    Attributes
+    ----------
+    image
+        As the model sees it, before its colours are normalised: (h, w, 3) in [0, 1].
+    heat
+        The unit's activation at each patch, (rows, columns).
+    index
+        Number of the image in its set.
+    value
+        The unit's largest activation in it.
+    """
+
+    image: Pixels
+    heat: Pixels
+    index: int
+    value: float
+
+
+@dataclass(frozen=True, eq=False)
+class Exemplars:
+    """What one channel likes before (the whole channel) and after (each sub-unit).
+
+    Attributes
+    ----------
+    channel
+        The channel.
+    rows
+        For each unit in turn its exemplars, best first; the whole channel comes first.
+    names
+        A name for each row.
+    units
+        The rows' unit numbers; -1 is the whole channel.
+    similarity
+        For each row, the mean pairwise cosine of its images' embeddings (less their mean over the set).
+    """
+
+    channel: int
+    rows: tuple[tuple[Exemplar, ...], ...]
+    names: tuple[str, ...]
+    units: tuple[int, ...]
+    similarity: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return f"Exemplars(channel {self.channel}: {len(self.rows)} rows of {len(self.rows[0])} images)"
+
+
+def find_exemplars(
+    split: Disentanglement,
+    images: ImageSet,
+    channel: int,
+    *,
+    count: int = 8,
+    units: Sequence[int] | int = 5,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Exemplars:
+    """Find the images that a channel likes best, and those that its sub-units like best, with heat maps over patches.
+
+    Parameters
+    ----------
+    split
+        The disentanglement; its site needs patch tokens or positions of a map.
+    images
+        Where to look.
+    channel
+        The channel.
+    count
+        Images for each row.
+    units
+        Which sub-units, or how many: then the strongest is taken first, and next those that are strong and unlike the
+        ones already taken.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If the channel was left alone or does not exist, or there are fewer than ``count`` images.
+    """
+    check_count("channel", channel, 0, split.site.channels - 1)
+    check_count("count", count, 2, len(images))
+    if split.site.layout.grid is None:
+        raise SiteError(f"{split.site.name!r} has no patches to draw heat maps over; choose another site.")
+    if not bool(split.routing.is_split()[channel]):
+        raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
+    chosen = choose_units(split, channel, units) if isinstance(units, int) else list(units)
+    table = split.units
+    every = table.loc[table["channel"] == channel, "unit"].tolist()
+    values = split.activations(
+        images,
+        [(channel, unit) for unit in every],
+        tokens="patch",
+        batch_size=batch_size,
+        progress=progress,
+    ).float()  # (n, t, u)
+    embeddings = embed(split.model, images)
+    maps = [values.sum(-1), *(values[..., every.index(unit)] for unit in chosen)]
+    rows, similarity = [], []
+    for heat in maps:
+        best = heat.amax(1).topk(count)
+        rows.append(tuple(_exemplar(split, images, heat[i], int(i)) for i in best.indices))
+        similarity.append(float(top_similarity(heat.amax(1, keepdim=True), embeddings, count)))
+    names = ["whole channel", *(_name(split, channel, unit) for unit in chosen)]
+    if images.labels is not None:
+        names = [f"{name}\n{_commonest(images.labels, row)}" for name, row in zip(names, rows, strict=True)]
+    return Exemplars(channel, tuple(rows), tuple(names), (WHOLE_CHANNEL, *chosen), tuple(similarity))
+
+
+def choose_units(split: Disentanglement, channel: int, number: int) -> list[int]:
+    """Return up to ``number`` sub-units of a channel: strong ones whose concepts are unlike each other."""
+    check_count("units", number)
+    table = split.units[(split.units["channel"] == channel) & (split.units["unit"] > 0)]
+    units = table["unit"].tolist()
+    if table["concept"].isna().all():
+        return units[:number]
+    strength = torch.tensor(table["mean on concept"].to_numpy(dtype=np.float64)).clamp(min=0)
+    directions = split.book.directions()[torch.tensor(table["concept"].to_numpy(dtype=np.int64))].double()
+    chosen: list[int] = []
+    novelty = torch.ones_like(strength)
+    while len(chosen) < min(number, len(units)):
+        best = int(
+            (strength * novelty).masked_fill(torch.isin(torch.arange(len(units)), torch.tensor(chosen)), -1).argmax()
+        )
+        chosen.append(best)
+        novelty = torch.minimum(novelty, 1 - (directions @ directions[best]).clamp(min=0))
+    return [units[i] for i in chosen]
+
+
+def _exemplar(split: Disentanglement, images: ImageSet, heat: Tensor, index: int) -> Exemplar:
+    rows, columns = split.site.layout.grid or (1, 1)
+    picture = split.model.picture(images[index]).numpy()
+    return Exemplar(picture, heat.view(rows, columns).numpy(), index, float(heat.max()))
+
+
+def _name(split: Disentanglement, channel: int, unit: int) -> str:
+    concept = int(split.routing.concepts[channel, unit - 1])
+    return f"sub-unit {unit}" + (f", concept {concept}" if concept >= 0 else "")
+
+
+def _commonest(labels: Sequence[str], row: Sequence[Exemplar]) -> str:
+    """Say which labels the images bear: 'rocket 5, coffee 3' (labels had no part in the discovery)."""
+    counted = Counter(labels[exemplar.index] for exemplar in row).most_common(3)
+    return ", ".join(f"{label} {number}" for label, number in counted)

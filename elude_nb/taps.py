@@ -1,0 +1,103 @@
+"""A tap on a site: hooks that hand out sources and channels during forward passes, and are gone afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+
+from elude_nb.sites import STREAM, Site
+
+
+class Tap:
+    """Listen to a site during forward passes; hooks are removed on exit, whatever happens.
+
+    Each captured tensor is handed at once to a function that keeps what is wanted of it, so that the inputs of
+    24 layers are never held together.
+
+    Parameters
+    ----------
+    network, site
+        The network and its site.
+    on_source
+        Called with (number of the term, its sources as (n, t, s_term * kernel)).
+    on_channels
+        Called with the channels (n, t, d).
+    on_entering
+        For a stream: called with what enters the window, (n, t, d).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        site: Site,
+        *,
+        on_source: Callable[[int, Tensor], None] | None = None,
+        on_channels: Callable[[Tensor], None] | None = None,
+        on_entering: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        self._network, self._site = network, site
+        self._on = on_source, on_channels, on_entering
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Tap:
+        on_source, on_channels, on_entering = self._on
+        network, site = self._network, self._site
+        with ExitStack() as stack:  # if a hook cannot be set, those already set are removed
+            if on_source is not None:
+                for number, term in enumerate(site.terms):
+                    layer = network.get_submodule(term.layer)
+
+                    def tell(layer: nn.Module, inputs: tuple[Any, ...], number: int = number) -> None:
+                        on_source(number, source_tokens(layer, inputs[0]))
+
+                    stack.callback(layer.register_forward_pre_hook(tell).remove)
+            if on_entering is not None and site.kind == STREAM:
+                entry = network.get_submodule(site.entry)
+                stack.callback(
+                    entry.register_forward_pre_hook(lambda _, inputs: on_entering(as_tokens(inputs[0]))).remove
+                )
+            if on_channels is not None:
+                last = network.get_submodule(site.exit)
+                channels_last = site.kind != "convolution"
+
+                def tell_channels(_: nn.Module, __: Any, output: Any) -> None:
+                    found = output[0] if isinstance(output, tuple) else output
+                    on_channels(site.outputs(network, as_tokens(found, channels_last=channels_last)))
+
+                stack.callback(last.register_forward_hook(tell_channels).remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def as_tokens(tensor: Tensor, *, channels_last: bool = True) -> Tensor:
+    """Bring (n, d), (n, t, d), (n, h, w, d), or (n, d, h, w) with ``channels_last=False``, to (n, t, d)."""
+    if not channels_last:
+        return tensor.flatten(2).transpose(1, 2)
+    return tensor[:, None] if tensor.ndim == 2 else tensor.flatten(1, -2)
+
+
+def source_tokens(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """Return a layer's input as sources (n, t, s * kernel): for a convolution, the patch under its kernel."""
+    if not isinstance(layer, nn.Conv2d):
+        return as_tokens(inputs)
+    if _pointwise(layer):
+        strided = inputs[:, :, :: layer.stride[0], :: layer.stride[1]]
+        return as_tokens(strided, channels_last=False)
+    padded, padding = inputs, layer.padding
+    if isinstance(padding, str) or layer.padding_mode != "zeros":
+        # The layer knows how much to pad on each side; only "zeros" with numbers is what unfold does by itself.
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        sides = layer._reversed_padding_repeated_twice
+        padded, padding = nn.functional.pad(inputs, list(sides), mode=mode), (0, 0)
+    columns = nn.functional.unfold(padded, layer.kernel_size, layer.dilation, padding, layer.stride)
+    return columns.transpose(1, 2)
+
+
+def _pointwise(layer: nn.Conv2d) -> bool:
+    return layer.kernel_size == (1, 1) and layer.padding in {(0, 0), "valid"}
