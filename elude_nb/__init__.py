@@ -8,7 +8,7 @@ from elude_nb.finding import find_site, find_sites
 from elude_nb.images import ImageError, ImageSet, load_images
 from elude_nb.models import Model, load_model, wrap_network
 from elude_nb.recording import Recording, record
-from elude_nb.scores import score
+from elude_nb.scores import embed, score
 from elude_nb.sites import Site, SiteError
 from elude_nb.weights import WeightsError
 
@@ -26,6 +26,7 @@ __all__ = [
     "SiteError",
     "WeightsError",
     "disentangle",
+    "embed",
     "estimate",
     "find_exemplars",
     "find_site",

@@ -137,15 +137,15 @@ class BookBuilder:
             self._channels = recording.channels.new_empty(self.capacity, recording.channels.shape[1])
             self._sources = recording.sources.new_empty(self.capacity, recording.sources.shape[1])
             self._moments = _RunningMoments(recording)
-        self._moments.add(recording)
         start = 0
         while start < len(recording):
             if self._waiting == self.capacity:
                 self._merge_waiting()
             taken = min(len(recording) - start, self.capacity - self._waiting)
             place = slice(self._waiting, self._waiting + taken)
-            self._channels[place] = recording.channels[start : start + taken]
-            self._sources[place] = recording.sources[start : start + taken]
+            channels, sources = (x[start : start + taken] for x in (recording.channels, recording.sources))
+            self._channels[place], self._sources[place] = channels, sources
+            self._moments.add(channels, sources)  # not of the tokens to come: batches make no difference
             self._waiting += taken
             start += taken
 
@@ -164,7 +164,8 @@ class BookBuilder:
                 "tokens='patch', or fewer concepts."
             )
         points, weights = self._points()
-        groups = cluster_directions(points, weights, concepts, seed=self.seed, careful=True)
+        # Copies of one image can have been merged into fewer points than concepts.
+        groups = cluster_directions(points, weights, min(concepts, len(points)), seed=self.seed, careful=True)
         # Directions can coincide (copies of one image), so fewer groups than asked may have members.
         used, groups = groups.unique(return_inverse=True)
         book = self._grouped(groups, len(used))
@@ -218,10 +219,9 @@ class _RunningMoments:
         self._sources = torch.zeros_like(self._source_origin, dtype=torch.float64)
         self._products = first.sources.new_zeros(first.sources.shape[1], first.channels.shape[1])
 
-    def add(self, recording: Recording) -> None:
-        channels = recording.channels - self._channel_origin
-        sources = recording.sources - self._source_origin
-        self.tokens += len(recording)
+    def add(self, channels: Tensor, sources: Tensor) -> None:
+        channels, sources = channels - self._channel_origin, sources - self._source_origin
+        self.tokens += len(channels)
         self._channels += channels.sum(0)
         self._squares += channels.double().square().sum(0)
         self._sources += sources.sum(0)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_choice, check_count
 from elude_nb.concepts import BookBuilder
 from elude_nb.disentanglement import Disentanglement, Settings
 from elude_nb.finding import find_site
 from elude_nb.images import ImageSet, load_images
 from elude_nb.models import Model
 from elude_nb.progress import progress_bar
-from elude_nb.recording import record
+from elude_nb.recording import at_least_single, record
 from elude_nb.routing import Routing, RoutingStrategy, check_routing_settings, find_routing
-from elude_nb.sites import STREAM, Site
+from elude_nb.sites import STREAM, TOKENS, Site
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -122,6 +122,7 @@ def disentangle(
         ``max_memory`` is too small.
     """
     check_routing_settings(units, shared)
+    check_count("seed", seed, 0, 2**32 - 1)  # what scikit-learn takes
     strategy = find_routing(routing)
     chosen = load_images(images) if isinstance(images, str) else images
     plan = estimate(
@@ -152,7 +153,7 @@ def disentangle(
     ):
         builder.add(recording)
     book, fine, moments = builder.finish(concepts)
-    weight = place.weight(model.network)
+    weight = at_least_single(place.weight(model.network))
     route = strategy.route(weight.unflatten(1, (-1, place.kernel)), book, fine, units=units, shared=shared)
     settings = Settings(
         site=place.name,
@@ -206,8 +207,11 @@ def estimate(
     """
     check_count("concepts", concepts, 2)
     check_count("batch_size", batch_size)
+    check_choice("tokens", tokens, TOKENS)
     if tokens_per_image is not None:
         check_count("tokens_per_image", tokens_per_image)
+    if max_memory is not None and not max_memory > 0:
+        raise ValueError(f"max_memory={max_memory} must be a positive number of GiB.")
     if not len(images):
         raise ValueError("There are no images to disentangle on.")
     place = find_site(model, site, blocks=blocks)
@@ -220,8 +224,9 @@ def estimate(
             f"{len(images)} images with {per_image} {tokens} tokens each are {total} tokens, too few for "
             f"concepts={concepts}; use more images, more tokens_per_image, or fewer concepts."
         )
-    capacity, micro = _capacity(place, total, concepts, per_image * batch_size, max_memory, model.dtype.itemsize)
-    memory = _expected_memory(place, concepts, capacity, micro, per_image * batch_size, model.dtype.itemsize)
+    item = max(4, model.dtype.itemsize)
+    capacity, micro = _capacity(place, total, concepts, per_image * batch_size, max_memory, item)
+    memory = _expected_memory(place, concepts, capacity, micro, per_image * batch_size, item)
     few = list(range(min(len(images), 4)))
     start = time.perf_counter()
     sample = list(record(model, [images[i] for i in few], place, tokens=tokens, tokens_per_image=tokens_per_image))
@@ -258,8 +263,6 @@ def _capacity(
     capacity = min(total, 4 * micro)
     if max_memory is None:
         return capacity, micro
-    if not max_memory > 0:
-        raise ValueError(f"max_memory={max_memory} must be a positive number of GiB.")
     smallest = 2 * concepts
     while _expected_memory(site, concepts, capacity, micro, batch_tokens, item) > max_memory * _GIB:
         if capacity <= smallest and micro <= smallest:

@@ -18,8 +18,8 @@ from elude_nb.concepts import ConceptBook
 from elude_nb.explicit import explicit_network
 from elude_nb.finding import find_site
 from elude_nb.lens import Readout, read_out
-from elude_nb.models import Model
-from elude_nb.recording import Recording, record
+from elude_nb.models import Model, load_model
+from elude_nb.recording import Recording, at_least_single, record
 from elude_nb.routing import NO_CONCEPT, Routing
 from elude_nb.sites import STREAM, Site
 from elude_nb.store import StoreError, load_result, save_result
@@ -202,7 +202,7 @@ class Disentanglement:
         matrix = self.routing.masked(self.weight, channels, numbers).T  # (s * kernel, u)
         mean, is_rest = self.book.source_mean(), numbers == 0
         # The mean of a sub-unit is moved to the channel's unit 0, which also has the bias and what enters.
-        all_of_channel = (self.weight @ mean + self.site.bias(self.model.network))[channels]
+        all_of_channel = (self.weight @ mean + at_least_single(self.site.bias(self.model.network)))[channels]
         offset = torch.where(is_rest, all_of_channel, 0) - mean @ matrix
         entering = channels.masked_fill(~is_rest, -1)
         if self.site.kind != STREAM:
@@ -261,8 +261,8 @@ class Disentanglement:
 
     @cached_property
     def weight(self) -> Tensor:
-        """W of the site, (d, s * kernel), with layer scale and BatchNorm folded in."""
-        return self.site.weight(self.model.network)
+        """W of the site, (d, s * kernel), with layer scale and BatchNorm folded in; at least in float32."""
+        return at_least_single(self.site.weight(self.model.network))
 
     # ----------------------------------------------------------- save, load
 
@@ -291,8 +291,8 @@ class Disentanglement:
         save_result(path, _KIND, tensors, manifest)
 
     @staticmethod
-    def load(path: str | os.PathLike[str], model: Model) -> Disentanglement:
-        """Read a saved result and attach it to its model.
+    def load(path: str | os.PathLike[str], model: Model | None = None) -> Disentanglement:
+        """Read a saved result and attach it to its model; without ``model``, the one that the file names is loaded.
 
         Raises
         ------
@@ -302,6 +302,7 @@ class Disentanglement:
             If ``model`` is not the one that was split: architecture or weights differ.
         """
         tensors, manifest = load_result(path, _KIND)
+        model = model or _load_named_model(manifest, os.fspath(path))
         found = model.fingerprint()
         if manifest.get("fingerprint") != found:
             raise ModelMismatchError(
@@ -387,6 +388,20 @@ class Disentanglement:
             total += part.sources.sum(0).cpu()
             count += len(part)
         return (total / count).to(self.weight.dtype)
+
+
+def _load_named_model(manifest: dict[str, Any], path: str) -> Model:
+    try:
+        if manifest["weights"]["sha256"] is None:
+            raise ValueError(
+                f"{path!r} was made with weights that no name leads back to ({manifest['weights']['source']}); "
+                "pass that model: Disentanglement.load(path, model)."
+            )
+        name, architecture = str(manifest["model"]), str(manifest["architecture"])
+        size, dtype = manifest["image_size"], getattr(torch, str(manifest["dtype"]).removeprefix("torch."))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path!r} does not say which model it belongs to ({error}); pass the model.") from error
+    return load_model(name, architecture=architecture, image_size=size, dtype=dtype)
 
 
 def _check_shapes(site: Site, routing: Routing, book: ConceptBook, variance: Tensor, shares: Tensor, path: str) -> None:

@@ -20,10 +20,9 @@ from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.lens import Lens, Readout
 from elude_nb.progress import progress_bar
-from elude_nb.recording import evaluating
 from elude_nb.routing import NO_CONCEPT
 from elude_nb.sites import Site
-from elude_nb.taps import Tap, as_tokens
+from elude_nb.taps import Tap, as_tokens, evaluating
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -182,7 +181,7 @@ def verify(
     batch_size: int = 8,
     images_float64: int = 4,
     strict: bool = True,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Certificate:
     """Compare lens and explicit network with the original model over all outputs of ``images``.
 

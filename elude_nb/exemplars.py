@@ -79,8 +79,9 @@ def find_exemplars(
     *,
     count: int = 8,
     units: Sequence[int] | int = 5,
+    embeddings: Tensor | None = None,
     batch_size: int = 16,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Exemplars:
     """Find the images that a channel likes best, and those that its sub-units like best, with heat maps over patches.
 
@@ -97,8 +98,10 @@ def find_exemplars(
     units
         Which sub-units, or how many: then the strongest is taken first, and next those that are strong and unlike the
         ones already taken.
-    progress
-        Show a progress bar.
+    embeddings
+        Reference embeddings (n, e) of the images, from `embed` or an encoder of your choice; by default the model's.
+    batch_size, progress
+        Images in one forward pass, and whether to show a bar.
 
     Raises
     ------
@@ -121,13 +124,13 @@ def find_exemplars(
         batch_size=batch_size,
         progress=progress,
     ).float()  # (n, t, u)
-    embeddings = embed(split.model, images)
+    reference = embed(split.model, images) if embeddings is None else embeddings
     maps = [values.sum(-1), *(values[..., every.index(unit)] for unit in chosen)]
     rows, similarity = [], []
     for heat in maps:
         best = heat.amax(1).topk(count)
         rows.append(tuple(_exemplar(split, images, heat[i], int(i)) for i in best.indices))
-        similarity.append(float(top_similarity(heat.amax(1, keepdim=True), embeddings, count)))
+        similarity.append(float(top_similarity(heat.amax(1, keepdim=True), reference, count)))
     names = ["whole channel", *(_name(split, channel, unit) for unit in chosen)]
     if images.labels is not None:
         names = [f"{name}\n{_commonest(images.labels, row)}" for name, row in zip(names, rows, strict=True)]
@@ -167,5 +170,7 @@ def _name(split: Disentanglement, channel: int, unit: int) -> str:
 
 def _commonest(labels: Sequence[str], row: Sequence[Exemplar]) -> str:
     """Say which labels the images bear: 'rocket 5, coffee 3' (labels had no part in the discovery)."""
-    counted = Counter(labels[exemplar.index] for exemplar in row).most_common(3)
-    return ", ".join(f"{label} {number}" for label, number in counted)
+    counted = Counter(labels[exemplar.index] for exemplar in row).most_common()
+    shown = [f"{label} {number}" for label, number in counted[:3]]
+    others = sum(number for _, number in counted[3:])
+    return ", ".join([*shown, f"others {others}"] if others else shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from elude_nb.checks import check_count, near_matches
 from elude_nb.models import Model
 from elude_nb.sites import STREAM, Site, SiteError, Term, TokenLayout
-from elude_nb.taps import Tap
+from elude_nb.taps import Tap, evaluating
 
 # The parts of a pre-norm block that write to the residual stream: the branch, the names its last linear layer goes
 # by, and the names its layer scale goes by. Read off timm; a block that has them but adds differently fails the check.
@@ -137,7 +138,8 @@ def _run_once(model: Model) -> _Run:
 
     def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(module, nn.BatchNorm2d):
-            if id(inputs[0]) in made_by:
+            # Without running statistics it normalises by the batch at hand, which is no fixed affine map.
+            if module.running_var is not None and id(inputs[0]) in made_by:
                 norms[made_by[id(inputs[0])][0]] = name
         elif isinstance(output, Tensor):
             calls[name] = calls.get(name, 0) + 1
@@ -145,7 +147,7 @@ def _run_once(model: Model) -> _Run:
             if isinstance(module, nn.Conv2d):
                 made_by[id(output)] = (name, output)
 
-    with ExitStack() as stack, torch.inference_mode():
+    with ExitStack() as stack, evaluating(model.network):
         for name, module in model.network.named_modules():
             hook = module.register_forward_hook(
                 lambda module, inputs, output, name=name: note(name, module, inputs, output)
@@ -177,6 +179,11 @@ def _describe_layer(model: Model, name: str, run: _Run) -> Site:
     layer: Any = model.network.get_submodule(name)
     if run.calls.get(name, 0) != 1:
         raise SiteError(f"{name!r} ran {run.calls.get(name, 0)} times in one forward pass; a site runs exactly once.")
+    if run.shapes[name][0] != 1:  # one image was run
+        raise SiteError(
+            f"{name!r} put out {run.shapes[name][0]} rows for one image (it works on windows or folds tokens into the "
+            "batch), so its rows cannot be told apart by image; choose another layer."
+        )
     convolution = isinstance(layer, nn.Conv2d)
     sources = layer.in_channels if convolution else layer.in_features
     if sources // getattr(layer, "groups", 1) == 1:
@@ -224,9 +231,9 @@ def _describe_stream(model: Model, name: str, blocks: int | Literal["all"], run:
     )
     shape = run.shapes[paths[last - 1]]
     odd = [term.layer for term in terms if run.calls.get(term.layer) != 1 or run.shapes[term.layer] != shape]
-    if odd:
+    if odd or shape[0] != 1:
         raise SiteError(
-            f"site={name!r}: {odd[0]!r} does not write once to every token of the stream (it works on windows of "
+            f"site={name!r}: {(odd or [paths[last - 1]])[0]!r} does not write once to every token of the stream (it works on windows of "
             "tokens, is shared, or lies in another stage); take fewer blocks, or split a linear layer."
         )
     return Site(
@@ -286,33 +293,40 @@ def _layout(network: nn.Module, shape: Sequence[int], *, channels_last: bool) ->
     registers = min(prefix, int(getattr(network, "num_reg_tokens", 0) or 0))
     grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
     patches = middle[0] - prefix
+    if patches < 0:  # a layer on pooled tokens: they are not the prefix of the others
+        return TokenLayout(0, 0, (1, middle[0]))
     if grid is None or grid[0] * grid[1] != patches:
         side = math.isqrt(max(patches, 0))
         grid = (side, side) if side * side == patches else (1, patches)
     return TokenLayout(prefix - registers, registers, (int(grid[0]), int(grid[1])))
 
 
-@torch.inference_mode()
 def _check_recomposition(model: Model, site: Site) -> None:
     """Add the contributions up for one noise image and compare with the model's own channels."""
-    weights = site.weights(model.network)
+    network, noise = model.network, _noise(model)
+    if model.dtype.itemsize < 4:  # half precision rounds so coarsely that a wrong sum would pass
+        network, noise = copy.deepcopy(network).float(), noise.float()
+    weights = site.weights(network)
     total: dict[str, Tensor] = {}
 
     def add(number: int, sources: Tensor) -> None:
         part = (sources @ weights[number].T).double()
         total["sum"] = total["sum"] + part if "sum" in total else part
 
-    with Tap(
-        model.network,
-        site,
-        on_source=add,
-        on_channels=lambda h: total.__setitem__("channels", h.double()),
-        on_entering=lambda x: total.__setitem__("entering", x.double()),
+    with (
+        evaluating(network),
+        Tap(
+            network,
+            site,
+            on_source=add,
+            on_channels=lambda h: total.__setitem__("channels", h.double()),
+            on_entering=lambda x: total.__setitem__("entering", x.double()),
+        ),
     ):
-        model(_noise(model))
-    inside = total["sum"] + site.bias(model.network).double()
+        network(noise)
+    inside = total["sum"] + site.bias(network).double()
     difference = total["channels"] - inside - total.get("entering", torch.zeros(()))
-    eps = torch.finfo(model.dtype).eps
+    eps = torch.finfo(noise.dtype).eps
     # Rounding of a sum of s terms grows like sqrt(s); the stream is rounded once more at each of the additions.
     allowed = (
         16 * eps * (math.sqrt(site.sources) * inside.abs().max() + len(site.terms) * total["channels"].abs().max())

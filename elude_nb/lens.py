@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from elude_nb.models import Model
 from elude_nb.progress import progress_bar
-from elude_nb.recording import evaluating
 from elude_nb.sites import Site
-from elude_nb.taps import Tap
+from elude_nb.taps import Tap, evaluating
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -84,9 +83,10 @@ class Lens:
 
     def _add_source(self, number: int, sources: Tensor) -> None:
         tokens = self._here(sources)
-        if self._sum is None:
+        if self._sum is None or (number == 0 and not len(self._outside)):  # a pass that failed may have left its sum
             self._sum = self._offsets(tokens)
-        self._sum += tokens @ self._matrices[number]
+        matrix = self._matrices[number]
+        self._sum += tokens.to(matrix.dtype) @ matrix  # a network in half precision is read out in float32
         if number == len(self._matrices) - 1:
             self._values, self._sum = self._sum, None
 

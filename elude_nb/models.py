@@ -178,7 +178,9 @@ def load_model(
         network, provenance = _from_timm(name, pretrained, image_size, seed)
         known_as = name
     network = network.to(device=device, dtype=dtype)
-    return wrap_network(network, name=name, architecture=known_as, provenance=provenance)
+    _check_patches(network, image_size)
+    size = None if image_size is None else (3, image_size, image_size)
+    return wrap_network(network, input_size=size, name=name, architecture=known_as, provenance=provenance)
 
 
 def wrap_network(
@@ -250,6 +252,17 @@ def _create(architecture: str, image_size: int | None, seed: int, **more: Any) -
     return network
 
 
+def _check_patches(network: nn.Module, image_size: int | None) -> None:
+    """Refuse an image that patches cannot tile: some networks would drop its rim, others fail later."""
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if image_size is None or not isinstance(patch, tuple):
+        return
+    side = int(patch[0])
+    if image_size % side:
+        near = max(1, round(image_size / side)) * side
+        raise ValueError(f"image_size={image_size} is no multiple of the patch side {side}; take {near}.")
+
+
 def _takes_image_size(architecture: str) -> bool:
     """Say whether the input size is built into the network (transformers), rather than free (convolutions)."""
     from timm.models import get_pretrained_cfg_value
@@ -295,10 +308,21 @@ def _from_checkpoint(
             f"for example architecture={DINOV2_SMALL_ARCHITECTURE!r}."
         )
     _check_timm_name(architecture)
-    classes = {"num_classes": 0} if not any(key.startswith(("head.", "fc.", "classifier.")) for key in tensors) else {}
-    network = _create(architecture, image_size, seed, **classes)
+    tensors = {_without_wrapper(key): tensor for key, tensor in tensors.items()}
+    network = _create(architecture, image_size, seed, **_classes_of(tensors, architecture))
     _load_strictly(network, tensors, str(path))
     return network, provenance, architecture
+
+
+def _classes_of(tensors: dict[str, Tensor], architecture: str) -> dict[str, int]:
+    """Read off a checkpoint's last layer for how many classes it was tuned; 0 if it has none."""
+    from timm.models import get_pretrained_cfg_value
+
+    layer = get_pretrained_cfg_value(architecture, "classifier")
+    if not isinstance(layer, str):  # two heads or none declared: timm's own number
+        return {}
+    weight = tensors.get(f"{layer}.weight")
+    return {"num_classes": 0 if weight is None else weight.shape[0]}
 
 
 def _random(seed: int) -> Provenance:
@@ -308,7 +332,6 @@ def _random(seed: int) -> Provenance:
 def _load_strictly(network: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Load a state dict whose names must all fit; the position embedding is resampled to the network's grid."""
     wanted = network.state_dict()
-    tensors = {_without_wrapper(name): tensor for name, tensor in tensors.items()}
     embedding = tensors.get("pos_embed")
     if embedding is not None and "pos_embed" in wanted and embedding.ndim == 3:
         prefix = int(getattr(network, "num_prefix_tokens", 1))
@@ -329,7 +352,10 @@ def _load_strictly(network: nn.Module, tensors: dict[str, Tensor], source: str) 
 
 
 def _without_wrapper(name: str) -> str:
-    return name.removeprefix("module.").removeprefix("_orig_mod.")
+    """Drop what DistributedDataParallel and torch.compile put before a name, in either order."""
+    while (inner := name.removeprefix("module.").removeprefix("_orig_mod.")) != name:
+        name = inner
+    return name
 
 
 def _some(what: str, names: list[str]) -> str:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elude_nb.checks import check_count
 from elude_nb.models import Model
 from elude_nb.progress import progress_bar
 from elude_nb.sites import Site
-from elude_nb.taps import Tap
+from elude_nb.taps import Tap, evaluating
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +27,7 @@ class Recording:
     Attributes
     ----------
     channels
-        The site's channels ``h``, (t, d).
+        The site's channels ``h``, (t, d); half precision is widened to float32, here and below, since sums follow.
     sources
         The sources ``a``, (t, s * kernel), not centred.
     entering
@@ -57,17 +56,9 @@ class Recording:
         return Recording(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode without gradients; afterwards each has its own training flag again."""
-    flags = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+def at_least_single(tensor: Tensor) -> Tensor:
+    """Return half precision as float32, anything else as it is: in bfloat16 a sum of equal terms stops at 256."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 def sample_positions(candidates: Tensor, per_image: int | None, images: Sequence[int], seed: int) -> Tensor:
@@ -139,9 +130,9 @@ def _record_batch(
         Tap(
             model.network,
             site,
-            on_source=lambda number, a: sources.__setitem__(number, a[where]),
-            on_channels=lambda h: seen.__setitem__("channels", h[where]),
-            on_entering=lambda x: seen.__setitem__("entering", x[where]),
+            on_source=lambda number, a: sources.__setitem__(number, at_least_single(a[where])),
+            on_channels=lambda h: seen.__setitem__("channels", at_least_single(h[where])),
+            on_entering=lambda x: seen.__setitem__("entering", at_least_single(x[where])),
         ),
     ):
         model(model.prepare(images))

@@ -150,7 +150,7 @@ class ConceptRouting:
         for chunk in _chunks(len(weight)):
             contributions = _mean_contributions(weight[chunk], means[concepts[chunk]])
             routes[chunk] = owners(contributions, values[chunk] > 0, shared) * split[chunk, None]
-        routing = Routing(routes, concepts, tuple(reason or "split" for reason in reasons))
+        routing = Routing(routes, concepts, _reasons(routes, reasons))
         return replace(routing, concepts=concepts.masked_fill(routing.sizes()[:, 1:] == 0, NO_CONCEPT))
 
     def _left_alone(self, values: Tensor, directions: Tensor) -> str:
@@ -200,9 +200,9 @@ class ChannelClusterRouting:
             centres = _weighted_means(contributions, counts, groups, units)
             present = torch.bincount(groups, minlength=units) > 0
             routes[channel] = owners(centres[None], present[None], shared)[0]
-            reasons.append("split")
+            reasons.append("")
         none = torch.full((len(weight), units), NO_CONCEPT)
-        return Routing(routes, none, tuple(reasons))
+        return Routing(routes, none, _reasons(routes, reasons))
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,8 @@ def find_routing(routing: str | RoutingStrategy) -> RoutingStrategy:
     """Return the strategy of that name, or the object itself if it can route."""
     if isinstance(routing, str):
         return ROUTINGS[check_choice("routing", routing, ROUTINGS)]()
-    if not callable(getattr(routing, "route", None)) or not isinstance(getattr(routing, "name", None), str):
+    named = isinstance(getattr(routing, "name", None), str)
+    if isinstance(routing, type) or not named or not callable(getattr(routing, "route", None)):
         raise TypeError(f"routing={routing!r}: give one of {list(ROUTINGS)}, or an object with a name and route().")
     return routing
 
@@ -282,6 +283,15 @@ def owners(contributions: Tensor, allowed: Tensor, shared: float) -> Tensor:
     second = ranked.scatter(1, route[:, None], -torch.inf).amax(dim=1)
     unclear = (second > shared * best) | (best <= 0)
     return (route + 1).masked_fill(unclear, 0).to(torch.uint8)
+
+
+def _reasons(routes: Tensor, left_alone: list[str]) -> tuple[str, ...]:
+    """Say for each channel why it was left alone, or that it was split."""
+    unowned = "left alone: no contribution clearly speaks for one sub-unit"
+    return tuple(
+        reason or ("split" if split else unowned)
+        for reason, split in zip(left_alone, routes.any(dim=1).tolist(), strict=True)
+    )
 
 
 def _mean_contributions(weight: Tensor, means: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.images import ImageSet
 from elude_nb.models import Model
-from elude_nb.recording import evaluating, record
+from elude_nb.recording import at_least_single, record
 from elude_nb.routing import Routing, shuffled
+from elude_nb.taps import evaluating
 
 
 def top_similarity(activations: Tensor, embeddings: Tensor, k: int = 10) -> Tensor:
@@ -79,7 +80,7 @@ def score(
     k: int = 10,
     seed: int = 0,
     embeddings: Tensor | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Score sub-units, the channels they came from, and random routes of the same sizes, on one set of images.
 
@@ -171,5 +172,5 @@ def _sub_units(routing: Routing) -> tuple[Tensor, Tensor]:
 def embed(model: Model, images: ImageSet) -> Tensor:
     """Return the model's output for each image less the mean over the images, (n, e)."""
     with evaluating(model.network):
-        found = torch.cat([model(batch).flatten(1).cpu() for batch in model.batches(images)])
+        found = torch.cat([at_least_single(model(batch)).flatten(1).cpu() for batch in model.batches(images)])
     return found - found.mean(0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 FORMAT_VERSION = 1
 _MANIFEST = "elude_nb"
+_SEAL = "elude_nb_sha256"
 
 
 class StoreError(ValueError):
@@ -33,7 +34,7 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
         yield aside
-        with aside.open("rb") as written:
+        with aside.open("r+b") as written:  # Windows flushes only what is open for writing
             os.fsync(written.fileno())
         aside.replace(target)
     finally:
@@ -78,9 +79,14 @@ def save_result(
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             aside,
-            metadata={_MANIFEST: header},
+            metadata={_MANIFEST: header, _SEAL: _seal(header, tensors)},
         )
     return Path(path)
+
+
+def _seal(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return one SHA-256 over the manifest and the tensors: a changed byte anywhere changes it."""
+    return hashlib.sha256(f"{header}|{sha256_of_tensors(tensors)}".encode()).hexdigest()
 
 
 def load_result(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -100,13 +106,17 @@ def load_result(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tens
         raise FileNotFoundError(f"There is no file {str(file)!r}; save a result there first, or mend the path.")
     try:
         with safe_open(file, framework="pt") as opened:
-            header = (opened.metadata() or {}).get(_MANIFEST)
+            metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise StoreError(f"{str(file)!r} is not a whole safetensors file ({error}); make it anew.") from error
+    header = metadata.get(_MANIFEST)
     if header is None:
         raise StoreError(f"{str(file)!r} was not written by elude_nb: its manifest is missing.")
-    return tensors, _read_manifest(header, kind, file)
+    manifest = _read_manifest(header, kind, file)  # before the seal: a newer version may seal in another way
+    if metadata.get(_SEAL) != _seal(header, tensors):
+        raise StoreError(f"{str(file)!r} was changed after it was written: its SHA-256 differs; make it anew.")
+    return tensors, manifest
 
 
 def _read_manifest(header: str, kind: str, file: Path) -> dict[str, Any]:

