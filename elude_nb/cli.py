@@ -20,15 +20,21 @@ ImagesOption = Annotated[str, typer.Option(help="A folder, or 'photographs' or '
 CountOption = Annotated[int | None, typer.Option(help="Take only so many images (for the named sets: how many).")]
 
 
-@app.callback()
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from elude_nb import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -104,7 +110,7 @@ def verify(
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; an expected error becomes one line on standard error and exit status 2."""
     try:
-        return app(arguments)
+        return app(arguments, prog_name="elude-nb")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         typer.echo(f"elude-nb: {error}", err=True)
         return sys.exit(2)

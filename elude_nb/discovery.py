@@ -268,7 +268,7 @@ def _capacity(
         if capacity <= smallest and micro <= smallest:
             needed = _expected_memory(site, concepts, smallest, smallest, batch_tokens, item)
             raise ValueError(
-                f"max_memory={max_memory} GiB is too little: this site needs at least {needed / _GIB:.2f} GiB. "
+                f"max_memory={max_memory} GiB is too little: this site needs at least {needed / _GIB:.3g} GiB. "
                 "Take fewer blocks, fewer concepts, a smaller batch_size or fewer tokens_per_image."
             )
         capacity, micro = max(smallest, capacity * 3 // 4), max(smallest, micro * 3 // 4)

@@ -318,6 +318,8 @@ class Disentanglement:
             variance, shares = tensors["channel_variance"], tensors["unit_shares"]
         except (KeyError, TypeError) as error:
             raise StoreError(f"{os.fspath(path)!r} lacks a part of a disentanglement ({error}).") from error
+        except ValueError as error:
+            raise StoreError(f"{os.fspath(path)!r} holds no disentanglement of this model ({error})") from error
         _check_shapes(site, routing, book, variance, shares, os.fspath(path))
         return Disentanglement(model, site, routing, book, settings, variance, shares)
 
@@ -408,6 +410,7 @@ def _check_shapes(site: Site, routing: Routing, book: ConceptBook, variance: Ten
     d, s, g = site.channels, site.sources * site.kernel, len(book.counts)
     expected = {
         "routes": (routing.routes, (d, site.sources)),
+        "counts": (book.counts, (g,)),
         "channel_sums": (book.channel_sums, (g, d)),
         "source_sums": (book.source_sums, (g, s)),
         "channel_variance": (variance, (d,)),
@@ -416,6 +419,8 @@ def _check_shapes(site: Site, routing: Routing, book: ConceptBook, variance: Ten
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise StoreError(f"{path!r}: {name} has shape {tuple(tensor.shape)}, not {shape}; make the file anew.")
+    if routing.concepts.numel() and int(routing.concepts.max()) >= g:
+        raise StoreError(f"{path!r}: a sub-unit has concept {int(routing.concepts.max())} of {g}; make the file anew.")
 
 
 def _versions() -> dict[str, str]:

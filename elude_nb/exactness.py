@@ -317,9 +317,10 @@ class _Comparison:
 
     def add(self, reference: Tensor, other: Tensor) -> None:
         self._identical &= torch.equal(reference, other)
-        self._abs = max(self._abs, float((reference.double() - other.double()).abs().nan_to_num(torch.inf).max()))
+        apart = (reference.double() - other.double()).abs().nan_to_num(torch.inf, posinf=torch.inf)
+        self._abs = max(self._abs, float(apart.masked_fill(reference == other, 0).max()))  # inf equals inf
         self._largest = max(self._largest, float(reference.abs().max()))
-        self._ulp = max(self._ulp, int((_ordered(reference) - _ordered(other)).abs().max()))
+        self._ulp = max(self._ulp, _ulps(reference, other))
         same = reference.argmax(-1) == other.argmax(-1)
         self._same_top += int(same.sum())
         self._rows += same.numel()
@@ -329,6 +330,13 @@ class _Comparison:
         relative = self._abs / self._largest if self._largest else self._abs
         agreement = self._same_top / self._rows
         return Difference(self._identical, self._abs, relative, self._ulp, agreement, self._values)
+
+
+def _ulps(reference: Tensor, other: Tensor) -> int:
+    """Return the largest distance in units in the last place; numbers of unlike sign would overflow a difference."""
+    a, b = _ordered(reference), _ordered(other)
+    alike = (a < 0) == (b < 0)
+    return int(torch.where(alike, (a - b).abs().double(), a.double().abs() + b.double().abs()).max())
 
 
 def _ordered(values: Tensor) -> Tensor:

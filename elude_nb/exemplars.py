@@ -117,6 +117,9 @@ def find_exemplars(
     chosen = choose_units(split, channel, units) if isinstance(units, int) else list(units)
     table = split.units
     every = table.loc[table["channel"] == channel, "unit"].tolist()
+    unknown = [unit for unit in chosen if unit not in every]
+    if unknown:
+        raise ValueError(f"Channel {channel} has no unit {unknown[0]}; it has {every}, of which 0 is the shared one.")
     values = split.activations(
         images,
         [(channel, unit) for unit in every],
@@ -164,6 +167,8 @@ def _exemplar(split: Disentanglement, images: ImageSet, heat: Tensor, index: int
 
 
 def _name(split: Disentanglement, channel: int, unit: int) -> str:
+    if unit == 0:
+        return "shared unit"
     concept = int(split.routing.concepts[channel, unit - 1])
     return f"sub-unit {unit}" + (f", concept {concept}" if concept >= 0 else "")
 

@@ -47,8 +47,9 @@ def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.Data
     --------
     >>> from elude_nb import load_model
     >>> sites = find_sites(load_model("vit_tiny_patch16_224", pretrained=False))
-    >>> sites[sites.kind == "stream"].iloc[-1][["site", "channels", "sources"]].tolist()
-    ['stream:12', 192, 11520]
+    >>> last = sites[sites.kind == "stream"].iloc[-1]
+    >>> print(last["site"], last["channels"], last["sources"])
+    stream:12 192 11520
     """
     names = [f"{STREAM}:{k}" for k in range(1, len(_stream_blocks(model.network)) + 1)]
     rows = [_site_row(model, name, blocks) for name in names]
@@ -231,9 +232,11 @@ def _describe_stream(model: Model, name: str, blocks: int | Literal["all"], run:
     )
     shape = run.shapes[paths[last - 1]]
     odd = [term.layer for term in terms if run.calls.get(term.layer) != 1 or run.shapes[term.layer] != shape]
-    if odd or shape[0] != 1:
+    if shape[0] != 1:  # one image was run
+        odd = [paths[last - 1]]
+    if odd:
         raise SiteError(
-            f"site={name!r}: {(odd or [paths[last - 1]])[0]!r} does not write once to every token of the stream (it works on windows of "
+            f"site={name!r}: {odd[0]!r} does not write once to every token of the stream (it works on windows of "
             "tokens, is shared, or lies in another stage); take fewer blocks, or split a linear layer."
         )
     return Site(

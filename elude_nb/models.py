@@ -155,8 +155,9 @@ def load_model(
     -----
     DINOv2 was trained at 518 pixels; at another size its position embedding is resampled. For
     ``"dinov2-small"`` and for checkpoint files this is done as in the network's published code, bicubic without
-    antialiasing: then all tokens agree with the ONNX graph that the weights came from to about 1e-5. timm
-    resamples with antialiasing, which moves tokens (smallest cosine to the published network 0.992).
+    antialiasing: then all tokens agree with the ONNX graph that the weights came from to 3e-5, which is rounding.
+    timm resamples with antialiasing, which moves tokens (over crops of the ten photographs, cosine to the
+    published network: 0.999 in the mean, 0.985 at the least).
 
     Examples
     --------

@@ -57,8 +57,11 @@ def top_similarity(activations: Tensor, embeddings: Tensor, k: int = 10) -> Tens
         raise ValueError("Activations or embeddings hold NaN or infinite values.")
     unit = torch.nn.functional.normalize(embeddings, dim=1)
     best = activations.topk(k, dim=0).indices  # (k, u)
-    total = torch.stack([unit[best[:, chunk]].sum(0) for chunk in torch.arange(best.shape[1])])  # (u, e)
-    similarity = (total.square().sum(1) - k) / (k * (k - 1))
+    total = unit.new_zeros(best.shape[1], unit.shape[1])  # (u, e)
+    for row in best:
+        total += unit[row]
+    selves = unit.square().sum(1)[best].sum(0)  # k, but for embeddings of zeros: those are like no other, cosine 0
+    similarity = (total.square().sum(1) - selves) / (k * (k - 1))
     constant = activations.amax(0) == activations.amin(0)
     return similarity.masked_fill(constant, torch.nan)
 
@@ -66,9 +69,11 @@ def top_similarity(activations: Tensor, embeddings: Tensor, k: int = 10) -> Tens
 def top_purity(activations: Tensor, labels: Sequence[str], k: int = 10) -> Tensor:
     """Return the share of each unit's ``k`` best images that bear their commonest label, (u,), in [1/k, 1]."""
     check_count("k", k, 1, len(labels))
+    if len(labels) != len(activations):
+        raise ValueError(f"{len(labels)} labels were given for {len(activations)} images; give one an image.")
     codes = torch.from_numpy(pd.factorize(np.asarray(labels))[0])
     best = codes[activations.topk(k, dim=0).indices]  # (k, u)
-    return torch.nn.functional.one_hot(best).sum(0).amax(1) / k
+    return torch.nn.functional.one_hot(best, int(codes.max()) + 1).sum(0).amax(1) / k
 
 
 def score(

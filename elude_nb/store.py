@@ -33,7 +33,10 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode  # as the user's umask has it; safetensors would make the file private
         yield aside
+        aside.chmod(mode)
         with aside.open("r+b") as written:  # Windows flushes only what is open for writing
             os.fsync(written.fileno())
         aside.replace(target)

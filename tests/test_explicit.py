@@ -225,7 +225,8 @@ def test_explicit_network_is_in_eval_mode_without_gradients(vit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "name"), [(tiny_vit, "stream"), (tiny_vit, "blocks.1.mlp.fc2"), (tiny_conv, "stem"), (tiny_conv, "grouped")]
+    ("make", "name"),
+    [(tiny_vit, "stream"), (tiny_vit, "blocks.1.mlp.fc2"), (tiny_conv, "stem"), (tiny_conv, "grouped")],
 )
 def test_state_dict_round_trip(make, name) -> None:
     one, other = routed(make(seed=1), name)[0], routed(make(seed=2), name)[0]

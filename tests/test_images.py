@@ -100,7 +100,12 @@ def test_a_large_folder_costs_its_paths_only(tmp_path: Path, monkeypatch: pytest
             (tmp_path / str(label) / f"{number:04}.png").touch()
     opened: list[str] = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda file: opened.append(str(file)) or real(file))
+
+    def counted(file: str) -> Image.Image:
+        opened.append(file)
+        return real(file)
+
+    monkeypatch.setattr(Image, "open", counted)
     images = load_images(tmp_path)
     first, second = images.split(0.5)
     assert len(images[100:200]) == 100
@@ -144,8 +149,9 @@ def test_damaged_bytes_give_an_image_or_an_image_error_and_nothing_else(tmp_path
     rng = np.random.default_rng(1)
     file, exif = tmp_path / f"x.{ending}", Image.Exif()
     exif[274] = 6
+    how: dict[str, Any] = {"exif": exif} if ending in {"png", "jpg", "webp", "tif"} else {}
     noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-    noise.save(file, **({"exif": exif} if ending in {"png", "jpg", "webp", "tif"} else {}))
+    noise.save(file, **how)
     whole = file.read_bytes()
     refused = 0
     with warnings.catch_warnings():
@@ -171,14 +177,13 @@ def test_a_file_that_went_away_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "says"), [((7, 30), "7 x 30 pixels; each side needs at least 8"), ((8, 401), "over 50 times as long")]
+    ("size", "says"), [((7, 30), "each side needs at least 8"), ((8, 401), "over 50 times as long")]
 )
 def test_sizes_that_no_network_can_use_are_named(tmp_path: Path, size: tuple[int, int], says: str) -> None:
     for turned in (size, size[::-1]):
         Image.new("RGB", turned).save(tmp_path / "odd.png")
-        with pytest.raises(ImageError, match=r"odd\.png' has \d+ x \d+ pixels") as caught:
+        with pytest.raises(ImageError, match=rf"odd\.png' has {turned[0]} x {turned[1]} pixels; .*{says}"):
             open_rgb(tmp_path / "odd.png")
-        assert says.split(";")[-1].strip() in str(caught.value)
     Image.new("RGB", (8, 400)).save(tmp_path / "odd.png")
     assert open_rgb(tmp_path / "odd.png").size == (8, 400)
 
@@ -288,7 +293,7 @@ def test_32_bit_integers_are_taken_where_their_range_is_clear() -> None:
     values[0, 0] = 65535
     assert pixel(to_rgb(Image.fromarray(values))) == WHITE
     values[0, 0] = 70000
-    with pytest.raises(ImageError, match="pixels from 0.0 to 70000.0"):
+    with pytest.raises(ImageError, match=r"pixels from 0\.0 to 70000\.0"):
         to_rgb(Image.fromarray(values))
 
 

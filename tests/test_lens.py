@@ -82,10 +82,10 @@ def test_a_pass_that_fails_half_way_leaves_nothing_in_the_next(images, entering)
         model(batch)
         expected = lens.values
         whole = model.network.get_submodule("blocks.1.mlp")
-        model.network.blocks[1].mlp = nn.Linear(7, 7).double()  # type: ignore[index]
+        model.network.blocks[1].mlp = nn.Linear(7, 7).double()  # type: ignore[index, union-attr]
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             model(batch)
-        model.network.blocks[1].mlp = whole  # type: ignore[index]
+        model.network.blocks[1].mlp = whole  # type: ignore[index, union-attr]
         model(batch)
         assert lens.values.equal(expected)
 

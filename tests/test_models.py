@@ -51,10 +51,10 @@ def test_random_weights_are_decided_by_their_seed() -> None:
 @pytest.mark.parametrize("name", [TINY_VIT, TINY_RESNET])
 def test_the_global_random_state_is_left_alone(name: str) -> None:
     torch.manual_seed(5)
-    before, numbers = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002 - the one that must not move
+    before, numbers = torch.get_rng_state(), np.random.get_state(legacy=True)  # noqa: NPY002 - must not move
     load_model(name, pretrained=False, seed=9)
     assert torch.equal(torch.get_rng_state(), before)
-    np.testing.assert_array_equal(np.random.get_state()[1], numbers)  # noqa: NPY002
+    np.testing.assert_equal(np.random.get_state(legacy=True), numbers)  # noqa: NPY002
 
 
 def test_a_model_is_ready_to_be_looked_at() -> None:
@@ -156,7 +156,8 @@ def test_an_unknown_tag_lists_the_known_ones(pretrained: bool) -> None:
 
 
 def test_a_name_without_weights_on_the_hub_says_so() -> None:
-    name = next(name for name in timm.list_pretrained() if not timm.get_pretrained_cfg(name).hf_hub_id)
+    configs = {name: timm.get_pretrained_cfg(name) for name in timm.list_pretrained("legacy_*")}
+    name = next(name for name, config in configs.items() if config is not None and not config.hf_hub_id)
     with pytest.raises(WeightsError, match=rf"no pretrained weights for '{re.escape(name)}'; pass pretrained=False"):
         load_model(name)
 
@@ -261,7 +262,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is_asks(tmp_path: Path, source: 
         ValueError, match=rf"add architecture='\.\.\.' with timm's name, for example .*{DINOV2_SMALL_ARCHITECTURE}"
     ):
         load_model(tmp_path / "mine.safetensors")
-    with pytest.raises(ValueError, match="No model is called 'test_vitt'. Did you mean 'test_vit"):
+    with pytest.raises(ValueError, match=r"No model is called 'test_vitt'\. Did you mean 'test_vit"):
         load_model(tmp_path / "mine.safetensors", architecture="test_vitt")
 
 
@@ -351,9 +352,10 @@ def test_batches_come_in_order_and_open_each_image_once() -> None:
             opened.append(index)
             return super().__getitem__(index)
 
-    model = wrap_network(
-        nn.Linear(1, 1), preprocess=lambda image: torch.full((3, 1, 1), float(image.getpixel((0, 0))[0]))
-    )  # type: ignore[index, arg-type]
+    def top_left(image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.asarray(image)[:1, :1].copy()).permute(2, 0, 1)
+
+    model = wrap_network(nn.Linear(1, 1), preprocess=top_left)
     batches = list(model.batches(Listed(plain(i) for i in range(5)), batch_size=2))
     assert [batch[:, 0, 0, 0].tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
     assert opened == [0, 1, 2, 3, 4]
@@ -362,7 +364,7 @@ def test_batches_come_in_order_and_open_each_image_once() -> None:
 
 def test_batches_are_made_one_at_a_time() -> None:
     model = tiny()
-    images = load_images([plain(), Path("/no/such/image.png")])  # type: ignore[list-item]
+    images = load_images([plain(), Path("/no/such/image.png")])
     stream = model.batches(images, batch_size=1)
     assert next(stream).shape == (1, 3, 160, 160)
     with pytest.raises(ValueError, match="does not exist"):
@@ -464,7 +466,7 @@ def tokens_of(model: Model, batch: Tensor) -> Tensor:
 def test_the_conversion_of_the_graph_is_the_one_expected(onnx_file: Path) -> None:
     converted = weights.timm_weights_from_onnx(onnx_file)
     assert sha256_of_tensors(converted) == weights.DINOV2_SMALL_SHA256
-    assert sum(tensor.numel() for tensor in converted.values()) == 22_056_576
+    assert sum(tensor.numel() for tensor in converted.values()) == 22_056_576 - 384  # without the mask token
 
 
 def test_dinov2_small_says_where_it_came_from(dinov2: Model) -> None:
@@ -505,9 +507,8 @@ def test_antialiased_positions_move_the_tokens(dinov2: Model, batch: Tensor, pub
     resampled = resample_abs_pos_embed(original, new_size=[16, 16], num_prefix_tokens=1)
     antialiased.network.get_parameter("pos_embed").copy_(resampled)
     cosine = nn.functional.cosine_similarity(tokens_of(antialiased, batch), published, dim=2)  # (10, 257)
-    print(cosine.min(), cosine.mean())
-    assert 0.97 < cosine.min() < 0.992
-    assert 0.997 < cosine.mean() < 0.9995
+    assert 0.98 < cosine.min() < 0.99
+    assert 0.998 < cosine.mean() < 0.9995
     assert nn.functional.cosine_similarity(tokens_of(dinov2, batch), published, dim=2).min() > 0.999999
 
 

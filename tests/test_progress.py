@@ -46,7 +46,7 @@ def test_the_environment_asks_for_text_where_a_page_has_no_kernel(monkeypatch: p
     import tqdm
     import tqdm.auto
 
-    class Widget(tqdm.tqdm):  # type: ignore[type-arg, unused-ignore]
+    class Widget(tqdm.tqdm):  # type: ignore[misc]
         """Stands for the widget that tqdm.auto chooses in a notebook."""
 
     monkeypatch.setattr(tqdm.auto, "tqdm", Widget)

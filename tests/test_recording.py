@@ -140,10 +140,15 @@ def test_evaluating_restores_each_modules_own_flag_after_an_exception() -> None:
     network.train()
     network[1].eval()
     flags = [module.training for module in network.modules()]
-    with pytest.raises(KeyError), evaluating(network):
-        assert not any(module.training for module in network.modules())
-        assert torch.is_inference_mode_enabled()
+    inside: list[bool] = []
+
+    def look_and_fail() -> None:
+        inside.extend([any(module.training for module in network.modules()), torch.is_inference_mode_enabled()])
         raise KeyError
+
+    with pytest.raises(KeyError), evaluating(network):
+        look_and_fail()
+    assert inside == [False, True]
     assert [module.training for module in network.modules()] == flags
     assert not torch.is_inference_mode_enabled()
 

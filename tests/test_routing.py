@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,11 +29,9 @@ from elude_nb.routing import (
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
-def random_book(
-    groups: int, weight: torch.Tensor, *, seed: int = 0, counts: torch.Tensor | None = None
-) -> ConceptBook:
+def random_book(groups: int, weight: torch.Tensor, *, seed: int = 0, counts: torch.Tensor | None = None) -> ConceptBook:
     """Return a book whose channels are W times its sources, as at a real site."""
-    d, s, kernel = weight.shape
+    _, s, kernel = weight.shape
     generator = torch.Generator().manual_seed(seed)
     sources = torch.randn(groups, s * kernel, generator=generator, dtype=torch.float64) + 0.5
     if counts is None:
@@ -69,7 +68,9 @@ def assert_partition(routing: Routing, weight: torch.Tensor) -> None:
             assert rows[row, column] == (weight[channel, column] if mine else 0)
     sizes = routing.sizes()
     assert sizes.sum(1).tolist() == [routing.routes.shape[1]] * len(weight)
-    expected = {(j, 0) for j in range(len(weight))} | {(j, int(u)) for j in range(len(weight)) for u in routing.routes[j]}
+    expected = {(j, 0) for j in range(len(weight))} | {
+        (j, int(u)) for j in range(len(weight)) for u in routing.routes[j]
+    }
     assert list(zip(channels.tolist(), units.tolist(), strict=True)) == sorted(expected)
     for channel, unit in itertools.product(range(len(weight)), range(routing.units + 1)):
         assert sizes[channel, unit] == (routing.routes[channel] == unit).sum()
@@ -129,7 +130,8 @@ def slow_concept_routing(
         x, y = np.array(h[g]), np.array(h[other])
         return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
 
-    routes, names = [], []
+    routes: list[list[int]] = []
+    names: list[dict[int, int]] = []
     for j in range(d):
         candidates = sorted(groups, key=lambda g: -h[g][j])[:units]
         candidates = [g for g in candidates if h[g][j] > 0]
@@ -161,7 +163,7 @@ def test_concept_routing_is_the_method_word_by_word(kernel, shared, units, group
     for channel, named in enumerate(names):
         found = {unit + 1: concept for unit, concept in enumerate(routing.concepts[channel].tolist()) if concept >= 0}
         assert found == named
-    assert 0 < routing.is_split().sum()
+    assert routing.is_split().any()
 
 
 @pytest.mark.parametrize("shared", [0.5, 1.0])
@@ -248,7 +250,13 @@ def test_agreement_is_the_weighted_mean_cosine_of_pairs() -> None:
 
 def test_owners_of_hand_cases() -> None:
     contributions = torch.tensor(
-        [[[3.0, 1.0, -1.0, 0.0, 5.0, 5.0, 1.0], [1.0, 3.0, -2.0, 0.0, 4.0, 4.1, -9.0], [9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0]]]
+        [
+            [
+                [3.0, 1.0, -1.0, 0.0, 5.0, 5.0, 1.0],
+                [1.0, 3.0, -2.0, 0.0, 4.0, 4.1, -9.0],
+                [9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0],
+            ]
+        ]
     )
     allowed = torch.tensor([[True, True, False]])
     # clear, clear, nobody speaks for it, nobody at all, second is just 0.8 of best, just above, second is negative
@@ -308,7 +316,7 @@ def test_shuffling_keeps_sizes_concepts_and_reasons(drawn, seed) -> None:
 def test_random_routing_deals_out_the_same_sizes() -> None:
     weight = random_weight(10, 60, 1)
     book = random_book(8, weight)
-    settings_ = {"units": 4, "shared": 0.8}
+    settings_: dict[str, Any] = {"units": 4, "shared": 0.8}
     real = ConceptRouting().route(weight, book, book, **settings_)
     random = RandomRouting().route(weight, book, book, **settings_)
     assert random.sizes().equal(real.sizes())

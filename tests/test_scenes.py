@@ -58,8 +58,8 @@ def test_a_plain_shape_shows_its_colour_at_its_centre_and_grey_around(shape: str
     image = scene(shape, colour, x=0.3, y=0.6)
     assert (image.mode, image.size) == ("RGB", (SIDE, SIDE))
     assert image.getpixel((round(0.3 * SIDE), round(0.6 * SIDE))) == COLOURS[colour]
-    for corner in itertools.product((0, SIDE - 1), repeat=2):
-        assert image.getpixel(corner) == GROUND
+    for x, y in itertools.product((0, SIDE - 1), repeat=2):
+        assert image.getpixel((x, y)) == GROUND
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,10 @@ def test_the_image_set_and_its_table_tell_of_the_same_scenes() -> None:
 def test_another_seed_gives_other_scenes() -> None:
     first, second = (load_images("shapes", count=1, seed=seed)[0].tobytes() for seed in (0, 1))
     assert first != second
+
+
+def test_a_square_stands_on_a_side() -> None:
+    image = scene("square", "blue", size=0.3)  # its half side is 0.3 / sqrt(2) = 0.212
+    for x, y in itertools.product((0.31, 0.69), repeat=2):
+        assert image.getpixel((round(x * SIDE), round(y * SIDE))) == COLOURS["blue"]
+    assert image.getpixel((SIDE // 2, round(0.26 * SIDE))) == GROUND

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def test_write_aside_leaves_the_old_file_and_no_debris(
     target = tmp_path / "file.bin"
     if old is not None:
         target.write_bytes(old)
-    with pytest.raises(error), write_aside(target) as aside:
+    with pytest.raises(error), write_aside(target) as aside:  # noqa: PT012 - the body is the writer that fails
         aside.write_bytes(b"half of it")
         raise error
     assert [file.name for file in tmp_path.iterdir()] == ([] if old is None else ["file.bin"])
@@ -244,3 +245,13 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, header: str) -> None:
     save_file({"w": torch.ones(2)}, file, metadata={"elude_nb": header})
     with pytest.raises(StoreError, match=r"The manifest of '.*odd\.safetensors' is damaged"):
         load_result(file, "split")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_a_result_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        save_result(tmp_path / "x.safetensors", "thing", {"a": torch.zeros(2)}, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644

@@ -70,9 +70,7 @@ def test_sources_of_a_convolution_are_the_patches_under_its_kernel() -> None:
     assert source_tokens(layer, inputs)[0].tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("shape", "tokens"), [((2, 7), (2, 1, 7)), ((2, 5, 7), (2, 5, 7)), ((2, 3, 4, 7), (2, 12, 7))]
-)
+@pytest.mark.parametrize(("shape", "tokens"), [((2, 7), (2, 1, 7)), ((2, 5, 7), (2, 5, 7)), ((2, 3, 4, 7), (2, 12, 7))])
 def test_inputs_of_a_linear_layer_become_tokens(shape, tokens) -> None:
     inputs = torch.randn(shape)
     assert as_tokens(inputs).equal(inputs.reshape(tokens))

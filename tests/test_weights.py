@@ -144,7 +144,7 @@ def test_a_tampered_graph_is_refused_and_nothing_is_kept(mirror: Mirror) -> None
 
 def test_a_wrong_conversion_is_refused_and_nothing_is_kept(mirror: Mirror) -> None:
     mirror.converted["norm.bias"] = torch.zeros(4)
-    with pytest.raises(WeightsError, match="converted DINOv2 weights have SHA-256 .*please report both versions"):
+    with pytest.raises(WeightsError, match=r"converted DINOv2 weights have SHA-256 .*please report both versions"):
         dinov2_small_weights(progress=False)
     assert not mirror.cache.exists() or not list(mirror.cache.iterdir())
 
@@ -375,7 +375,7 @@ class Payload:
 
 def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": STATE, "extra": Payload(tmp_path / "mark")}, tmp_path / "net.pt")
-    with pytest.raises(WeightsError, match="refused; save model.state_dict\\(\\) with safetensors"):
+    with pytest.raises(WeightsError, match=r"refused; save model\.state_dict\(\) with safetensors"):
         read_checkpoint(tmp_path / "net.pt")
     assert not (tmp_path / "mark").exists()
 

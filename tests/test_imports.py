@@ -1,0 +1,91 @@
+"""The one-way rule: a module imports only from modules that come before it, so there are no circles."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import elude_nb
+
+ORDER = (
+    "checks",
+    "progress",
+    "store",
+    "weights",
+    "scenes",
+    "images",
+    "models",
+    "sites",
+    "taps",
+    "finding",
+    "recording",
+    "concepts",
+    "routing",
+    "lens",
+    "explicit",
+    "disentanglement",
+    "discovery",
+    "exactness",
+    "scores",
+    "exemplars",
+    "figures.theme",
+    "figures.bars",
+    "figures.grids",
+    "figures",  # its front door, after its rooms
+    "report",
+    "tour",
+    "cli",
+)
+"""Every module of the package, in the order in which data flow through them. A new module goes where it belongs."""
+
+ROOT = Path(elude_nb.__file__).parent
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__").replace("__init__", "")
+
+
+FILES = {
+    name: file
+    for file in sorted(ROOT.rglob("*.py"))
+    if "notebooks" not in file.parts and (name := module_name(file)) not in {"", "__main__"}
+}
+
+
+def imported_from(file: Path) -> set[str]:
+    """Return the package's modules that a file imports, anywhere in it, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name}:{node.lineno}: import by the full name, not relatively"
+            # `from elude_nb import x` may mean a module x; so may `from elude_nb.figures import x`
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {name.removeprefix("elude_nb").removeprefix(".") for name in found if name.split(".")[0] == "elude_nb"}
+    return {name for name in ours if name in FILES or name == ""}
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    unknown = sorted(set(FILES) - set(ORDER))
+    assert not unknown, f"Add {unknown} to ORDER in {Path(__file__).name}, after all that they import."
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name in FILES])
+def test_a_module_imports_only_from_earlier_ones(name) -> None:
+    known = [module for module in imported_from(FILES[name]) if module in ORDER]
+    later = [module for module in known if ORDER.index(module) >= ORDER.index(name)]
+    assert not later, f"{name} imports {later}, which come after it: move what both need into an earlier module."
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name in FILES])
+def test_no_module_but_the_last_imports_the_front_door(name) -> None:
+    assert "" not in imported_from(FILES[name]) or name in {"cli", "tour"}, (
+        f"{name} imports elude_nb itself, which imports everything: import the module that you mean."
+    )
+
+
+def test_names_in_the_order_are_unique() -> None:
+    assert len(ORDER) == len(set(ORDER))

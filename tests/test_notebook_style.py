@@ -1,0 +1,60 @@
+"""Notebooks are short cells of library calls between paragraphs, stored without outputs."""
+
+import ast
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    cells: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return cells
+
+
+def code_of(path: Path) -> list[str]:
+    return ["".join(cell["source"]) for cell in read(path) if cell["cell_type"] == "code"]
+
+
+def test_there_are_notebooks() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS][:2] == ["01", "02"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_outputs_are_stored(path: Path) -> None:
+    for cell in read(path):
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short(path: Path) -> None:
+    lengths = [len(source.splitlines()) for source in code_of(path)]
+    assert max(lengths) <= 12
+    assert statistics.median(lengths) <= 5
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_logic_lives_in_the_library(path: Path) -> None:
+    for source in code_of(path):
+        defined = [
+            node
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)
+        ]
+        assert not defined, source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_teaches(path: Path) -> None:
+    cells = read(path)
+    text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert "What you will know afterwards" in text
+    assert "## Try it yourself" in text
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    assert cells.index(tagged[0]) <= 2

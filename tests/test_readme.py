@@ -1,0 +1,41 @@
+"""The README's first screen: one sentence, one picture, two commands, and figures that were filled in."""
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_two_commands_that_do_their_own_set_up() -> None:
+    tour, tests = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)[:2]
+    for command in (tour, tests):
+        assert len(command.strip().splitlines()) == 1
+        assert command.startswith("python3 -m venv ")
+    assert tour.strip().endswith("elude-nb tour")
+    assert tests.strip().endswith("pytest")
+
+
+def test_they_stand_on_the_first_screen() -> None:
+    start = README.splitlines()[:25]
+    assert sum(line.startswith("```sh") for line in start) == 2
+    assert any(line.startswith("![") for line in start)
+
+
+def test_pictures_and_links_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_no_figure_was_left_to_fill_in() -> None:
+    assert not re.findall(r"\b(?:TIME|DISK|MEASURED|TODO)[A-Z_]*\b", README)
+
+
+def test_ci_runs_the_test_command_of_this_page() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    extract = next(line for line in script.splitlines() if line.startswith("command=$(awk"))
+    found = subprocess.run(
+        ["bash", "-c", f'{extract}; printf %s "$command"'], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)[1].strip()
