@@ -1,4 +1,4 @@
-"""What does disentangling cost beside the forward passes it needs anyway?
+"""Measure what disentangling costs beside the forward passes that it needs anyway.
 
 For crops of the photographs: seconds of the forward passes alone, seconds of the whole disentangling, their ratio, and
 the peak memory of the process. Each measurement runs in a process of its own, so that peaks don't add up; forward

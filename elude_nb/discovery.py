@@ -17,7 +17,7 @@ from elude_nb.finding import find_site
 from elude_nb.images import ImageSet, load_images
 from elude_nb.models import Model
 from elude_nb.progress import progress_bar
-from elude_nb.recording import at_least_single, record
+from elude_nb.recording import for_analysis, record
 from elude_nb.routing import Routing, RoutingStrategy, check_routing_settings, find_routing
 from elude_nb.sites import STREAM, TOKENS, Site
 
@@ -153,7 +153,7 @@ def disentangle(
     ):
         builder.add(recording)
     book, fine, moments = builder.finish(concepts)
-    weight = at_least_single(place.weight(model.network))
+    weight = for_analysis(place.weight(model.network))
     route = strategy.route(weight.unflatten(1, (-1, place.kernel)), book, fine, units=units, shared=shared)
     settings = Settings(
         site=place.name,

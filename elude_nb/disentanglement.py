@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from elude_nb.checks import check_count
 from elude_nb.concepts import ConceptBook
 from elude_nb.explicit import explicit_network
-from elude_nb.finding import find_site
+from elude_nb.finding import find_site, noise_batch
 from elude_nb.lens import Readout, read_out
 from elude_nb.models import Model, load_model
-from elude_nb.recording import Recording, at_least_single, record
+from elude_nb.recording import Recording, for_analysis, record
 from elude_nb.routing import NO_CONCEPT, Routing
-from elude_nb.sites import STREAM, Site
+from elude_nb.sites import STREAM, Site, SiteError
 from elude_nb.store import StoreError, load_result, save_result
+from elude_nb.taps import evaluating
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -202,7 +203,7 @@ class Disentanglement:
         matrix = self.routing.masked(self.weight, channels, numbers).T  # (s * kernel, u)
         mean, is_rest = self.book.source_mean(), numbers == 0
         # The mean of a sub-unit is moved to the channel's unit 0, which also has the bias and what enters.
-        all_of_channel = (self.weight @ mean + at_least_single(self.site.bias(self.model.network)))[channels]
+        all_of_channel = (self.weight @ mean + for_analysis(self.site.bias(self.model.network)))[channels]
         offset = torch.where(is_rest, all_of_channel, 0) - mean @ matrix
         entering = channels.masked_fill(~is_rest, -1)
         if self.site.kind != STREAM:
@@ -253,7 +254,9 @@ class Disentanglement:
             for channel in channels:
                 check_count("channel", channel, 0, self.site.channels - 1)
             routing = routing.only(torch.as_tensor(list(channels), dtype=torch.int64))
-        return explicit_network(self.model.network, self.site, routing)
+        made = explicit_network(self.model.network, self.site, routing)
+        self._check_explicit(made)
+        return made
 
     def recording(self, images: Sequence[Image.Image], **settings: Any) -> Recording:
         """Record channels and sources of this site on new images, as one `Recording`; takes what `record` takes."""
@@ -262,7 +265,7 @@ class Disentanglement:
     @cached_property
     def weight(self) -> Tensor:
         """W of the site, (d, s * kernel), with layer scale and BatchNorm folded in; at least in float32."""
-        return at_least_single(self.site.weight(self.model.network))
+        return for_analysis(self.site.weight(self.model.network))
 
     # ----------------------------------------------------------- save, load
 
@@ -349,6 +352,18 @@ class Disentanglement:
         return f"<table><caption>Disentanglement</caption>{body}</table>"
 
     # ------------------------------------------------------------- helpers
+
+    def _check_explicit(self, made: nn.Module) -> None:
+        """Compare on noise: a block whose branches do not run one after the other would be taken apart wrongly."""
+        noise = noise_batch(self.model)
+        with evaluating(self.model.network):
+            expected, found = self.model(noise), made(noise)
+        difference, largest = float((expected - found).abs().max()), float(expected.abs().max())
+        if not difference <= largest * torch.finfo(self.model.dtype).eps ** 0.5:
+            raise SiteError(
+                f"{self.site.name!r} cannot be made explicit: outputs on noise differ by {difference:.2g} (the largest "
+                f"is {largest:.2g}). The blocks are not plain pre-norm blocks; the lens works all the same."
+            )
 
     def _read(
         self, readout: Readout, images: Sequence[Image.Image], tokens: str, batch_size: int, *, progress: bool

@@ -137,6 +137,24 @@ def explicit_network(network: nn.Module, site: Site, routing: Routing) -> nn.Mod
     return made.eval().requires_grad_(requires_grad=False)
 
 
+def weights_add_up(network: nn.Module, explicit: nn.Module, site: Site) -> bool:
+    """Say whether the units' weights and biases in an explicit network add up to the network's own, bit for bit."""
+    made = [module for module in explicit.modules() if isinstance(module, SplitBranch | SplitLayer)]
+    channels = next(module.channels for module in explicit.modules() if isinstance(module, Merge))
+    if len(made) != len(site.terms):
+        return False
+    for module, term in zip(made, site.terms, strict=True):
+        original: Any = network.get_submodule(term.layer)
+        pairs = [(module.split.weight, _dense(original)), (module.split.bias, original.bias)]
+        for rows, whole in pairs:
+            if rows is None or whole is None:
+                if rows is not whole:
+                    return False
+            elif not torch.equal(torch.zeros_like(whole).index_add(0, channels, rows), whole):
+                return False
+    return True
+
+
 def split_layer(layer: nn.Linear | nn.Conv2d, routes: Tensor, channels: Tensor, units: Tensor) -> Any:
     """Return a layer with one output per unit: the channel's weights where routed to the unit, 0 elsewhere.
 

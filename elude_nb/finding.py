@@ -154,14 +154,15 @@ def _run_once(model: Model) -> _Run:
                 lambda module, inputs, output, name=name: note(name, module, inputs, output)
             )
             stack.callback(hook.remove)
-        model(_noise(model))
+        model(noise_batch(model))
     run = _Run(shapes, calls, norms)
     key = id(model.network)
     _RUNS[key] = (weakref.ref(model.network, lambda _: _RUNS.pop(key, None)), run)
     return run
 
 
-def _noise(model: Model, images: int = 1) -> Tensor:
+def noise_batch(model: Model, images: int = 1) -> Tensor:
+    """Return seeded normal noise as input for the model, (n, 3, h, w)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(images, *model.input_size, generator=generator).to(model.device, model.dtype)
 
@@ -306,7 +307,7 @@ def _layout(network: nn.Module, shape: Sequence[int], *, channels_last: bool) ->
 
 def _check_recomposition(model: Model, site: Site) -> None:
     """Add the contributions up for one noise image and compare with the model's own channels."""
-    network, noise = model.network, _noise(model)
+    network, noise = model.network, noise_batch(model)
     if model.dtype.itemsize < 4:  # half precision rounds so coarsely that a wrong sum would pass
         network, noise = copy.deepcopy(network).float(), noise.float()
     weights = site.weights(network)

@@ -39,6 +39,10 @@ class Readout:
     offset: Tensor
     entering: Tensor
 
+    def to(self, device: torch.device) -> Readout:
+        """Return the same read-out on another device."""
+        return Readout(self.matrix.to(device), self.offset.to(device), self.entering.to(device))
+
 
 class Lens:
     """Compute a read-out beside every forward pass inside the ``with`` block; ``values`` has that of the last one.
@@ -50,6 +54,7 @@ class Lens:
     """
 
     def __init__(self, network: nn.Module, site: Site, readout: Readout, positions: Tensor | None = None) -> None:
+        readout = readout.to(next(network.parameters()).device)
         self._matrices = readout.matrix.split([term.sources * site.kernel for term in site.terms])
         self._readout, self._positions = readout, positions
         self._outside = (readout.entering >= 0).nonzero().flatten()

@@ -56,8 +56,13 @@ class Recording:
         return Recording(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-def at_least_single(tensor: Tensor) -> Tensor:
-    """Return half precision as float32, anything else as it is: in bfloat16 a sum of equal terms stops at 256."""
+def for_analysis(tensor: Tensor) -> Tensor:
+    """Return a tensor on the CPU and in at least float32.
+
+    The model stays on its device and in its dtype; the analysis of the few sampled tokens is done on the CPU, and sums
+    over many tokens would not survive half precision.
+    """
+    tensor = tensor.cpu()
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
@@ -130,9 +135,9 @@ def _record_batch(
         Tap(
             model.network,
             site,
-            on_source=lambda number, a: sources.__setitem__(number, at_least_single(a[where])),
-            on_channels=lambda h: seen.__setitem__("channels", at_least_single(h[where])),
-            on_entering=lambda x: seen.__setitem__("entering", at_least_single(x[where])),
+            on_source=lambda number, a: sources.__setitem__(number, for_analysis(a[where])),
+            on_channels=lambda h: seen.__setitem__("channels", for_analysis(h[where])),
+            on_entering=lambda x: seen.__setitem__("entering", for_analysis(x[where])),
         ),
     ):
         model(model.prepare(images))

@@ -13,7 +13,7 @@ from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.images import ImageSet
 from elude_nb.models import Model
-from elude_nb.recording import at_least_single, record
+from elude_nb.recording import for_analysis, record
 from elude_nb.routing import Routing, shuffled
 from elude_nb.taps import evaluating
 
@@ -177,5 +177,5 @@ def _sub_units(routing: Routing) -> tuple[Tensor, Tensor]:
 def embed(model: Model, images: ImageSet) -> Tensor:
     """Return the model's output for each image less the mean over the images, (n, e)."""
     with evaluating(model.network):
-        found = torch.cat([at_least_single(model(batch)).flatten(1).cpu() for batch in model.batches(images)])
+        found = torch.cat([for_analysis(model(batch)).flatten(1).cpu() for batch in model.batches(images)])
     return found - found.mean(0)

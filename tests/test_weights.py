@@ -517,7 +517,7 @@ def ask(endpoint: str, home: Path, *repositories: str) -> dict[str, dict[str, An
         name: value for name, value in os.environ.items() if not name.startswith("HF_") and "proxy" not in name.lower()
     }
     environment = {**clean, "HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
-    done = subprocess.run(  # noqa: S603 - our own words
+    done = subprocess.run(
         [sys.executable, "-c", PROGRAM, TIMM_NAME, *repositories],
         env=environment,
         capture_output=True,
