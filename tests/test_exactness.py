@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from elude_nb import Disentanglement, ExactnessError, disentangle, verify
+from elude_nb import Disentanglement, ExactnessError, SiteError, disentangle, verify
 from elude_nb.exactness import Certificate, Difference, _Comparison, _ordered, _rounding_bound
 from elude_nb.explicit import SplitLayer
 from elude_nb.lens import Lens
