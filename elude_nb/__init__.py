@@ -10,6 +10,7 @@ from elude_nb.models import Model, load_model, wrap_network
 from elude_nb.recording import Recording, record
 from elude_nb.scores import embed, score
 from elude_nb.sites import Site, SiteError
+from elude_nb.store import StoreError
 from elude_nb.weights import WeightsError
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "Recording",
     "Site",
     "SiteError",
+    "StoreError",
     "WeightsError",
     "disentangle",
     "embed",

@@ -70,6 +70,8 @@ def disentangle(
 
     if blocks != "all" and not blocks.isdecimal():
         raise ValueError(f"--blocks {blocks!r}: give a whole number or 'all'.")
+    if not out.parent.is_dir():  # found out now, not after minutes
+        raise FileNotFoundError(f"--out {str(out)!r}: there is no folder {str(out.parent)!r}.")
     split = en.disentangle(
         en.load_model(model),
         en.load_images(images, count=count),
@@ -114,6 +116,3 @@ def main(arguments: list[str] | None = None) -> Any:
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         typer.echo(f"elude-nb: {error}", err=True)
         return sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("elude-nb: interrupted; nothing half-written was left behind.", err=True)
-        return sys.exit(130)

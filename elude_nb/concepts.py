@@ -1,6 +1,6 @@
 """The concept book: groups of tokens found without labels, with each group's mean sources.
 
-Sums are additive, so books merge across batches, processes and machines, and one pass over the images is enough:
+Sums are additive: books over the same groups add up, and groups can be merged. So one pass over the images is enough:
 tokens wait in a bounded buffer, and when it is full they are merged into micro-clusters, of which only the sums are
 kept (as in BIRCH; Zhang, Ramakrishnan and Livny, 1996). In the end the micro-clusters are grouped into concepts.
 """
@@ -150,7 +150,7 @@ class BookBuilder:
             start += taken
 
     def finish(self, concepts: int) -> tuple[ConceptBook, ConceptBook, Moments]:
-        """Return the book of ``concepts`` groups, the finer book of micro-clusters, and the moments.
+        """Return the book of ``concepts`` groups, the finer book of micro-clusters, and the moments; let the tokens go.
 
         Raises
         ------
@@ -170,7 +170,9 @@ class BookBuilder:
         used, groups = groups.unique(return_inverse=True)
         book = self._grouped(groups, len(used))
         fine = self._grouped(*self._micro_groups(points, weights))
-        return book, fine, self._moments.finish()
+        moments = self._moments.finish()
+        self.__init__(self.capacity, self.micro_clusters, self.seed)  # type: ignore[misc]
+        return book, fine, moments
 
     def _points(self) -> tuple[Tensor, Tensor]:
         """Return the centred channels of micro-clusters and waiting tokens, (m + t, d), and their counts."""
@@ -196,15 +198,21 @@ class BookBuilder:
 
     def _grouped(self, groups: Tensor, number: int) -> ConceptBook:
         """Sum micro-clusters and waiting tokens by group, without a copy of the buffer."""
-        old = 0 if self._micro is None else len(self._micro)
         channels, sources = self._channels[: self._waiting], self._sources[: self._waiting]
+        old = 0 if self._micro is None else len(self._micro)
+        if self._micro is None:
+            book = ConceptBook(
+                torch.zeros(number, dtype=torch.int64),
+                torch.zeros(number, channels.shape[1], dtype=torch.float64),
+                sources.new_zeros(number, sources.shape[1]),
+            )
+        else:
+            book = self._micro.regroup(groups[:old], number)
         into = groups[old:]
-        book = ConceptBook(
-            torch.bincount(into, minlength=number),
-            torch.zeros(number, channels.shape[1], dtype=torch.float64).index_add_(0, into, channels.double()),
-            sources.new_zeros(number, sources.shape[1]).index_add_(0, into, sources),
-        )
-        return book if self._micro is None else book + self._micro.regroup(groups[:old], number)
+        book.counts.index_add_(0, into, torch.ones_like(into))
+        book.channel_sums.index_add_(0, into, channels.double())
+        book.source_sums.index_add_(0, into, sources)
+        return book
 
 
 class _RunningMoments:
@@ -239,7 +247,7 @@ class _RunningMoments:
 
 
 def cluster_directions(points: Tensor, weights: Tensor, groups: int, *, seed: int, careful: bool = False) -> Tensor:
-    """Group points (n, d) by direction: k-means on unit vectors (spherical k-means), weighted; return groups (n,).
+    """Group points (n, d) by direction: weighted k-means on their unit vectors; return groups (n,).
 
     ``careful`` spends k-means++ and more steps on it, for the concepts themselves; micro-clusters need neither.
     """

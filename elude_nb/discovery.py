@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from elude_nb.checks import check_choice, check_count
-from elude_nb.concepts import BookBuilder
+from elude_nb.concepts import BookBuilder, cluster_directions
 from elude_nb.disentanglement import Disentanglement, Settings
 from elude_nb.finding import find_site
-from elude_nb.images import ImageSet, load_images
+from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.models import Model
-from elude_nb.progress import progress_bar
-from elude_nb.recording import for_analysis, record
-from elude_nb.routing import Routing, RoutingStrategy, check_routing_settings, find_routing
+from elude_nb.progress import say
+from elude_nb.recording import Recording, for_analysis, record
+from elude_nb.routing import CONTRIBUTIONS_AT_ONCE, Routing, RoutingStrategy, check_routing_settings, find_routing
 from elude_nb.sites import STREAM, TOKENS, Site
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _GIB = 1 << 30
 
@@ -60,7 +56,7 @@ class Estimate:
 
 def disentangle(
     model: Model,
-    images: Sequence[Image.Image] | str,
+    images: Images,
     site: str = STREAM,
     *,
     blocks: int | Literal["all"] = "all",
@@ -121,25 +117,17 @@ def disentangle(
         If the site cannot be split, a setting is out of range, there are too few tokens for the concepts, or
         ``max_memory`` is too small.
     """
-    check_routing_settings(units, shared)
-    check_count("seed", seed, 0, 2**32 - 1)  # what scikit-learn takes
-    strategy = find_routing(routing)
-    chosen = load_images(images) if isinstance(images, str) else images
-    plan = estimate(
-        model,
-        chosen,
-        site,
-        blocks=blocks,
-        concepts=concepts,
-        tokens=tokens,
-        tokens_per_image=tokens_per_image,
-        batch_size=batch_size,
-        max_memory=max_memory,
-    )
-    if progress:
-        bar_class = type(progress_bar(description="", show=False))
-        bar_class.write(f"disentangle: {plan}")
+    units, shared = check_routing_settings(units, shared)
+    strategy = find_routing(routing, seed)
+    seed = check_count("seed", seed, 0, 2**32 - 1)  # what scikit-learn takes
+    blocks = blocks if blocks == "all" else check_count("blocks", blocks)
+    concepts, tokens_per_image, batch_size = _check_counts(concepts, tokens, tokens_per_image, batch_size, max_memory)
+    chosen = as_image_set(images)
     place = find_site(model, site, blocks=blocks)
+    plan = _plan(model, chosen, place, concepts, units, tokens, tokens_per_image, batch_size, max_memory)
+    if progress:
+        plan = replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))
+        say(f"disentangle: {plan}")
     builder = BookBuilder(plan.capacity, plan.micro_clusters, seed)
     for recording in record(
         model,
@@ -160,13 +148,14 @@ def disentangle(
         blocks=blocks,
         concepts=concepts,
         units=units,
-        shared=float(shared),
+        shared=shared,
         routing=strategy.name,
+        strategy=repr(strategy),
         tokens=tokens,
         tokens_per_image=tokens_per_image,
         seed=seed,
         images=len(chosen),
-        images_from=chosen.source if isinstance(chosen, ImageSet) else f"a {type(chosen).__name__}",
+        images_from=chosen.source,
     )
     shares = unit_shares(weight, route, moments.covariance, moments.channel_variance)
     return Disentanglement(model, place, route, book, settings, moments.channel_variance, shares)
@@ -188,11 +177,12 @@ def unit_shares(weight: Tensor, routing: Routing, covariance: Tensor, variance: 
 
 def estimate(
     model: Model,
-    images: Sequence[Image.Image],
+    images: Images,
     site: str = STREAM,
     *,
     blocks: int | Literal["all"] = "all",
     concepts: int = 128,
+    units: int = 8,
     tokens: str = "patch",
     tokens_per_image: int | None = 24,
     batch_size: int = 16,
@@ -205,17 +195,40 @@ def estimate(
     ValueError
         If it cannot be done within ``max_memory`` (GiB), or there are fewer tokens than concepts.
     """
-    check_count("concepts", concepts, 2)
-    check_count("batch_size", batch_size)
+    concepts, tokens_per_image, batch_size = _check_counts(concepts, tokens, tokens_per_image, batch_size, max_memory)
+    chosen, place = as_image_set(images), find_site(model, site, blocks=blocks)
+    plan = _plan(model, chosen, place, concepts, units, tokens, tokens_per_image, batch_size, max_memory)
+    return replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))
+
+
+def _check_counts(
+    concepts: int, tokens: str, tokens_per_image: int | None, batch_size: int, max_memory: float | None
+) -> tuple[int, int | None, int]:
+    """Return the counts as plain numbers, before any forward pass; raise if a setting is out of range."""
     check_choice("tokens", tokens, TOKENS)
-    if tokens_per_image is not None:
-        check_count("tokens_per_image", tokens_per_image)
     if max_memory is not None and not max_memory > 0:
         raise ValueError(f"max_memory={max_memory} must be a positive number of GiB.")
+    return (
+        check_count("concepts", concepts, 2),
+        None if tokens_per_image is None else check_count("tokens_per_image", tokens_per_image),
+        check_count("batch_size", batch_size),
+    )
+
+
+def _plan(
+    model: Model,
+    images: ImageSet,
+    place: Site,
+    concepts: int,
+    units: int,
+    tokens: str,
+    tokens_per_image: int | None,
+    batch_size: int,
+    max_memory: float | None,
+) -> Estimate:
+    """Return what will be needed but for the time, which only a measurement tells."""
     if not len(images):
         raise ValueError("There are no images to disentangle on.")
-    place = find_site(model, site, blocks=blocks)
-    width = place.sources * place.kernel
     per_image = len(place.layout.positions(tokens))
     per_image = min(per_image, tokens_per_image or per_image)
     total = per_image * len(images)
@@ -225,38 +238,49 @@ def estimate(
             f"concepts={concepts}; use more images, more tokens_per_image, or fewer concepts."
         )
     item = max(4, model.dtype.itemsize)
-    capacity, micro = _capacity(place, total, concepts, per_image * batch_size, max_memory, item)
-    memory = _expected_memory(place, concepts, capacity, micro, per_image * batch_size, item)
-    few = list(range(min(len(images), 4)))
-    start = time.perf_counter()
-    sample = list(record(model, [images[i] for i in few], place, tokens=tokens, tokens_per_image=tokens_per_image))
-    forward = (time.perf_counter() - start) / len(few)
-    start = time.perf_counter()
-    part = sample[0].sources[: min(256, len(sample[0]))]
-    part.T @ sample[0].channels[: len(part)]
-    per_token = (time.perf_counter() - start) / len(part)
-    clustering = 2e-9 * width * (concepts * 40 + total) / 10 + 2  # measured on two cores: seconds, not minutes
-    return Estimate(
-        seconds=forward * len(images) + per_token * total + clustering,
-        memory=memory,
-        tokens=total,
-        sources=width,
-        capacity=capacity,
-        micro_clusters=micro,
-    )
+    capacity, micro = _capacity(place, total, concepts, units, per_image * batch_size, max_memory, item)
+    memory = _expected_memory(place, concepts, units, capacity, micro, per_image * batch_size, item)
+    return Estimate(float("nan"), memory, total, place.sources * place.kernel, capacity, micro)
 
 
-def _expected_memory(site: Site, concepts: int, capacity: int, micro: int, batch_tokens: int, item: int) -> int:
+def _expected_seconds(
+    model: Model, images: ImageSet, place: Site, plan: Estimate, tokens: str, tokens_per_image: int | None
+) -> float:
+    """Record a few images, take in their tokens and group some, and scale what that took."""
+    few = images[:4]
+    take = {"tokens": tokens, "tokens_per_image": tokens_per_image}
+    for _ in record(model, few[:1], place, tokens=tokens, tokens_per_image=tokens_per_image):
+        pass  # the first pass warms up
+    start = time.perf_counter()
+    sample = Recording.join(list(record(model, few, place, **take)))  # type: ignore[arg-type]
+    recorded = time.perf_counter()
+    builder = BookBuilder(len(sample), len(sample))
+    builder.add(sample)
+    added = time.perf_counter()
+    points = torch.randn(plan.capacity, place.channels, generator=torch.Generator().manual_seed(0))
+    cluster_directions(points, torch.ones(len(points)), min(plan.micro_clusters, len(points)), seed=0)
+    clustered = time.perf_counter() - added
+    merges = plan.tokens / plan.capacity
+    per_image = (recorded - start) / len(few)
+    per_token = (added - recorded) / len(sample)
+    # The routing and the last, careful grouping take about as long as two or three merges.
+    return per_image * len(images) + per_token * plan.tokens + clustered * (merges + 3)
+
+
+def _expected_memory(
+    site: Site, concepts: int, units: int, capacity: int, micro: int, batch_tokens: int, item: int
+) -> int:
     width = site.sources * site.kernel
     builder = BookBuilder.expected_bytes(capacity, micro, site.channels, width, item)
     batch = 2 * batch_tokens * width * item  # recorded, and centred for the covariance
     weights = 3 * site.channels * width * item
-    routing = 16 * 8 * 2 * width * item + site.channels * site.sources
+    chunk = min(max(CONTRIBUTIONS_AT_ONCE, units * width), site.channels * units * width)
+    routing = 6 * chunk * item + 9 * site.channels * site.sources  # bytes, and their sizes counted
     return builder + batch + weights + routing + 3 * concepts * width * item
 
 
 def _capacity(
-    site: Site, total: int, concepts: int, batch_tokens: int, max_memory: float | None, item: int
+    site: Site, total: int, concepts: int, units: int, batch_tokens: int, max_memory: float | None, item: int
 ) -> tuple[int, int]:
     """Choose how many tokens wait and how many micro-clusters are kept, within ``max_memory`` GiB."""
     micro = max(1024, 4 * concepts)
@@ -264,9 +288,9 @@ def _capacity(
     if max_memory is None:
         return capacity, micro
     smallest = 2 * concepts
-    while _expected_memory(site, concepts, capacity, micro, batch_tokens, item) > max_memory * _GIB:
+    while _expected_memory(site, concepts, units, capacity, micro, batch_tokens, item) > max_memory * _GIB:
         if capacity <= smallest and micro <= smallest:
-            needed = _expected_memory(site, concepts, smallest, smallest, batch_tokens, item)
+            needed = _expected_memory(site, concepts, units, smallest, smallest, batch_tokens, item)
             raise ValueError(
                 f"max_memory={max_memory} GiB is too little: this site needs at least {needed / _GIB:.3g} GiB. "
                 "Take fewer blocks, fewer concepts, a smaller batch_size or fewer tokens_per_image."

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -17,16 +17,14 @@ from elude_nb.checks import check_count
 from elude_nb.concepts import ConceptBook
 from elude_nb.explicit import explicit_network
 from elude_nb.finding import find_site, noise_batch
-from elude_nb.lens import Readout, read_out
+from elude_nb.images import Images, as_image_set
+from elude_nb.lens import Lens, Readout, read_out
 from elude_nb.models import Model, load_model
 from elude_nb.recording import Recording, for_analysis, record
 from elude_nb.routing import NO_CONCEPT, Routing
 from elude_nb.sites import STREAM, Site, SiteError
 from elude_nb.store import StoreError, load_result, save_result
 from elude_nb.taps import evaluating
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _KIND = "disentanglement"
 
@@ -45,6 +43,7 @@ class Settings:
     units: int
     shared: float
     routing: str
+    strategy: str
     tokens: str
     tokens_per_image: int | None
     seed: int
@@ -122,9 +121,9 @@ class Disentanglement:
         self,
         channel: int,
         unit: int,
-        images: Sequence[Image.Image] | None = None,
+        images: Images | None = None,
         *,
-        tokens: str = "patch",
+        tokens: str | None = None,
         batch_size: int = 16,
     ) -> pd.DataFrame:
         """Return the contributions behind one unit, the strongest first.
@@ -134,7 +133,8 @@ class Disentanglement:
         channel, unit
             The unit.
         images, tokens
-            Average over these tokens of these images; without images, over the tokens of the unit's concept (for the
+            Average over these tokens (by default those of the discovery) of these images; without images, over the
+            tokens of the unit's concept (for the
             shared unit, which has none, images are needed).
 
         Returns
@@ -161,14 +161,17 @@ class Disentanglement:
 
     def activations(
         self,
-        images: Sequence[Image.Image],
+        images: Images,
         units: Sequence[tuple[int, int]] | None = None,
         *,
-        tokens: str = "patch",
+        tokens: str | None = None,
         batch_size: int = 16,
         progress: bool = False,
     ) -> Tensor:
         """Return the activations of chosen units (all, if ``None``, in the order of ``self.units``) on new images.
+
+        ``tokens`` are by default those of the discovery. Routes found on patches can be read at the class token too;
+        they are then as good as the two kinds of token are alike.
 
         Returns
         -------
@@ -180,10 +183,11 @@ class Disentanglement:
         return self._read(readout, images, tokens, batch_size, progress=progress)
 
     def concept_activations(
-        self, images: Sequence[Image.Image], *, tokens: str = "patch", batch_size: int = 16, progress: bool = False
+        self, images: Images, *, tokens: str | None = None, batch_size: int = 16, progress: bool = False
     ) -> Tensor:
         """Return the read-out of each concept, one number a token: (n, g) for one token an image, else (n, t, g).
 
+        ``tokens`` are by default those of the discovery.
         A concept's sub-units across all channels, each weighted by its mean on the concept over the channel's
         variance (method, step 5).
 
@@ -211,7 +215,17 @@ class Disentanglement:
         return Readout(matrix, offset, entering)
 
     def concept_readout(self) -> Readout:
-        """Return the read-out of all concepts, a linear map of the centred sources: the matrix is (s * kernel, g)."""
+        """Return the read-out of all concepts, a linear map of the centred sources: the matrix is (s * kernel, g).
+
+        Raises
+        ------
+        ValueError
+            If the routing has no concepts that go through all channels.
+        """
+        return self._all_concepts
+
+    @cached_property
+    def _all_concepts(self) -> Readout:
         if not bool((self.routing.concepts != NO_CONCEPT).any()):
             raise ValueError(
                 f"routing={self.settings.routing!r} makes sub-units that belong to no concept across channels; "
@@ -231,7 +245,7 @@ class Disentanglement:
 
     def encode(self, recording: Recording) -> Tensor:
         """Return all units at the recorded tokens, (t, u), in the order of ``self.units``."""
-        readout = self.unit_readout()
+        readout = self._all_units
         values = recording.sources @ readout.matrix + readout.offset
         return values + recording.entering[:, readout.entering.clamp(min=0)] * (readout.entering >= 0)
 
@@ -258,9 +272,26 @@ class Disentanglement:
         self._check_explicit(made)
         return made
 
-    def recording(self, images: Sequence[Image.Image], **settings: Any) -> Recording:
-        """Record channels and sources of this site on new images, as one `Recording`; takes what `record` takes."""
-        return Recording.join(list(record(self.model, images, self.site, **settings)))
+    def lens(self, units: Sequence[tuple[int, int]] | None = None) -> Lens:
+        """Return a `Lens`: in ``with split.lens() as lens:`` the model runs as it is; ``lens.values`` has the units.
+
+        Chosen units, or without them all concepts, at all tokens of the last forward pass: (n, t, u) or (n, t, g).
+        """
+        readout = self.concept_readout() if units is None else self.unit_readout(units)
+        return Lens(self.model.network, self.site, readout)
+
+    def recording(self, images: Images, **settings: Any) -> Recording:
+        """Record channels and sources of this site on new images, as one `Recording`.
+
+        Takes what `record` takes; ``tokens`` are by default those of the discovery. All is held in memory, s * 4 bytes
+        a token: for more than a few images, draw with ``tokens_per_image`` or go through `record` batch by batch.
+        """
+        chosen = {"tokens": self.settings.tokens, **settings}
+        return Recording.join(list(record(self.model, as_image_set(images), self.site, **chosen)))
+
+    @cached_property
+    def _all_units(self) -> Readout:
+        return self.unit_readout()
 
     @cached_property
     def weight(self) -> Tensor:
@@ -279,6 +310,7 @@ class Disentanglement:
             "source_sums": self.book.source_sums,
             "channel_variance": self.channel_variance,
             "unit_shares": self.unit_shares,
+            "probe": _probe(self.model),
         }
         manifest = {
             "model": self.model.name,
@@ -287,6 +319,7 @@ class Disentanglement:
             "weights": asdict(self.model.provenance),
             "fingerprint": self.model.fingerprint(),
             "dtype": str(self.model.dtype),
+            "input_size": list(self.model.input_size),
             "settings": asdict(self.settings),
             "reasons": list(self.routing.reasons),
             "versions": _versions(),
@@ -302,16 +335,16 @@ class Disentanglement:
         FileNotFoundError, StoreError
             If there is no such file, or it is damaged.
         ModelMismatchError
-            If ``model`` is not the one that was split: architecture or weights differ.
+            If ``model`` is not the one that was split: its weights, its dtype or input size, or what it makes of one
+            fixed input differ. (The same weights in another architecture give themselves away by the last.)
         """
         tensors, manifest = load_result(path, _KIND)
         model = model or _load_named_model(manifest, os.fspath(path))
-        found = model.fingerprint()
-        if manifest.get("fingerprint") != found:
+        difference = _difference_of_models(model, manifest, tensors.get("probe"))
+        if difference:
             raise ModelMismatchError(
-                f"{os.fspath(path)!r} was made with {manifest.get('model')!r} ({manifest.get('architecture')}, weights "
-                f"{str(manifest.get('fingerprint'))[:12]}); {model.name!r} has weights {found[:12]}. Load that model, "
-                "with the same image_size and dtype, or disentangle this one."
+                f"{os.fspath(path)!r} was made with {manifest.get('model')!r} ({manifest.get('architecture')}), not "
+                f"with this {model.name!r}: {difference}. Load that model, or disentangle this one."
             )
         try:
             settings = Settings(**manifest["settings"])
@@ -365,11 +398,15 @@ class Disentanglement:
                 f"is {largest:.2g}). The blocks are not plain pre-norm blocks; the lens works all the same."
             )
 
-    def _read(
-        self, readout: Readout, images: Sequence[Image.Image], tokens: str, batch_size: int, *, progress: bool
-    ) -> Tensor:
+    def _read(self, readout: Readout, images: Images, tokens: str | None, batch_size: int, *, progress: bool) -> Tensor:
         values = read_out(
-            self.model, images, self.site, readout, tokens=tokens, batch_size=batch_size, progress=progress
+            self.model,
+            as_image_set(images),
+            self.site,
+            readout,
+            tokens=tokens or self.settings.tokens,
+            batch_size=batch_size,
+            progress=progress,
         )
         return values[:, 0] if values.shape[1] == 1 else values
 
@@ -399,12 +436,37 @@ class Disentanglement:
             found[channel, 1:] = (products * mine).sum(1).masked_fill(concepts == NO_CONCEPT, 0)
         return found
 
-    def _mean_sources_of(self, images: Sequence[Image.Image], tokens: str, batch_size: int) -> Tensor:
+    def _mean_sources_of(self, images: Images, tokens: str | None, batch_size: int) -> Tensor:
         total, count = torch.zeros(self.weight.shape[1], dtype=torch.float64), 0
-        for part in record(self.model, images, self.site, tokens=tokens, batch_size=batch_size):
+        which = tokens or self.settings.tokens
+        for part in record(self.model, as_image_set(images), self.site, tokens=which, batch_size=batch_size):
             total += part.sources.sum(0).cpu()
             count += len(part)
         return (total / count).to(self.weight.dtype)
+
+
+def _probe(model: Model) -> Tensor:
+    """Return what the network makes of one fixed input: up to 4,096 of its outputs."""
+    with evaluating(model.network):
+        return for_analysis(model(noise_batch(model))).flatten()[:4096]
+
+
+def _difference_of_models(model: Model, manifest: dict[str, Any], probe: Tensor | None) -> str:
+    """Say how a model differs from the one that a manifest tells of; nothing if it does not."""
+    settings = {"dtype": str(model.dtype), "input_size": list(model.input_size)}
+    for name, here in settings.items():
+        if manifest.get(name) != here:
+            return f"its {name} is {here}, not {manifest.get(name)}"
+    fingerprint = model.fingerprint()
+    if manifest.get("fingerprint") != fingerprint:
+        return f"its weights have SHA-256 {fingerprint[:12]}, not {str(manifest.get('fingerprint'))[:12]}"
+    found = _probe(model)
+    if probe is None or probe.shape != found.shape:
+        return "its output has another shape"
+    # Other machines and versions round otherwise; another architecture is far away.
+    allowed = 10 * torch.finfo(model.dtype).eps ** 0.5 * float(probe.abs().max())
+    moved = float((probe - found).abs().max())
+    return "" if moved <= allowed else f"with the same weights its output on noise differs by {moved:.2g}"
 
 
 def _load_named_model(manifest: dict[str, Any], path: str) -> Model:

@@ -8,9 +8,8 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.explicit import weights_add_up
+from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.lens import Lens, Readout
 from elude_nb.progress import progress_bar
 from elude_nb.routing import NO_CONCEPT
@@ -26,7 +26,7 @@ from elude_nb.sites import Site
 from elude_nb.taps import Tap, as_tokens, evaluating
 
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
 CONFIDENCE = 8.0
 """lambda of the rounding bound; Higham and Mary bound its failure by about 2 s exp(-lambda^2 / 2) = 6e-10 a sum."""
@@ -183,7 +183,7 @@ class Certificate:
 
 def verify(
     split: Disentanglement,
-    images: Sequence[Image.Image],
+    images: Images,
     *,
     batch_size: int = 8,
     images_float64: int = 4,
@@ -221,19 +221,22 @@ def verify(
     """
     check_count("batch_size", batch_size)
     check_count("images_float64", images_float64)
-    if not len(images):
+    photos = as_image_set(images)
+    if not len(photos):
         raise ValueError("There are no images to verify on.")
     network, site = split.model.network, split.site
     explicit = split.explicit()
     readout = _lens_readout(split)
     lens_found, outputs, channels = _Comparison(), _Comparison(), _Comparison()
-    clock = _Clock()
+    clock = _Clock(min(batch_size, len(photos)))
     used = 0.0
     with (
         evaluating(network),
-        progress_bar(description="verify", total=len(images), show=progress, unit="image") as bar,
+        progress_bar(description="verify", total=len(photos), show=progress, unit="image") as bar,
     ):
-        for batch in split.model.batches(images, batch_size):
+        first = split.model.prepare([photos[i] for i in range(min(batch_size, len(photos)))])
+        network(first), explicit(first)  # warm up, untimed
+        for batch in split.model.batches(photos, batch_size):
             plain = clock.run("model", network, site, batch)
             with Lens(network, site, readout):
                 lensed = clock.run("lens", network, site, batch)
@@ -244,7 +247,7 @@ def verify(
             bound = _rounding_bound(split, batch)
             used = max(used, float(((plain.channels - apart.channels).abs().double() / bound).max()))
             bar.update(len(batch))
-        lens_float64, explicit_float64 = _in_float64(split, explicit, readout, images[:images_float64])
+        lens_float64, explicit_float64 = _in_float64(split, explicit, readout, photos[:images_float64])
     certificate = Certificate(
         lens=lens_found.result(),
         explicit=outputs.result(),
@@ -257,8 +260,8 @@ def verify(
         lens_time_ratio=clock.ratio("lens"),
         layer_time_ratio=clock.ratio("explicit", at_site=True),
         lens_readouts=readout.matrix.shape[1],
-        images=len(images),
-        images_float64=min(images_float64, len(images)),
+        images=len(photos),
+        images_float64=min(images_float64, len(photos)),
         dtype=str(split.model.dtype).removeprefix("torch."),
         device=str(split.model.device),
         threads=torch.get_num_threads(),
@@ -286,7 +289,8 @@ class _Pass:
 class _Clock:
     """Runs forward passes, times them whole and at the site, and keeps output and channels."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
         self._whole: dict[str, list[float]] = {}
         self._site: dict[str, list[float]] = {}
 
@@ -295,25 +299,32 @@ class _Clock:
         seen: list[Tensor] = []
 
         def leave(_: nn.Module, __: Any, output: Any) -> None:
-            marks.append(time.perf_counter())
+            marks.append(_now(batch))
             found = output[0] if isinstance(output, tuple) else output
             seen.append(as_tokens(found, channels_last=site.kind != "convolution").clone())
 
         with ExitStack() as stack:
             entry, last = network.get_submodule(site.entry), network.get_submodule(site.exit)
-            stack.callback(entry.register_forward_pre_hook(lambda *_: marks.append(time.perf_counter())).remove)
+            stack.callback(entry.register_forward_pre_hook(lambda *_: marks.append(_now(batch))).remove)
             stack.callback(last.register_forward_hook(leave).remove)
-            start = time.perf_counter()
+            start = _now(batch)
             output = network(batch)
-            self._whole.setdefault(name, []).append(time.perf_counter() - start)
-            self._site.setdefault(name, []).append(marks[-1] - marks[0])
+            if len(batch) == self._batch_size:  # a last, smaller batch would skew the medians
+                self._whole.setdefault(name, []).append(_now(batch) - start)
+                self._site.setdefault(name, []).append(marks[-1] - marks[0])
         return _Pass(output, seen[0])
 
     def ratio(self, name: str, *, at_site: bool = False) -> float:
-        """Return the median of ``name`` over the median of the model; the first batch warms up and is left out."""
+        """Return the median of ``name`` over the median of the model."""
         times = self._site if at_site else self._whole
-        named, model = (statistics.median(times[key][1:] or times[key]) for key in (name, "model"))
-        return named / model
+        return statistics.median(times[name]) / statistics.median(times["model"])
+
+
+def _now(batch: Tensor) -> float:
+    """Return the time; a GPU first finishes what it was told to do."""
+    if batch.device.type == "cuda":
+        torch.cuda.synchronize(batch.device)
+    return time.perf_counter()
 
 
 class _Comparison:
@@ -354,11 +365,10 @@ def _ordered(values: Tensor) -> Tensor:
     return torch.where(bits >= 0, bits, torch.iinfo(whole).min - bits)
 
 
-@torch.inference_mode()
 def _rounding_bound(split: Disentanglement, batch: Tensor) -> Tensor:
     """Return how far two orders of adding a channel's contributions can lie apart, (n, t, d), float64."""
     network, site = split.model.network, split.site
-    unscaled = Site(**{**site.__dict__, "norm": None})  # the layer's own output, before a BatchNorm
+    unscaled = replace(site, norm=None)  # the layer's own output, before a BatchNorm
     weights = [weight.abs() for weight in unscaled.weights(network)]
     total: list[Tensor] = []
 
@@ -379,15 +389,16 @@ def _rounding_bound(split: Disentanglement, batch: Tensor) -> Tensor:
 
 
 def _in_float64(
-    split: Disentanglement, explicit: nn.Module, readout: Readout, images: Sequence[Image.Image]
+    split: Disentanglement, explicit: nn.Module, readout: Readout, images: ImageSet
 ) -> tuple[Difference, Difference]:
     """Compare lens and explicit network with the model, all as float64 copies, one image at a time to spare memory."""
     lensed, apart = _Comparison(), _Comparison()
-    network, explicit = (copy.deepcopy(x).double() for x in (split.model.network, explicit))
+    network, explicit = (copy.deepcopy(x).cpu().double() for x in (split.model.network, explicit))
     readout = Readout(readout.matrix.double(), readout.offset.double(), readout.entering)
-    for batch in split.model.batches(images, 1):
-        plain = network(batch.double())
+    for given in split.model.batches(images, 1):
+        batch = given.cpu().double()  # on the CPU: not every device has float64
+        plain = network(batch)
         with Lens(network, split.site, readout):
-            lensed.add(plain, network(batch.double()))
-        apart.add(plain, explicit(batch.double()))
+            lensed.add(plain, network(batch))
+        apart.add(plain, explicit(batch))
     return lensed.result(), apart.result()

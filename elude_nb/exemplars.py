@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
-from elude_nb.images import ImageSet
+from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.scores import embed, top_similarity
 from elude_nb.sites import SiteError
 
@@ -74,7 +74,7 @@ class Exemplars:
 
 def find_exemplars(
     split: Disentanglement,
-    images: ImageSet,
+    images: Images,
     channel: int,
     *,
     count: int = 8,
@@ -108,8 +108,9 @@ def find_exemplars(
     ValueError
         If the channel was left alone or does not exist, or there are fewer than ``count`` images.
     """
+    photos = as_image_set(images)
     check_count("channel", channel, 0, split.site.channels - 1)
-    check_count("count", count, 2, len(images))
+    check_count("count", count, 2, len(photos))
     if split.site.layout.grid is None:
         raise SiteError(f"{split.site.name!r} has no patches to draw heat maps over; choose another site.")
     if not bool(split.routing.is_split()[channel]):
@@ -121,22 +122,23 @@ def find_exemplars(
     if unknown:
         raise ValueError(f"Channel {channel} has no unit {unknown[0]}; it has {every}, of which 0 is the shared one.")
     values = split.activations(
-        images,
+        photos,
         [(channel, unit) for unit in every],
         tokens="patch",
         batch_size=batch_size,
         progress=progress,
     ).float()  # (n, t, u)
-    reference = embed(split.model, images) if embeddings is None else embeddings
-    maps = [values.sum(-1), *(values[..., every.index(unit)] for unit in chosen)]
+    reference = embed(split.model, photos) if embeddings is None else embeddings
+    mean = split.book.channel_mean()[channel].float()  # sub-units are centred already; the channel and unit 0 are not
+    maps = [values.sum(-1) - mean, *(values[..., every.index(unit)] - mean * (unit == 0) for unit in chosen)]
     rows, similarity = [], []
     for heat in maps:
         best = heat.amax(1).topk(count)
-        rows.append(tuple(_exemplar(split, images, heat[i], int(i)) for i in best.indices))
+        rows.append(tuple(_exemplar(split, photos, heat[i], int(i)) for i in best.indices))
         similarity.append(float(top_similarity(heat.amax(1, keepdim=True), reference, count)))
     names = ["whole channel", *(_name(split, channel, unit) for unit in chosen)]
-    if images.labels is not None:
-        names = [f"{name}\n{_commonest(images.labels, row)}" for name, row in zip(names, rows, strict=True)]
+    if photos.labels is not None:
+        names = [f"{name}\n{_commonest(photos.labels, row)}" for name, row in zip(names, rows, strict=True)]
     return Exemplars(channel, tuple(rows), tuple(names), (WHOLE_CHANNEL, *chosen), tuple(similarity))
 
 
@@ -145,7 +147,7 @@ def choose_units(split: Disentanglement, channel: int, number: int) -> list[int]
     check_count("units", number)
     table = split.units[(split.units["channel"] == channel) & (split.units["unit"] > 0)]
     units = table["unit"].tolist()
-    if table["concept"].isna().all():
+    if table["concept"].isna().any():
         return units[:number]
     strength = torch.tensor(table["mean on concept"].to_numpy(dtype=np.float64)).clamp(min=0)
     directions = split.book.directions()[torch.tensor(table["concept"].to_numpy(dtype=np.int64))].double()

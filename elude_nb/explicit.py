@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb.routing import Routing
-from elude_nb.sites import Site, Term
+from elude_nb.sites import Site, Term, dense_weight
 
 
 class PartitionError(RuntimeError):
@@ -145,7 +145,7 @@ def weights_add_up(network: nn.Module, explicit: nn.Module, site: Site) -> bool:
         return False
     for module, term in zip(made, site.terms, strict=True):
         original: Any = network.get_submodule(term.layer)
-        pairs = [(module.split.weight, _dense(original)), (module.split.bias, original.bias)]
+        pairs = [(module.split.weight, dense_weight(original)), (module.split.bias, original.bias)]
         for rows, whole in pairs:
             if rows is None or whole is None:
                 if rows is not whole:
@@ -172,7 +172,7 @@ def split_layer(layer: nn.Linear | nn.Conv2d, routes: Tensor, channels: Tensor, 
     PartitionError
         If the rows of a channel do not add up to its weights bit for bit.
     """
-    weight = _dense(layer)
+    weight = dense_weight(layer)
     mask = (routes.to(weight.device)[channels] == units[:, None]).view(len(units), -1, *[1] * (weight.ndim - 2))
     rows = weight[channels].masked_fill(~mask, 0)
     _check_partition(rows, channels, weight)
@@ -192,19 +192,6 @@ def _check_partition(rows: Tensor, channels: Tensor, weight: Tensor) -> None:
     if not torch.equal(total, weight) or int(entries.max()) > 1:
         wrong = int((total != weight).sum())
         raise PartitionError(f"The split weights are no partition: {wrong} of {weight.numel()} sums differ.")
-
-
-def _dense(layer: Any) -> Tensor:
-    """Return the weight with all inputs, (d, s, ...): a grouped convolution has zeros outside its own group."""
-    weight: Tensor = layer.weight.detach()
-    groups = getattr(layer, "groups", 1)
-    if groups == 1:
-        return weight
-    dense = weight.new_zeros(weight.shape[0], layer.in_channels, *weight.shape[2:])
-    for number, rows in enumerate(torch.arange(weight.shape[0]).chunk(groups)):
-        width = weight.shape[1]
-        dense[rows, number * width : (number + 1) * width] = weight[rows]
-    return dense
 
 
 def _empty_like(layer: Any, outputs: int) -> Any:

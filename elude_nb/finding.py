@@ -124,14 +124,13 @@ class _Run:
     norms: dict[str, str]
 
 
-_RUNS: dict[int, tuple[Any, _Run]] = {}
+_RUNS: weakref.WeakKeyDictionary[Model, _Run] = weakref.WeakKeyDictionary()
 
 
 def _run_once(model: Model) -> _Run:
-    """Run the network on noise and note shapes; remembered per network, which keeps `find_sites` to one pass."""
-    kept = _RUNS.get(id(model.network))
-    if kept is not None and kept[0]() is model.network:
-        return kept[1]
+    """Run the network on noise and note shapes; remembered per model, which keeps `find_sites` to one pass."""
+    if model in _RUNS:
+        return _RUNS[model]
     shapes: dict[str, tuple[int, ...]] = {}
     calls: dict[str, int] = {}
     norms: dict[str, str] = {}
@@ -155,10 +154,8 @@ def _run_once(model: Model) -> _Run:
             )
             stack.callback(hook.remove)
         model(noise_batch(model))
-    run = _Run(shapes, calls, norms)
-    key = id(model.network)
-    _RUNS[key] = (weakref.ref(model.network, lambda _: _RUNS.pop(key, None)), run)
-    return run
+    _RUNS[model] = _Run(shapes, calls, norms)
+    return _RUNS[model]
 
 
 def noise_batch(model: Model, images: int = 1) -> Tensor:
@@ -314,7 +311,7 @@ def _check_recomposition(model: Model, site: Site) -> None:
     total: dict[str, Tensor] = {}
 
     def add(number: int, sources: Tensor) -> None:
-        part = (sources @ weights[number].T).double()
+        part = (sources @ weights[number].T).cpu().double()
         total["sum"] = total["sum"] + part if "sum" in total else part
 
     with (
@@ -323,12 +320,12 @@ def _check_recomposition(model: Model, site: Site) -> None:
             network,
             site,
             on_source=add,
-            on_channels=lambda h: total.__setitem__("channels", h.double()),
-            on_entering=lambda x: total.__setitem__("entering", x.double()),
+            on_channels=lambda h: total.__setitem__("channels", h.cpu().double()),
+            on_entering=lambda x: total.__setitem__("entering", x.cpu().double()),
         ),
     ):
         network(noise)
-    inside = total["sum"] + site.bias(network).double()
+    inside = total["sum"] + site.bias(network).cpu().double()
     difference = total["channels"] - inside - total.get("entering", torch.zeros(()))
     eps = torch.finfo(noise.dtype).eps
     # Rounding of a sum of s terms grows like sqrt(s); the stream is rounded once more at each of the additions.

@@ -117,16 +117,29 @@ class ImageSet(Sequence[Image.Image]):
         (5, 5)
         """
         check_fraction("fraction", fraction, open_ends=True)
-        order = np.random.default_rng(seed).permutation(len(self))
-        if self.labels is not None:  # a stable sort by label spreads every label evenly over the shuffled order
-            labels = np.asarray(self.labels)
-            order = order[np.argsort(labels[order], kind="stable")]
+        order = self._shuffled(seed)
         # Image number i of the order is taken when the running count floor(i * fraction) steps up.
         taken = np.diff(np.floor(np.arange(len(self) + 1) * fraction + 0.5)) > 0
         first, second = np.sort(order[taken]), np.sort(order[~taken])
         if not len(first) or not len(second):
             raise ValueError(f"{len(self)} images cannot be split at fraction={fraction}: one part would be empty.")
         return self.subset(first), self.subset(second)
+
+    def sample(self, count: int, *, seed: int = 0) -> ImageSet:
+        """Return ``count`` images drawn at random and spread evenly over the labels; all, if there are no more."""
+        if check_count("count", count) >= len(self):
+            return self
+        order = self._shuffled(seed)
+        # Every so many of an order that is sorted by label and shuffled inside.
+        places = np.floor((np.arange(count) + 0.5) * len(self) / count).astype(int)
+        return self.subset(np.sort(order[places]))
+
+    def _shuffled(self, seed: int) -> np.ndarray[Any, Any]:
+        """Return a random order of all images in which each label's stand together."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        if self.labels is None:
+            return order
+        return order[np.argsort(np.asarray(self.labels)[order], kind="stable")]
 
     def without_broken(self) -> ImageSet:
         """Open every image once and return those that can be used; a warning names the others."""
@@ -145,6 +158,10 @@ class ImageSet(Sequence[Image.Image]):
     def __repr__(self) -> str:
         labels = f", {len(set(self.labels))} labels" if self.labels is not None else ""
         return f"ImageSet({len(self)} images from {self.source}{labels})"
+
+
+Images = ImageSet | str | os.PathLike[str] | Sequence[Any] | np.ndarray[Any, Any]
+"""What public functions take for images: a set, or any source that `load_images` takes."""
 
 
 def load_images(
@@ -167,9 +184,9 @@ def load_images(
     labels
         For lists and arrays: one label an image.
     count
-        For the two sets by name: how many images (400 by default). For others: take the first ``count``.
+        For the two sets by name: how many images (400 by default). For others: draw so many, spread over the labels.
     seed
-        For the two sets by name: of the crops and of the factors.
+        Of the crops, of the factors, or of the drawing.
 
     Returns
     -------
@@ -205,7 +222,12 @@ def load_images(
         images = _array(array, labels) if array.dtype.kind not in "OUT" else _list(array.ravel().tolist(), labels)
     else:
         images = _list(list(source), labels)
-    return images if count is None else images[:count]
+    return images if count is None else images.sample(count, seed=seed)
+
+
+def as_image_set(images: Images) -> ImageSet:
+    """Return an `ImageSet` as it is, and of anything else what `load_images` makes of it."""
+    return images if isinstance(images, ImageSet) else load_images(images)
 
 
 def open_rgb(path: str | os.PathLike[str]) -> Image.Image:

@@ -102,7 +102,6 @@ class Lens:
         return self._readout.offset.expand(*tokens.shape[:2], -1).clone()
 
 
-@torch.inference_mode()
 def read_out(
     model: Model,
     images: Sequence[Image.Image],

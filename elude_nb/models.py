@@ -178,7 +178,7 @@ def load_model(
         _check_timm_name(name)
         network, provenance = _from_timm(name, pretrained, image_size, seed)
         known_as = name
-    network = network.to(device=device, dtype=dtype)
+    network = network.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
     _check_patches(network, image_size)
     size = None if image_size is None else (3, image_size, image_size)
     return wrap_network(network, input_size=size, name=name, architecture=known_as, provenance=provenance)
@@ -193,7 +193,7 @@ def wrap_network(
     architecture: str | None = None,
     provenance: Provenance | None = None,
 ) -> Model:
-    """Make a `Model` of any network; the network is put in eval mode and its parameters need no gradients.
+    """Make a `Model` of any network; it is put in eval mode and otherwise left as it is.
 
     ``preprocess`` and ``input_size`` may be left out for timm networks, which carry theirs. Any other network
     without ``preprocess`` gets timm's default for ImageNet at ``input_size``.
@@ -208,7 +208,7 @@ def wrap_network(
         config["input_size"] = tuple(input_size)
     kind = type(network).__name__
     return Model(
-        network=network.eval().requires_grad_(requires_grad=False),
+        network=network.eval(),
         preprocess=preprocess or create_transform(**config, is_training=False),
         name=name or kind,
         architecture=architecture or kind,

@@ -7,10 +7,18 @@ kernel cannot show a widget, so `elude-nb tour` asks for text through the enviro
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 TEXT_BARS = "ELUDE_NB_TEXT_BARS"
+
+
+def say(text: str) -> None:
+    """Write a line without tearing a bar that is being drawn."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
 
 
 def progress_bar(

@@ -17,6 +17,7 @@ from elude_nb.checks import check_choice, check_count, check_fraction
 from elude_nb.concepts import ConceptBook, cluster_directions
 
 NO_CONCEPT = -1
+CONTRIBUTIONS_AT_ONCE = 1 << 22  # 16 MB of float32, a few times over
 MOST_UNITS = 255  # routes are kept as bytes; 0 is the shared unit
 
 
@@ -144,23 +145,14 @@ class ConceptRouting:
         """See `RoutingStrategy.route`."""
         values, concepts = strongest_concepts(book, units)
         means, directions = book.mean_sources(), book.directions()
-        reasons = [self._left_alone(v, directions[c]) for v, c in zip(values, concepts, strict=True)]
+        reasons = [left_alone(v, directions[c], self.one_meaning) for v, c in zip(values, concepts, strict=True)]
         split = torch.tensor([not reason for reason in reasons])
         routes = torch.zeros(weight.shape[:2], dtype=torch.uint8)
-        for chunk in _chunks(len(weight)):
+        for chunk in _chunks(len(weight), CONTRIBUTIONS_AT_ONCE // (concepts.shape[1] * weight[0].numel())):
             contributions = _mean_contributions(weight[chunk], means[concepts[chunk]])
             routes[chunk] = owners(contributions, values[chunk] > 0, shared) * split[chunk, None]
         routing = Routing(routes, concepts, _reasons(routes, reasons))
         return replace(routing, concepts=concepts.masked_fill(routing.sizes()[:, 1:] == 0, NO_CONCEPT))
-
-    def _left_alone(self, values: Tensor, directions: Tensor) -> str:
-        strength = values.clamp(min=0)
-        if int((strength > 0).sum()) < 2:
-            return "left alone: fewer than two concepts raise it"
-        agreement = agreement_of(strength, directions)
-        if agreement >= self.one_meaning:
-            return f"left alone: of one meaning (its concepts agree to {agreement:.2f})"
-        return ""
 
 
 @dataclass(frozen=True)
@@ -174,17 +166,20 @@ class ChannelClusterRouting:
     ----------
     strongest
         How many groups of the finer book, those on which the channel is highest, are clustered.
+    one_meaning
+        A channel is left alone if these groups' directions have a mean cosine of at least this.
     seed
         Of the clustering.
     """
 
     strongest: int = 128
+    one_meaning: float = 0.8
     seed: int = 0
     name: str = "channel-clusters"
 
     def route(self, weight: Tensor, book: ConceptBook, fine: ConceptBook, *, units: int, shared: float) -> Routing:  # noqa: ARG002
         """See `RoutingStrategy.route`."""
-        means, values = fine.mean_sources(), fine.mean_channels()
+        means, values, directions = fine.mean_sources(), fine.mean_channels(), fine.directions()
         routes = torch.zeros(weight.shape[:2], dtype=torch.uint8)
         reasons = []
         for channel in range(len(weight)):
@@ -192,6 +187,10 @@ class ChannelClusterRouting:
             high = high[values[high, channel] > 0]
             if len(high) < units:
                 reasons.append(f"left alone: only {len(high)} groups of tokens raise it")
+                continue
+            reason = left_alone(values[high, channel] * fine.counts[high], directions[high], self.one_meaning)
+            if reason:
+                reasons.append(reason)
                 continue
             row = weight[channel : channel + 1]
             contributions = _mean_contributions(row, means[high][None])[0]  # (high, s)
@@ -235,20 +234,20 @@ ROUTINGS: dict[str, type[ConceptRouting] | type[ChannelClusterRouting] | type[Ra
 }
 
 
-def find_routing(routing: str | RoutingStrategy) -> RoutingStrategy:
-    """Return the strategy of that name, or the object itself if it can route."""
+def find_routing(routing: str | RoutingStrategy, seed: int = 0) -> RoutingStrategy:
+    """Return the strategy of that name, with ``seed`` if it draws or clusters, or the object itself if it can route."""
     if isinstance(routing, str):
-        return ROUTINGS[check_choice("routing", routing, ROUTINGS)]()
+        kind = ROUTINGS[check_choice("routing", routing, ROUTINGS)]
+        return kind() if kind is ConceptRouting else kind(seed=seed)  # type: ignore[call-arg]
     named = isinstance(getattr(routing, "name", None), str)
     if isinstance(routing, type) or not named or not callable(getattr(routing, "route", None)):
         raise TypeError(f"routing={routing!r}: give one of {list(ROUTINGS)}, or an object with a name and route().")
     return routing
 
 
-def check_routing_settings(units: int, shared: float) -> None:
-    """Raise unless ``units`` is 2 to 255 and ``shared`` lies in [0, 1]."""
-    check_count("units", units, 2, MOST_UNITS)
-    check_fraction("shared", shared)
+def check_routing_settings(units: int, shared: float) -> tuple[int, float]:
+    """Return both as plain numbers; raise unless ``units`` is 2 to 255 and ``shared`` lies in [0, 1]."""
+    return check_count("units", units, 2, MOST_UNITS), check_fraction("shared", shared)
 
 
 def strongest_concepts(book: ConceptBook, units: int) -> tuple[Tensor, Tensor]:
@@ -264,6 +263,20 @@ def agreement_of(strength: Tensor, directions: Tensor) -> float:
     resultant = (share[:, None] * directions).sum(0).square().sum()
     same = share.square().sum()
     return float((resultant - same) / (1 - same))
+
+
+def left_alone(values: Tensor, directions: Tensor, one_meaning: float) -> str:
+    """Return why a channel is not to be split, in words, or nothing.
+
+    ``values`` (k,) say how strongly each group of tokens drives the channel, ``directions`` (k, d) where it lies.
+    """
+    strength = values.clamp(min=0)
+    if int((strength > 0).sum()) < 2:
+        return "left alone: fewer than two concepts raise it"
+    agreement = agreement_of(strength, directions)
+    if agreement >= one_meaning:
+        return f"left alone: of one meaning (its concepts agree to {agreement:.2f})"
+    return ""
 
 
 def owners(contributions: Tensor, allowed: Tensor, shared: float) -> Tensor:
@@ -300,8 +313,8 @@ def _mean_contributions(weight: Tensor, means: Tensor) -> Tensor:
     return products.squeeze(-1) if weight.shape[2] == 1 else products.sum(-1)
 
 
-def _chunks(channels: int, size: int = 16) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, channels, size))
+def _chunks(channels: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + max(1, size)) for start in range(0, channels, max(1, size)))
 
 
 def _weighted_means(rows: Tensor, weights: Tensor, groups: Tensor, number: int) -> Tensor:

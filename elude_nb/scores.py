@@ -11,7 +11,7 @@ from torch import Tensor
 
 from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
-from elude_nb.images import ImageSet
+from elude_nb.images import Images, as_image_set
 from elude_nb.models import Model
 from elude_nb.recording import for_analysis, record
 from elude_nb.routing import Routing, shuffled
@@ -67,20 +67,24 @@ def top_similarity(activations: Tensor, embeddings: Tensor, k: int = 10) -> Tens
 
 
 def top_purity(activations: Tensor, labels: Sequence[str], k: int = 10) -> Tensor:
-    """Return the share of each unit's ``k`` best images that bear their commonest label, (u,), in [1/k, 1]."""
+    """Return the share of each unit's ``k`` best images that bear their commonest label, (u,), in [1/k, 1].
+
+    A unit that is constant scores NaN.
+    """
     check_count("k", k, 1, len(labels))
     if len(labels) != len(activations):
         raise ValueError(f"{len(labels)} labels were given for {len(activations)} images; give one an image.")
     codes = torch.from_numpy(pd.factorize(np.asarray(labels))[0])
     best = codes[activations.topk(k, dim=0).indices]  # (k, u)
-    return torch.nn.functional.one_hot(best, int(codes.max()) + 1).sum(0).amax(1) / k
+    purity = torch.nn.functional.one_hot(best, int(codes.max()) + 1).sum(0).amax(1) / k
+    return purity.masked_fill(activations.amax(0) == activations.amin(0), torch.nan)
 
 
 def score(
     split: Disentanglement,
-    images: ImageSet,
+    images: Images,
     *,
-    tokens: str = "patch",
+    tokens: str | None = None,
     tokens_per_image: int | None = 64,
     k: int = 10,
     seed: int = 0,
@@ -98,7 +102,7 @@ def score(
     images
         The images to score on.
     tokens, tokens_per_image
-        Whose activations count; an image's activation is the largest of them.
+        Whose activations count (by default the discovery's kind); an image's activation is the largest of them.
     k
         Best images of each unit that are compared.
     seed
@@ -124,15 +128,22 @@ def score(
     >>> sorted(en.score(split, images, k=4).kind.unique())
     ['channel', 'random route', 'sub-unit']
     """
-    check_count("k", k, 2, len(images))
-    reference = embed(split.model, images) if embeddings is None else embeddings
+    photos = as_image_set(images)
+    check_count("k", k, 2, len(photos))
+    reference = embed(split.model, photos) if embeddings is None else embeddings
     routings = split.routing, shuffled(split.routing, seed)
     routed = [_sub_units(routing) for routing in routings]
     matrices = [routing.masked(split.weight, *rows).T for routing, rows in zip(routings, routed, strict=True)]
     mean = split.book.source_mean()
     pooled: list[list[Tensor]] = [[], [], []]
     for part in record(
-        split.model, images, split.site, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed, progress=progress
+        split.model,
+        photos,
+        split.site,
+        tokens=tokens or split.settings.tokens,
+        tokens_per_image=tokens_per_image,
+        seed=seed,
+        progress=progress,
     ):
         centred, each = part.sources - mean, len(part.images.unique())
         both_signs = torch.cat([part.channels, -part.channels], dim=1)
@@ -147,8 +158,8 @@ def score(
         activations = torch.cat(parts)
         table = pd.DataFrame({"kind": kind, "channel": channels.numpy(), "unit": numbers.numpy()})
         table["top similarity"] = top_similarity(activations, reference, k).numpy()
-        if images.labels is not None:
-            table["top purity"] = top_purity(activations, images.labels, k).numpy()
+        if photos.labels is not None:
+            table["top purity"] = top_purity(activations, photos.labels, k).numpy()
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
@@ -174,8 +185,8 @@ def _sub_units(routing: Routing) -> tuple[Tensor, Tensor]:
     return channels[numbers > 0], numbers[numbers > 0]
 
 
-def embed(model: Model, images: ImageSet) -> Tensor:
+def embed(model: Model, images: Images) -> Tensor:
     """Return the model's output for each image less the mean over the images, (n, e)."""
     with evaluating(model.network):
-        found = torch.cat([for_analysis(model(batch)).flatten(1).cpu() for batch in model.batches(images)])
+        found = torch.cat([for_analysis(model(batch)).flatten(1) for batch in model.batches(as_image_set(images))])
     return found - found.mean(0)

@@ -130,7 +130,10 @@ class Site:
 
     def weights(self, network: nn.Module) -> list[Tensor]:
         """Return the weight of each term, (d, s_term * kernel), with layer scale and BatchNorm folded in."""
-        return [self._scale(network, term)[:, None] * _dense_weight(network, term) for term in self.terms]
+        return [
+            self._scale(network, term)[:, None] * dense_weight(network.get_submodule(term.layer)).flatten(1)
+            for term in self.terms
+        ]
 
     def weight(self, network: nn.Module) -> Tensor:
         """Return W, (d, s * kernel): the terms' weights side by side. Column ``i * kernel + p`` belongs to source i."""
@@ -175,19 +178,17 @@ class Site:
         return table.astype({"block": "Int64"})
 
 
-def _dense_weight(network: nn.Module, term: Term) -> Tensor:
-    """Return a layer's weight as (d, sources * kernel); outside a convolution's own group it is 0."""
-    layer: Any = network.get_submodule(term.layer)
+def dense_weight(layer: Any) -> Tensor:
+    """Return a layer's weight with all inputs, (d, s, ...): a grouped convolution has 0 outside its own group."""
     weight: Tensor = layer.weight.detach()
     groups = getattr(layer, "groups", 1)
     if groups == 1:
-        return weight.flatten(1)
-    per_group = weight.shape[0] // groups
-    dense = weight.new_zeros(weight.shape[0], groups, weight[0].numel())  # (d, group, s / groups * kernel)
-    for group in range(groups):
-        rows = slice(group * per_group, (group + 1) * per_group)
-        dense[rows, group] = weight[rows].flatten(1)
-    return dense.flatten(1)
+        return weight
+    dense = weight.new_zeros(weight.shape[0], layer.in_channels, *weight.shape[2:])
+    width = weight.shape[1]
+    for number, rows in enumerate(torch.arange(weight.shape[0]).chunk(groups)):
+        dense[rows, number * width : (number + 1) * width] = weight[rows]
+    return dense
 
 
 def _norm_affine(network: nn.Module, path: str) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,7 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         aside.touch()
         mode = aside.stat().st_mode  # as the user's umask has it; safetensors would make the file private
+        aside.unlink()
         yield aside
         aside.chmod(mode)
         with aside.open("r+b") as written:  # Windows flushes only what is open for writing

@@ -18,7 +18,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         for module, flag in flags:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import elude_nb
-from elude_nb import Disentanglement, SiteError, disentangle, estimate, record
+from elude_nb import Disentanglement, SiteError, disentangle, estimate, find_site, record, wrap_network
 from elude_nb.discovery import unit_shares
 from elude_nb.routing import NO_CONCEPT, ConceptRouting, Routing
 from tests.tiny import hook_count, tiny_vit, to_tensor
@@ -70,6 +71,7 @@ def test_settings_say_how_it_was_made(split) -> None:
         "units": 3,
         "shared": 0.8,
         "routing": "concepts",
+        "strategy": "ConceptRouting(one_meaning=0.8, name='concepts')",
         "tokens": "patch",
         "tokens_per_image": 6,
         "seed": 0,
@@ -111,7 +113,7 @@ def test_settings_are_checked_before_any_forward_pass(images, wrong, error) -> N
 
 
 def test_no_images_are_refused(vit) -> None:
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="list of images is empty"):
         disentangle(vit, [], **QUICK)
 
 
@@ -136,7 +138,7 @@ def test_max_memory_that_is_too_little_is_refused_with_what_is_needed(vit, image
     with pytest.raises(ValueError, match="needs at least") as caught:
         disentangle(vit, images, max_memory=1e-6, **QUICK)
     needed = float(re.findall(r"at least (\S+) GiB", str(caught.value))[0])
-    settings: dict[str, Any] = {"concepts": 6, "tokens_per_image": 6}
+    settings: dict[str, Any] = {"concepts": 6, "units": 3, "tokens_per_image": 6}
     assert estimate(vit, images, max_memory=1.01 * needed, **settings).capacity == 12
     with pytest.raises(ValueError, match="needs at least"):
         estimate(vit, images, max_memory=0.99 * needed, **settings)
@@ -262,3 +264,27 @@ def test_a_channel_is_split_along_the_concepts_that_raise_it(split, images) -> N
         assert set(split.routing.concepts[channel].tolist()) - {NO_CONCEPT} <= strongest
     tokens = sum(len(part) for part in record(split.model, images, split.site, tokens="patch", tokens_per_image=6))
     assert tokens == int(split.book.counts.sum())
+
+
+def test_the_seed_reaches_the_routing(vit, images) -> None:
+    one, same_seed, other = (disentangle(vit, images, routing="random", seed=s, **QUICK) for s in (1, 1, 2))
+    assert one.routing.routes.equal(same_seed.routing.routes)
+    assert "seed=1" in one.settings.strategy
+    assert not one.routing.routes.equal(other.routing.routes)
+
+
+def test_numbers_of_numpy_are_taken_and_can_be_saved(vit, images, tmp_path) -> None:
+    whole: dict[str, Any] = {name: np.int64(value) if type(value) is int else value for name, value in QUICK.items()}
+    disentangle(vit, images, **(whole | {"seed": np.int64(0)})).save(tmp_path / "split.safetensors")
+    assert (tmp_path / "split.safetensors").is_file()
+
+
+def test_images_are_whatever_load_images_takes(vit, images) -> None:
+    assert same(disentangle(vit, images, **QUICK), disentangle(vit, [image for image in images], **QUICK))  # noqa: C416
+
+
+def test_an_input_of_another_size_is_another_model(images) -> None:
+    """What one forward pass showed is remembered for a model, not for its network."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+    sides = [find_site(wrap_network(network, input_size=(3, side, side)), "2").layout.grid for side in (16, 32)]
+    assert sides == [(16, 16), (32, 32)]

@@ -398,7 +398,7 @@ def test_a_manifest_that_lacks_a_part_is_refused(split, tmp_path, key) -> None:
 
 def test_the_models_weights_are_not_in_the_file(split, tmp_path) -> None:
     with safe_open(saved(split, tmp_path), framework="pt") as file:
-        assert len(file.keys()) == 7
+        assert len(file.keys()) == 8
 
 
 def test_a_channel_with_no_concept_contributes_to_no_read_out(split) -> None:
@@ -410,3 +410,32 @@ def test_a_channel_with_no_concept_contributes_to_no_read_out(split) -> None:
     routes[channel] = 0
     whole = dataclasses.replace(split, routing=Routing(routes, concepts, split.routing.reasons))
     torch.testing.assert_close(without.concept_readout().matrix, whole.concept_readout().matrix)
+
+
+def test_the_same_weights_in_another_architecture_are_refused(split, tmp_path) -> None:
+    """With one head instead of two no weight has another shape, but the network is another."""
+    path = saved(split, tmp_path)
+    other = tiny_vit()
+    for block in other.network.blocks:
+        block.attn.num_heads, block.attn.head_dim = 1, 24
+        block.attn.scale = 24**-0.5
+    assert other.fingerprint() == split.model.fingerprint()
+    with pytest.raises(ModelMismatchError, match="with the same weights its output on noise differs"):
+        Disentanglement.load(path, other)
+
+
+def test_the_lens_gives_units_beside_an_untouched_pass(split, images) -> None:
+    batch = split.model.prepare(list(images[:2]))
+    plain = split.model(batch)
+    pairs = [(int(c), int(u)) for c, u in split.units[["channel", "unit"]].to_numpy()[:4]]
+    with split.lens(pairs) as lens:
+        assert torch.equal(split.model(batch), plain)
+    torch.testing.assert_close(lens.values, split.activations(images[:2], pairs, tokens="all"))
+    with split.lens() as lens:
+        split.model(batch)
+    torch.testing.assert_close(lens.values, split.concept_activations(images[:2], tokens="all"))
+
+
+def test_tokens_are_those_of_the_discovery_unless_said_otherwise(split, mlp_split, images, smallest_images) -> None:
+    assert split.concept_activations(images[:2]).shape[1] == 16
+    assert mlp_split.concept_activations(smallest_images[:2]).ndim == 2

@@ -180,8 +180,10 @@ def test_hooks_are_gone_and_flags_restored_after_an_error(images, monkeypatch) -
 def test_settings_out_of_range_are_refused(split, images, wrong) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         verify(split, images, **wrong)
-    with pytest.raises(ValueError, match="no images to verify on"):
+    with pytest.raises(ValueError, match="list of images is empty"):
         verify(split, [])
+    with pytest.raises(ValueError, match="no images to verify on"):
+        verify(split, images[:0])
 
 
 def test_bound_is_the_one_stated(mlp, smallest_images) -> None:

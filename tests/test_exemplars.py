@@ -27,6 +27,7 @@ def test_exemplars_are_the_best_of_a_literal_search(request, name, pictures) -> 
         for image in range(len(images)):
             if unit == WHOLE_CHANNEL:
                 heat = split.recording(images[image : image + 1], tokens="patch").channels[:, channel]
+                heat = heat - split.book.channel_mean()[channel]  # as sub-units are: 0 is the mean
             else:
                 heat = split.activations(images[image : image + 1], [(channel, unit)], tokens="patch")[0, :, 0]
             maps.append(heat.view(rows, columns))

@@ -386,7 +386,7 @@ def test_any_network_can_be_wrapped() -> None:
     model = wrap_network(network, input_size=(3, 32, 40))
     assert model.network is network
     assert not network.training
-    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert all(parameter.requires_grad for parameter in network.parameters())  # the user's own to decide
     assert (model.name, model.architecture, model.input_size) == ("Sequential", "Sequential", (3, 32, 40))
     assert model.provenance == Provenance("given by the user", None, "not stated")
     batch = model.prepare([plain(size=(90, 90))])

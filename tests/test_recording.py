@@ -143,15 +143,24 @@ def test_evaluating_restores_each_modules_own_flag_after_an_exception() -> None:
     inside: list[bool] = []
 
     def look_and_fail() -> None:
-        inside.extend([any(module.training for module in network.modules()), torch.is_inference_mode_enabled()])
+        inside.extend([any(module.training for module in network.modules()), torch.is_grad_enabled()])
         raise KeyError
 
     with pytest.raises(KeyError), evaluating(network):
         look_and_fail()
-    assert inside == [False, True]
+    assert inside == [False, False]
     assert [module.training for module in network.modules()] == flags
-    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
 
 
 def test_recording_says_how_much_it_holds(vit, images) -> None:
     assert repr(whole(vit, images[:2], tokens="class")) == "Recording(2 tokens of 2 images, d=24, s=360)"
+
+
+def test_what_is_recorded_can_be_trained_on(vit, images) -> None:
+    """Inference tensors could not be changed in place, nor saved for a backward pass."""
+    recording = whole(vit, images[:2], tokens="class")
+    recording.channels.sub_(recording.channels.mean(0))
+    layer = torch.nn.Linear(24, 1).to(recording.channels.dtype)
+    layer(recording.channels).sum().backward()
+    assert layer.weight.grad is not None

@@ -36,7 +36,9 @@ def redraw(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def wrapped(network: nn.Module, side: int, dtype: torch.dtype) -> Model:
-    return wrap_network(network.to(dtype), preprocess=to_tensor, input_size=(3, side, side))
+    return wrap_network(
+        network.to(dtype).requires_grad_(requires_grad=False), preprocess=to_tensor, input_size=(3, side, side)
+    )
 
 
 def tiny_vit(
