@@ -9,7 +9,7 @@ from PIL import Image
 
 import elude_nb as en
 from elude_nb.figures import before_after
-from elude_nb.scores import gain_by_channel
+from elude_nb.scores import mixed_channels
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -19,7 +19,7 @@ def main() -> None:
     model, images = en.load_model("dinov2-small"), en.load_images("photographs", count=240)
     discover, held_out = images.split(0.5, seed=0)
     split = en.disentangle(model, discover, concepts=64)
-    mixed = gain_by_channel(en.score(split, discover))
+    mixed = mixed_channels(en.score(split, discover))
     exemplars = en.find_exemplars(split, held_out, int(mixed.index[0]))
     IMAGES.mkdir(exist_ok=True)
     drawn = Image.open(io.BytesIO(before_after(exemplars).png())).convert("RGB")

@@ -57,13 +57,42 @@ def top_similarity(activations: Tensor, embeddings: Tensor, k: int = 10) -> Tens
         raise ValueError("Activations or embeddings hold NaN or infinite values.")
     unit = torch.nn.functional.normalize(embeddings, dim=1)
     best = activations.topk(k, dim=0).indices  # (k, u)
-    total = unit.new_zeros(best.shape[1], unit.shape[1])  # (u, e)
-    for row in best:
-        total += unit[row]
+    total = k * top_centres(activations, embeddings, k)  # (u, e)
     selves = unit.square().sum(1)[best].sum(0)  # k, but for embeddings of zeros: those are like no other, cosine 0
     similarity = (total.square().sum(1) - selves) / (k * (k - 1))
     constant = activations.amax(0) == activations.amin(0)
     return similarity.masked_fill(constant, torch.nan)
+
+
+def top_centres(activations: Tensor, embeddings: Tensor, k: int = 10) -> Tensor:
+    """Return the mean of the unit embeddings of the ``k`` images that each unit likes best, (u, e)."""
+    unit = torch.nn.functional.normalize(embeddings, dim=1)
+    total = unit.new_zeros(activations.shape[1], unit.shape[1])
+    for row in activations.topk(k, dim=0).indices:
+        total += unit[row]
+    return total / k
+
+
+def sibling_similarity(centres: Tensor, channels: Tensor) -> Tensor:
+    """Return how alike each unit's best images are to those of the other units of its channel, (u,), in [-1, 1].
+
+    The mean cosine between an image of the one and an image of the other, which is the product of their centres (PURE's
+    distance between clusters, arXiv 2404.06453, as a similarity). Lower means that the units of a channel differ.
+    A unit without siblings scores NaN.
+
+    Parameters
+    ----------
+    centres
+        From `top_centres`, (u, e).
+    channels
+        The channel of each unit, (u,).
+    """
+    places = channels.unique(return_inverse=True)[1]
+    number = int(places.max()) + 1 if len(places) else 0
+    sums = centres.new_zeros(number, centres.shape[1]).index_add_(0, places, centres)
+    others = torch.bincount(places, minlength=number)[places] - 1
+    similarity = (centres * (sums[places] - centres)).sum(1) / others.clamp(min=1)
+    return similarity.masked_fill(others == 0, torch.nan)
 
 
 def top_purity(activations: Tensor, labels: Sequence[str], k: int = 10) -> Tensor:
@@ -116,8 +145,9 @@ def score(
     -------
     DataFrame
         One row a unit: ``kind`` ("channel", "random route", "sub-unit"), ``channel``, ``unit``, ``top similarity``,
-        and where the images have labels ``top purity``. Channels are there with both signs: unit 1 is the channel
-        itself and unit -1 its negative. Of the routed, the sub-units 1 to k are scored, not the shared rest.
+        ``sibling similarity`` (not for channels), and where the images have labels ``top purity``. Channels are there
+        with both signs: unit 1 is the channel itself and unit -1 its negative. Of the routed, the sub-units 1 to k are
+        scored, not the shared rest.
 
     Examples
     --------
@@ -158,25 +188,42 @@ def score(
         activations = torch.cat(parts)
         table = pd.DataFrame({"kind": kind, "channel": channels.numpy(), "unit": numbers.numpy()})
         table["top similarity"] = top_similarity(activations, reference, k).numpy()
+        if kind != "channel":
+            table["sibling similarity"] = sibling_similarity(top_centres(activations, reference, k), channels).numpy()
         if photos.labels is not None:
             table["top purity"] = top_purity(activations, photos.labels, k).numpy()
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
-def gain_by_channel(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a split channel, the most mixed first: its own score, its sub-units' mean, random routes', gain.
+def mixed_channels(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a split channel, those first that mixed most and came apart best.
 
-    ``before`` is the channel's top similarity, ``after`` its sub-units' mean, ``random routes`` the control's mean, and
-    ``gain`` is ``after - before``.
+    Parameters
+    ----------
+    scores
+        From `score`.
+
+    Returns
+    -------
+    DataFrame
+        ``before``: top similarity of the channel. ``after``: its sub-units' mean. ``random routes``: the control's.
+        ``siblings``: how alike the images of different sub-units are. ``separation``: ``after`` less the larger of
+        ``before`` and ``siblings``, by which the rows are sorted; it is high where each sub-unit is of one kind, and
+        neither the whole channel nor the sub-units together are.
     """
     own = scores[(scores["kind"] == "channel") & (scores["unit"] == 1)].set_index("channel")["top similarity"]
-    means = scores.groupby(["kind", "channel"])["top similarity"].mean()
+    means = scores.groupby(["kind", "channel"])[["top similarity", "sibling similarity"]].mean()
     table = pd.DataFrame(
-        {"before": own, "after": means.get("sub-unit"), "random routes": means.get("random route")}
+        {
+            "before": own,
+            "after": means["top similarity"].get("sub-unit"),
+            "random routes": means["top similarity"].get("random route"),
+            "siblings": means["sibling similarity"].get("sub-unit"),
+        }
     ).dropna()
-    table["gain"] = table["after"] - table["before"]
-    return table.sort_values("gain", ascending=False)
+    table["separation"] = table["after"] - table[["before", "siblings"]].max(axis=1)
+    return table.sort_values("separation", ascending=False)
 
 
 def _sub_units(routing: Routing) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from elude_nb import embed, load_images, score
 from elude_nb.routing import shuffled
-from elude_nb.scores import gain_by_channel, top_purity, top_similarity
+from elude_nb.scores import mixed_channels, sibling_similarity, top_centres, top_purity, top_similarity
 from tests.tiny import hook_count, random_images
 
 
@@ -162,7 +162,9 @@ def test_scores_are_those_of_a_literal_loop(request, name, pictures, tokens) -> 
 def test_every_unit_has_a_row(split, images) -> None:
     table = score(split, images, k=4, progress=False)
     assert table["kind"].unique().tolist() == ["channel", "sub-unit", "random route"]
-    assert table.columns.tolist() == ["kind", "channel", "unit", "top similarity", "top purity"]
+    scores = ["top similarity", "sibling similarity", "top purity"]
+    assert sorted(table.columns) == sorted(["kind", "channel", "unit", *scores])
+    assert table.loc[table["kind"] == "channel", "sibling similarity"].isna().all()
     assert (table["kind"] == "channel").sum() == 2 * 24
     real, random = (
         set(zip(*(table.loc[table["kind"] == kind, column] for column in ("channel", "unit")), strict=True))
@@ -202,21 +204,41 @@ def test_too_few_images_are_refused(split) -> None:
         score(split, random_images(6, 32), progress=False)
 
 
-def test_gain_of_a_hand_case() -> None:
+COLUMNS = ["kind", "channel", "unit", "top similarity", "sibling similarity"]
+NONE = float("nan")
+
+
+def test_mixed_channels_of_a_hand_case() -> None:
     rows = [
-        ("channel", 0, 1, 0.2), ("channel", 0, -1, 0.9), ("channel", 1, 1, 0.1), ("channel", 1, -1, 0.9),
-        ("channel", 2, 1, 0.7), ("channel", 2, -1, 0.7),
-        ("sub-unit", 0, 1, 0.3), ("sub-unit", 0, 2, 0.5), ("sub-unit", 1, 1, 0.6),
-        ("random route", 0, 1, 0.1), ("random route", 0, 2, 0.2), ("random route", 1, 1, 0.05),
+        ("channel", 0, 1, 0.2, NONE), ("channel", 0, -1, 0.9, NONE),
+        ("channel", 1, 1, 0.1, NONE), ("channel", 1, -1, 0.9, NONE),
+        ("channel", 2, 1, 0.7, NONE), ("channel", 2, -1, 0.7, NONE),
+        ("sub-unit", 0, 1, 0.3, 0.0), ("sub-unit", 0, 2, 0.5, 0.1),
+        ("sub-unit", 1, 1, 0.6, 0.5), ("sub-unit", 1, 2, 0.8, 0.6),
+        ("random route", 0, 1, 0.1, 0.3), ("random route", 0, 2, 0.2, 0.3), ("random route", 1, 1, 0.05, 0.3),
     ]  # fmt: skip
-    table = gain_by_channel(pd.DataFrame(rows, columns=["kind", "channel", "unit", "top similarity"]))
-    assert table.index.tolist() == [1, 0]  # channel 2 was not split
-    assert table.loc[0].to_dict() == pytest.approx({"before": 0.2, "after": 0.4, "random routes": 0.15, "gain": 0.2})
-    assert table.loc[1].to_dict() == pytest.approx({"before": 0.1, "after": 0.6, "random routes": 0.05, "gain": 0.5})
+    table = mixed_channels(pd.DataFrame(rows, columns=COLUMNS))
+    assert table.index.tolist() == [0, 1]  # channel 1 gains more, but its sub-units are alike; channel 2 was not split
+    expected = {"before": 0.2, "after": 0.4, "random routes": 0.15, "siblings": 0.05, "separation": 0.2}
+    assert table.loc[0].to_dict() == pytest.approx(expected)
+    expected = {"before": 0.1, "after": 0.7, "random routes": 0.05, "siblings": 0.55, "separation": 0.15}
+    assert table.loc[1].to_dict() == pytest.approx(expected)
 
 
-def test_gain_of_nothing_split_is_an_empty_table() -> None:
-    rows = [("channel", 0, 1, 0.2), ("channel", 0, -1, 0.9)]
-    table = gain_by_channel(pd.DataFrame(rows, columns=["kind", "channel", "unit", "top similarity"]))
+def test_of_nothing_split_no_channel_is_mixed() -> None:
+    table = mixed_channels(pd.DataFrame([("channel", 0, 1, 0.2, NONE), ("channel", 0, -1, 0.9, NONE)], columns=COLUMNS))
     assert len(table) == 0
-    assert table.columns.tolist() == ["before", "after", "random routes", "gain"]
+    assert table.columns.tolist() == ["before", "after", "random routes", "siblings", "separation"]
+
+
+def test_sibling_similarity_is_the_mean_over_pairs_of_images_of_two_units() -> None:
+    activations, embeddings = drawn(9, 5, 4)
+    channels = torch.tensor([7, 2, 7, 7, 3])
+    found = sibling_similarity(top_centres(activations, embeddings, 3), channels)
+    unit = embeddings / embeddings.norm(dim=1, keepdim=True)
+    best = [activations[:, u].argsort(descending=True)[:3].tolist() for u in range(5)]
+    for mine, siblings in {0: [2, 3], 2: [0, 3], 3: [0, 2]}.items():
+        cosines = [float(unit[i] @ unit[j]) for other in siblings for i in best[mine] for j in best[other]]
+        assert float(found[mine]) == pytest.approx(sum(cosines) / len(cosines), abs=1e-12)
+    assert found[[1, 4]].isnan().all()
+    assert sibling_similarity(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)).shape == (0,)
