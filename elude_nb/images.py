@@ -16,13 +16,12 @@ from typing import Any, overload
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from elude_nb.checks import check_count, check_fraction
+from elude_nb.opening import ImageError, open_rgb, to_rgb, upright_rgb
 from elude_nb.scenes import draw_scene, sample_scenes
 
-SMALLEST_SIDE = 8
-LARGEST_ASPECT = 50
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 IMAGE_SETS = ("photographs", "shapes")
 
@@ -39,10 +38,6 @@ PHOTOGRAPHS: dict[str, tuple[str, str]] = {
     "tissue": ("skimage", "data/ihc.png"),
 }
 """Label, package and file of each colour photograph that travels in the wheels of scikit-image and scikit-learn."""
-
-
-class ImageError(ValueError):
-    """An image that cannot be used; the message names it and says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,75 +225,6 @@ def as_image_set(images: Images) -> ImageSet:
     return images if isinstance(images, ImageSet) else load_images(images)
 
 
-def open_rgb(path: str | os.PathLike[str]) -> Image.Image:
-    """Open an image file as RGB, upright, 8 bits a channel.
-
-    Raises
-    ------
-    ImageError
-        If the file is empty, no image, broken, or too small; the message holds its path.
-    """
-    name = os.fspath(path)
-    try:
-        with Image.open(name) as opened:
-            return _upright_rgb(opened, name)
-    except ImageError:
-        raise
-    except FileNotFoundError as error:
-        raise ImageError(f"{name!r} does not exist (any more).") from error
-    except UnidentifiedImageError as error:
-        empty = Path(name).stat().st_size == 0
-        raise ImageError(f"{name!r} is {'an empty file' if empty else 'not an image'}; remove it.") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name!r} is too large to open safely ({error}).") from error
-    except _UNREADABLE as error:
-        raise _broken(name, error) from error
-
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError)
-
-
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    try:
-        return to_rgb(ImageOps.exif_transpose(image), name)
-    except ImageError:
-        raise
-    except _UNREADABLE as error:  # PIL reads the pixels only now
-        raise _broken(name, error) from error
-
-
-def _broken(name: str, error: Exception) -> ImageError:
-    return ImageError(f"{name!r} is a broken image ({error}); remove it or fetch it again.")
-
-
-def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
-    """Bring any PIL image to RGB with 8 bits: 16 bits are scaled, transparency is laid over white."""
-    width, height = image.size
-    if min(width, height) < SMALLEST_SIDE:
-        raise ImageError(f"{name!r} has {width} x {height} pixels; each side needs at least {SMALLEST_SIDE}.")
-    if max(width, height) > LARGEST_ASPECT * min(width, height):
-        raise ImageError(f"{name!r} has {width} x {height} pixels; it is over {LARGEST_ASPECT} times as long as wide.")
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bits(image, name)
-    if "A" in image.getbands() or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Scale 16-bit integers by 1/257 and floats in [0, 1] by 255; PIL alone would clip them."""
-    pixels = np.asarray(image).astype(np.float64)
-    low, high = float(pixels.min()), float(pixels.max())
-    if image.mode == "F":
-        scale, limit = 255.0, 1.0
-    else:
-        scale, limit = (1.0, 255) if image.mode == "I" and high <= 255 else (1 / 257, 65535)
-    if not (low >= 0 and high <= limit):
-        raise ImageError(f"{name!r} has pixels from {low} to {high}; mode {image.mode!r} needs 0 to {limit}.")
-    return Image.fromarray(np.round(pixels * scale).astype(np.uint8))
-
-
 def _make(
     names: Sequence[str],
     labels: Sequence[str] | None,
@@ -350,7 +276,7 @@ def _list(items: list[Any], labels: Sequence[str] | None) -> ImageSet:
 
     def open_item(index: int) -> Image.Image:
         item = items[index]
-        return _upright_rgb(item, names[index]) if isinstance(item, Image.Image) else open_rgb(item)
+        return upright_rgb(item, names[index]) if isinstance(item, Image.Image) else open_rgb(item)
 
     return _make(names, labels, f"a list of {len(items)}", open_item)
 

@@ -15,6 +15,7 @@ ORDER = (
     "store",
     "weights",
     "scenes",
+    "opening",
     "images",
     "models",
     "sites",
@@ -27,6 +28,7 @@ ORDER = (
     "explicit",
     "disentanglement",
     "discovery",
+    "differences",
     "exactness",
     "scores",
     "exemplars",
@@ -34,7 +36,6 @@ ORDER = (
     "figures.bars",
     "figures.grids",
     "figures",  # its front door, after its rooms
-    "report",
     "tour",
     "cli",
 )
