@@ -2,11 +2,12 @@
 
 from elude_nb.comparison import compare
 from elude_nb.discovery import disentangle, estimate
-from elude_nb.disentanglement import Disentanglement, ModelMismatchError
+from elude_nb.disentanglement import Disentanglement
 from elude_nb.embedding import embed
 from elude_nb.exactness import ExactnessError, verify
 from elude_nb.exemplars import find_exemplars
 from elude_nb.finding import find_site, find_sites
+from elude_nb.identity import ModelMismatchError
 from elude_nb.images import ImageError, ImageSet, load_images
 from elude_nb.models import Model, load_model, wrap_network
 from elude_nb.recording import Recording, record

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,9 +18,10 @@ from elude_nb.checks import check_count
 from elude_nb.concepts import ConceptBook
 from elude_nb.explicit import explicit_network
 from elude_nb.finding import find_site, noise_batch
+from elude_nb.identity import ModelMismatchError, difference_of_models, identity_of, load_named_model, probe_of
 from elude_nb.images import Images, as_image_set
 from elude_nb.lens import Lens, Readout, read_out
-from elude_nb.models import Model, load_model
+from elude_nb.models import Model
 from elude_nb.recording import Recording, for_analysis, record
 from elude_nb.routing import NO_CONCEPT, Routing, means_on_concepts
 from elude_nb.sites import STREAM, Site, SiteError
@@ -27,10 +29,6 @@ from elude_nb.store import StoreError, load_result, save_result
 from elude_nb.taps import evaluating
 
 _KIND = "disentanglement"
-
-
-class ModelMismatchError(ValueError):
-    """A result that belongs to another model."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,8 @@ class Disentanglement:
     unit_shares
         Share of its channel's variance that each unit carries, (d, k + 1): the covariance of unit and channel over the
         variance of the channel. Shares of a channel add up to 1; a unit that works against the others is negative.
+    names
+        Names of concepts, from `with_names`; empty at first. They are saved with the rest.
     """
 
     model: Model
@@ -78,6 +78,7 @@ class Disentanglement:
     settings: Settings
     channel_variance: Tensor
     unit_shares: Tensor
+    names: Mapping[int, str] = field(default_factory=dict)
 
     # ---------------------------------------------------------------- tables
 
@@ -102,6 +103,8 @@ class Disentanglement:
         )
         missing = table["concept"] == NO_CONCEPT
         table.loc[missing, ["concept", "mean on concept"]] = pd.NA
+        if self.names:
+            table.insert(3, "name", [self.names.get(concept, "") for concept in concepts.tolist()])
         return table
 
     @cached_property
@@ -156,6 +159,32 @@ class Disentanglement:
         table["contribution"] = products.numpy()
         mine = table[(self.routing.routes[channel] == unit).numpy()]
         return mine.sort_values("contribution", key=abs, ascending=False)
+
+    # --------------------------------------------------------------- names
+
+    def with_names(self, names: Mapping[int, str]) -> Disentanglement:
+        """Return the same disentanglement with these concepts named (or renamed); ``""`` takes a name away.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a concept does not exist, a name is no text, or two concepts would bear the same one.
+
+        Examples
+        --------
+        ``split = split.with_names({12: "cat"})``; then ``Edit.scale(concept="cat", by=0.0)``.
+        """
+        merged = dict(self.names)
+        for concept, name in names.items():
+            if not isinstance(name, str):
+                raise TypeError(f"The name of concept {concept} must be text, not {name!r} ({type(name).__name__}).")
+            merged[check_count("concept", concept, 0, len(self.book) - 1)] = name.strip()
+        merged = {concept: name for concept, name in sorted(merged.items()) if name}
+        twice = [name for name, count in Counter(merged.values()).items() if count > 1]
+        if twice:
+            bearers = [concept for concept, name in merged.items() if name == twice[0]]
+            raise ValueError(f"Concepts {bearers} would all be called {twice[0]!r}; give each a name of its own.")
+        return replace(self, names=merged)
 
     # ----------------------------------------------------------- activations
 
@@ -311,19 +340,13 @@ class Disentanglement:
             "source_sums": self.book.source_sums,
             "channel_variance": self.channel_variance,
             "unit_shares": self.unit_shares,
-            "probe": _probe(self.model),
+            "probe": probe_of(self.model),
         }
         manifest = {
-            "model": self.model.name,
-            "architecture": self.model.architecture,
-            "image_size": self.model.input_size[-1],
-            "weights": asdict(self.model.provenance),
-            "fingerprint": self.model.fingerprint(),
-            "dtype": str(self.model.dtype),
-            "input_size": list(self.model.input_size),
+            **identity_of(self.model),
             "settings": asdict(self.settings),
             "reasons": list(self.routing.reasons),
-            "versions": _versions(),
+            "names": {str(concept): name for concept, name in self.names.items()},
         }
         save_result(path, _KIND, tensors, manifest)
 
@@ -340,8 +363,8 @@ class Disentanglement:
             fixed input differ. (The same weights in another architecture give themselves away by the last.)
         """
         tensors, manifest = load_result(path, _KIND)
-        model = model or _load_named_model(manifest, os.fspath(path))
-        difference = _difference_of_models(model, manifest, tensors.get("probe"))
+        model = model or load_named_model(manifest, os.fspath(path))
+        difference = difference_of_models(model, manifest, tensors.get("probe"))
         if difference:
             raise ModelMismatchError(
                 f"{os.fspath(path)!r} was made with {manifest.get('model')!r} ({manifest.get('architecture')}), not "
@@ -358,7 +381,8 @@ class Disentanglement:
         except ValueError as error:
             raise StoreError(f"{os.fspath(path)!r} holds no disentanglement of this model ({error})") from error
         _check_shapes(site, routing, book, variance, shares, os.fspath(path))
-        return Disentanglement(model, site, routing, book, settings, variance, shares)
+        split = Disentanglement(model, site, routing, book, settings, variance, shares)
+        return _with_saved_names(split, manifest.get("names", {}), os.fspath(path))
 
     # --------------------------------------------------------------- reprs
 
@@ -447,42 +471,12 @@ class Disentanglement:
         return (total / count).to(self.weight.dtype)
 
 
-def _probe(model: Model) -> Tensor:
-    """Return what the network makes of one fixed input: up to 4,096 of its outputs."""
-    with evaluating(model.network):
-        return for_analysis(model(noise_batch(model))).flatten()[:4096]
-
-
-def _difference_of_models(model: Model, manifest: dict[str, Any], probe: Tensor | None) -> str:
-    """Say how a model differs from the one that a manifest tells of; nothing if it does not."""
-    settings = {"dtype": str(model.dtype), "input_size": list(model.input_size)}
-    for name, here in settings.items():
-        if manifest.get(name) != here:
-            return f"its {name} is {here}, not {manifest.get(name)}"
-    fingerprint = model.fingerprint()
-    if manifest.get("fingerprint") != fingerprint:
-        return f"its weights have SHA-256 {fingerprint[:12]}, not {str(manifest.get('fingerprint'))[:12]}"
-    found = _probe(model)
-    if probe is None or probe.shape != found.shape:
-        return "its output has another shape"
-    # Other machines and versions round otherwise; another architecture is far away.
-    allowed = 10 * torch.finfo(model.dtype).eps ** 0.5 * float(probe.abs().max())
-    moved = float((probe - found).abs().max())
-    return "" if moved <= allowed else f"with the same weights its output on noise differs by {moved:.2g}"
-
-
-def _load_named_model(manifest: dict[str, Any], path: str) -> Model:
+def _with_saved_names(split: Disentanglement, names: Any, path: str) -> Disentanglement:
+    """Files written before concepts could be named have none."""
     try:
-        if manifest["weights"]["sha256"] is None:
-            raise ValueError(
-                f"{path!r} was made with weights that no name leads back to ({manifest['weights']['source']}); "
-                "pass that model: Disentanglement.load(path, model)."
-            )
-        name, architecture = str(manifest["model"]), str(manifest["architecture"])
-        size, dtype = manifest["image_size"], getattr(torch, str(manifest["dtype"]).removeprefix("torch."))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{path!r} does not say which model it belongs to ({error}); pass the model.") from error
-    return load_model(name, architecture=architecture, image_size=size, dtype=dtype)
+        return split.with_names({int(concept): name for concept, name in names.items()}) if names else split
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StoreError(f"{path!r}: the names of its concepts are damaged ({error}); make the file anew.") from error
 
 
 def _check_shapes(site: Site, routing: Routing, book: ConceptBook, variance: Tensor, shares: Tensor, path: str) -> None:
@@ -500,9 +494,3 @@ def _check_shapes(site: Site, routing: Routing, book: ConceptBook, variance: Ten
             raise StoreError(f"{path!r}: {name} has shape {tuple(tensor.shape)}, not {shape}; make the file anew.")
     if routing.concepts.numel() and int(routing.concepts.max()) >= g:
         raise StoreError(f"{path!r}: a sub-unit has concept {int(routing.concepts.max())} of {g}; make the file anew.")
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("elude-nb", "torch", "timm", "safetensors")}
