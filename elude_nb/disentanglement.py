@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import os
 from collections import Counter
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from elude_nb.checks import check_count
 from elude_nb.concepts import ConceptBook
+from elude_nb.edits import Edit
 from elude_nb.explicit import explicit_network
 from elude_nb.finding import find_site, noise_batch
 from elude_nb.identity import ModelMismatchError, difference_of_models, identity_of, load_named_model, probe_of
@@ -25,7 +27,8 @@ from elude_nb.models import Model
 from elude_nb.recording import Recording, for_analysis, record
 from elude_nb.routing import NO_CONCEPT, Routing, means_on_concepts
 from elude_nb.sites import STREAM, Site, SiteError
-from elude_nb.store import StoreError, load_result, save_result
+from elude_nb.steering import Steering
+from elude_nb.store import StoreError, load_result, save_result, sha256_of_tensors
 from elude_nb.taps import evaluating
 
 _KIND = "disentanglement"
@@ -98,7 +101,7 @@ class Disentanglement:
                 "concept": pd.array(concepts.numpy(), dtype="Int64"),
                 "sources": self.routing.sizes()[channels, units].numpy(),
                 "share of variance": self.unit_shares[channels, units].numpy(),
-                "mean on concept": self._means_on_concepts[channels, units].numpy(),
+                "mean on concept": self.means_on_concepts[channels, units].numpy(),
             }
         )
         missing = table["concept"] == NO_CONCEPT
@@ -262,7 +265,7 @@ class Disentanglement:
                 "use routing='concepts', or read single units with activations()."
             )
         matrix = torch.zeros(len(self.book), self.weight.shape[1], dtype=self.weight.dtype)
-        factors = self._means_on_concepts / self.channel_variance.clamp(min=1e-12)[:, None]  # (d, k + 1)
+        factors = self.means_on_concepts / self.channel_variance.clamp(min=1e-12)[:, None]  # (d, k + 1)
         for channel in self.routing.is_split().nonzero().flatten().tolist():
             owner = torch.cat([torch.tensor([NO_CONCEPT]), self.routing.concepts[channel]])
             routes = self.routing.routes[channel].long().repeat_interleave(self.site.kernel)  # (s * kernel,)
@@ -327,6 +330,39 @@ class Disentanglement:
     def weight(self) -> Tensor:
         """W of the site, (d, s * kernel), with layer scale and BatchNorm folded in; at least in float32."""
         return for_analysis(self.site.weight(self.model.network))
+
+    @cached_property
+    def means_on_concepts(self) -> Tensor:
+        """Mean of each unit (above its overall mean) on the tokens of its concept, (d, k + 1); 0 where it has none."""
+        return means_on_concepts(self.weight, self.routing, self.book)
+
+    @cached_property
+    def identity(self) -> str:
+        """Which split an edit is meant for: 16 hexadecimal digits of a SHA-256 of all it holds."""
+        tensors = {
+            "routes": self.routing.routes,
+            "concepts": self.routing.concepts,
+            "counts": self.book.counts,
+            "source_sums": self.book.source_sums,
+        }
+        return hashlib.sha256(f"{self.site.name}|{sha256_of_tensors(tensors)}".encode()).hexdigest()[:16]
+
+    # ------------------------------------------------------------- steering
+
+    def edit(self, edit: Edit) -> Steering:
+        """Return a context in which the model runs with an edit: ``with split.edit(en.Edit.scale(concept=12, by=0)):``.
+
+        The model is as it was afterwards, whatever happens inside. Blocks can be nested: the inner edit is done after
+        the outer one.
+
+        Raises
+        ------
+        EditError
+            If the split lacks the concept, the unit or the tokens, or a mask has another shape.
+        ModelMismatchError
+            If the edit is meant for another split.
+        """
+        return Steering(self, edit)
 
     # ----------------------------------------------------------- save, load
 
@@ -456,11 +492,7 @@ class Disentanglement:
         A channel of a residual stream says one thing when it is high and another when it is low. What a unit likes best
         is where ``sign * activation`` is largest; that it adds up to the channel has nothing to do with it.
         """
-        return torch.where(self._means_on_concepts < 0, -1, 1)
-
-    @cached_property
-    def _means_on_concepts(self) -> Tensor:
-        return means_on_concepts(self.weight, self.routing, self.book)
+        return torch.where(self.means_on_concepts < 0, -1, 1)
 
     def _mean_sources_of(self, images: Images, tokens: str | None, batch_size: int) -> Tensor:
         total, count = torch.zeros(self.weight.shape[1], dtype=torch.float64), 0

@@ -14,7 +14,7 @@ from elude_nb.models import Model
 from elude_nb.progress import progress_bar
 from elude_nb.recording import Recording, for_analysis
 from elude_nb.sites import Site
-from elude_nb.taps import Tap, as_tokens, evaluating
+from elude_nb.taps import Tap, as_tokens, evaluating, from_tokens
 
 Reconstruct = Callable[[Recording], Tensor]
 """From recorded tokens (t) to the channels (t, d) that stand in for theirs."""
@@ -70,7 +70,8 @@ class Replaced:
 
     def _replace(self, _: nn.Module, __: Any, output: Any) -> Any:
         found: Tensor = output[0] if isinstance(output, tuple) else output
-        tokens = as_tokens(found, channels_last=self._site.kind != "convolution").clone()  # (n, t, d)
+        last = self._site.kind != "convolution"
+        tokens = as_tokens(found, channels_last=last).clone()  # (n, t, d)
         before = self._site.outputs(self._network, tokens)
         recording = self._recording(before)
         changed = self._reconstruct(recording).to(before)
@@ -80,7 +81,7 @@ class Replaced:
                 "return a channel for each of them at every token."
             )
         tokens[:, self._positions] = self._site.captured(self._network, changed.unflatten(0, (len(tokens), -1)))
-        made = self._as_it_was(tokens, found)
+        made = from_tokens(tokens, found, channels_last=last)
         return (made, *output[1:]) if isinstance(output, tuple) else made
 
     def _recording(self, channels: Tensor) -> Recording:
@@ -93,11 +94,6 @@ class Replaced:
             images=torch.arange(len(channels)).repeat_interleave(len(self._positions)),
             positions=self._positions.cpu().repeat(len(channels)),
         )
-
-    def _as_it_was(self, tokens: Tensor, like: Tensor) -> Tensor:
-        if self._site.kind == "convolution":
-            return tokens.transpose(1, 2).reshape(like.shape)
-        return tokens.reshape(like.shape)
 
 
 def features(model: Model, batch: Tensor) -> Tensor:

@@ -164,6 +164,13 @@ class Site:
         # A BatchNorm that multiplies by 0 puts out its shift whatever comes in.
         return torch.where(scale == 0, 0, (channels - shift) / scale)
 
+    def captured_change(self, network: nn.Module, change: Tensor, channels: Tensor) -> Tensor:
+        """Return by how much the exit module's output must change for some channels to change so, (..., u) both."""
+        if self.norm is None:
+            return change
+        scale = _norm_affine(network, self.norm)[0][channels]
+        return torch.where(scale == 0, 0, change / scale)
+
     def _scale(self, network: nn.Module, term: Term) -> Tensor:
         layer: Any = network.get_submodule(term.layer)
         if term.scale is not None:

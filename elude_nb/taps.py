@@ -96,6 +96,11 @@ def as_tokens(tensor: Tensor, *, channels_last: bool = True) -> Tensor:
     return tensor[:, None] if tensor.ndim == 2 else tensor.flatten(1, -2)
 
 
+def from_tokens(tokens: Tensor, like: Tensor, *, channels_last: bool = True) -> Tensor:
+    """Undo `as_tokens`: bring (n, t, d) to the shape of ``like``."""
+    return tokens.reshape(like.shape) if channels_last else tokens.transpose(1, 2).reshape(like.shape)
+
+
 def source_tokens(layer: nn.Module, inputs: Tensor) -> Tensor:
     """Return a layer's input as sources (n, t, s * kernel): for a convolution, the patch under its kernel."""
     if not isinstance(layer, nn.Conv2d):

@@ -28,6 +28,8 @@ ORDER = (
     "explicit",
     "identity",
     "edits",
+    "interception",
+    "plans",
     "steering",
     "disentanglement",
     "scores.inputs",

@@ -75,5 +75,5 @@ def test_units_that_are_low_on_their_concept_are_turned(vit, images, split) -> N
     signs = method.split_.signs[channels, numbers]
     assert set(signs.tolist()) == {-1, 1}
     # Turned, every unit is above 0, its overall mean, on the mean of its own concept.
-    means = method.split_._means_on_concepts[channels, numbers] * signs
+    means = method.split_.means_on_concepts[channels, numbers] * signs
     assert (means > 0).all()

@@ -1,0 +1,134 @@
+"""Run only what comes after a site: many small changes at one place then cost one forward pass, not one each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elude_nb.finding import noise_batch
+from elude_nb.interception import intercept
+from elude_nb.models import Model
+from elude_nb.replacing import features
+from elude_nb.sites import STREAM, Site
+from elude_nb.taps import evaluating
+
+Read = Callable[[Model, Tensor], Tensor]
+"""From a model and a prepared batch to its outputs, (n, e)."""
+
+
+class Rest:
+    """The network after a site, as a function of what the site's exit module put out.
+
+    For a residual stream the blocks up to the site are left out, if on noise that gives the same outputs bit for bit;
+    otherwise whole forward passes are made with the exit's output put in. The network itself is not touched, and
+    gradients flow from the outputs to what was put in, unless the caller switched them off.
+
+    Parameters
+    ----------
+    model, site
+        The model and the site.
+    read
+        What is read of the model: by default its `features`.
+
+    Attributes
+    ----------
+    skips
+        Whether the blocks before the site are left out.
+    """
+
+    def __init__(self, model: Model, site: Site, read: Read = features) -> None:
+        self.model, self.site, self._read = model, site, read
+        self._feed = _Feed()
+        self._short = _without_beginning(model, site, self._feed) if site.kind == STREAM else None
+        if self._short is not None and not self._is_right():
+            self._short = None
+        self.skips = self._short is not None
+
+    def capture(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the model as it is; return what the exit module put out, in its own shape, and the outputs (n, e)."""
+        seen: list[Tensor] = []
+        remove = intercept(self.model.network.get_submodule(self.site.exit), after=lambda out: _kept(out, seen))
+        try:
+            outputs = self._read(self.model, batch)
+        finally:
+            remove()
+        return seen[-1], outputs
+
+    def __call__(self, batch: Tensor, captured: Tensor) -> Tensor:
+        """Return the outputs (n, e) for a batch whose exit module would have put out ``captured``."""
+        if self._short is not None:
+            self._feed.value = captured
+            try:
+                return self._read(self._short, batch)
+            finally:
+                self._feed.value = None
+        remove = intercept(
+            self.model.network.get_submodule(self.site.exit),
+            after=lambda out: (captured, *out[1:]) if isinstance(out, tuple) else captured,
+        )
+        try:
+            return self._read(self.model, batch)
+        finally:
+            remove()
+
+    def _is_right(self) -> bool:
+        noise = noise_batch(self.model)
+        with evaluating(self.model.network):
+            captured, outputs = self.capture(noise)
+            try:
+                return torch.equal(self(noise, captured), outputs)
+            except (RuntimeError, TypeError, AttributeError, ValueError, IndexError):
+                return False  # the blocks cannot be left out here; whole passes can always be made
+
+
+class _Feed(nn.Module):
+    """Puts out what it was given, whatever comes in."""
+
+    value: Tensor | None = None
+
+    def forward(self, *_: Any, **__: Any) -> Tensor | None:
+        return self.value
+
+
+class _Skip(nn.Module):
+    """Hands on what comes in."""
+
+    def forward(self, inputs: Any, *_: Any, **__: Any) -> Any:
+        return inputs
+
+
+def _kept(output: Any, seen: list[Tensor]) -> Any:
+    seen.append(output[0] if isinstance(output, tuple) else output)
+    return output
+
+
+def _without_beginning(model: Model, site: Site, feed: nn.Module) -> Model:
+    """Return the model with the exit block fed and the blocks before it skipped; its parameters are the model's own."""
+    path, _, last = site.exit.rpartition(".")
+    network = _shallow(model.network)
+    owner = network
+    for name in path.split(".") if path else []:
+        inner = _shallow(owner._modules[name])
+        owner._modules[name] = inner
+        owner = inner
+    for name in list(owner._modules):
+        if name == last:
+            owner._modules[name] = feed
+            break
+        if path:  # siblings of a block; at the top level these are the embedding and the like
+            owner._modules[name] = _Skip()
+    return replace(model, network=network)
+
+
+def _shallow(module: nn.Module | None) -> nn.Module:
+    """Return a module with the same parameters whose submodules can be replaced without touching the original."""
+    if module is None:
+        raise TypeError("A module on the way to the site is None.")
+    made = copy.copy(module)
+    vars(made)["_modules"] = dict(module._modules)
+    return made
