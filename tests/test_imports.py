@@ -53,6 +53,7 @@ ORDER = (
     "exemplars",
     "planted",
     "replacing",
+    "resuming",
     "rivals.base",
     "rivals.linear",
     "rivals.split",
