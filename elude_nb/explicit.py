@@ -133,7 +133,7 @@ def explicit_network(network: nn.Module, site: Site, routing: Routing) -> nn.Mod
         layer: Any = made.get_submodule(site.terms[0].layer)
         split = split_layer(layer, routing.routes, channels, units)
         merge = Merge(channels, site.channels, dim=1 if site.kind == "convolution" else -1)
-        _replace(made, site.terms[0].layer, SplitLayer(split, merge))
+        replace_module(made, site.terms[0].layer, SplitLayer(split, merge))
     return made.eval().requires_grad_(requires_grad=False)
 
 
@@ -231,22 +231,28 @@ def _split_stream(network: nn.Module, site: Site, routing: Routing, channels: Te
             last=block == blocks[-1],
         )
         path = site.terms[blocks.index(block) * 2].layer.rpartition(".")[0].rpartition(".")[0]
-        _replace(network, path, split)
+        replace_module(network, path, split)
 
 
 def _split_branch(network: nn.Module, term: Term, routes: Tensor, channels: Tensor, units: Tensor) -> SplitBranch:
+    norm, branch, layer, scale = take_branch(network, term)
+    return SplitBranch(norm, branch, layer, split_layer(layer, routes, channels, units), scale)
+
+
+def take_branch(network: nn.Module, term: Term) -> tuple[nn.Module, nn.Module, Any, Any]:
+    """Take a branch's last layer off, so that it hands out its sources; return norm, branch, layer and scale."""
     branch_path, _, layer_name = term.layer.rpartition(".")
     block = network.get_submodule(branch_path.rpartition(".")[0])
     branch = network.get_submodule(branch_path)
     layer: Any = branch.get_submodule(layer_name)
-    split = split_layer(layer, routes, channels, units)
-    setattr(branch, layer_name, nn.Identity())  # now the branch hands out its sources
+    setattr(branch, layer_name, nn.Identity())
     norm = block.get_submodule("norm1" if term.part == "attention" else "norm2")
     scale = None if term.scale is None else network.get_parameter(term.scale)
-    return SplitBranch(norm, branch, layer, split, scale)
+    return norm, branch, layer, scale
 
 
-def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
+def replace_module(network: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of the one at ``path``."""
     parent, _, name = path.rpartition(".")
     owner = network.get_submodule(parent) if parent else network
     owner._modules[name] = module

@@ -128,7 +128,8 @@ def train(rule: Rule, tokens: Tensor, images: Tensor, width: int, training: Trai
         raise ValueError("All tokens are the same; there is nothing to learn from. Record other images or tokens.")
     centred /= scale
     run = _Run(rule, centred[~held], centred[held], width, training, generator)
-    history = run.all_steps(description)
+    with torch.enable_grad():  # the caller may be in the middle of forward passes
+        history = run.all_steps(description)
     return Trained(run.best, mean, scale, history)
 
 
