@@ -70,11 +70,15 @@ class Change:
         if bool(self.concepts) == bool(self.units):
             raise EditError("Say what to edit: concept=..., or unit=(channel, number); one of them, not both.")
         if self.kind == "clamp":
+            if len(self.values) != 2:
+                raise EditError(f"clamp needs two bounds, low and high, not {len(self.values)}.")
             low, high = self.values
-            if math.isnan(low) or math.isnan(high) or low > high:
-                raise EditError(f"clamp needs low <= high, not low={low}, high={high}.")
+            if not low <= high or (math.isinf(low) and math.isinf(high)):
+                raise EditError(f"clamp needs low <= high, one of them finite, not low={low}, high={high}.")
         elif len(self.values) not in {1, len(self.units)}:
             raise EditError(f"{len(self.values)} values were given for {len(self.units)} units; give one, or one each.")
+        if self.kind == "add" and self.about != "mean":
+            raise EditError("What is added is counted from nothing; leave about out.")
         if self.mask is not None and self.tokens not in {"all", "patch"}:
             raise EditError(f"A mask lies over the patches; it cannot go with tokens={self.tokens!r}.")
 
@@ -263,9 +267,9 @@ class Edit:
         changed = (
             replace(
                 change,
-                strength=tuple(factor * s for s in change.strength)
+                strength=tuple(_number("strength", factor * s) for s in change.strength)
                 if isinstance(change.strength, tuple)
-                else factor * change.strength,
+                else _number("strength", factor * change.strength),
             )
             for change in self.changes
         )
@@ -274,11 +278,13 @@ class Edit:
     def to_dict(self) -> dict[str, Any]:
         """Return the edit as plain lists, texts and numbers."""
         plain = [{key: value for key, value in asdict(change).items() if value is not None} for change in self.changes]
+        for change in plain:  # JSON has no infinity: a bound that is none is written as null
+            change["values"] = [value if math.isfinite(value) else None for value in change["values"]]
         return {"format": _FORMAT, "made_for": self.made_for, "changes": json.loads(json.dumps(plain))}
 
     def to_json(self) -> str:
         """Return the edit as JSON, for `from_json`."""
-        return json.dumps(self.to_dict())
+        return json.dumps(self.to_dict(), allow_nan=False)
 
     @staticmethod
     def from_dict(found: Mapping[str, Any]) -> Edit:
@@ -307,8 +313,8 @@ class Edit:
         """Make the edit that `to_json` wrote; raises as `from_dict` does."""
         try:
             found = json.loads(text)
-        except ValueError as error:
-            raise EditError(f"This is no JSON ({error}).") from error
+        except (ValueError, RecursionError) as error:
+            raise EditError(f"This is no JSON that elude_nb reads ({error}).") from error
         if not isinstance(found, dict):
             raise EditError(f"An edit is a JSON object, not {type(found).__name__}.")
         return Edit.from_dict(found)
@@ -345,9 +351,7 @@ def _change_from(found: dict[str, Any]) -> Change:
         kind=found["kind"],
         concepts=_concepts(found["concepts"]),
         units=_units(found["units"]),
-        values=tuple(_bound(value) for value in found["values"])
-        if found["kind"] == "clamp"
-        else _numbers("values", found["values"]),
+        values=_bounds(found["values"]) if found["kind"] == "clamp" else _numbers("values", found["values"]),
         about=found["about"],
         tokens=_tokens(found["tokens"]),
         mask=_mask(found.get("mask")),
@@ -358,18 +362,23 @@ def _change_from(found: dict[str, Any]) -> Change:
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, not {value!r} ({type(value).__name__}).")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
     if not math.isfinite(number):
         raise EditError(f"{name}={number} is not finite; give a finite number.")
     return number
 
 
-def _bound(value: object) -> float:
-    """Return a bound of a clamp: infinite where there is none."""
-    return float(value) if isinstance(value, float) and math.isinf(value) else _number("bound", value)
+def _bounds(values: Any) -> tuple[float, ...]:
+    """Return the two bounds of a clamp, infinite where there is none."""
+    low, high = _items("bounds", values)
+    return -math.inf if low is None else _number("low", low), math.inf if high is None else _number("high", high)
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    value = _item(value)
     if isinstance(value, Real):
         return (_number(name, value),)
     found = tuple(_number(name, _item(each)) for each in _items(name, value))
@@ -386,6 +395,7 @@ def strength_value(value: Any) -> float | tuple[float, ...]:
     TypeError, EditError
         If it is no number, not finite, or an empty schedule.
     """
+    value = _item(value)
     return _number("strength", value) if isinstance(value, Real) else _numbers("strength", value)
 
 
@@ -401,6 +411,7 @@ def _item(value: Any) -> Any:
 
 
 def _concepts(concept: Any) -> tuple[int | str, ...]:
+    concept = _item(concept)
     several = [concept] if isinstance(concept, str | Integral) else list(_items("concept", concept))
     found: list[int | str] = []
     for each in map(_item, several):
@@ -424,9 +435,11 @@ def _units(unit: Any) -> tuple[tuple[int, int], ...]:
 
 
 def _once(name: str, found: list[Any]) -> tuple[Any, ...]:
-    twice = next((each for number, each in enumerate(found) if each in found[:number]), None)
-    if twice is not None:
-        raise EditError(f"{name} {twice!r} is named twice; name it once.")
+    seen: set[Any] = set()
+    for each in found:
+        if each in seen:
+            raise EditError(f"{name} {each!r} is named twice; name it once.")
+        seen.add(each)
     return tuple(found)
 
 
@@ -447,9 +460,11 @@ def _tokens(tokens: Any) -> str | tuple[int, ...]:
 def _mask(mask: Any) -> Mask | None:
     if mask is None:
         return None
+    if hasattr(mask, "detach"):  # a tensor, on whatever device, in whatever dtype
+        mask = mask.detach().tolist()
     try:
         weights = np.asarray(mask, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise EditError(f"A mask must be rows of equally many numbers ({error}).") from error
     if weights.ndim != 2 or not weights.size:
         raise EditError(f"A mask must be (rows, columns), not of shape {weights.shape}.")

@@ -72,11 +72,11 @@ class Effect:
 
     def __str__(self) -> str:
         first = self.table.iloc[0]
+        names = ("drop", "accuracy drop", "others", "accuracy others", "worst")
+        drop, accuracy, others, other_accuracy, worst = (_rounded(-100 * first[name], "+.1f") for name in names)
         return (
-            f"{self.target}: probability {-100 * first['drop']:+.1f} points, accuracy "
-            f"{-100 * first['accuracy drop']:+.1f}; the others {-100 * first['others']:+.1f} and "
-            f"{-100 * first['accuracy others']:+.1f} (worst: {first['worst class']} {-100 * first['worst']:+.1f}); "
-            f"specificity {first['specificity']:.1f}"
+            f"{self.target}: probability {drop} points, accuracy {accuracy}; the others {others} and {other_accuracy} "
+            f"(worst: {first['worst class']} {worst}); specificity {_rounded(first['specificity'], '.1f')}"
         )
 
     def __repr__(self) -> str:
@@ -87,7 +87,7 @@ class Effect:
         notes = "".join(f"<br>{html.escape(note)}" for note in self.left_out)
         return (
             f"<p>{html.escape(repr(self.edit))} on {self.images} images, {html.escape(self.head)}<br>"
-            f"{html.escape(str(self))}{notes}</p>{shown.to_html(index=False, float_format='{:.3f}'.format)}"
+            f"{html.escape(str(self))}{notes}</p>{shown.to_html(index=False, float_format=_thousandths)}"
         )
 
 
@@ -155,12 +155,16 @@ def effect(
     wanted = [check_choice("controls", control, CONTROLS) for control in _several(controls)]
     doses = sorted({*_checked(strengths), 1.0})
     check_count("draws", draws)
+    check_count("batch_size", batch_size)
     if isinstance(head, str):
         check_choice("head", head, HEADS)
+    weights = edited_tokens(split, edit)
+    if weights is not None and not weights.any():
+        raise EditError("The mask is 0 everywhere: there is no token at which anything could be measured.")
     chosen, measured = _halves(images, fit, seed)
+    aims = _aims(head, chosen, measured)
     if target is not None:
-        known = sorted(set(_labels(chosen)) & set(_labels(measured)))
-        check_choice("target", target, known if isinstance(head, str) else head.classes)
+        check_choice("target", target, aims)
     steps = len(chosen) + len(measured)
     main = Intervention("edit", _described(split, edit), (plan,))
     with (
@@ -168,12 +172,12 @@ def effect(
         progress_bar(description="effect", total=steps, show=progress, unit="image") as bar,
     ):
         read = features if isinstance(head, str) else head.read
-        trial = Trial(split, read, edited_tokens(split, edit), batch_size, bar)
+        trial = Trial(split, read, weights, batch_size, bar)
         seen = trial.through(chosen, [main], [1.0], seed)
         judge = (
             fit_on_outputs(seen.before, _labels(chosen), head, k=min(5, len(chosen))) if isinstance(head, str) else head
         )
-        aim = target if target is not None else _strongest(judge, seen, chosen)
+        aim = target if target is not None else _strongest(judge, seen, chosen, aims)
         is_target = torch.tensor([label == aim for label in _labels(chosen)])
         made, left_out = _made(Controls(split, edit, seen, is_target, draws, seed, sae), wanted)
         found = trial.through(measured, [main, *made], doses)
@@ -191,12 +195,12 @@ def _made(controls: Controls, wanted: Sequence[str]) -> tuple[list[Intervention]
     return made, tuple(left_out)
 
 
-def _strongest(judge: Head, seen: Outcomes, images: ImageSet) -> str:
-    """Return the label whose true probability falls most."""
+def _strongest(judge: Head, seen: Outcomes, images: ImageSet, aims: Sequence[str]) -> str:
+    """Return the label among ``aims`` whose true probability falls most."""
     codes = class_codes(judge, _labels(images))
     drop = _true(judge, seen.before, codes) - _true(judge, seen.after[0, 1.0][0], codes)
-    means = {int(code): float(drop[codes == code].mean()) for code in codes.unique()}
-    return judge.classes[max(means, key=means.__getitem__)]
+    means = {label: float(drop[codes == class_number(judge, label)].mean()) for label in aims}
+    return max(means, key=means.__getitem__)
 
 
 def _effect(
@@ -255,7 +259,10 @@ class _Measure:
         others = {name: value for name, value in classes.items() if name != self._judge.classes[self._target]}
         accuracies = self._class_means(accuracy)
         other_accuracies = [value for name, value in accuracies.items() if name in others]
-        drop, rest = mean_interval(drops[meant]), mean_interval(drops[~meant])
+        # Weighted so that their mean is that over classes, however many images each has.
+        counts = torch.bincount(self._codes)[self._codes[~meant]]
+        drop = mean_interval(drops[meant])
+        rest = mean_interval(drops[~meant] * len(counts) / (len(others) * counts))
         worst = max(others, key=others.__getitem__)
         moved = float(np.mean(np.abs(list(others.values()))))
         return {
@@ -307,9 +314,23 @@ def _halves(images: Images, fit: Images | None, seed: int) -> tuple[ImageSet, Im
     photos = as_image_set(images)
     _labels(photos)
     chosen, measured = photos.split(0.5, seed=seed) if fit is None else (as_image_set(fit), photos)
-    if len(set(_labels(measured))) < 2:
-        raise ValueError(f"The images to measure on are all labelled {set(_labels(measured))}: who are the others?")
+    for photos, use in ((measured, "measure"), (chosen, "choose")):
+        if len(set(_labels(photos))) < 2:
+            raise ValueError(f"The images to {use} on are all labelled {set(_labels(photos))}: who are the others?")
     return chosen, measured
+
+
+def _aims(head: str | Head, chosen: ImageSet, measured: ImageSet) -> list[str]:
+    """Return the labels that can be the target; raise ``ValueError`` if the head would not know a label."""
+    fitted, shown = set(_labels(chosen)), set(_labels(measured))
+    unknown = shown - fitted if isinstance(head, str) else (shown | fitted) - set(head.classes)
+    if unknown:
+        known = sorted(fitted) if isinstance(head, str) else list(head.classes)
+        few = " (a label needs images in both halves)" if isinstance(head, str) else ""
+        raise ValueError(f"The head knows {known}, but some images are labelled {sorted(unknown)}{few}.")
+    if not fitted & shown:
+        raise ValueError(f"No label is among both {sorted(fitted)} to choose on and {sorted(shown)} to measure on.")
+    return sorted(fitted & shown)
 
 
 def _labels(images: ImageSet) -> tuple[str, ...]:
@@ -327,6 +348,16 @@ def _checked(strengths: Sequence[float]) -> list[float]:
     if not np.isfinite(found).all():
         raise EditError(f"strengths={found} must be finite.")
     return found
+
+
+def _rounded(number: float, form: str) -> str:
+    """Return a number as text, without a sign if it is 0 as it stands there."""
+    text = format(number, form)
+    return text if float(text) != 0 else format(0.0, form)
+
+
+def _thousandths(number: float) -> str:
+    return _rounded(number, ".3f")
 
 
 def _described(split: Splittable, edit: Edit) -> str:

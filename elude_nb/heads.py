@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -76,6 +77,11 @@ class LinearProbe:
         """Return the logit of one class as a function of outputs (n, e): what `elude_nb.attribute` asks for."""
         column = class_number(self, label)
         return lambda outputs: self.logits(outputs)[:, column]
+
+    def margin(self, label: str, over: str) -> Callable[[Tensor], Tensor]:
+        """Return by how much one class's logit lies above another's, as a function of outputs (n, e)."""
+        first, second = class_number(self, label), class_number(self, over)
+        return lambda outputs: self.logits(outputs)[:, first] - self.logits(outputs)[:, second]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +175,9 @@ def fit_head(
     photos = photos if labels is None else photos.with_labels(labels)
     if photos.labels is None:
         raise ValueError("The images have no labels to fit a head on; give labels=[...], one an image.")
+    _classes(photos.labels)  # a mistake is told before the model runs
+    if kind == "knn":
+        check_count("k", k, 1, len(photos))
     outputs = read_outputs(model, photos, batch_size=batch_size, progress=progress)
     return fit_on_outputs(outputs, photos.labels, kind, k=k)
 
@@ -191,14 +200,36 @@ def fit_on_outputs(
 ) -> LinearProbe | NearestNeighbours:
     """Fit a head on features (n, e) that are there already; otherwise as `fit_head`."""
     check_choice("kind", kind, HEADS)
-    classes = tuple(sorted(set(labels)))
-    if len(classes) < 2:
-        raise ValueError(f"A head tells classes apart; all {len(labels)} images are labelled {classes}.")
+    classes = _classes(labels)
+    if len(labels) != len(outputs):
+        raise ValueError(f"{len(labels)} labels were given for {len(outputs)} outputs; give one an image.")
     codes = torch.tensor([classes.index(label) for label in labels])
     if kind == "knn":
         check_count("k", k, 1, len(outputs))
         return NearestNeighbours(_unit(outputs), codes, classes, k)
     return _fitted_probe(outputs, codes, classes)
+
+
+def predict(head: Head, model: Model, images: Images, *, batch_size: int = 16) -> pd.DataFrame:
+    """Return what a head says of images: ``image``, ``label``, ``predicted``, ``probability`` of that, ``right``.
+
+    Inside ``with split.edit(edit):`` that is what it says of the edited model.
+
+    Returns
+    -------
+    DataFrame
+        One row an image. Without labels there is no ``label`` and no ``right``.
+    """
+    photos = as_image_set(images)
+    with evaluating(model.network):
+        parts = [head.probabilities(for_analysis(head.read(model, b))) for b in model.batches(photos, batch_size)]
+    probability, best = torch.cat(parts).max(1)
+    table = pd.DataFrame({"image": range(len(photos)), "predicted": [head.classes[i] for i in best.tolist()]})
+    table["probability"] = probability.numpy()
+    if photos.labels is not None:
+        table.insert(1, "label", list(photos.labels))
+        table["right"] = table["label"] == table["predicted"]
+    return table
 
 
 def class_number(head: Head, label: str) -> int:
@@ -212,12 +243,20 @@ def class_codes(head: Head, labels: Sequence[str]) -> Tensor:
     return torch.tensor([number[label] for label in labels])
 
 
+def _classes(labels: Sequence[str]) -> tuple[str, ...]:
+    classes = tuple(sorted(set(labels)))
+    if len(classes) < 2:
+        raise ValueError(f"A head tells classes apart; all {len(labels)} images are labelled {list(classes)}.")
+    return classes
+
+
 def _fitted_probe(outputs: Tensor, codes: Tensor, classes: tuple[str, ...]) -> LinearProbe:
     from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
 
     x = outputs.double().numpy()
-    mean, spread = x.mean(0), x.std(0)
-    spread = np.where(spread > 0, spread, 1.0)
+    scaler = StandardScaler().fit(x)  # it knows a constant feature though rounding gives it a spread
+    mean, spread = scaler.mean_, scaler.scale_
     model = LogisticRegression(C=0.1, max_iter=2000).fit((x - mean) / spread, codes.numpy())
     weight, bias = model.coef_, model.intercept_
     if len(classes) == 2:  # scikit-learn keeps only the second class's logit

@@ -35,7 +35,12 @@ class _Point:
                 if before is not None:
                     before(self, inputs)
             # A copy of the module made meanwhile runs its own weights, not those of the module copied.
-            output = type(self).forward(self, *inputs, **named) if previous is None else previous(*inputs, **named)
+            if previous is None:
+                output = type(self).forward(self, *inputs, **named)
+            elif isinstance(previous, MethodType) and previous.__self__ is point.module():
+                output = previous.__func__(self, *inputs, **named)
+            else:
+                output = previous(*inputs, **named)
             for _, after in tuple(point.calls.values()):
                 if after is not None:
                     output = after(output)

@@ -55,7 +55,9 @@ def removal(edit: Edit) -> float | None:
     True
     """
     shares = {_share(change) for change in edit.changes}
-    return shares.pop() if len(shares) == 1 else None
+    named = [each for change in edit.changes for each in (*change.concepts, *change.units)]
+    once = len(named) == len(set(named))  # of what is halved twice, three quarters are gone
+    return shares.pop() if len(shares) == 1 and once else None
 
 
 def _share(change: Change) -> float | None:
@@ -139,20 +141,22 @@ def random_units(split: Splittable, edit: Edit, draws: int, seed: int) -> Interv
     Raises
     ------
     EditError
-        If the edit cannot be carried over (a clamp on a concept has other bounds for each sub-unit).
+        If the edit cannot be carried over (a clamp on a concept has other bounds for each sub-unit), or it names all
+        sub-units of its channels.
     """
     rng = np.random.default_rng(seed)
-    numbers = [[int(k) for k in (row > 0).nonzero().flatten()] for row in split.routing.sizes()]
+    units, sizes = edited_units(split, edit), split.routing.sizes()
+    numbers = {channel: (sizes[channel, 1:] > 0).nonzero().flatten().add(1).tolist() for channel, _ in units}
     plans = []
     for _ in range(draws):
-        changes = []
+        others, changes = _others(units, numbers, rng), []
+        if all(unit == other for unit, other in others.items()):
+            raise EditError("the edited channels have no other sub-units.")
         for change in edit.changes:
-            units = units_of(split, change)
-            drawn = _others(units, numbers, rng)
+            drawn = tuple(others[unit] for unit in units_of(split, change))
             changes.append(replace(change, concepts=(), units=drawn, values=_values_for(split, change, drawn)))
         plans.append(plan_edit(split, Edit(tuple(changes))))
-    count = len(edited_units(split, edit))
-    return Intervention("random sub-units", f"{count} of the same channels, {draws} draws", tuple(plans))
+    return Intervention("random sub-units", f"{len(units)} of the same channels, {draws} draws", tuple(plans))
 
 
 def random_concepts(split: Splittable, edit: Edit, draws: int, seed: int) -> Intervention:
@@ -182,20 +186,20 @@ def random_concepts(split: Splittable, edit: Edit, draws: int, seed: int) -> Int
 
 
 def _others(
-    units: Sequence[tuple[int, int]], numbers: list[list[int]], rng: np.random.Generator
-) -> tuple[tuple[int, int], ...]:
-    """Draw another sub-unit of the same channel for each unit, none twice; one that has no other is drawn itself."""
-    taken: set[tuple[int, int]] = set()
-    for channel, number in units:
-        free = [(channel, k) for k in numbers[channel] if k not in {0, number} and (channel, k) not in taken]
-        taken.add(free[int(rng.integers(len(free)))] if free else (channel, number))
-    return tuple(sorted(taken))
+    units: Sequence[tuple[int, int]], numbers: dict[int, list[int]], rng: np.random.Generator
+) -> dict[tuple[int, int], tuple[int, int]]:
+    """Draw for each unit another sub-unit of its channel that is not edited, none twice; itself if none is left."""
+    edited, free = set(units), {}
+    for channel, several in numbers.items():
+        free[channel] = rng.permutation([k for k in several if (channel, k) not in edited]).tolist()
+    order = [units[int(place)] for place in rng.permutation(len(units))]  # who is left with itself is drawn, too
+    return {(channel, k): (channel, int(free[channel].pop()) if free[channel] else k) for channel, k in order}
 
 
 def _values_for(split: Splittable, change: Change, units: Sequence[tuple[int, int]]) -> tuple[float, ...]:
     """Return a change's values for other units: those that count in means on a concept are counted out."""
     if not change.concepts or change.kind == "scale":
-        return change.values[:1] if change.kind != "clamp" else change.values
+        return change.values
     if change.kind == "clamp":
         raise EditError("A clamp on a concept cannot be done to random sub-units: each would need bounds of its own.")
     pairs = torch.tensor(units)

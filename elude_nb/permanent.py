@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from elude_nb.edits import Edit, EditError
 from elude_nb.explicit import replace_module, take_branch
 from elude_nb.finding import noise_batch
+from elude_nb.interception import is_intercepted
 from elude_nb.plans import Plan, Splittable, increment
 from elude_nb.sites import STREAM, Site, SiteError, Term
 from elude_nb.steering import Steering, check_edit
@@ -159,7 +160,7 @@ def make_permanent(split: Splittable, edit: Edit) -> nn.Module:
     Raises
     ------
     EditError, ModelMismatchError
-        If the split cannot carry out the edit, or it has a schedule.
+        If the split cannot carry out the edit, it has a schedule, or another edit is active on the model.
     SiteError
         If the site is the stream of blocks that do not run one branch after the other.
     """
@@ -167,7 +168,9 @@ def make_permanent(split: Splittable, edit: Edit) -> nn.Module:
     if any(change.scheduled for change in edit.changes):
         raise EditError("A schedule of strengths cannot be made permanent; choose one with a number as strength.")
     network, site = split.model.network, split.site
-    made = copy.deepcopy(network)
+    if is_intercepted(network):
+        raise EditError("An edit is active on the model; leave its `with` block first, or add the edits up: a + b.")
+    made = copy.deepcopy(network).cpu()  # where the plan is
     if len(plan):
         if site.kind == STREAM:
             _edit_stream(made, site, plan)
@@ -175,7 +178,7 @@ def make_permanent(split: Splittable, edit: Edit) -> nn.Module:
             _fold(made, site, plan)
         else:
             _edit_layer(made, site, plan)
-    made = made.to(next(network.parameters()).device).eval().requires_grad_(requires_grad=False)
+    made = made.to(split.model.device).eval().requires_grad_(requires_grad=False)
     _check(split, edit, made)
     return made
 
@@ -260,7 +263,10 @@ def _edit_stream(network: nn.Module, site: Site, plan: Plan) -> None:
     for block in blocks:
         terms = [(term, piece) for term, piece in zip(site.terms, pieces, strict=True) if term.block == block]
         path = terms[0][0].layer.rpartition(".")[0].rpartition(".")[0]
-        branches = {term.part: _edited_branch(network, term, piece) for term, piece in terms}
+        try:
+            branches = {term.part: _edited_branch(network, term, piece) for term, piece in terms}
+        except AttributeError as error:  # no norm1 or norm2
+            raise SiteError(_not_plain(site.name, f"{path!r}: {error}")) from error
         last = block == blocks[-1]
         made = EditedBlock(branches["attention"], branches["mlp"], rule, plan.offset, site.channels, last=last)
         replace_module(network, path, made)
@@ -276,11 +282,19 @@ def _check(split: Splittable, edit: Edit, made: nn.Module) -> None:
     noise = noise_batch(split.model)
     with evaluating(split.model.network), Steering(split, edit):
         expected = split.model(noise)
-    with torch.no_grad():
-        found = made(noise)
+    try:
+        with torch.no_grad():
+            found = made(noise)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise SiteError(_not_plain(split.site.name, str(error))) from error
     difference, largest = float((expected - found).abs().max()), float(expected.abs().max())
     if not difference <= largest * torch.finfo(split.model.dtype).eps ** 0.5:
-        raise SiteError(
-            f"The edit at {split.site.name!r} cannot be made permanent: outputs on noise differ by {difference:.2g} "
-            f"(largest: {largest:.2g}). Its blocks are no plain pre-norm blocks; the live edit works all the same."
-        )
+        reason = f"outputs on noise differ by {difference:.2g} (largest: {largest:.2g})"
+        raise SiteError(_not_plain(split.site.name, reason))
+
+
+def _not_plain(name: str, reason: str) -> str:
+    return (
+        f"The edit at {name!r} cannot be made permanent: {reason}. Its blocks are no plain pre-norm blocks; the live "
+        "edit works all the same."
+    )

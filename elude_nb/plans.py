@@ -74,16 +74,21 @@ class Step:
 
     def increment(self, activations: Tensor) -> Tensor:
         """Return ``f(x) - x`` for activations (..., r): exactly 0 where the change asks for nothing."""
-        match self.change.kind:
-            case "scale":
-                return (self.values - 1) * (activations - self.reference)
-            case "set":
-                return self.reference + self.values - activations
-            case "clamp":
-                low, high = self.values + self.reference
-                return torch.minimum(torch.maximum(activations, low), high) - activations
-            case _:
-                return self.values.expand_as(activations)
+        return increment(self.change.kind, activations, self.reference, self.values)
+
+
+def increment(kind: str, activations: Tensor, reference: Tensor, values: Tensor) -> Tensor:
+    """Return ``f(x) - x`` for a kind of change, (..., r); see `Change` and `Step`."""
+    match kind:
+        case "scale":
+            return (values - 1) * (activations - reference)
+        case "set":
+            return reference + values - activations
+        case "clamp":
+            low, high = values[0] + reference, values[1] + reference
+            return torch.minimum(torch.maximum(activations, low), high) - activations
+        case _:
+            return values.expand_as(activations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,14 +224,19 @@ def plan_edit(split: Splittable, edit: Edit, starts: Sequence[int] | None = None
         If the split lacks a concept, unit or token, or a mask has another shape. Nothing has run by then.
     """
     begun = starts or [0] * len(edit.changes)
-    wanted = [(change, start) for change, start in zip(edit.changes, begun, strict=True) if change.strength != 0]
-    found = [(change, start, units_of(split, change)) for change, start in wanted]
+    # All are looked up, also those that do nothing: a mistake is told at once, not when a slider leaves 0.
+    known = [
+        (change, start, units_of(split, change), token_weights(split, change))
+        for change, start in zip(edit.changes, begun, strict=True)
+    ]
+    wanted = [each for each in known if each[0].strength != 0]
+    found = [each[:3] for each in wanted]
     units = sorted({unit for _, _, several in found for unit in several})
     place = {unit: row for row, unit in enumerate(units)}
     pairs = torch.tensor(units, dtype=torch.int64).reshape(-1, 2)
     channels, numbers = pairs[:, 0], pairs[:, 1]
     means = _raw_means(split, channels, numbers)
-    positions, weights = _shared_positions([token_weights(split, change) for change, _ in wanted], means.dtype)
+    positions, weights = _shared_positions([weight for *_, weight in wanted], means.dtype)
     steps = []
     for (change, start, several), weight in zip(found, weights, strict=True):
         rows = torch.tensor([place[unit] for unit in several], dtype=torch.int64)
@@ -283,7 +293,9 @@ def token_weights(split: Splittable, change: Change) -> Tensor | None:
     layout = split.site.layout
     if change.mask is not None:
         weights = torch.zeros(layout.count, dtype=torch.float64)
-        weights[layout.classes + layout.registers :] = _patch_weights(split, torch.tensor(change.mask))
+        weights[layout.classes + layout.registers :] = _patch_weights(
+            split, torch.tensor(change.mask, dtype=torch.float64)
+        )
         return weights
     if change.tokens == "all":
         return None
@@ -293,9 +305,9 @@ def token_weights(split: Splittable, change: Change) -> Tensor | None:
         except ValueError as error:
             raise EditError(str(error)) from error
     else:
+        if max(change.tokens) >= layout.count:
+            raise EditError(f"There is no token {max(change.tokens)}; {split.site.name!r} has 0 to {layout.count - 1}.")
         chosen = torch.tensor(change.tokens)
-        if int(chosen.max()) >= layout.count:
-            raise EditError(f"There is no token {int(chosen.max())}; {split.site.name!r} has 0 to {layout.count - 1}.")
     return torch.zeros(layout.count, dtype=torch.float64).index_fill(0, chosen, 1)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb.finding import noise_batch
-from elude_nb.interception import intercept
+from elude_nb.interception import intercept, is_intercepted
 from elude_nb.models import Model
 from elude_nb.replacing import features
 from elude_nb.sites import STREAM, Site
@@ -25,8 +25,8 @@ class Rest:
     """The network after a site, as a function of what the site's exit module put out.
 
     For a residual stream the blocks up to the site are left out, if on noise that gives the same outputs bit for bit;
-    otherwise whole forward passes are made with the exit's output put in. The network itself is not touched, and
-    gradients flow from the outputs to what was put in, unless the caller switched them off.
+    otherwise, and while an edit is active, whole forward passes are made with the exit's output put in. The network
+    itself is not touched, and gradients flow from the outputs to what was put in, unless the caller switched them off.
 
     Parameters
     ----------
@@ -61,12 +61,15 @@ class Rest:
 
     def __call__(self, batch: Tensor, captured: Tensor) -> Tensor:
         """Return the outputs (n, e) for a batch whose exit module would have put out ``captured``."""
-        if self._short is not None:
+        if self._short is not None and not is_intercepted(self.model.network):  # else edits would be lost half-way
             self._feed.value = captured
             try:
                 return self._read(self._short, batch)
             finally:
                 self._feed.value = None
+        return self._whole(batch, captured)
+
+    def _whole(self, batch: Tensor, captured: Tensor) -> Tensor:
         remove = intercept(
             self.model.network.get_submodule(self.site.exit),
             after=lambda out: (captured, *out[1:]) if isinstance(out, tuple) else captured,
@@ -80,8 +83,11 @@ class Rest:
         noise = noise_batch(self.model)
         with evaluating(self.model.network):
             captured, outputs = self.capture(noise)
+            other = captured.flip(-1)  # a network whose forward was replaced may not care what is put in
             try:
-                return torch.equal(self(noise, captured), outputs)
+                return torch.equal(self(noise, captured), outputs) and torch.equal(
+                    self(noise, other), self._whole(noise, other)
+                )
             except (RuntimeError, TypeError, AttributeError, ValueError, IndexError):
                 return False  # the blocks cannot be left out here; whole passes can always be made
 

@@ -10,15 +10,17 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from elude_nb.edits import Edit
 from elude_nb.identity import ModelMismatchError
 from elude_nb.interception import intercept
-from elude_nb.plans import Accumulator, Plan, Splittable, plan_edit
+from elude_nb.plans import Accumulator, Plan, Splittable, concept_number, plan_edit
 from elude_nb.sites import Site
 from elude_nb.taps import as_tokens, from_tokens
 
@@ -62,12 +64,12 @@ class Steering:
         """
         check_edit(self.split, edit)
         for live, key in self._entered:
-            live.replace(key, edit)
+            live.replace(key, numbered(self.split, edit))
         self._edit = edit
 
     def __enter__(self) -> Self:
         live = _live(self.split)
-        self._entered.append((live, live.push(self._edit)))
+        self._entered.append((live, live.push(numbered(self.split, self._edit))))
         return self
 
     def __exit__(
@@ -102,6 +104,15 @@ def check_edit(split: Splittable, edit: Edit) -> Plan:
             "concepts and sub-units are others. Load that split, or make the edit anew."
         )
     return plan_edit(split, edit)
+
+
+def numbered(split: Splittable, edit: Edit) -> Edit:
+    """Return an edit with numbers for the names of concepts, which another object of the same split may not know."""
+    changes = (
+        replace(change, concepts=tuple(dict.fromkeys(concept_number(split, concept) for concept in change.concepts)))
+        for change in edit.changes
+    )
+    return replace(edit, changes=tuple(changes))
 
 
 class _Live:
@@ -172,11 +183,9 @@ class _Live:
             self._removers.append(stack.pop_all().close)
 
     def _see(self, number: int, layer: nn.Module, inputs: Tensor) -> None:
-        plan = self._plan
-        if plan is None or not len(plan):
-            return
-        if number == 0:
-            self._state.gathered = Accumulator(plan, self._split.site)
+        if number == 0:  # a pass that failed may have left what it gathered
+            plan = self._plan
+            self._state.gathered = None if plan is None or not len(plan) else Accumulator(plan, self._split.site)
         gathered: Accumulator | None = getattr(self._state, "gathered", None)
         if gathered is not None:
             gathered.see(number, layer, inputs)
@@ -197,7 +206,9 @@ def moved_output(network: nn.Module, site: Site, plan: Plan, change: Tensor, out
     """Return what the exit module puts out when a plan's change (n, t, u) is added; in the output's own shape."""
     last = site.kind != "convolution"
     change = site.captured_change(network, change, plan.channels)
-    return from_tokens(plan.added(change, as_tokens(output, channels_last=last)), output, channels_last=last)
+    made = from_tokens(plan.added(change, as_tokens(output, channels_last=last)), output, channels_last=last)
+    # The strides too are as they were: by them later layers choose their kernels, and so how they round.
+    return made if made.stride() == output.stride() else torch.empty_like(output).copy_(made)
 
 
 _LIVE: weakref.WeakKeyDictionary[nn.Module, weakref.WeakValueDictionary[str, _Live]] = weakref.WeakKeyDictionary()

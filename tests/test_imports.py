@@ -73,6 +73,8 @@ ORDER = (
     "controls",
     "effects",
     "permanent",
+    "neighbours",
+    "transplanting",
     "entrants",
     "tables",
     "comparison",

@@ -1,0 +1,69 @@
+"""Transplant a concept: what it is in one image, as an edit for any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from elude_nb.checks import check_fraction
+from elude_nb.disentanglement import Disentanglement
+from elude_nb.edits import Edit, EditError
+from elude_nb.plans import concept_number
+
+
+def transplant(
+    split: Disentanglement,
+    image: Image.Image,
+    concept: int | str,
+    *,
+    share: float = 0.25,
+    mask: Any = None,
+    strength: float = 1.0,
+) -> Edit:
+    """Return the edit that sets a concept's sub-units to what they are in ``image``, there where it is strongest.
+
+    Parameters
+    ----------
+    split
+        The split.
+    image
+        The image to take the concept from.
+    concept
+        Its number or name.
+    share
+        The share of the image's patches, those with the highest read-out of the concept, that are averaged.
+    mask
+        Where to put it, as in `Edit.scale`; by default at all patches.
+    strength
+        How much of the way is gone.
+
+    Returns
+    -------
+    Edit
+        One change for the patches, and without a mask one for the class token, if the site has one: there the
+        sub-units are set to what they are at the image's own class token.
+
+    Raises
+    ------
+    EditError
+        If there is no such concept, or no channel has a sub-unit of it.
+    """
+    check_fraction("share", share)
+    number = concept_number(split, concept)
+    units = split.units
+    mine = units[(units["concept"] == number).fillna(value=False)]
+    pairs = list(zip(mine["channel"].tolist(), mine["unit"].tolist(), strict=True))
+    if not pairs:
+        raise EditError(f"No channel has a sub-unit of concept {concept!r}; see split.units for those that have.")
+    layout = split.site.layout
+    kind = "patch" if layout.grid else "class"
+    values = split.activations([image], pairs, tokens=kind).reshape(-1, len(pairs))  # (t, u)
+    readout = split.concept_activations([image], tokens=kind).reshape(len(values), -1)[:, number]
+    best = readout.topk(max(1, round(share * len(values)))).indices
+    edit = Edit.ablate(unit=pairs, to=values[best].mean(0).tolist(), tokens=kind, mask=mask, strength=strength)
+    if kind == "patch" and layout.classes and mask is None:
+        there = torch.as_tensor(split.activations([image], pairs, tokens="class")).reshape(-1, len(pairs)).mean(0)
+        edit += Edit.ablate(unit=pairs, to=there.tolist(), tokens="class", strength=strength)
+    return edit
