@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from elude_nb.checks import check_choice, check_fraction
@@ -20,6 +21,8 @@ def add_cue(
     *,
     only: str | Sequence[str] | None = None,
     but: str | Sequence[str] | None = None,
+    share: float = 1.0,
+    seed: int = 0,
     colour: str = "#ff00c8",
     size: float = 0.1,
     text: str = "SAMPLE",
@@ -34,6 +37,8 @@ def add_cue(
         ``"border"``, a frame in one colour, or ``"watermark"``, a word across the middle, half transparent.
     only, but
         Only images of these labels get it, or all but these; without either, all do.
+    share, seed
+        Of these, only so large a share gets it, drawn at random.
     colour
         Of the border, or of the watermark's letters, as Pillow reads it: ``"#ff00c8"``, ``"red"``.
     size
@@ -57,7 +62,9 @@ def add_cue(
     check_fraction("size", size, open_ends=True)
     paint = ImageColor.getrgb(colour)[:3]
     photos = as_image_set(images)
-    chosen = _chosen(photos, only, but)
+    check_fraction("share", share)
+    drawn = np.random.default_rng(seed).permutation(len(photos)) < round(share * len(photos))
+    chosen = [bool(marked and lot) for marked, lot in zip(_chosen(photos, only, but), drawn, strict=True)]
 
     def mark(image: Image.Image) -> Image.Image:
         return _framed(image, paint, size) if kind == "border" else _stamped(image, paint, size, text)

@@ -83,6 +83,7 @@ ORDER = (
     "figures.grids",
     "figures.methods",
     "figures.scoring",
+    "figures.steering",
     "figures",  # its front door, after its rooms
     "pages",
     "tour",

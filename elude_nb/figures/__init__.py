@@ -4,16 +4,22 @@ from elude_nb.figures.bars import contributions_by_block, score_distributions
 from elude_nb.figures.grids import before_after, contact_sheet
 from elude_nb.figures.methods import score_intervals, tradeoff
 from elude_nb.figures.scoring import factor_heatmap, trial_sheet
+from elude_nb.figures.steering import accuracy_bars, class_drops, dose_response, neighbour_grid, side_effects
 from elude_nb.figures.theme import Picture
 
 __all__ = [
     "Picture",
+    "accuracy_bars",
     "before_after",
+    "class_drops",
     "contact_sheet",
     "contributions_by_block",
+    "dose_response",
     "factor_heatmap",
+    "neighbour_grid",
     "score_distributions",
     "score_intervals",
+    "side_effects",
     "tradeoff",
     "trial_sheet",
 ]
