@@ -109,7 +109,12 @@ class Controls:
         tokens, images = self.seen.tokens, self.seen.images
         width = min(_LATENTS_PER_CHANNEL * tokens.shape[1], len(tokens) // 2)
         recording = Recording(tokens, tokens.new_zeros(len(tokens), 0), tokens, images, torch.zeros_like(images))
-        return TopK(width, min(_ACTIVE, max(1, width // 4)), seed=self.seed).fit(recording)
+        if width < 2:
+            raise EditError(f"no autoencoder could be trained on {len(tokens)} tokens.")
+        try:
+            return TopK(width, min(_ACTIVE, max(1, width // 4)), seed=self.seed).fit(recording)
+        except ValueError as error:
+            raise EditError(f"no autoencoder could be trained ({error})") from error
 
 
 CONTROLS: dict[str, Callable[[Controls], Intervention]] = {

@@ -23,7 +23,7 @@ from elude_nb.progress import progress_bar
 from elude_nb.replacing import features
 from elude_nb.rivals.sparse import SparseAutoencoder
 from elude_nb.scores.intervals import mean_interval
-from elude_nb.steering import check_edit
+from elude_nb.steering import check_edit, is_steered
 from elude_nb.taps import evaluating
 from elude_nb.trials import Outcomes, Trial
 
@@ -128,7 +128,7 @@ def effect(
         edit does to their sub-units; ``"best channel"`` is the one that tells the target best; ``"mean direction"``
         projects the concept's mean out; ``"SAE latent"`` takes away what the best latent adds; two are drawn at random.
     strengths
-        For the dose-response curve; 1 is always measured.
+        For the dose-response curve: shares of all that the edit does. 1 is always measured.
     draws
         Draws of each random control.
     sae
@@ -152,6 +152,8 @@ def effect(
     plan = check_edit(split, edit)
     if not edit.changes or any(change.scheduled for change in edit.changes):
         raise EditError("effect measures an edit at fixed strengths; it must change something and have no schedule.")
+    if is_steered(split):
+        raise EditError("An edit of this split is active already; leave its block, and measure both as one edit.")
     wanted = [check_choice("controls", control, CONTROLS) for control in _several(controls)]
     doses = sorted({*_checked(strengths), 1.0})
     check_count("draws", draws)
@@ -312,7 +314,6 @@ def _right(judge: Head, outputs: Tensor, codes: Tensor) -> Tensor:
 
 def _halves(images: Images, fit: Images | None, seed: int) -> tuple[ImageSet, ImageSet]:
     photos = as_image_set(images)
-    _labels(photos)
     chosen, measured = photos.split(0.5, seed=seed) if fit is None else (as_image_set(fit), photos)
     for photos, use in ((measured, "measure"), (chosen, "choose")):
         if len(set(_labels(photos))) < 2:

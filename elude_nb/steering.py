@@ -129,6 +129,10 @@ class _Live:
         # Should nobody leave the block, the network is freed as soon as the context is.
         weakref.finalize(self, _call_all, self._removers)
 
+    @property
+    def active(self) -> bool:
+        return bool(self._edits)
+
     def push(self, edit: Edit) -> int:
         self._keys += 1
         self._edits[self._keys] = edit, self._passes
@@ -212,6 +216,13 @@ def moved_output(network: nn.Module, site: Site, plan: Plan, change: Tensor, out
 
 
 _LIVE: weakref.WeakKeyDictionary[nn.Module, weakref.WeakValueDictionary[str, _Live]] = weakref.WeakKeyDictionary()
+
+
+def is_steered(split: Splittable) -> bool:
+    """Say whether an edit of this split is active."""
+    of_network = _LIVE.get(split.model.network)
+    found = None if of_network is None else of_network.get(split.identity)
+    return found is not None and found.active
 
 
 def _live(split: Splittable) -> _Live:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import elude_nb
-from elude_nb import Disentanglement, SiteError, disentangle, estimate, find_site, record, wrap_network
+from elude_nb import Disentanglement, disentangle, estimate, find_site, record, wrap_network
 from elude_nb.discovery import unit_shares
+from elude_nb.errors import SiteError
 from elude_nb.routing import NO_CONCEPT, ConceptRouting, Routing
 from tests.tiny import hook_count, tiny_vit, to_tensor
 
@@ -241,7 +242,7 @@ def test_hooks_are_gone_when_an_image_is_broken(images, tmp_path) -> None:
         paths.append(tmp_path / f"{number}.png")
         images[number].save(paths[-1])
     paths[5].write_bytes(b"no image")
-    with pytest.raises(elude_nb.ImageError, match=r"5\.png"):
+    with pytest.raises(elude_nb.errors.ImageError, match=r"5\.png"):
         disentangle(model, elude_nb.load_images(paths), batch_size=2, **QUICK)
     assert hook_count(model.network) == 0
 

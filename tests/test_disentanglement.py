@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from elude_nb import Disentanglement, ModelMismatchError, disentangle, find_exemplars, score, verify
+from elude_nb import Disentanglement, disentangle, find_exemplars, score, verify
+from elude_nb.errors import ModelMismatchError
 from elude_nb.routing import NO_CONCEPT, Routing
 from elude_nb.store import StoreError, load_result, save_result
 from tests.tiny import hook_count, tiny_vit

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from elude_nb import Disentanglement, ExactnessError, SiteError, disentangle, verify
+from elude_nb import Disentanglement, disentangle, verify
 from elude_nb.differences import Difference
+from elude_nb.errors import ExactnessError, SiteError
 from elude_nb.exactness import Certificate, _rounding_bound
 from elude_nb.explicit import SplitLayer
 from elude_nb.lens import Lens

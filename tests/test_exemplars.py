@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from elude_nb import SiteError, embed, find_exemplars, load_images
+from elude_nb import embed, find_exemplars, load_images
+from elude_nb.errors import SiteError
 from elude_nb.exemplars import WHOLE_CHANNEL, choose_units
 from elude_nb.scores import top_similarity
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elude_nb import Model, SiteError, find_site, find_sites
+from elude_nb import Model, find_site, find_sites
+from elude_nb.errors import SiteError
 from elude_nb.finding import _RUNS
 from tests.tiny import hook_count, redraw, tiny_conv, tiny_vit, wrapped
 

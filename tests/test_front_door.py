@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import elude_nb
 
@@ -54,13 +56,23 @@ def test_nothing_public_is_left_out() -> None:
         for name, value in vars(elude_nb).items()
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("elude_nb")
     }
-    assert public == set(elude_nb.__all__)
+    assert public | {"errors"} == set(elude_nb.__all__)
 
 
 def test_errors_derive_from_pythons_own() -> None:
-    errors = [getattr(elude_nb, name) for name in elude_nb.__all__ if name.endswith("Error")]
-    assert errors
-    assert all(issubclass(error, ValueError | TypeError | RuntimeError) for error in errors)
+    found = [getattr(elude_nb.errors, name) for name in elude_nb.errors.__all__]
+    assert all(issubclass(error, ValueError | TypeError | RuntimeError) for error in found)
+
+
+def test_every_error_of_the_package_has_its_name_among_the_errors() -> None:
+    package = Path(elude_nb.__file__).parent
+    defined = {
+        node.name
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
+    }
+    assert defined - {"TourError"} == set(elude_nb.errors.__all__)  # that one is the command line's
 
 
 def test_version_is_one() -> None:

@@ -86,6 +86,7 @@ ORDER = (
     "figures.steering",
     "figures",  # its front door, after its rooms
     "pages",
+    "errors",
     "tour",
     "cli",
 )

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elude_nb import Disentanglement, ModelMismatchError, disentangle
+from elude_nb import Disentanglement, disentangle
 from elude_nb.edits import Edit, EditError
+from elude_nb.errors import ModelMismatchError
 from elude_nb.interception import is_intercepted
 from elude_nb.plans import plan_edit
 from elude_nb.steering import Steering, check_edit, moved_output

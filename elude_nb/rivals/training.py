@@ -61,7 +61,7 @@ class Weights:
     def random(d: int, u: int, generator: Generator) -> Weights:
         """Return random directions as decoder, its transpose as encoder, and zeros (Gao et al. 2024)."""
         decoder = unit_rows(torch.randn(u, d, generator=generator))
-        return Weights(decoder.T.contiguous(), torch.zeros(u), decoder, torch.zeros(d))
+        return Weights(decoder.T.clone(memory_format=torch.contiguous_format), torch.zeros(u), decoder, torch.zeros(d))
 
     def values(self, tokens: Tensor) -> Tensor:
         """Return what the latents are before any is chosen, (b, d) to (b, u)."""
