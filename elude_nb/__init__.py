@@ -1,6 +1,7 @@
 """elude_nb: take the channels of a pretrained vision model apart, without changing its outputs."""
 
 from elude_nb import errors
+from elude_nb.attribution import attribute
 from elude_nb.comparison import compare
 from elude_nb.discovery import disentangle, estimate
 from elude_nb.disentanglement import Disentanglement
@@ -28,6 +29,7 @@ __all__ = [
     "Model",
     "Recording",
     "Site",
+    "attribute",
     "compare",
     "disentangle",
     "effect",

@@ -58,6 +58,7 @@ ORDER = (
     "naming",
     "vocabulary",
     "resuming",
+    "attribution",
     "rivals.base",
     "rivals.linear",
     "rivals.split",
