@@ -32,6 +32,7 @@ from elude_nb.store import StoreError, load_result, save_result, sha256_of_tenso
 from elude_nb.taps import evaluating
 
 _KIND = "disentanglement"
+_NAMELESS = {"weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units"}
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,10 @@ class Disentanglement:
         if twice:
             bearers = [concept for concept, name in merged.items() if name == twice[0]]
             raise ValueError(f"Concepts {bearers} would all be called {twice[0]!r}; give each a name of its own.")
-        return replace(self, names=merged)
+        made = replace(self, names=merged)
+        # What was worked out of the split has nothing to do with names, and takes time.
+        vars(made).update({name: value for name, value in vars(self).items() if name in _NAMELESS})
+        return made
 
     # ----------------------------------------------------------- activations
 

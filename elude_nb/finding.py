@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb.checks import check_count, near_matches
+from elude_nb.interception import is_intercepted
 from elude_nb.models import Model
 from elude_nb.sites import STREAM, Site, SiteError, Term, TokenLayout
 from elude_nb.taps import Tap, evaluating
@@ -333,6 +334,10 @@ def _check_recomposition(model: Model, site: Site) -> None:
         16 * eps * (math.sqrt(site.sources) * inside.abs().max() + len(site.terms) * total["channels"].abs().max())
     )
     if not difference.abs().max() <= allowed:
+        if is_intercepted(network):
+            raise SiteError(
+                f"{site.name!r} cannot be checked while an edit is active on the model; leave its block first."
+            )
         raise SiteError(
             f"{site.name!r} is not the sum it should be: recomposed channels differ from the model's by up to "
             f"{difference.abs().max():.2g}, where rounding allows {allowed:.2g}. The block normalises after the "

@@ -128,3 +128,12 @@ def test_an_edit_finds_a_concept_by_its_name(split, images) -> None:
     with named.edit(Edit.scale(concept="cat", by=0.0)):
         assert named.model(batch).equal(expected)
     assert not expected.equal(split.model(batch))
+
+
+def test_what_was_worked_out_is_kept(split) -> None:
+    identity, weight = split.identity, split.weight
+    named = split.with_names({2: "sky"})
+    assert named.weight is weight
+    assert vars(named)["identity"] == identity
+    assert "name" in named.units
+    assert "name" not in split.units

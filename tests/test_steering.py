@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elude_nb import Disentanglement, disentangle
+from elude_nb import Disentanglement, disentangle, find_site
 from elude_nb.edits import Edit, EditError
-from elude_nb.errors import ModelMismatchError
+from elude_nb.errors import ModelMismatchError, SiteError
 from elude_nb.interception import is_intercepted
 from elude_nb.plans import plan_edit
 from elude_nb.steering import Steering, check_edit, moved_output
@@ -644,3 +644,10 @@ def test_encodings_are_not_changed_by_an_edit_at_their_site(split, images) -> No
     before = split.activations(images[:2], units, tokens="all")
     with split.edit(Edit.scale(unit=units, by=0.0)):
         assert split.activations(images[:2], units, tokens="all").equal(before)
+
+
+def test_a_site_cannot_be_checked_while_an_edit_in_its_window_is_active(vit, images) -> None:
+    early = disentangle(vit, images, "stream:2", concepts=6, units=3, tokens_per_image=6, progress=False)
+    with early.edit(Edit.scale(concept=1, by=5.0)), pytest.raises(SiteError, match="while an edit is active"):
+        find_site(vit, "stream:3")
+    find_site(vit, "stream:3")
