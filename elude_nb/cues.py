@@ -1,4 +1,4 @@
-"""Spurious cues laid over photographs on purpose: a coloured border or a watermark that a probe can cheat with."""
+"""Photographs altered on purpose: a border or a watermark that a probe can cheat with, two put in one frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from elude_nb.checks import check_choice, check_fraction
+from elude_nb.checks import check_choice, check_count, check_fraction
 from elude_nb.images import Images, ImageSet, as_image_set
 
 CUES = ("border", "watermark")
@@ -70,6 +70,21 @@ def add_cue(
         return _framed(image, paint, size) if kind == "border" else _stamped(image, paint, size, text)
 
     return replace(photos, _open=_opener(photos, chosen, mark), _places=tuple(range(len(photos))))
+
+
+def side_by_side(left: Image.Image, right: Image.Image, side: int = 448) -> Image.Image:
+    """Return a square picture with one image in its left half and another in its right one, each squeezed to fit.
+
+    Examples
+    --------
+    >>> side_by_side(Image.new("RGB", (30, 20)), Image.new("RGB", (9, 9)), side=64).size
+    (64, 64)
+    """
+    check_count("side", side, 2)
+    picture = Image.new("RGB", (side, side))
+    picture.paste(left.convert("RGB").resize((side // 2, side)), (0, 0))
+    picture.paste(right.convert("RGB").resize((side - side // 2, side)), (side // 2, 0))
+    return picture
 
 
 def _opener(

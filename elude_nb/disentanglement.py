@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import html
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, near_matches
 from elude_nb.concepts import ConceptBook
 from elude_nb.edits import Edit
 from elude_nb.explicit import explicit_network
@@ -192,6 +193,23 @@ class Disentanglement:
         # What was worked out of the split has nothing to do with names, and takes time.
         vars(made).update({name: value for name, value in vars(self).items() if name in _NAMELESS})
         return made
+
+    def concepts_named(self, name: str) -> list[int]:
+        """Return the concepts of this name and its namesakes: ``"cat"`` stands for ``"cat"``, ``"cat (2)"`` and so on.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        plain = {concept: re.sub(r" \(\d+\)$", "", text) for concept, text in self.names.items()}
+        found = [concept for concept, text in plain.items() if text == name]
+        if not found:
+            raise ValueError(
+                f"No concept is called {name!r}; names are {sorted(set(plain.values()))}."
+                f"{near_matches(name, set(plain.values()))}"
+            )
+        return found
 
     # ----------------------------------------------------------- activations
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 
-from elude_nb.checks import check_count, check_fraction
+from elude_nb.checks import check_choice, check_count, check_fraction
 from elude_nb.opening import ImageError, open_rgb, to_rgb, upright_rgb
 from elude_nb.scenes import draw_scene, sample_scenes
 
@@ -141,6 +141,22 @@ class ImageSet(Sequence[Image.Image]):
         if len(labels) != len(self):
             raise ValueError(f"{len(labels)} labels were given for {len(self)} images; give one an image.")
         return replace(self, labels=tuple(str(label) for label in labels))
+
+    def only(self, labels: str | Sequence[str]) -> ImageSet:
+        """Return the images of these labels; raises ``ValueError`` if one of them is nobody's."""
+        wanted = self._known(labels)
+        return self.subset([i for i, label in enumerate(self.labels or ()) if label in wanted])
+
+    def without(self, labels: str | Sequence[str]) -> ImageSet:
+        """Return the images of all other labels; raises as `only` does."""
+        unwanted = self._known(labels)
+        return self.subset([i for i, label in enumerate(self.labels or ()) if label not in unwanted])
+
+    def _known(self, labels: str | Sequence[str]) -> set[str]:
+        wanted = {labels} if isinstance(labels, str) else set(labels)
+        for label in sorted(wanted):
+            check_choice("label", label, sorted(set(self.labels or ())))
+        return wanted
 
     def _shuffled(self, seed: int) -> np.ndarray[Any, Any]:
         """Return a random order of all images in which each label's stand together."""
@@ -322,10 +338,19 @@ def _array(pixels: np.ndarray[Any, Any], labels: Sequence[str] | None) -> ImageS
 
 
 @lru_cache(maxsize=len(PHOTOGRAPHS))
-def _photograph(label: str) -> Image.Image:
+def photograph(label: str) -> Image.Image:
+    """Return one of the ten whole photographs by its label, such as ``"astronaut"``; see ``PHOTOGRAPHS``.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that label.
+    ImageError
+        If the package it travels in is not installed.
+    """
     from importlib.util import find_spec
 
-    package, file = PHOTOGRAPHS[label]
+    package, file = PHOTOGRAPHS[check_choice("label", label, PHOTOGRAPHS)]
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ImageError(f"The photograph {label!r} travels in the package {package!r}, which is not installed.")
@@ -335,12 +360,12 @@ def _photograph(label: str) -> Image.Image:
 def _photographs(count: int, seed: int) -> ImageSet:
     """Random-resized crops: 8 to 60 % of the area, sides within 3:4 and 4:3, half of them mirrored."""
     labels = [label for _, label in zip(range(count), _endlessly(list(PHOTOGRAPHS)), strict=False)]
-    sizes = {label: _photograph(label).size for label in set(labels)}
+    sizes = {label: photograph(label).size for label in set(labels)}
     boxes = [_crop_box(*sizes[label], seed, index) for index, label in enumerate(labels)]
 
     def crop(index: int) -> Image.Image:
         left, top, width, height, mirrored = boxes[index]
-        patch = _photograph(labels[index]).crop((left, top, left + width, top + height))
+        patch = photograph(labels[index]).crop((left, top, left + width, top + height))
         return ImageOps.mirror(patch) if mirrored else patch
 
     names = [f"{label} {index // len(PHOTOGRAPHS)}" for index, label in enumerate(labels)]

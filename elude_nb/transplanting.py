@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 
 from elude_nb.checks import check_fraction
@@ -16,7 +16,7 @@ from elude_nb.plans import concept_number
 def transplant(
     split: Disentanglement,
     image: Image.Image,
-    concept: int | str,
+    concept: int | str | Sequence[int | str],
     *,
     share: float = 0.25,
     mask: Any = None,
@@ -31,7 +31,7 @@ def transplant(
     image
         The image to take the concept from.
     concept
-        Its number or name.
+        Its number or name, or several.
     share
         The share of the image's patches, those with the highest read-out of the concept, that are averaged.
     mask
@@ -42,8 +42,8 @@ def transplant(
     Returns
     -------
     Edit
-        One change for the patches, and without a mask one for the class token, if the site has one: there the
-        sub-units are set to what they are at the image's own class token.
+        For each concept a change for the patches, and without a mask one for the class token, if the site has one:
+        there the sub-units are set to what they are at the image's own class token.
 
     Raises
     ------
@@ -51,19 +51,31 @@ def transplant(
         If there is no such concept, or no channel has a sub-unit of it.
     """
     check_fraction("share", share)
-    number = concept_number(split, concept)
-    units = split.units
-    mine = units[(units["concept"] == number).fillna(value=False)]
-    pairs = list(zip(mine["channel"].tolist(), mine["unit"].tolist(), strict=True))
-    if not pairs:
-        raise EditError(f"No channel has a sub-unit of concept {concept!r}; see split.units for those that have.")
+    several = [concept] if isinstance(concept, int | str) else list(concept)
+    units = {concept_number(split, each): _units(split, each) for each in several}
+    pairs = [pair for mine in units.values() for pair in mine]
     layout = split.site.layout
     kind = "patch" if layout.grid else "class"
     values = split.activations([image], pairs, tokens=kind).reshape(-1, len(pairs))  # (t, u)
-    readout = split.concept_activations([image], tokens=kind).reshape(len(values), -1)[:, number]
-    best = readout.topk(max(1, round(share * len(values)))).indices
-    edit = Edit.ablate(unit=pairs, to=values[best].mean(0).tolist(), tokens=kind, mask=mask, strength=strength)
-    if kind == "patch" and layout.classes and mask is None:
-        there = torch.as_tensor(split.activations([image], pairs, tokens="class")).reshape(-1, len(pairs)).mean(0)
-        edit += Edit.ablate(unit=pairs, to=there.tolist(), tokens="class", strength=strength)
+    readouts = split.concept_activations([image], tokens=kind).reshape(len(values), -1)  # (t, g)
+    at_class = kind == "patch" and layout.classes > 0 and mask is None
+    there = split.activations([image], pairs, tokens="class").reshape(-1, len(pairs)).mean(0) if at_class else None
+    edit, start = Edit(), 0
+    for number, mine in units.items():
+        stop = start + len(mine)
+        best = readouts[:, number].topk(max(1, round(share * len(values)))).indices
+        to = values[best, start:stop].mean(0).tolist()
+        edit += Edit.ablate(unit=mine, to=to, tokens=kind, mask=mask, strength=strength)
+        if there is not None:
+            edit += Edit.ablate(unit=mine, to=there[start:stop].tolist(), tokens="class", strength=strength)
+        start = stop
     return edit
+
+
+def _units(split: Disentanglement, concept: int | str) -> list[tuple[int, int]]:
+    number, table = concept_number(split, concept), split.units
+    mine = table[(table["concept"] == number).fillna(value=False)]
+    pairs = list(zip(mine["channel"].tolist(), mine["unit"].tolist(), strict=True))
+    if not pairs:
+        raise EditError(f"No channel has a sub-unit of concept {concept!r}; see split.units for those that have.")
+    return pairs

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from elude_nb import load_images
-from elude_nb.cues import add_cue
+from elude_nb.cues import add_cue, side_by_side
+from elude_nb.images import photograph
 
 GREY = np.full((6, 40, 60, 3), 120, dtype=np.uint8)
 LABELS = ["cat", "dog", "cat", "dog", "cow", "cow"]
@@ -90,3 +92,17 @@ def test_wrong_arguments_are_named(wrong, message) -> None:
 def test_labels_are_needed_to_choose_by_them() -> None:
     with pytest.raises(ValueError, match="these images have none"):
         add_cue(load_images(GREY), only="cat")
+
+
+def test_two_images_stand_side_by_side() -> None:
+    red, blue = (Image.new("RGB", (10, 30), colour) for colour in ("red", "blue"))
+    pixels = np.asarray(side_by_side(red, blue, side=65))
+    assert pixels.shape == (65, 65, 3)
+    assert (pixels[:, :32] == (255, 0, 0)).all()
+    assert (pixels[:, 32:] == (0, 0, 255)).all()
+
+
+def test_a_whole_photograph_has_a_name() -> None:
+    assert photograph("cat").size == (451, 300)
+    with pytest.raises(ValueError, match="Did you mean 'cat'"):
+        photograph("cta")

@@ -423,7 +423,7 @@ def test_a_crop_depends_on_seed_and_place_but_not_on_count() -> None:
 
 def test_crops_lie_within_their_photograph_at_the_promised_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Image.new("RGB", (300, 400))
-    monkeypatch.setattr("elude_nb.images._photograph", lambda label: whole)
+    monkeypatch.setattr("elude_nb.images.photograph", lambda label: whole)
     sizes = np.array([image.size for image in load_images("photographs", count=300)])
     area, ratio = sizes.prod(1) / (300 * 400), sizes[:, 0] / sizes[:, 1]
     assert 0.075 < area.min() < 0.1
@@ -434,7 +434,7 @@ def test_crops_lie_within_their_photograph_at_the_promised_shares(monkeypatch: p
 
 def test_half_of_the_crops_are_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
-    monkeypatch.setattr("elude_nb.images._photograph", lambda label: ramp)
+    monkeypatch.setattr("elude_nb.images.photograph", lambda label: ramp)
     falls = [pixel(image)[0] > pixel(image, image.width - 1)[0] for image in load_images("photographs", count=200)]
     assert 70 < sum(falls) < 130
 
@@ -444,7 +444,7 @@ def test_a_photograph_that_is_not_installed_names_its_package(monkeypatch: pytes
     images = load_images("photographs", count=1)
     from elude_nb import images as module
 
-    module._photograph.cache_clear()
+    module.photograph.cache_clear()
     with pytest.raises(ImageError, match="'astronaut' travels in the package 'skimage', which is not installed"):
         images[0]
 
@@ -458,3 +458,15 @@ def test_labels_for_a_set_by_name_are_refused(name: str) -> None:
 def test_no_reading_setting_of_pil_is_changed(folder: Path) -> None:
     list(load_images(folder))
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def test_images_of_some_labels_and_of_all_others() -> None:
+    images = load_images("photographs", count=30)
+    assert set(images.only("cat").labels or ()) == {"cat"}
+    assert len(images.only(["cat", "rocket"])) == 6
+    assert len(images.without(["cat", "rocket"])) == 24
+    assert set(images.without("cat").labels or ()) == set(images.labels or ()) - {"cat"}
+    with pytest.raises(ValueError, match="Did you mean 'cat'"):
+        images.only("cta")
+    with pytest.raises(ValueError, match="label='cat' is not known"):
+        load_images([Image.new("RGB", (4, 4))]).without("cat")

@@ -137,3 +137,11 @@ def test_what_was_worked_out_is_kept(split) -> None:
     assert vars(named)["identity"] == identity
     assert "name" in named.units
     assert "name" not in split.units
+
+
+def test_namesakes_are_found_together(split) -> None:
+    named = split.with_names({1: "cat", 3: "cat (2)", 4: "cat (x)", 5: "cats"})
+    assert named.concepts_named("cat") == [1, 3]
+    assert named.concepts_named("cats") == [5]
+    with pytest.raises(ValueError, match=r"Did you mean .*'cats'"):
+        named.concepts_named("catz")

@@ -61,3 +61,12 @@ def test_wrong_arguments_are_named(split, images) -> None:
         transplant(split, images[0], "cat")
     with pytest.raises(ValueError, match="share"):
         transplant(split, images[0], 1, share=2)
+
+
+def test_several_concepts_are_the_sum_of_each(split, images) -> None:
+    one, other = (transplant(split, images[2], concept) for concept in (3, 5))
+    both = transplant(split, images[2], [3, 5])
+    assert [change.units for change in both.changes] == [change.units for change in (one + other).changes]
+    for change, expected in zip(both.changes, (one + other).changes, strict=True):
+        assert change.values == pytest.approx(expected.values, rel=1e-12)
+        assert change.tokens == expected.tokens

@@ -120,8 +120,8 @@ def neighbour_grid(neighbours: Neighbours, columns: int = 6) -> Picture:
     check_count("columns", columns)
     names = list(neighbours.found)
     shown = min(columns, *(len(found) for found in neighbours.found.values()))
-    label = 1.5
-    width, height = label + (shown + 1.25) * _TILE, len(names) * (_TILE + 0.22)
+    label = 1.35 + 1.15 * _TILE  # the image and the names of the rows
+    width, height = label + shown * _TILE, len(names) * (_TILE + 0.22)
     with house_style():
         picture = Picture(figsize=(width, height))
         side = 1.0 * _TILE
@@ -133,7 +133,7 @@ def neighbour_grid(neighbours: Neighbours, columns: int = 6) -> Picture:
             colour = INK if row == 0 else BLUE
             picture.text(1.25 * _TILE / width, top - 0.5 * _TILE / height, words, va="center", fontsize=9, color=colour)
             for column, number in enumerate(neighbours.found[name][:shown]):
-                left = (label + (column + 1.2) * _TILE) / width
+                left = (label + column * _TILE) / width
                 box = (left, top - 0.96 * _TILE / height, 0.96 * _TILE / width, 0.96 * _TILE / height)
                 names_of = neighbours.among.labels or neighbours.among.names
                 title = f"{names_of[number]} {neighbours.cosines[name][column]:.2f}"
