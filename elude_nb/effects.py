@@ -38,7 +38,7 @@ class Effect:
     Attributes
     ----------
     edit, target, head
-        The edit, the class it is meant for, and the head's name.
+        The edit, the class it is meant for, and the head that judged.
     table
         One row a method, the edit first: ``drop`` on the target (with ``low``, ``high``), ``others`` (mean over the
         other classes, with interval), ``worst`` and ``worst class`` of them, ``specificity`` (drop over the mean
@@ -60,7 +60,7 @@ class Effect:
 
     edit: Edit
     target: str
-    head: str
+    head: Head
     table: pd.DataFrame
     curve: pd.DataFrame
     by_class: pd.DataFrame
@@ -86,7 +86,7 @@ class Effect:
         shown = self.table.drop(columns=["low", "high", "others low", "others high"])
         notes = "".join(f"<br>{html.escape(note)}" for note in self.left_out)
         return (
-            f"<p>{html.escape(repr(self.edit))} on {self.images} images, {html.escape(self.head)}<br>"
+            f"<p>{html.escape(repr(self.edit))} on {self.images} images, {html.escape(self.head.name)}<br>"
             f"{html.escape(str(self))}{notes}</p>{shown.to_html(index=False, float_format=_thousandths)}"
         )
 
@@ -231,7 +231,7 @@ def _effect(
     return Effect(
         edit=edit,
         target=target,
-        head=judge.name,
+        head=judge,
         table=full.drop(columns="strength"),
         curve=curve,
         by_class=by_class,

@@ -173,16 +173,16 @@ def random_concepts(split: Splittable, edit: Edit, draws: int, seed: int) -> Int
     if any(not change.concepts for change in edit.changes) or len(free) < len(named):
         raise EditError("Only an edit of a few concepts can be done to others instead.")
     rng = np.random.default_rng(seed)
-    plans, taken = [], []
+    plans = []
     for _ in range(draws):
         others = dict(zip(named, rng.choice(free, len(named), replace=False).tolist(), strict=True))
-        taken += list(others.values())
         changes = [
             replace(change, concepts=tuple(others[c] for c in edited_concepts(split, Edit((change,)))))
             for change in edit.changes
         ]
         plans.append(plan_edit(split, Edit(tuple(changes))))
-    return Intervention("random concept", f"{sorted(set(taken))}", tuple(plans))
+    several = "1 other" if len(named) == 1 else f"{len(named)} others"
+    return Intervention("random concept", f"{several}, {draws} draws", tuple(plans))
 
 
 def _others(

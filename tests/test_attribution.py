@@ -3,13 +3,15 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from elude_nb import Disentanglement, disentangle
 from elude_nb.attribution import METHODS, attribute
-from elude_nb.edits import Edit
+from elude_nb.edits import Edit, EditError
 from elude_nb.heads import LinearProbe, fit_head
 from elude_nb.interception import is_intercepted
 from elude_nb.replacing import features
@@ -197,3 +199,44 @@ def test_wrong_settings_are_named(split, images) -> None:
         attribute(split, images[:0], 0)
     with pytest.raises(ValueError, match="tokens="):
         attribute(split, images[:1], 0, tokens="pach")
+
+
+def test_half_precision_is_never_called_exact(smallest_images) -> None:
+    split = disentangle(tiny_mlp(), smallest_images, "5", concepts=5, units=3, tokens="class", progress=False)
+    split.model.network.to(torch.bfloat16)
+    found = attribute(split, smallest_images[:4], 2)
+    assert not found.exact
+
+
+def test_an_active_edit_is_not_attributed_a_second_time(split, images) -> None:
+    with split.edit(Edit.ablate(concept=2)), pytest.raises(EditError, match="leave its block"):
+        attribute(split, images[:1], 0)
+
+
+def test_numpy_numbers_and_inference_mode(split, images) -> None:
+    expected = attribute(split, images[:2], 1).concepts
+    number: Any = np.int64(1)
+    with torch.inference_mode():
+        found = attribute(split, images[:2], number).concepts
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_images_one_by_one_have_the_tables_as_means(split, images) -> None:
+    found = attribute(split, images[:3], 1, ablate_units=5)
+    for method in METHODS:
+        mean = found.per_image_units[method].mean(0)
+        torch.testing.assert_close(mean, torch.tensor(found.units[method].tolist(), dtype=mean.dtype), equal_nan=True)
+    assert found.completeness["relative gap"]["integrated"] < 1e-9
+
+
+def test_what_no_sub_unit_owns_is_told(split, images) -> None:
+    found = attribute(split, images[:2], 1, methods="gradient")
+    every = [(channel, 0) for channel in sorted({channel for channel, _ in sub_units(split)})]
+    small = 1e-4
+    batch = split.model.prepare(list(images[:2]))
+    plain = features(split.model, batch)[:, 1]
+    with split.edit(Edit.scale(unit=every, by=1 - small)):
+        moved = features(split.model, batch)[:, 1]
+    slope = float((plain - moved).mean()) / small
+    whole = float(found.units["gradient"].sum())
+    assert found.shared == pytest.approx(slope, rel=1e-2, abs=1e-3 * abs(whole))

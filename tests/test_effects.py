@@ -153,7 +153,7 @@ def test_every_number_of_the_table(request, which, target) -> None:
         row = found.curve[found.curve["strength"] == strength].iloc[0]
         assert_row(row, literal(before, live(split, edit.at(strength), images), images.labels, target))
     assert_row(found.table.iloc[0], literal(before, live(split, edit, images), images.labels, target))
-    assert (found.target, found.head, found.images, found.left_out) == (target, "given", 24, ())
+    assert (found.target, found.head.name, found.images, found.left_out) == (target, "given", 24, ())
     torch.testing.assert_close(found.before, torch.tensor(before, dtype=torch.float64))
     torch.testing.assert_close(found.after, torch.tensor(live(split, edit, images), dtype=torch.float64))
     right: dict[str, list[bool]] = {name: [] for name in CLASSES}
@@ -256,7 +256,7 @@ def test_a_fitted_head_can_be_given(mlp_split, smallest_images) -> None:
     head = fit_head(mlp_split.model, smallest_images)
     images = random_images(30, 8, seed=3)
     found = measure(mlp_split, ablation(mlp_split), images, head=head)
-    assert found.head == "linear probe"
+    assert found.head is head
     expected = head.probabilities(features(mlp_split.model, mlp_split.model.prepare(list(images.split(seed=0)[1]))))
     labels = images.split(seed=0)[1].labels
     assert labels is not None
@@ -572,7 +572,8 @@ def test_it_reads_as_changes_in_points(found) -> None:
 
 
 def test_html_is_escaped(found) -> None:
-    shown = replace(found, target="<b>&", head="<script>", left_out=("<i> left out: <u>",))._repr_html_()
+    head = replace(found.head, name="<script>")
+    shown = replace(found, target="<b>&", head=head, left_out=("<i> left out: <u>",))._repr_html_()
     assert "<b>" not in shown
     assert "<script>" not in shown
     assert "<u>" not in shown

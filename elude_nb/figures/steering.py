@@ -25,6 +25,7 @@ _COLOURS = {
     "SAE latent": RED,
 }
 _TILE = 1.1
+_LEAST_DROP = 0.005
 
 
 def dose_response(effect: Effect) -> Picture:
@@ -61,7 +62,8 @@ def dose_response(effect: Effect) -> Picture:
 def side_effects(effect: Effect) -> Picture:
     """Show for an edit and its controls at full strength the fall on the target, on the others, and on the worst hit.
 
-    A good handle has a long first bar and short ones below. The number is the specificity.
+    A good handle has a long first bar and short ones below. The specificity stands beside it where the drop is clear
+    of nought.
     """
     table = effect.table.iloc[::-1].reset_index(drop=True)
     places = np.arange(len(table))
@@ -78,7 +80,8 @@ def side_effects(effect: Effect) -> Picture:
         right = 100 * max(float(table[["drop", "high", "worst"]].max().max()), 0.01)
         for row, (_, values) in zip(places, table.iterrows(), strict=True):
             end = 100 * max(values["drop"], values["high"], 0)
-            text = f"specificity {values['specificity']:.1f}"
+            # A ratio of two noughts says nothing.
+            text = f"specificity {values['specificity']:.1f}" if values["low"] > _LEAST_DROP else ""
             place.text(end + 0.02 * right, row + 0.27, text, va="center", fontsize=7.5, color=FAINT)
         place.set_yticks(places, [f"{m}\n{_short(d)}" for m, d in zip(table["method"], table["detail"], strict=True)])
         place.tick_params(axis="y", length=0, labelsize=8)
