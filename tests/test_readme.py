@@ -14,7 +14,7 @@ def test_two_commands_that_do_their_own_set_up() -> None:
         assert len(command.strip().splitlines()) == 1
         assert command.startswith("python3 -m venv ")
     assert tour.strip().endswith("elude-nb tour --only 01,02")
-    assert tests.strip().endswith("pytest")
+    assert tests.strip().endswith("pytest -n 2 --dist worksteal")
 
 
 def test_they_stand_on_the_first_screen() -> None:
