@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from elude_nb.checks import check_count
+from elude_nb.concepts import ConceptBook
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.embedding import embed
-from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.images import Images, as_image_set
+from elude_nb.routing import NO_CONCEPT
 from elude_nb.scores.coherence import top_similarity
 from elude_nb.sites import SiteError
 
@@ -136,26 +139,66 @@ def find_exemplars(
         values.sum(-1) - mean,
         *(signs[unit] * (values[..., every.index(unit)] - mean * (unit == 0)) for unit in chosen),
     ]
+    concepts = [NO_CONCEPT, *split.routing.concepts[channel].tolist()]
+    names = ["whole channel", *(name_of_unit(unit, concepts[unit], low=signs[unit] < 0) for unit in chosen)]
+    return arrange_exemplars(
+        channel,
+        chosen,
+        names,
+        maps,
+        grid=split.site.layout.grid,
+        picture=lambda index: split.model.picture(photos[index]).numpy(),
+        labels=photos.labels,
+        embeddings=reference,
+        count=count,
+    )
+
+
+def arrange_exemplars(
+    channel: int,
+    units: Sequence[int],
+    names: Sequence[str],
+    maps: Sequence[Tensor],
+    *,
+    grid: tuple[int, int],
+    picture: Callable[[int], Pixels],
+    labels: Sequence[str] | None,
+    embeddings: Tensor,
+    count: int,
+) -> Exemplars:
+    """Return the ``count`` images on which each map (n, t) is highest; the first map is the whole channel's.
+
+    ``names`` are of all rows, ``units`` of those after the first; ``picture`` gives an image by its number.
+    """
     rows, similarity = [], []
     for heat in maps:
-        best = heat.amax(1).topk(count)
-        rows.append(tuple(_exemplar(split, photos, heat[i], int(i)) for i in best.indices))
-        similarity.append(top_similarity(heat.amax(1, keepdim=True), reference, count).item())
-    names = ["whole channel", *(_name(split, channel, unit) for unit in chosen)]
-    if photos.labels is not None:
-        names = [f"{name}\n{_commonest(photos.labels, row)}" for name, row in zip(names, rows, strict=True)]
-    return Exemplars(channel, tuple(rows), tuple(names), (WHOLE_CHANNEL, *chosen), tuple(similarity))
+        best = heat.amax(1).topk(count).indices.tolist()
+        found = [Exemplar(picture(i), heat[i].view(*grid).numpy(), i, float(heat[i].max())) for i in best]
+        rows.append(tuple(found))
+        similarity.append(top_similarity(heat.amax(1, keepdim=True), embeddings, count).item())
+    if labels is not None:
+        names = [f"{name}\n{_commonest(labels, row)}" for name, row in zip(names, rows, strict=True)]
+    return Exemplars(channel, tuple(rows), tuple(names), (WHOLE_CHANNEL, *units), tuple(similarity))
 
 
 def choose_units(split: Disentanglement, channel: int, number: int) -> list[int]:
     """Return up to ``number`` sub-units of a channel: strong ones whose concepts are unlike each other."""
     check_count("units", number)
-    table = split.units[(split.units["channel"] == channel) & (split.units["unit"] > 0)]
-    units = table["unit"].tolist()
+    return choose_among(
+        split.units[(split.units["channel"] == channel) & (split.units["unit"] > 0)], split.book, number
+    )
+
+
+def choose_among(table: pd.DataFrame, book: ConceptBook, number: int) -> list[int]:
+    """Return up to ``number`` of a channel's sub-units, the strongest first, then strong ones unlike those taken.
+
+    The table has the columns ``unit``, ``concept`` and ``mean on concept``.
+    """
+    units: list[int] = table["unit"].tolist()
     if table["concept"].isna().any():
         return units[:number]
     strength = torch.tensor(table["mean on concept"].to_numpy(dtype=np.float64)).abs()
-    directions = split.book.directions()[torch.tensor(table["concept"].to_numpy(dtype=np.int64))].double()
+    directions = book.directions()[torch.tensor(table["concept"].to_numpy(dtype=np.int64))].double()
     chosen: list[int] = []
     novelty = torch.ones_like(strength)
     while len(chosen) < min(number, len(units)):
@@ -167,18 +210,11 @@ def choose_units(split: Disentanglement, channel: int, number: int) -> list[int]
     return [units[i] for i in chosen]
 
 
-def _exemplar(split: Disentanglement, images: ImageSet, heat: Tensor, index: int) -> Exemplar:
-    rows, columns = split.site.layout.grid or (1, 1)
-    picture = split.model.picture(images[index]).numpy()
-    return Exemplar(picture, heat.view(rows, columns).numpy(), index, float(heat.max()))
-
-
-def _name(split: Disentanglement, channel: int, unit: int) -> str:
+def name_of_unit(unit: int, concept: int, *, low: bool = False) -> str:
+    """Return a unit's name: ``"sub-unit 3, concept 12"``; ``(low)`` if it is low where its concept is."""
     if unit == 0:
         return "shared unit"
-    concept = int(split.routing.concepts[channel, unit - 1])
-    low = " (low)" if int(split.signs[channel, unit]) < 0 else ""
-    return f"sub-unit {unit}" + (f", concept {concept}{low}" if concept >= 0 else "")
+    return f"sub-unit {unit}" + (f", concept {concept}{' (low)' if low else ''}" if concept != NO_CONCEPT else "")
 
 
 def _commonest(labels: Sequence[str], row: Sequence[Exemplar]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -26,8 +27,7 @@ def open_rgb(path: str | os.PathLike[str]) -> Image.Image:
     """
     name = os.fspath(path)
     try:
-        with Image.open(name) as opened:
-            return upright_rgb(opened, name)
+        return _read(name, name)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -35,10 +35,36 @@ def open_rgb(path: str | os.PathLike[str]) -> Image.Image:
     except UnidentifiedImageError as error:
         empty = Path(name).stat().st_size == 0
         raise ImageError(f"{name!r} is {'an empty file' if empty else 'not an image'}; remove it.") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name!r} is too large to open safely ({error}).") from error
     except _UNREADABLE as error:
         raise _broken(name, error) from error
+
+
+def read_rgb(content: bytes, name: str) -> Image.Image:
+    """Return an image from the bytes of a file, as an upload hands them over: RGB, upright, 8 bits a channel.
+
+    Raises
+    ------
+    ImageError
+        If they are empty, no image, broken, too large or too small; the message holds ``name``.
+    """
+    try:
+        return _read(io.BytesIO(content), name)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        what = "not an image" if content else "an empty file"
+        raise ImageError(f"{name!r} is {what}; choose a picture, such as a JPEG or PNG file.") from error
+    except _UNREADABLE as error:
+        raise _broken(name, error) from error
+
+
+def _read(source: str | io.BytesIO, name: str) -> Image.Image:
+    """Open, turn upright and convert; errors other than those of size and of the pixels are for the caller to word."""
+    try:
+        with Image.open(source) as opened:
+            return upright_rgb(opened, name)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name!r} is too large to open safely ({error}).") from error
 
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError)

@@ -6,7 +6,7 @@ each pair of channel and source, so a contribution cannot be in two sub-units or
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -150,16 +150,28 @@ class ConceptRouting:
     unlike: bool = False
     name: str = "concepts"
 
-    def route(self, weight: Tensor, book: ConceptBook, fine: ConceptBook, *, units: int, shared: float) -> Routing:  # noqa: ARG002
-        """See `RoutingStrategy.route`."""
+    def route(
+        self,
+        weight: Tensor,
+        book: ConceptBook,
+        fine: ConceptBook,  # noqa: ARG002
+        *,
+        units: int,
+        shared: float,
+        channels: Sequence[int] | None = None,
+    ) -> Routing:
+        """See `RoutingStrategy.route`; with ``channels``, W has the rows of these only, and so has the routing."""
         means, directions = book.mean_sources(), book.directions()
-        strongest = strongest_concepts(book, units, both_signs=self.both_signs)
+        mine = slice(None) if channels is None else list(channels)
+        strongest = [found[mine] for found in strongest_concepts(book, units, both_signs=self.both_signs)]
         reasons = [
             left_alone(v.abs() if self.both_signs else v, directions[c] * v.sign()[:, None], self.one_meaning)
             for v, c in zip(*strongest, strict=True)
         ]
         split = torch.tensor([not reason for reason in reasons])
-        values, concepts = unlike_concepts(book, units, both_signs=self.both_signs) if self.unlike else strongest
+        if self.unlike:
+            strongest = [found[mine] for found in unlike_concepts(book, units, both_signs=self.both_signs)]
+        values, concepts = strongest
         signs = values.sign() if self.both_signs else torch.ones_like(values)
         routes = torch.zeros(weight.shape[:2], dtype=torch.uint8)
         for chunk in _chunks(len(weight), CONTRIBUTIONS_AT_ONCE // (concepts.shape[1] * weight[0].numel())):
