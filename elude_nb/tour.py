@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import os
 import re
@@ -16,6 +17,9 @@ from elude_nb.store import write_aside
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
+
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+_PLOTLY = "application/vnd.plotly.v1+json"
 
 
 class TourError(RuntimeError):
@@ -101,7 +105,8 @@ def _execute(notebook: NotebookNode, path: Path, bar: Any) -> None:
             bar.set_postfix_str("")
             bar.update()
 
-    client = Client(notebook, timeout=3600, kernel_name="python3", on_cell_executed=cell_done)
+    # Widgets show their static face in a page; their state would only make it larger.
+    client = Client(notebook, timeout=3600, kernel_name="python3", on_cell_executed=cell_done, store_widget_state=False)
     try:
         client.execute()
     except CellExecutionError as error:
@@ -140,11 +145,36 @@ def _text_bars() -> Iterator[None]:
 def _page(notebook: NotebookNode) -> str:
     from nbconvert import HTMLExporter
 
+    notebook = _still(notebook)
     # Empty addresses: the page asks no server for scripts, and opens offline.
     exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="", exclude_input_prompt=True)
     exporter.exclude_output_prompt = True
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": _title(notebook)}})
     return re.sub(r'<script src="">\s*</script>', "", str(body))
+
+
+def _still(notebook: NotebookNode) -> NotebookNode:
+    """Return a copy in which widgets show their static face, and plotly figures bring one script for all of them."""
+    notebook = copy.deepcopy(notebook)
+    script = True
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if _WIDGET in data and "text/html" in data:
+                del data[_WIDGET]
+            if _PLOTLY in data:
+                import plotly.io
+
+                figure = dict(data.pop(_PLOTLY))
+                data["text/html"] = plotly.io.to_html(
+                    {name: figure[name] for name in ("data", "layout")},
+                    config=figure.get("config"),
+                    include_plotlyjs=script,
+                    full_html=False,
+                    validate=False,
+                )
+                script = False  # 5 MB: once a page is enough
+    return notebook
 
 
 def _index(pages: Sequence[tuple[Path, NotebookNode]]) -> str:

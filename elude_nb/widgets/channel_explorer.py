@@ -269,8 +269,9 @@ def _orders(split: Disentanglement, scores: pd.DataFrame | None) -> dict[str, li
         "number": list(range(split.site.channels)),
     }
     if scores is not None:
-        mine = scores[scores["kind"] == "sub-unit"].groupby("channel").mean(numeric_only=True)
-        before = scores[scores["kind"] == "channel"].set_index("channel")
+        mine, before = (
+            scores[scores["kind"] == kind].groupby("channel").mean(numeric_only=True) for kind in ("sub-unit", "channel")
+        )
         for column in before.columns:
             if column in mine.columns and pd.api.types.is_float_dtype(before[column]):
                 gain = (mine[column] - before[column]).reindex(range(split.site.channels))
