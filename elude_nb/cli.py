@@ -170,6 +170,28 @@ def compare(
 
 
 @app.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")],
+    out: Annotated[Path, typer.Option(help="The HTML page to write.")],
+    images: ImagesOption = "photographs",
+    count: Annotated[int, typer.Option(help="Images to show and to score on; the page holds them all.")] = 48,
+    channels: Annotated[int | None, typer.Option(help="Channels that can be opened; by default all.")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
+    max_memory: Annotated[float, typer.Option(help="Upper bound for what is kept of the images, in GiB.")] = 1.0,
+) -> None:
+    """Write one interactive page, with concepts, channels, scores and certificate, that opens offline by itself."""
+    import elude_nb as en
+    from elude_nb.report import check_target, write_report
+
+    check_target(out)  # found out now, not after the model is loaded
+    split = en.Disentanglement.load(file)
+    taken = en.load_images(images, count=count)
+    written = write_report(split, taken, out, title=title, channels=channels, seed=seed, max_memory=max_memory)
+    typer.echo(f"Done. Open {written.resolve()}")
+
+
+@app.command()
 def methods() -> None:
     """List the methods that `compare` knows."""
     from elude_nb.comparison import DEFAULT_METHODS

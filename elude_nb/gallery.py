@@ -271,7 +271,7 @@ class Gallery:
             if (channel, unit) not in known:
                 raise ValueError(f"There is no unit {(channel, unit)}; channel {channel} has others, see split.units.")
         pairs = torch.tensor(units, dtype=torch.int64).reshape(-1, 2)
-        maps = self._channels[: self.ready, :, pairs[:, 0]] - self.split.book.channel_mean()[pairs[:, 0]]
+        maps = self._channels[: self.ready, :, pairs[:, 0]] - self.split.book.channel_mean()[pairs[:, 0]].float()
         if parts:
             chosen = pairs[pairs[:, 1] > 0]
             rows = self.split.routing.masked(self.split.weight, chosen[:, 0], chosen[:, 1])

@@ -102,15 +102,20 @@ def features(model: Model, batch: Tensor) -> Tensor:
     The two side by side are what DINOv2's linear evaluation takes (arXiv 2304.07193): a model that pools its class
     token alone would not notice if all patch tokens were lost.
     """
+    output, patches = output_and_patches(model, batch)
+    return output if patches is None else torch.cat([output, patches], dim=1)
+
+
+def output_and_patches(model: Model, batch: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the two parts of `features`: the output (n, e), and the mean patch token or ``None``."""
     network: Any = model.network
     if not hasattr(network, "forward_features") or not hasattr(network, "forward_head"):
-        found: Tensor = model(batch).flatten(1)
-        return found
+        return model(batch).flatten(1), None
     tokens = network.forward_features(batch)
     output: Tensor = network.forward_head(tokens).flatten(1)
     if tokens.ndim != 3:
-        return output
-    return torch.cat([output, tokens[:, getattr(network, "num_prefix_tokens", 1) :].mean(1)], dim=1)
+        return output, None
+    return output, tokens[:, getattr(network, "num_prefix_tokens", 1) :].mean(1)
 
 
 def replaced_features(

@@ -96,6 +96,9 @@ def test_the_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["disentangle", "--blocks", "some", "--out", "x"], "a whole number or 'all'"),
         (["verify", "missing.safetensors"], "There is no file 'missing.safetensors'"),
         (["score", "missing.safetensors"], "There is no file 'missing.safetensors'"),
+        (["report", "missing.safetensors", "--out", "x.html"], "There is no file 'missing.safetensors'"),
+        (["report", "missing.safetensors", "--out", "no/x.html"], "there is no folder 'no'"),
+        (["report", "missing.safetensors", "--out", "."], "'.' is a folder"),
         (["compare", "--methods", "TopK", "--count", "20", "--out", "x"], "Did you mean 'TopK SAE'"),
         (["tour", "--only", "99"], "No notebook starts with '99'"),
     ],
@@ -178,6 +181,24 @@ def test_score_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1 + len(rows)
     assert {row["kind"] for row in rows} == {"channel", "sub-unit", "random route"}
+
+
+def test_report_writes_the_page_of_the_library(tiny, tmp_path: Path, capsys, monkeypatch) -> None:
+    split = en.disentangle(tiny_vit(torch.float32), random_images(40, 32), concepts=5, units=3, progress=False)
+    monkeypatch.setattr(en.Disentanglement, "load", lambda _: split)
+    out = tmp_path / "report.html"
+    what = ["--images", "my folder", "--count", "12", "--channels", "2", "--title", "<My> title"]
+    assert run("report", str(tmp_path / "any"), *what, "--out", str(out)) == 0
+    assert tiny == {"images": "my folder", "count": 12}
+    assert capsys.readouterr().out.splitlines() == [f"Done. Open {out.resolve()}"]
+    page = out.read_text(encoding="utf-8")
+    assert "<h1>&lt;My&gt; title</h1>" in page
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert (len(data["channels"]), len(data["concepts"])) == (2, 5)
+    assert page.count("data:image/jpeg") == 12
+    assert run("report", str(tmp_path / "any"), "--max-memory", "0", "--out", str(out)) == 2
+    assert "max_memory=0" in capsys.readouterr().err
+    assert out.read_text(encoding="utf-8") == page
 
 
 @pytest.mark.usefixtures("tiny")

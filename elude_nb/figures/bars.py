@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from elude_nb.disentanglement import Disentanglement
-from elude_nb.figures.theme import BLUE, FAINT, INK, ORANGE, SEQUENCE, Picture, house_style
+from elude_nb.figures.theme import BLUE, FAINT, INK, ORANGE, PAPER, SEQUENCE, Picture, house_style
 
 _KINDS = {"channel": "#999999", "random route": ORANGE, "sub-unit": BLUE}
 
@@ -38,7 +38,7 @@ def contributions_by_block(split: Disentanglement, channel: int, units: Sequence
                     color=colour,
                     alpha=alpha,
                     hatch=hatch,
-                    edgecolor="white",
+                    edgecolor=PAPER,
                     label=part.replace("mlp", "MLP"),
                 )
             place.axhline(0, color=FAINT, linewidth=0.8)

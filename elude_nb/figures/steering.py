@@ -12,7 +12,20 @@ from matplotlib.axes import Axes
 from elude_nb.checks import check_count
 from elude_nb.effects import Effect
 from elude_nb.figures.grids import square_thumbnail
-from elude_nb.figures.theme import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SKY, YELLOW, Picture, house_style
+from elude_nb.figures.theme import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    PAPER,
+    PURPLE,
+    RED,
+    SKY,
+    YELLOW,
+    Picture,
+    house_style,
+)
 from elude_nb.neighbours import Neighbours
 
 _COLOURS = {
@@ -74,7 +87,7 @@ def side_effects(effect: Effect) -> Picture:
         for column, shift, alpha, label in bars:
             colours = [_COLOURS.get(method, PURPLE) for method in table["method"]]
             place.barh(places + shift, 100 * table[column], height=0.25, color=colours, alpha=alpha, label=label)
-        striped: Any = {"color": "white", "edgecolor": FAINT, "hatch": "////"}
+        striped: Any = {"color": PAPER, "edgecolor": FAINT, "hatch": "////"}
         place.barh(places - 0.27, 100 * table["worst"], height=0.25, label="worst hit", **striped)
         place.hlines(places + 0.27, 100 * table["low"], 100 * table["high"], color=INK, linewidth=1)
         right = 100 * max(float(table[["drop", "high", "worst"]].max().max()), 0.01)

@@ -8,14 +8,18 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.colors import get_named_colors_mapping
 from matplotlib.figure import Figure
 
-# Okabe and Ito: told apart by most colour-blind people too.
-INK = "#222222"
-FAINT = "#767676"
+from elude_nb.checks import check_choice
+
+# These three are names that matplotlib looks up when something is drawn: each theme gives them its own colours.
+INK, FAINT, PAPER = "elude:ink", "elude:faint", "elude:paper"
+# Okabe and Ito: told apart by most colour-blind people too, on white and on black.
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW = (
     "#0072B2",
     "#E69F00",
@@ -27,12 +31,20 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW = (
 )
 SEQUENCE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW)
 
+THEMES: dict[str, dict[str, str]] = {
+    "light": {INK: "#222222", FAINT: "#767676", PAPER: "#FFFFFF"},
+    "dark": {INK: "#E6E6E6", FAINT: "#9A9A9A", PAPER: "#111111"},
+}
+_theme: ContextVar[str] = ContextVar("theme", default="light")
+get_named_colors_mapping().update(THEMES["light"])  # for what is drawn outside of any block
+
 _SETTINGS: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
     "axes.edgecolor": FAINT,
+    "axes.facecolor": PAPER,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -43,37 +55,68 @@ _SETTINGS: Any = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
     "savefig.dpi": 130,
 }
 
 
 @contextmanager
+def theme(name: str) -> Iterator[None]:
+    """Draw pictures for light or for dark pages inside this block: ``with theme("dark"): before_after(exemplars)``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such theme.
+    """
+    token = _theme.set(check_choice("theme", name, THEMES))
+    try:
+        yield
+    finally:
+        _theme.reset(token)
+
+
+def current_theme() -> str:
+    """Return the name of the theme in which pictures are drawn now."""
+    return _theme.get()
+
+
+@contextmanager
 def house_style() -> Iterator[None]:
     """Draw in the house's style inside this block; matplotlib's own settings are as before afterwards."""
-    with mpl.rc_context(_SETTINGS):
-        yield
+    colours = get_named_colors_mapping()
+    before = {name: colours[name] for name in THEMES["light"]}
+    colours.update(THEMES[_theme.get()])
+    try:
+        with mpl.rc_context(_SETTINGS):
+            yield
+    finally:
+        colours.update(before)
 
 
 class Picture(Figure):
     """A matplotlib figure that shows itself as the last line of a notebook cell, with a text for those who cannot see.
 
-    It is not registered with pyplot, so it is freed when nobody holds it.
+    It is not registered with pyplot, so it is freed when nobody holds it. It keeps the theme in which it was made.
     """
 
     alt: str = ""
 
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self.theme = current_theme()
+        super().__init__(*arguments, **settings)
+
     def png(self) -> bytes:
         """Return the picture as the bytes of a PNG file."""
         buffer = io.BytesIO()
-        with house_style():
+        with theme(self.theme), house_style():
             self.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)
         return buffer.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture to a file; its ending (.png, .pdf, .svg) decides the format."""
-        with house_style():
+        with theme(self.theme), house_style():
             self.savefig(path, bbox_inches="tight", pad_inches=0.08)
 
     def _repr_html_(self) -> str:

@@ -270,7 +270,8 @@ def _orders(split: Disentanglement, scores: pd.DataFrame | None) -> dict[str, li
     }
     if scores is not None:
         mine, before = (
-            scores[scores["kind"] == kind].groupby("channel").mean(numeric_only=True) for kind in ("sub-unit", "channel")
+            scores[scores["kind"] == kind].groupby("channel").mean(numeric_only=True)
+            for kind in ("sub-unit", "channel")
         )
         for column in before.columns:
             if column in mine.columns and pd.api.types.is_float_dtype(before[column]):

@@ -1,0 +1,71 @@
+// The list of channels, which stands in the page as a table: sorted and searched here; and the start of it all.
+function prepareChannels() {
+  const body = document.querySelector("#channel-table tbody");
+  const rows = [...body.rows];
+  const heads = [...document.querySelectorAll("#channel-table th[data-key]")];
+  const words = new Map(rows.map((row) => [row, wordsOf(row)]));
+  const search = make("input", { type: "search", id: "channel-search", placeholder: "17, concept 3, a name …" });
+  const status = make("span", { role: "status", class: "faint" });
+
+  function wordsOf(row) {
+    const units = data.channels[row.dataset.channel]?.units || [];
+    const owned = units.filter((unit) => unit.concept !== null).map((unit) => `${conceptName(unit.concept)};`);
+    const labels = (data.channels[row.dataset.channel]?.rows || []).map((line) => line.labels);
+    return [row.lastElementChild.textContent, ...owned, ...labels].join(" ").toLowerCase();
+  }
+
+  function filter() {
+    const wanted = search.value.trim().toLowerCase();
+    const concept = wanted.match(/^concept\s+(\d+)$/);
+    const fits = (row) => {
+      if (/^\d+$/.test(wanted)) return row.dataset.channel.startsWith(wanted);
+      if (concept) return new RegExp(`concept ${concept[1]}\\b`).test(words.get(row));
+      return wanted.split(/\s+/).every((word) => words.get(row).includes(word));
+    };
+    for (const row of rows) row.hidden = !fits(row);
+    status.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} channels`;
+  }
+
+  function sort(head) {
+    const column = head.cellIndex;
+    const before = head.getAttribute("aria-sort");
+    const up = before ? before === "descending" : head.dataset.key === "channel"; // scores begin with the largest
+    const value = (row) => {
+      const found = row.cells[column].dataset.value;
+      return found === undefined ? null : Number(found);
+    };
+    rows.sort((a, b) => {
+      const [left, right] = [value(a), value(b)];
+      if (left === null || right === null) return (left === null) - (right === null); // what has no value comes last
+      return up ? left - right : right - left;
+    });
+    for (const other of heads) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    for (const other of heads) other.querySelector("span").textContent = other === head ? (up ? " ▲" : " ▼") : "";
+    body.append(...rows);
+  }
+
+  for (const head of heads) {
+    const arrow = make("span", { "aria-hidden": "true" });
+    const button = make("button", { type: "button", title: head.title }, head.textContent, arrow);
+    button.addEventListener("click", () => sort(head));
+    head.replaceChildren(button);
+    if (head.dataset.key === "separation") {
+      head.setAttribute("aria-sort", "descending");
+      arrow.textContent = " ▼";
+    }
+  }
+  search.addEventListener("input", filter);
+  search.addEventListener("keydown", (event) => {
+    const first = rows.find((row) => !row.hidden && row.querySelector("a"));
+    if (event.key === "Enter" && first) location.hash = first.querySelector("a").hash;
+  });
+  byId("channel-tools").append(make("label", { for: "channel-search" }, "Find channels"), search, status);
+  byId("channel-tools").hidden = false;
+  filter();
+}
+
+if (data.concepts.length) drawMap(byId("atlas"));
+prepareChannels();
+window.addEventListener("hashchange", route);
+route();

@@ -1,0 +1,97 @@
+// What opens below the map and below the list: one concept, one channel.
+function show(panel, title, beside, ...content) {
+  const close = make("button", { type: "button" }, "Close");
+  close.addEventListener("click", () => {
+    panel.hidden = true;
+    const opener = document.querySelector(`section a[href="${location.hash}"]`);
+    history.replaceState(null, "", "#" + panel.closest("section").id);
+    mark();
+    opener?.focus();
+  });
+  const tools = make("div", { class: "tools" }, ...beside, heatSwitch(), close);
+  const heading = make("header", {}, make("h3", {}, title), tools);
+  panel.replaceChildren(heading, ...content);
+  panel.setAttribute("role", "region");
+  panel.setAttribute("aria-label", title);
+  panel.hidden = false;
+  panel.focus({ preventScroll: true });
+  panel.scrollIntoView({ block: "start" });
+}
+
+function openConcept(c) {
+  const entry = data.concepts[c];
+  const name = conceptName(c);
+  const units = (count) =>
+    table(
+      ["channel", "sub-unit", "mean on the concept", "share of the channel's variance"],
+      entry.units.slice(0, count).map(([channel, unit, mean, share]) =>
+        [channelLink(channel, `channel ${channel}`), String(unit), number(mean), number(share)]),
+    );
+  let list = units(20);
+  const more = make("button", { type: "button" }, `Show all ${entry.units.length} sub-units`);
+  more.hidden = entry.units.length <= 20;
+  more.addEventListener("click", () => {
+    const all = units(entry.units.length);
+    list.replaceWith(all);
+    list = all;
+    more.hidden = true;
+  });
+  const depth = bars(entry.depth, 420, 80);
+  show(
+    byId("concept-view"), capital(name), [],
+    make("p", {}, `${entry.tokens.toLocaleString("en")} tokens of the discovery, ${entry.units.length} sub-units.`),
+    tiles(entry.images, 96, name),
+    ...(depth ? [make("h4", {}, "Where its read-out arises, on its own tokens"), depth, legend()] : []),
+    make("h4", {}, "Concepts of similar direction"),
+    make("div", { class: "links" }, ...entry.alike.map(conceptLink)),
+    make("h4", {}, "Its sub-units, by their share of the channel"), list, more,
+  );
+}
+
+function unitRow(row, unit) {
+  const name = row.unit < 0 ? "Whole channel, before" : row.title.replace(/, concept \d+/, "");
+  const what = make("div", { class: "name" }, capital(name));
+  if (unit && unit.concept !== null) what.append(" ", make("small", {}, conceptLink(unit.concept)));
+  if (row.labels) what.append(make("small", {}, row.labels));
+  what.append(make("small", { title: "mean cosine between these images" }, `alike: ${number(row.alike)}`));
+  return make("div", { class: row.unit < 0 ? "row whole" : "row" }, what, tiles(row.images, 96, name));
+}
+
+function openChannel(channel) {
+  const entry = data.channels[channel];
+  const units = new Map(entry.units.map((unit) => [unit.unit, unit]));
+  const hasConcept = (unit) => unit.concept !== null && data.concepts.length > 0;
+  const lines = entry.units.map((unit) => [
+    unit.unit ? `sub-unit ${unit.unit}` : "shared rest",
+    hasConcept(unit) ? conceptLink(unit.concept) : "–",
+    unit.sources.toLocaleString("en"), number(unit.share), number(unit.mean), number(unit.top),
+    bars(unit.depth, 190, 34),
+  ]);
+  const scores = ["share of variance", "mean on concept", "top similarity"];
+  const heads = ["unit", "concept", "sources", ...scores, "where it arises"];
+  const order = [...document.querySelectorAll("#channel-table tbody tr:not([hidden]) a")].map((link) => link.hash);
+  const place = order.indexOf(`#channel-${channel}`);
+  const step = (to, text) => (order[to] && place >= 0 ? [make("a", { class: "button", href: order[to] }, text)] : []);
+  show(
+    byId("channel-view"), `Channel ${channel}`, [...step(place - 1, "Previous"), ...step(place + 1, "Next")],
+    ...entry.rows.map((row) => unitRow(row, units.get(row.unit))),
+    make("h4", {}, "Its units"), table(heads, lines),
+    make("p", { class: "faint" }, "Shares add up to 1; a unit that works against the others has a negative one."),
+    ...(data.blocks.length > 1 ? [legend()] : []),
+  );
+}
+
+// What is open is in the address, so that the browser's back button works and a link can be sent with the file.
+function mark() {
+  for (const element of document.querySelectorAll("tr.open, .map a.open")) element.classList.remove("open");
+  const link = document.querySelector(`#channel-table a[href="${location.hash}"]`);
+  link?.closest("tr").classList.add("open");
+  document.querySelector(`.map a[href="${location.hash}"]`)?.classList.add("open");
+}
+
+function route() {
+  const [, kind, at] = location.hash.match(/^#(concept|channel)-(\d+)$/) || [];
+  if (kind === "concept" && data.concepts[at]) openConcept(Number(at));
+  if (kind === "channel" && data.channels[at]) openChannel(Number(at));
+  if (kind) mark();
+}

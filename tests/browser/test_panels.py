@@ -1,0 +1,194 @@
+"""The app of notebook 07 in a real JupyterLab and under voila: run it, use every panel, reload, use it again."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.browser.servers import jupyterlab, voila
+
+pytestmark = pytest.mark.browser
+NOTEBOOK = Path(__file__).parent.parent.parent / "notebooks" / "07_explorer.ipynb"
+START = 100_000  # milliseconds: a model is loaded and disentangled
+SMALL = {"image_count": 48, "concepts": 16}
+
+
+def small_copy(folder: Path) -> Path:
+    """Copy the notebook with fewer images; its other cells are as they are."""
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    cell = next(cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", []))
+    source = "".join(cell["source"])
+    for name, value in SMALL.items():
+        source, found = re.subn(rf"(?m)^{name} = \d+", f"{name} = {value}", source)
+        assert found == 1
+    cell["source"] = source
+    path = folder / NOTEBOOK.name
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("lab")
+    small_copy(folder)
+    with jupyterlab(folder) as address:
+        yield f"{address}/lab/tree/{NOTEBOOK.name}"
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory) -> Iterator[str]:
+    with voila(small_copy(tmp_path_factory.mktemp("voila"))) as address:
+        yield address
+
+
+def until_it_changes(read: Any, before: Any, seconds: float = 30) -> Any:
+    """Return what ``read()`` gives once it is no longer ``before``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = read()
+        if found != before:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"It still is {str(before)[:300]!r} after {seconds} s.")
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until a condition holds."""
+    until_it_changes(lambda: bool(condition()), before=False, seconds=seconds)
+
+
+def run_all(page: Any) -> None:
+    """Run all cells; what is asked for before the kernel has started is lost without a word, so ask again."""
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    prompt = page.locator(".jp-CodeCell .jp-InputPrompt").first
+    for _ in range(20):
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).first.click()
+        page.wait_for_timeout(3000)
+        if prompt.inner_text().strip() != "[ ]:":
+            return
+    raise AssertionError("The cells do not run.")
+
+
+def open_tab(page: Any, title: str) -> None:
+    page.get_by_role("tab", name=title, exact=True).click()
+
+
+def slide(page: Any, handle: Any, key: str = "ArrowRight", times: int = 1) -> None:
+    handle.focus()
+    for _ in range(times):
+        page.keyboard.press(key)
+
+
+def use_channels(page: Any) -> None:
+    page.wait_for_selector(".elude-channel table", timeout=START)
+    shown = page.locator(".elude-channel h4")
+    before = shown.inner_text()
+    slide(page, page.locator(".elude-place [role=slider]").first)
+    after = until_it_changes(shown.inner_text, before)
+    assert after.startswith("Channel ")
+    assert page.locator(".elude-channel img").count() >= 12
+    assert page.locator(".elude-channel img:not([alt])").count() == 0
+    units = page.locator(".elude-units tbody tr")
+    until(lambda: units.count() > 3)
+    slide(page, page.locator(".elude-k [role=slider]").first, "Home")  # K = 2, and the shared unit
+    until(lambda: units.count() <= 3)
+    page.locator(".elude-search input").first.fill("999999")
+    page.keyboard.press("Enter")
+    page.get_by_text("There is no channel 999999").wait_for(timeout=20_000)
+
+
+def use_concepts(page: Any) -> None:
+    open_tab(page, "Concepts")
+    page.wait_for_selector(".elude-concepts img", timeout=60_000)
+    page.wait_for_selector(".js-plotly-plot .scatterlayer .points path", timeout=60_000)
+    shown = page.locator(".elude-concepts")
+    before = shown.inner_text()
+    points = page.locator(".js-plotly-plot .scatterlayer .points path")
+    box = points.nth(points.count() // 2).bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    try:
+        until_it_changes(shown.inner_text, before, 10)
+    except AssertionError:  # it was the one that is chosen already
+        box = points.nth(0).bounding_box()
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        until_it_changes(shown.inner_text, before)
+    page.locator(".elude-name input").first.fill("my meaning")
+    page.keyboard.press("Tab")
+    page.locator(".elude-rename").first.click()
+    page.get_by_text("is called 'my meaning' now").wait_for(timeout=20_000)
+
+
+def use_image(page: Any, folder: Path) -> None:
+    open_tab(page, "Image")
+    picker = page.locator(".elude-picker")
+    picker.wait_for(timeout=60_000)
+    lines = page.locator(".elude-speakers select")
+    before = lines.inner_text()
+    box = picker.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + 0.2 * box["width"], box["y"] + 0.8 * box["height"])
+    before = until_it_changes(lines.inner_text, before)
+    assert "deviations" in before
+    picker.focus()
+    page.keyboard.press("ArrowUp")
+    until_it_changes(lines.inner_text, before)
+    source = picker.locator("img").get_attribute("src")
+    own = folder / "own.png"
+    Image.radial_gradient("L").convert("RGB").save(own)
+    page.locator(".elude-upload input[type=file], input[type=file]").first.set_input_files(str(own))
+    until_it_changes(lambda: picker.locator("img").get_attribute("src"), source)
+    assert "own.png" in (picker.locator("img").get_attribute("alt") or "")
+
+
+def use_steering(page: Any) -> None:
+    open_tab(page, "Steering")
+    page.locator(".elude-add").wait_for(timeout=60_000)
+    if not page.locator(".elude-strength [role=slider]").count():
+        page.locator(".elude-add").click()
+    handle = page.locator(".elude-strength [role=slider]").first
+    handle.wait_for(timeout=30_000)
+    after = page.locator(".elude-neighbours")
+    before = after.inner_html()
+    slide(page, handle, "Home")  # fade it wholly
+    code = page.locator(".elude-code textarea")
+    until(lambda: "Edit.scale(" in code.input_value())
+    until_it_changes(after.inner_html, before)
+    page.locator(".elude-reset:visible").first.click()
+    until(lambda: "Edit.scale(" not in code.input_value())
+
+
+def use_quiz(page: Any) -> None:
+    open_tab(page, "Intruder quiz")
+    answers = page.locator(".elude-answer:visible")
+    answers.first.wait_for(timeout=60_000)
+    score = page.locator(".elude-score")
+    before = score.inner_text()
+    answers.first.click()
+    until_it_changes(score.inner_text, before)
+
+
+@pytest.mark.slow
+def test_every_panel_in_jupyterlab_and_once_more_after_a_reload(page, lab, tmp_path) -> None:
+    page.goto(lab, timeout=120_000)
+    run_all(page)
+    use_channels(page)
+    use_concepts(page)
+    use_image(page, tmp_path)
+    use_steering(page)
+    use_quiz(page)
+
+
+def test_the_classroom_under_voila(page, classroom) -> None:
+    page.goto(classroom, timeout=START)
+    use_channels(page)
+    use_steering(page)
+    use_quiz(page)

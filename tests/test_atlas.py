@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from elude_nb.atlas import lay_out
+from elude_nb.concepts import ConceptBook
+
+
+def with_directions(split, directions: torch.Tensor):
+    g = len(directions)
+    book = ConceptBook(torch.ones(g, dtype=torch.int64), directions.double(), torch.zeros(g, split.weight.shape[1]))
+    return replace(split, book=book)
+
+
+def test_like_concepts_lie_near_each_other(split) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 24, generator=generator).repeat_interleave(10, 0)
+    many = with_directions(split, centres + 0.1 * torch.randn(40, 24, generator=generator))
+    positions = lay_out(many).positions
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert all(distances[i].argmin() // 10 == i // 10 for i in range(40))
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5, 8])
+def test_any_number_of_concepts(split, number) -> None:
+    few = with_directions(split, torch.eye(24)[:number])
+    positions = lay_out(few, seed=3).positions
+    assert positions.shape == (number, 2)
+    assert np.isfinite(positions).all()
+    assert np.ptp(positions, axis=0).max() == pytest.approx(1.0)
+    assert np.array_equal(positions, lay_out(few, seed=3).positions)
+
+
+def test_a_wrong_seed(split) -> None:
+    with pytest.raises(ValueError, match="seed=-1"):
+        lay_out(split, seed=-1)
