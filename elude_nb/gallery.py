@@ -18,8 +18,10 @@ from torch import Tensor
 
 from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
+from elude_nb.edits import EditError
 from elude_nb.exemplars import Exemplars, arrange_exemplars, choose_among, name_of_unit
 from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.interception import is_intercepted
 from elude_nb.progress import progress_bar
 from elude_nb.recording import for_analysis
 from elude_nb.replacing import output_and_patches
@@ -352,10 +354,14 @@ def look(split: Disentanglement, images: list[Image.Image]) -> Sight:
     ------
     SiteError
         If the site has no patches.
+    EditError
+        If an edit of any split of this model is active.
     """
     model, site = split.model, split.site
     if site.layout.grid is None:
         raise SiteError(f"{site.name!r} has no patches to look at; choose another site.")
+    if is_intercepted(model.network):
+        raise EditError("An edit is active; leave its block, or what is seen would be what the edit made of it.")
     positions = site.layout.positions("patch").to(model.device)
     sources: dict[int, Tensor] = {}
     channels: list[Tensor] = []

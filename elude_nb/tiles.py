@@ -39,6 +39,17 @@ def lit(picture: Array, heat: Array, brightest: float) -> Array:
     return found
 
 
+def crop_at(picture: Array, patch: int, grid: tuple[int, int], share: float) -> Array:
+    """Return a square of a picture (h, w, 3) around a patch, moved inwards where it would leave the picture."""
+    height, width = picture.shape[:2]
+    side = max(1, round(share * min(height, width)))
+    row, column = divmod(patch, grid[1])
+    top = round((row + 0.5) / grid[0] * height - side / 2)
+    left = round((column + 0.5) / grid[1] * width - side / 2)
+    top, left = min(max(top, 0), height - side), min(max(left, 0), width - side)
+    return picture[top : top + side, left : left + side]
+
+
 def data_uri(picture: Array, side: int | None = SIDE) -> str:
     """Return a picture (h, w, 3), uint8, as a JPEG data URI, ``side`` pixels high and wide (or as large as it is)."""
     image = Image.fromarray(picture)

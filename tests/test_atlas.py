@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from elude_nb.atlas import lay_out
+from elude_nb.atlas import lay_out, spread
 from elude_nb.concepts import ConceptBook
 
 
@@ -39,3 +39,14 @@ def test_any_number_of_concepts(split, number) -> None:
 def test_a_wrong_seed(split) -> None:
     with pytest.raises(ValueError, match="seed=-1"):
         lay_out(split, seed=-1)
+
+
+def test_squares_are_pushed_apart_as_little_as_it_takes() -> None:
+    far = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert np.array_equal(spread(far, 0.5), far)
+    close = np.random.default_rng(0).normal(0, 0.05, (40, 2))
+    close[1] = close[0]  # at one place
+    found = spread(close, 0.1)
+    gaps = np.abs(found[:, None] - found[None]).max(2) + np.eye(40)
+    assert gaps.min() > 0.095
+    assert np.abs(found).max() < 1.0

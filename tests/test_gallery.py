@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from elude_nb import Disentanglement, disentangle, embed, find_exemplars
+from elude_nb.edits import Edit, EditError
 from elude_nb.gallery import Gallery, look
 from elude_nb.routing import ConceptRouting
 from elude_nb.sites import SiteError
@@ -120,6 +121,15 @@ def test_it_fills_step_by_step(split, images) -> None:
     assert list(other) == []
     whole = Gallery(split, images[:10]).fill(progress=False)
     assert whole.channel(3).maps.equal(gallery.channel(3).maps)
+
+
+def test_what_an_edit_makes_of_images_is_not_kept(split, images) -> None:
+    gallery = Gallery(split, images[:6])
+    next(gallery.steps(2))
+    with split.edit(Edit.ablate(concept=1)), pytest.raises(EditError, match="leave its block"):
+        gallery.fill(progress=False)
+    assert gallery.ready == 2
+    assert gallery.fill(progress=False).ready == 6
 
 
 def test_memory_is_bounded(split, images) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import io
 
 import numpy as np
@@ -92,7 +92,7 @@ def test_an_upload_and_a_drop(inspector) -> None:
             "type": "image/png",
             "size": 1,
             "content": memoryview(png()),
-            "last_modified": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+            "last_modified": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
         },
     )
     assert inspector.image == -1

@@ -8,10 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_fraction
 from elude_nb.exemplars import Exemplar, Exemplars
 from elude_nb.figures.theme import FAINT, INK, SEQUENCE, Picture, house_style
 from elude_nb.images import ImageSet
+from elude_nb.tiles import crop_at
 
 _TILE = 1.05  # inches
 _LABEL = 1.75  # inches for the names at the left
@@ -43,12 +44,27 @@ def contact_sheet(images: ImageSet, count: int = 20, columns: int = 10) -> Pictu
     return picture
 
 
-def before_after(exemplars: Exemplars) -> Picture:
+def before_after(exemplars: Exemplars, *, crops: float | None = None) -> Picture:
     """Show what a whole channel likes, and below it what each of its sub-units likes.
 
     Where a unit is active the photograph keeps its colours; elsewhere it is darkened. The scale goes from 0 (a
     unit's mean) to the row's largest activation.
+
+    Parameters
+    ----------
+    exemplars
+        From `elude_nb.find_exemplars`.
+    crops
+        Show, instead of whole photographs under heat maps, what surrounds the patch at which a unit is highest: so much
+        of the photograph's side, as 0.4.
+
+    Raises
+    ------
+    ValueError
+        If ``crops`` is not between 0 and 1.
     """
+    if crops is not None:
+        check_fraction("crops", crops, open_ends=True)
     rows, columns = len(exemplars.rows), len(exemplars.rows[0])
     gap = 0.16  # between the whole channel and its parts
     width, height = _LABEL + columns * _TILE, rows * _TILE + gap + 0.3
@@ -66,21 +82,34 @@ def before_after(exemplars: Exemplars) -> Picture:
                     0.96 * _TILE / width,
                     0.96 * _TILE / height,
                 )
-                draw_exemplar(picture.add_axes(box), exemplar, brightest, colour)
+                draw_exemplar(picture.add_axes(box), exemplar, brightest, colour, crop=crops)
         picture.text(0, 1, f"Channel {exemplars.channel}", fontsize=12, fontweight="bold", va="top")
     shown = "; ".join(name.replace("\n", ": ") for name in exemplars.names)
     picture.alt = f"Images that channel {exemplars.channel} likes, whole and by sub-unit. {shown}"
     return picture
 
 
-def draw_exemplar(axes: Axes, exemplar: Exemplar, brightest: float, colour: str = INK) -> Axes:
-    """Draw one photograph under its heat map: full colour at ``brightest``, dark at 0 and below."""
+def draw_exemplar(
+    axes: Axes, exemplar: Exemplar, brightest: float, colour: str = INK, *, crop: float | None = None
+) -> Axes:
+    """Draw one photograph under its heat map: full colour at ``brightest``, dark at 0 and below.
+
+    With ``crop``, so much of its side around the highest patch is drawn, and no heat.
+    """
     image = exemplar.image
+    if crop is not None:
+        rows, columns = exemplar.heat.shape
+        axes.imshow(crop_at(image, int(exemplar.heat.argmax()), (rows, columns), crop).clip(0, 1))
+        return _framed(axes, colour)
     heat = np.clip(exemplar.heat / max(brightest, 1e-12), 0, 1)
     light = _enlarged(heat, image.shape[:2])[..., None]
     grey = image.mean(axis=2, keepdims=True)
     shown = light * image + (1 - light) * (0.12 + 0.25 * (0.6 * grey + 0.4 * image))
     axes.imshow(np.clip(shown, 0, 1))
+    return _framed(axes, colour)
+
+
+def _framed(axes: Axes, colour: str) -> Axes:
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=1.6)

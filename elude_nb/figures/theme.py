@@ -36,7 +36,18 @@ THEMES: dict[str, dict[str, str]] = {
     "dark": {INK: "#E6E6E6", FAINT: "#9A9A9A", PAPER: "#111111"},
 }
 _theme: ContextVar[str] = ContextVar("theme", default="light")
-get_named_colors_mapping().update(THEMES["light"])  # for what is drawn outside of any block
+
+
+def _look_up(colours: dict[str, Any]) -> dict[str, Any]:
+    """Have matplotlib find these colours by name; return those that it found before."""
+    known = get_named_colors_mapping()
+    before = {name: known.get(name, value) for name, value in colours.items()}
+    for name, value in colours.items():  # not update(), which would leave its cache of resolved names as it was
+        known[name] = value
+    return before
+
+
+_look_up(THEMES["light"])  # for what is drawn outside of any block
 
 _SETTINGS: Any = {
     "font.family": "DejaVu Sans",
@@ -85,14 +96,12 @@ def current_theme() -> str:
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw in the house's style inside this block; matplotlib's own settings are as before afterwards."""
-    colours = get_named_colors_mapping()
-    before = {name: colours[name] for name in THEMES["light"]}
-    colours.update(THEMES[_theme.get()])
+    before = _look_up(THEMES[_theme.get()])
     try:
         with mpl.rc_context(_SETTINGS):
             yield
     finally:
-        colours.update(before)
+        _look_up(before)
 
 
 class Picture(Figure):

@@ -60,7 +60,7 @@ class ConceptAtlas(GalleryPanel):
     """
 
     selected = traitlets.List(traitlets.Int(), help="the chosen concepts")
-    names = traitlets.Dict(key_trait=traitlets.Int(), value_trait=traitlets.Unicode(), read_only=True)
+    names: Any = traitlets.Dict(key_trait=traitlets.Int(), value_trait=traitlets.Unicode(), read_only=True)
     sub_units = traitlets.Instance(pd.DataFrame, allow_none=True, read_only=True)
 
     def __init__(

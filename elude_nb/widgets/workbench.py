@@ -132,7 +132,7 @@ class Workbench(Panel):
         self.say(f"{gallery.split.model.name}, {len(gallery.images)} images from {gallery.images.source}")
 
     def _makers(self) -> dict[str, Callable[[], Panel]]:
-        gallery = self.gallery
+        gallery: Any = self.gallery
         return {
             "Channels": lambda: ChannelExplorer(gallery),
             "Concepts": lambda: ConceptAtlas(gallery),

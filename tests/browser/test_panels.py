@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import time
@@ -144,9 +146,30 @@ def use_image(page: Any, folder: Path) -> None:
     source = picker.locator("img").get_attribute("src")
     own = folder / "own.png"
     Image.radial_gradient("L").convert("RGB").save(own)
-    page.locator(".elude-upload input[type=file], input[type=file]").first.set_input_files(str(own))
+    with page.expect_file_chooser() as chooser:
+        page.locator("button.elude-upload, .elude-upload button").first.click()
+    chooser.value.set_files(str(own))
     until_it_changes(lambda: picker.locator("img").get_attribute("src"), source)
     assert "own.png" in (picker.locator("img").get_attribute("alt") or "")
+
+
+def drop_an_image(page: Any) -> None:
+    """Drop a small picture onto the image, as from the desktop, and then something that is no picture."""
+    drop = """([kind, name]) => {
+        const data = new DataTransfer();
+        const bytes = Uint8Array.from(atob(kind), (letter) => letter.charCodeAt(0));
+        data.items.add(new File([bytes], name));
+        document.querySelector('.elude-picker')
+            .dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
+    }"""
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(buffer, "PNG")
+    picture = page.locator(".elude-picker img")
+    page.evaluate(drop, [base64.b64encode(buffer.getvalue()).decode(), "dropped.png"])
+    until(lambda: "dropped.png" in (picture.get_attribute("alt") or ""))
+    page.evaluate(drop, [base64.b64encode(b"hello").decode(), "letter.txt"])
+    page.get_by_text("'letter.txt' is not an image").wait_for(timeout=20_000)
+    assert "dropped.png" in (picture.get_attribute("alt") or "")
 
 
 def use_steering(page: Any) -> None:
@@ -159,20 +182,23 @@ def use_steering(page: Any) -> None:
     after = page.locator(".elude-neighbours")
     before = after.inner_html()
     slide(page, handle, "Home")  # fade it wholly
-    code = page.locator(".elude-code textarea")
+    code = page.locator(".elude-code textarea:visible")
     until(lambda: "Edit.scale(" in code.input_value())
     until_it_changes(after.inner_html, before)
-    page.locator(".elude-reset:visible").first.click()
+    page.locator(".elude-reset:visible").last.click()
     until(lambda: "Edit.scale(" not in code.input_value())
 
 
 def use_quiz(page: Any) -> None:
     open_tab(page, "Intruder quiz")
-    answers = page.locator(".elude-answer:visible")
-    answers.first.wait_for(timeout=60_000)
+    answer = page.locator(".elude-answer-1:visible").first
+    answer.wait_for(timeout=60_000)
+    if not answer.is_enabled():  # answered already, before the page was loaded anew
+        page.locator(".elude-next:visible").first.click()
+        until(answer.is_enabled)
     score = page.locator(".elude-score")
     before = score.inner_text()
-    answers.first.click()
+    page.locator(".elude-choice-2:visible img").first.click()
     until_it_changes(score.inner_text, before)
 
 
@@ -183,6 +209,18 @@ def test_every_panel_in_jupyterlab_and_once_more_after_a_reload(page, lab, tmp_p
     use_channels(page)
     use_concepts(page)
     use_image(page, tmp_path)
+    drop_an_image(page)
+    use_steering(page)
+    use_quiz(page)
+    page.keyboard.press("Control+s")  # a reload shows what was saved
+    page.wait_for_timeout(2000)
+    page.reload(timeout=120_000)
+    open_tab(page, "Channels")
+    shown = page.locator(".elude-channel h4")
+    shown.wait_for(timeout=60_000)
+    before = shown.inner_text()
+    slide(page, page.locator(".elude-place [role=slider]").first, times=3)
+    until_it_changes(shown.inner_text, before)
     use_steering(page)
     use_quiz(page)
 
