@@ -105,8 +105,7 @@ def _execute(notebook: NotebookNode, path: Path, bar: Any) -> None:
             bar.set_postfix_str("")
             bar.update()
 
-    # Widgets show their static face in a page; their state would only make it larger.
-    client = Client(notebook, timeout=3600, kernel_name="python3", on_cell_executed=cell_done, store_widget_state=False)
+    client = Client(notebook, timeout=3600, kernel_name="python3", on_cell_executed=cell_done)
     try:
         client.execute()
     except CellExecutionError as error:
@@ -156,6 +155,7 @@ def _page(notebook: NotebookNode) -> str:
 def _still(notebook: NotebookNode) -> NotebookNode:
     """Return a copy in which widgets show their static face, and plotly figures bring one script for all of them."""
     notebook = copy.deepcopy(notebook)
+    notebook.metadata.pop("widgets", None)  # their state would only make the page larger
     script = True
     for cell in notebook.cells:
         for output in cell.get("outputs", []):

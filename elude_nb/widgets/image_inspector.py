@@ -61,6 +61,7 @@ class ImageInspector(GalleryPanel):
         self._count = count
         self._sight: Sight | None = None
         self._name = ""
+        self._filling = False
         rows, columns = self.gallery.grid
         self._build()
         self.row, self.column = rows // 2, columns // 2
@@ -150,7 +151,7 @@ class ImageInspector(GalleryPanel):
             self.row, self.column = self._picker.row, self._picker.column
 
     def _pick(self, value: tuple[int, int] | None) -> None:
-        if value is not None:
+        if value is not None and not self._filling:
             self.unit = value
 
     # -------------------------------------------------------------------- paint
@@ -182,9 +183,13 @@ class ImageInspector(GalleryPanel):
                 )
             ]
             loudest = lines[0][1] if lines else None
-            self._list.options = lines  # chooses the first
-            self.unit = loudest
-            self._other_unit()
+            self._filling = True  # a new list chooses its first line by itself; paint once, not for each step
+            self._list.options = lines
+            self._filling = False
+            if self.unit == loudest:
+                self._other_unit()
+            else:
+                self.unit = loudest
 
     def _other_unit(self, _: object = None) -> None:
         if self.unit is None:
@@ -200,7 +205,7 @@ class ImageInspector(GalleryPanel):
 
     def _same(self, channel: int, unit: int) -> str:
         """Return the images of the gallery on which a sub-unit is highest, lit where it is."""
-        maps = self.gallery.images_of_unit(channel, unit)
+        maps = self.gallery.maps_of([(channel, unit)])[..., 0] * int(self.gallery.split.signs[channel, unit])
         best = maps.amax(1).topk(min(self._count, len(maps))).indices.tolist()
         brightest = float(maps.amax())
         labels = self.gallery.labels or self.gallery.images.names

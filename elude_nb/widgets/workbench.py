@@ -59,7 +59,7 @@ class Workbench(Panel):
         model: str = "dinov2-small",
         images: str = "photographs",
         *,
-        count: int = 120,
+        count: int = 200,
         concepts: int = 64,
         units: int = 8,
         gallery: Gallery | None = None,
@@ -163,7 +163,7 @@ def _prepared(split: Disentanglement, discover: ImageSet, held_out: ImageSet, sa
     """Return a filled gallery of a split whose concepts are named after the labels, if there are labels."""
     if discover.labels is not None and len(set(discover.labels)) > 1:
         say("Naming concepts after the labels …")
-        split = split.with_names(name_concepts(split, discover).names)
+        split = split.with_names(name_concepts(split, discover, top=min(20, max(1, len(discover) // 4))).names)
     say(f"Running {len(held_out)} images to look at …")
     return Gallery(split, held_out).fill()
 

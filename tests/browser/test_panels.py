@@ -198,7 +198,7 @@ def use_quiz(page: Any) -> None:
         until(answer.is_enabled)
     score = page.locator(".elude-score")
     before = score.inner_text()
-    page.locator(".elude-choice-2:visible img").first.click()
+    answer.click()
     until_it_changes(score.inner_text, before)
 
 
