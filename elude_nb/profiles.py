@@ -1,12 +1,17 @@
-"""Where a concept arises: in which blocks, and whether in attention or in the MLP."""
+"""Where things arise: a concept over all channels, and the units of one channel, by block, part, head or source."""
 
 from __future__ import annotations
 
 import pandas as pd
 import torch
+from torch import Tensor
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_choice, check_count
 from elude_nb.disentanglement import Disentanglement
+from elude_nb.routing import NO_CONCEPT
+from elude_nb.sites import SiteError
+
+DETAILS = ("part", "head", "source")
 
 
 def depth_profile(split: Disentanglement, concept: int) -> pd.DataFrame:
@@ -40,8 +45,74 @@ def depth_profile(split: Disentanglement, concept: int) -> pd.DataFrame:
     return found
 
 
+def spatial_profile(split: Disentanglement, maps: Tensor) -> Tensor:
+    """Return where in images a concept lies: the mean of its maps (n, t) over images, (rows, columns).
+
+    Raises
+    ------
+    SiteError
+        If the site has no patches.
+    ValueError
+        If the maps are not of this site's patches, there is none, or one is not finite.
+    """
+    grid = split.site.layout.grid
+    if grid is None:
+        raise SiteError(f"{split.site.name!r} has no patches; a concept there has no place in an image.")
+    if maps.ndim != 2 or not len(maps) or maps.shape[1] != grid[0] * grid[1]:
+        raise ValueError(f"maps must be (n, {grid[0] * grid[1]}), one row an image, not {tuple(maps.shape)}.")
+    mean = maps.double().mean(0)
+    if not bool(mean.isfinite().all()):
+        raise ValueError("maps have values that are not finite.")
+    return mean.view(*grid)
+
+
+def route_table(split: Disentanglement, channel: int, *, detail: str = "part") -> pd.DataFrame:
+    """Return what each unit of a channel is made of.
+
+    Parameters
+    ----------
+    split, channel
+        The channel, which must have been split.
+    detail
+        ``"part"``: one row for attention and one for the MLP of a block; ``"head"``: one for each attention head;
+        ``"source"``: one for each source.
+
+    Returns
+    -------
+    DataFrame
+        ``unit`` (0 is the shared one), ``layer``, ``block`` (0 where there are none), ``part``, ``place`` (a name, such
+        as ``"attention 3"``, ``"head 2 of 3"`` or ``"source 17"``), ``sources`` (how many), ``contribution`` (the sum
+        of their mean contributions) and ``magnitude`` (the sum of the absolute ones). Means are over the tokens of the
+        sub-unit's concept, above the mean over all tokens. A unit without a concept has no contribution; its magnitude
+        is the mean over the channel's concepts, or over all if it has none.
+
+    Raises
+    ------
+    ValueError
+        If the channel was left alone, or there is no such channel or detail.
+    """
+    check_count("channel", channel, 0, split.site.channels - 1)
+    check_choice("detail", detail, DETAILS)
+    routes = split.routing.routes[channel].long()  # (s,)
+    if not bool((routes > 0).any()):
+        raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
+    means, magnitudes = _amounts(split, channel, routes)
+    table = split.site.source_table(split.model.network)
+    table = table.assign(
+        unit=routes.numpy(),
+        block=table["block"].fillna(0).astype(int),
+        place=_places(table, detail),
+        sources=1,
+        contribution=means.numpy(),
+        magnitude=magnitudes.numpy(),
+    )
+    keys = ["unit", "layer", "block", "part", "place"]
+    grouped = table.groupby(keys, sort=False)[["sources", "contribution", "magnitude"]]
+    return grouped.sum(min_count=1).reset_index().sort_values("unit", kind="stable", ignore_index=True)
+
+
 def part_table(split: Disentanglement, channel: int, *, by: str = "contribution") -> pd.DataFrame:
-    """Return what the units of a channel are made of: one row a unit, one column a (block, part) of the site.
+    """Return what the sub-units of a channel are made of: one row a sub-unit, one column a (block, part) of the site.
 
     Parameters
     ----------
@@ -55,26 +126,39 @@ def part_table(split: Disentanglement, channel: int, *, by: str = "contribution"
     ValueError
         If the channel was left alone, or there is no such channel or quantity.
     """
-    check_count("channel", channel, 0, split.site.channels - 1)
-    if by not in {"contribution", "sources"}:
-        raise ValueError(f"by={by!r} is not known; choose 'contribution' or 'sources'.")
-    routes, concepts = split.routing.routes[channel].long(), split.routing.concepts[channel]
-    if not bool((routes > 0).any()):
-        raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
-    table = split.site.source_table(split.model.network)
-    units = [unit for unit in range(1, split.routing.units + 1) if bool((routes == unit).any())]
-    amounts = torch.ones(len(routes), dtype=split.weight.dtype)
-    if by == "contribution":
-        # A sub-unit without a concept is weighed by its largest mean contribution on any.
-        means = split.book.mean_sources()
-        for unit in units:
-            owner = int(concepts[unit - 1])
-            rows = means[owner : owner + 1] if owner >= 0 else means
-            products = (split.weight[channel] * rows).unflatten(1, (-1, split.site.kernel)).sum(2).abs().amax(0)
-            amounts = torch.where(routes == unit, products, amounts)
-    table["amount"], table["unit"] = amounts.numpy(), routes.numpy()
-    table["block"] = table["block"].fillna(0).astype(int)
+    column = {"contribution": "magnitude", "sources": "sources"}[check_choice("by", by, ("contribution", "sources"))]
+    table = route_table(split, channel)
     found: pd.DataFrame = table[table["unit"] > 0].pivot_table(
-        "amount", "unit", ["block", "part"], aggfunc="sum", fill_value=0.0
+        column, "unit", ["block", "part"], aggfunc="sum", fill_value=0.0
     )
     return found
+
+
+def _amounts(split: Disentanglement, channel: int, routes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each source's mean contribution on the concept of its unit, NaN without one, and its magnitude."""
+    concepts = split.routing.concepts[channel]
+    owned = concepts[concepts != NO_CONCEPT]
+    every = owned if len(owned) else torch.arange(len(split.book))
+    products = (split.weight[channel] * split.book.mean_sources()[every]).unflatten(1, (-1, split.site.kernel)).sum(2)
+    means, magnitudes = torch.full_like(products[0], torch.nan), products.abs().mean(0)
+    for row, concept in enumerate(owned.tolist()):
+        mine = torch.isin(routes, 1 + (concepts == concept).nonzero().flatten())
+        means, magnitudes = (
+            torch.where(mine, products[row], means),
+            torch.where(mine, products[row].abs(), magnitudes),
+        )
+    return means, magnitudes
+
+
+def _places(table: pd.DataFrame, detail: str) -> list[str]:
+    names = []
+    rows = zip(table["part"], table["block"], table["head"], table["index"], strict=True)
+    for part, block, head, index in rows:
+        where = "" if pd.isna(block) else f" {block}"
+        if detail == "source":
+            names.append(f"source {index}" + (f" of {part}{where}" if where else ""))
+        elif detail == "head" and head >= 0:
+            names.append(f"head {head}{f' of{where}' if where else ''}")
+        else:
+            names.append(f"{str(part).replace('mlp', 'MLP')}{where}")
+    return names

@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from elude_nb import Disentanglement, disentangle, find_exemplars
 from elude_nb.figures import (
     Picture,
+    accuracy_bars,
     activation_map,
     before_after,
     concept_profile,
     contact_sheet,
     contributions_by_block,
+    factor_heatmap,
     routing_bars,
+    score_distributions,
     theme,
+    tradeoff,
     unit_maps,
 )
 from elude_nb.gallery import Gallery
@@ -37,6 +42,34 @@ def made() -> tuple[Disentanglement, Gallery]:
     return split, Gallery(split, images).fill(progress=False)
 
 
+def scores() -> pd.DataFrame:
+    """Return made-up scores of channels and of both their controls, as `elude_nb.score` has them."""
+    rng = np.random.default_rng(0)
+    means = {"channel": (0.30, 60), "random route": (0.27, 200), "sub-unit": (0.55, 200)}
+    kinds = np.repeat(list(means), [count for _, count in means.values()])
+    values = np.concatenate([rng.normal(mean, 0.08, count) for mean, count in means.values()])
+    return pd.DataFrame({"kind": kinds, "top similarity": values})
+
+
+def methods() -> pd.DataFrame:
+    """Return made-up scores of methods, as `elude_nb.compare` has them."""
+    return pd.DataFrame(
+        {
+            "method": ["sub-units", "channels", "PCA", "TopK SAE"],
+            "size": "equal",
+            "units": 8,
+            "top similarity": [0.5, 0.49, 0.3, 0.6],
+            "unexplained variance": [0.0, 0.0, 0.25, 0.5],
+        }
+    )
+
+
+def shares() -> pd.DataFrame:
+    """Return made-up shares of factors told by units, or of right answers."""
+    rng = np.random.default_rng(1)
+    return pd.DataFrame(rng.random((18, 3)), index=pd.Index(range(18), name="unit"), columns=["a", "b", "c"])
+
+
 def _dark(draw: Callable[[], Any]) -> Any:
     with theme("dark"):
         return draw()
@@ -49,17 +82,24 @@ def drawings(split: Disentanglement, gallery: Gallery) -> dict[str, Callable[[],
     exemplars = find_exemplars(split, gallery.images, channel, count=4, units=3, progress=False)
     heat = gallery.channel(channel).maps[0, :, 1].view(*gallery.grid).numpy()
     return {
+        "accuracy_bars": lambda: accuracy_bars(shares()[:3]),
         "activation_map": lambda: activation_map(gallery.pictures_of(0), heat, title="sub-unit 1"),
         "before_after": lambda: before_after(exemplars),
+        "before_after_beside": lambda: before_after(exemplars, crops=0.4, beside=True),
         "before_after_crops": lambda: before_after(exemplars, crops=0.4),
         "before_after_dark": lambda: _dark(lambda: before_after(exemplars)),
         "concept_profile": lambda: concept_profile(gallery, 2),
         "concept_profile_dark": lambda: _dark(lambda: concept_profile(gallery, 2)),
         "contact_sheet": lambda: contact_sheet(gallery.images, 8, 4),
         "contributions_by_block": lambda: contributions_by_block(split, channel, units),
+        "factor_heatmap_dark": lambda: _dark(lambda: factor_heatmap(shares())),
         "routing_bars": lambda: routing_bars(split, channel),
+        "routing_bars_heads_dark": lambda: _dark(lambda: routing_bars(split, channel, detail="head", shared=True)),
         "routing_bars_sources": lambda: routing_bars(split, channel, by="sources"),
+        "score_distributions": lambda: score_distributions(scores()),
+        "tradeoff": lambda: tradeoff(methods()),
         "unit_maps": lambda: unit_maps(gallery, 0, channel),
+        "unit_maps_dark": lambda: _dark(lambda: unit_maps(gallery, 0, channel)),
     }
 
 
@@ -90,5 +130,6 @@ def unlikeness(one: Image.Image, other: Image.Image) -> float:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
+    # In fewer colours, noise like that of the tiny photographs would differ from its own stored picture by 0.1.
     for name, draw in drawings(*made()).items():
-        stored(rendered(draw())).quantize(64).save(FOLDER / f"{name}.png", optimize=True)
+        stored(rendered(draw())).quantize(256).save(FOLDER / f"{name}.png", optimize=True)

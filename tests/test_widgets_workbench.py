@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from elude_nb.gallery import Gallery
@@ -27,8 +29,8 @@ def test_a_panel_is_made_when_its_tab_is_opened(app) -> None:
 
 def test_panels_share_the_gallery_and_its_names(app) -> None:
     app._tabs.selected_index = 1
-    app.panels["Concepts"].name(2, "edge")  # type: ignore[attr-defined]
-    app.panels["Channels"].search("edge")  # type: ignore[attr-defined]
+    app.panels["Concepts"].name(2, "edge")
+    app.panels["Channels"].search("edge")
     assert "with sub-units of 'edge'" in app.panels["Channels"].message
     assert app.gallery is not None
     assert app.gallery.split.names == {2: "edge"}
@@ -58,12 +60,14 @@ def test_from_the_form_to_the_panels(vit, images, monkeypatch) -> None:
 
     def load_images(source: str, count: int) -> ImageSet:
         asked["images"] = source, count
-        return images[:count]
+        found: ImageSet = images[:count]
+        return found
 
     monkeypatch.setattr(workbench, "load_model", lambda name: asked.setdefault("model", name) and vit)
     monkeypatch.setattr(workbench, "load_images", load_images)
-    app = Workbench("tiny", "here", count=16, concepts=4, units=3)
-    assert app.gallery is None
+    app: Any = Workbench("tiny", "here", count=16, concepts=4, units=3)
+    before = app.gallery
+    assert before is None
     app._go.click()
     assert asked == {"model": "tiny", "images": ("here", 16)}
     assert app.gallery is not None, app.message

@@ -10,89 +10,152 @@ import numpy as np
 from elude_nb.atlas import Atlas, lay_out, spread
 from elude_nb.checks import check_count
 from elude_nb.figures.plotly_theme import dress
-from elude_nb.figures.theme import BLUE
+from elude_nb.figures.theme import BLUE, PAPER, SEQUENCE, shade
 from elude_nb.gallery import Gallery
-from elude_nb.tiles import crop_at, data_uri
+from elude_nb.tiles import data_uri
 
+Places = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 _MOST_SVG_POINTS = 2000  # above that plotly draws with WebGL
+_GOLDEN = np.pi * (3 - 5**0.5)  # points turned by this angle each never stand in line
 
 
-def concept_atlas(gallery: Gallery, atlas: Atlas | None = None, *, thumbnails: int = 150, seed: int = 0) -> Any:
-    """Show all concepts of a split on a map: thumbnails where they speak loudest, and a text while the pointer rests.
+def concept_atlas(
+    atlas: Atlas | Gallery, *, thumbnails: int = 150, sub_units: bool = False, height: int = 640, seed: int = 0
+) -> Any:
+    """Show all concepts on a map: what they look like where they are strongest, and words while the pointer rests.
 
     Parameters
     ----------
-    gallery
-        Images that are ready; each concept is shown by the surroundings of the patch on which it is strongest.
     atlas
-        From `lay_out`; by default it is laid out here.
+        From `elude_nb.atlas.lay_out`; of a gallery, it is laid out here.
     thumbnails
-        At most so many, of the concepts with most tokens; the others are points.
+        At most so many, of the concepts with most tokens, pushed apart where they would cover each other; the others
+        are points. An atlas without a gallery has none.
+    sub_units
+        Whether to draw every sub-unit as a point around its concept, coloured as that is. Colours come again after
+        seven concepts; who a point belongs to is said while the pointer rests.
+    height
+        Of the figure in pixels.
     seed
-        Of the layout.
+        Of the layout, if it is made here.
 
     Returns
     -------
     plotly.graph_objects.Figure
-        One point a concept, in their order.
+        Its first trace has one point a concept, in their order.
 
     Raises
     ------
     ValueError
-        If sub-units belong to no concepts, or no image is ready.
+        If a gallery has no concepts, or no image that is ready.
     """
     import plotly.graph_objects as go
 
-    if not gallery.has_concepts or not len(gallery):
-        raise ValueError("A map needs concepts across channels, and images that are ready; see Gallery.fill.")
     check_count("thumbnails", thumbnails, 0)
-    split = gallery.split
-    places = (atlas or lay_out(split, seed=seed)).positions.copy()
-    counts = split.book.counts.tolist()
-    largest = sorted(range(len(counts)), key=lambda concept: -counts[concept])[:thumbnails]
-    side = 0.62 / max(len(largest), 1) ** 0.5
-    places[largest] = spread(places[largest], side)
-    owned: Any = split.units.groupby("concept").agg(units=("unit", "count"), channels=("channel", "nunique"))
-    texts = []
-    for concept, count in enumerate(counts):
-        units, channels = (int(owned[column].get(concept, 0)) for column in ("units", "channels"))
-        name = split.names.get(concept)
-        title = f"concept {concept}" + (f": {html.escape(name)}" if name else "")
-        texts.append(f"<b>{title}</b><br>{count:,} tokens, {units} sub-units in {channels} channels")
-    kind = go.Scatter if len(counts) <= _MOST_SVG_POINTS else go.Scattergl
-    size = 8 + 16 * np.sqrt(np.array(counts) / max(counts))
-    figure = go.Figure(
-        kind(
-            x=places[:, 0],
-            y=places[:, 1],
-            mode="markers",
-            marker={"size": size, "color": BLUE, "opacity": 0.6},
-            hovertext=texts,
-            hoverinfo="text",
-        )
+    check_count("height", height, 200)
+    if isinstance(atlas, Gallery):
+        atlas = lay_out(atlas.split, atlas, seed=seed)
+    tokens = atlas.concepts["tokens"].to_numpy(dtype=np.float64)
+    largest = np.argsort(-tokens, kind="stable")[: min(thumbnails, len(atlas.thumbnails))]
+    shown = np.isin(np.arange(len(atlas)), largest)
+    cell = _cell(len(largest))
+    side = cell * (0.6 if sub_units else 1)
+    places = atlas.positions.copy()
+    places[largest] = spread(places[largest], 1.04 * cell)
+    sizes = 7 + 15 * np.sqrt(tokens / max(tokens.max(), 1))
+    # Under a thumbnail a point is never seen, but it is what the pointer finds: as large as the thumbnail.
+    sizes = np.where(shown, 0.75 * side * height, sizes)
+    traces = [_points(places, _concept_texts(atlas), sizes, shade(BLUE), opacity=np.where(shown, 0.0, 0.65).tolist())]
+    if sub_units and len(atlas.units):
+        concepts = atlas.units["concept"].to_numpy(dtype=np.int64)
+        colours = [shade(SEQUENCE[concept % len(SEQUENCE)]) for concept in concepts.tolist()]
+        around = places[concepts] + _around(atlas, cell / 2, hollow=len(largest) > 0)
+        traces.append(_points(around, _unit_texts(atlas), 4, colours, opacity=0.8))
+    figure = go.Figure(traces)
+    where: dict[str, Any] = {"xref": "x", "yref": "y", "xanchor": "center", "yanchor": "middle", "layer": "below"}
+    images = [
+        {
+            "source": data_uri(atlas.thumbnails[concept], None),
+            "x": places[concept, 0],
+            "y": places[concept, 1],
+            "sizex": side,
+            "sizey": side,
+            **where,
+        }
+        for concept in largest[::-1].tolist()  # the largest lie on top
+    ]
+    figure.update_layout(images=images)  # at once: added one by one, plotly checks all of them each time
+    low, high = places.min(axis=0) - 0.7 * cell, places.max(axis=0) + 0.7 * cell
+    x, y = ({"visible": False, "range": [float(one), float(other)]} for one, other in zip(low, high, strict=True))
+    figure.update_layout(xaxis=x, yaxis={**y, "scaleanchor": "x"}, showlegend=False, dragmode="pan")
+    figure.update_layout(hovermode="closest")
+    also = f" and {len(atlas.units):,} sub-units" if sub_units else ""
+    alt = (
+        f"Map of {len(atlas)} concepts{also}, {len(largest)} with a picture; concepts that drive the channels alike "
+        "lie near each other"
     )
-    for concept in largest:
-        figure.add_layout_image(
-            source=data_uri(peak_crop(gallery, concept), 56),
-            x=places[concept, 0],
-            y=places[concept, 1],
-            xref="x",
-            yref="y",
-            sizex=side,
-            sizey=side,
-            xanchor="center",
-            yanchor="middle",
-            opacity=0.95,
+    title = f"{len(atlas)} concepts{also}: neighbours drive the channels alike"
+    return dress(figure, title=title, alt=alt, height=height)
+
+
+def _points(
+    places: Places,
+    texts: list[str],
+    sizes: Any,
+    colours: Any,
+    *,
+    opacity: Any,
+) -> Any:
+    import plotly.graph_objects as go
+
+    kind = go.Scatter if len(places) <= _MOST_SVG_POINTS else go.Scattergl
+    edge = {"width": 0.5, "color": shade(PAPER)}
+    return kind(
+        x=places[:, 0],
+        y=places[:, 1],
+        mode="markers",
+        marker={"size": sizes, "color": colours, "opacity": opacity, "line": edge},
+        hovertext=texts,
+        hoverinfo="text",
+    )
+
+
+def _cell(number: int) -> float:
+    """Return the side of a concept's cell on a map of side 1, so that cells cover a good third of it."""
+    return float(np.clip(0.6 / max(number, 1) ** 0.5, 0.03, 0.12))
+
+
+def _around(atlas: Atlas, radius: float, *, hollow: bool) -> Places:
+    """Return where each sub-unit lies, seen from its concept, (u, 2): as the seeds of a sunflower, or on its rim."""
+    number = atlas.units.groupby("concept").cumcount().to_numpy(dtype=np.float64)
+    of = atlas.units.groupby("concept")["unit"].transform("size").to_numpy(dtype=np.float64)
+    start = 0.86 if hollow else 0.0  # the corners of a thumbnail of 0.6 of the cell reach to 0.85
+    away = radius * np.sqrt(start**2 + (1.1**2 - start**2) * (number + 0.5) / of)
+    angle = number * _GOLDEN
+    placed: Places = np.stack([away * np.cos(angle), away * np.sin(angle)], axis=1)
+    return placed
+
+
+def _concept_texts(atlas: Atlas) -> list[str]:
+    texts = []
+    table = atlas.concepts
+    rows = zip(table["name"], table["tokens"], table["share"], table["sub-units"], table["channels"], strict=True)
+    for concept, (name, tokens, share, units, channels) in enumerate(rows):
+        best = f"<br>strongest in images {', '.join(map(str, atlas.best[concept].tolist()))}" if atlas.best.size else ""
+        texts.append(
+            f"<b>{_title(concept, name)}</b><br>{tokens:,} tokens ({share:.1%})<br>"
+            f"{units} sub-units in {channels} channels{best}"
         )
-    low, high = places.min(0) - side, places.max(0) + side
-    ranges = [{"visible": False, "range": [float(a), float(b)]} for a, b in zip(low, high, strict=True)]
-    figure.update_layout(xaxis=ranges[0], yaxis={**ranges[1], "scaleanchor": "x"}, showlegend=False, dragmode="pan")
-    alt = f"Map of {len(counts)} concepts; concepts that drive the channels alike lie near each other"
-    return dress(figure, title=f"{len(counts)} concepts", alt=alt, height=640)
+    return texts
 
 
-def peak_crop(gallery: Gallery, concept: int, *, share: float = 0.4) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return what surrounds the patch on which a concept is strongest, (c, c, 3): ``share`` of the image's side."""
-    maps = gallery.concept_maps[..., concept]
-    image, patch = divmod(int(maps.argmax()), maps.shape[1])
-    return crop_at(gallery.pictures_of(image), patch, gallery.grid, share)
+def _unit_texts(atlas: Atlas) -> list[str]:
+    names = atlas.concepts["name"].tolist()
+    rows = zip(atlas.units["channel"], atlas.units["unit"], atlas.units["concept"], strict=True)
+    return [
+        f"channel {channel}, sub-unit {unit}<br>{_title(concept, names[concept])}" for channel, unit, concept in rows
+    ]
+
+
+def _title(concept: int, name: str) -> str:
+    return f"concept {concept}" + (f": {html.escape(name)}" if name else "")

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
+from elude_nb.checks import check_choice
 from elude_nb.disentanglement import Disentanglement
-from elude_nb.figures.theme import BLUE, FAINT, INK, ORANGE, PAPER, SEQUENCE, Picture, house_style
+from elude_nb.figures.theme import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    ORANGE,
+    PAPER,
+    SEQUENCE,
+    Picture,
+    drawing,
+    handed_over,
+    house_style,
+)
+from elude_nb.tables import HIGHER_IS_BETTER
 
-_KINDS = {"channel": "#999999", "random route": ORANGE, "sub-unit": BLUE}
+_KINDS = {"channel": GREY, "random route": ORANGE, "sub-unit": BLUE}
 
 
 def contributions_by_block(split: Disentanglement, channel: int, units: Sequence[int]) -> Picture:
@@ -68,7 +83,13 @@ def _grey_legend(legend: object) -> None:
         handle.set_facecolor(FAINT)
 
 
-def score_distributions(scores: pd.DataFrame, column: str = "top similarity") -> Picture:
+@overload
+def score_distributions(scores: pd.DataFrame, column: str = ..., *, axes: None = None) -> Picture: ...
+@overload
+def score_distributions(scores: pd.DataFrame, column: str = ..., *, axes: Axes) -> Axes: ...
+def score_distributions(
+    scores: pd.DataFrame, column: str = "top similarity", *, axes: Axes | None = None
+) -> Picture | Axes:
     """Show how a score is distributed over channels, random routes and sub-units, with the mean of each.
 
     Parameters
@@ -77,22 +98,35 @@ def score_distributions(scores: pd.DataFrame, column: str = "top similarity") ->
         From `elude_nb.score`.
     column
         Which of its columns.
+    axes
+        Where to draw; by default a new picture.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, or nothing in it.
     """
-    kinds = [kind for kind in _KINDS if (scores["kind"] == kind).any()]
+    check_choice("column", column, [str(name) for name in scores.columns])
+    kinds = [kind for kind in _KINDS if scores.loc[scores["kind"] == kind, column].notna().any()]
+    if not kinds:
+        raise ValueError(f"{column!r} has no value for any of {list(_KINDS)}; choose another column.")
     values = [scores.loc[scores["kind"] == kind, column].dropna().to_numpy() for kind in kinds]
-    with house_style():
-        picture = Picture(figsize=(7.2, 0.7 + 0.75 * len(kinds)))
-        axes = picture.subplots()
-        bodies: Any = axes.violinplot(values, orientation="horizontal", widths=0.85, showextrema=False)["bodies"]
-        for place, (kind, body, found) in enumerate(zip(kinds, bodies, values, strict=True), start=1):
+    with drawing(axes, (7.2, 0.7 + 0.75 * len(kinds))) as place:
+        bodies: Any = place.violinplot(values, orientation="horizontal", widths=0.85, showextrema=False)["bodies"]
+        for row, (kind, body, found) in enumerate(zip(kinds, bodies, values, strict=True), start=1):
             body.set(facecolor=_KINDS[kind], edgecolor="none", alpha=0.75)
             mean = float(found.mean())
-            axes.vlines(mean, place - 0.36, place + 0.36, color=INK, linewidth=1.8)
+            place.vlines(mean, row - 0.36, row + 0.36, color=INK, linewidth=1.8)
         names = [f"{kind}s\nmean {v.mean():.2f} of {len(v):,}" for kind, v in zip(kinds, values, strict=True)]
-        axes.set_yticks(range(1, len(kinds) + 1), names)
-        axes.set_xlabel(f"{column} (higher: a unit's best images are more alike)")
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
+        place.set_yticks(range(1, len(kinds) + 1), names)
+        place.set_xlabel(f"{column} ({_reading(column)})")
+        place.tick_params(axis="y", length=0)
+        place.spines["left"].set_visible(False)
     means = ", ".join(f"{kind} {float(v.mean()):.2f}" for kind, v in zip(kinds, values, strict=True))
-    picture.alt = f"Distributions of {column}; means: {means}"
-    return picture
+    return handed_over(place, axes, f"Distributions of {column}; means: {means}")
+
+
+def _reading(column: str) -> str:
+    if column == "top similarity":
+        return "higher: a unit's best images are more alike"
+    return "higher is better" if HIGHER_IS_BETTER.get(column, True) else "lower is better"

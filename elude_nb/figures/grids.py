@@ -44,7 +44,7 @@ def contact_sheet(images: ImageSet, count: int = 20, columns: int = 10) -> Pictu
     return picture
 
 
-def before_after(exemplars: Exemplars, *, crops: float | None = None) -> Picture:
+def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bool = False) -> Picture:
     """Show what a whole channel likes, and below it what each of its sub-units likes.
 
     Where a unit is active the photograph keeps its colours; elsewhere it is darkened. The scale goes from 0 (a
@@ -56,16 +56,21 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None) -> Picture
         From `elude_nb.find_exemplars`.
     crops
         Show, instead of whole photographs under heat maps, what surrounds the patch at which a unit is highest: so much
-        of the photograph's side, as 0.4.
+        of the photograph's side, as 0.4 (0.43 is 96 pixels of 224).
+    beside
+        Show both: each crop at the right of its photograph.
 
     Raises
     ------
     ValueError
-        If ``crops`` is not between 0 and 1.
+        If ``crops`` is not between 0 and 1, or missing with ``beside``.
     """
     if crops is not None:
         check_fraction("crops", crops, open_ends=True)
-    rows, columns = len(exemplars.rows), len(exemplars.rows[0])
+    elif beside:
+        raise ValueError("beside=True shows crops beside photographs; say how large, as in crops=0.4.")
+    tiles = (None, crops) if beside else (crops,)  # of each exemplar
+    rows, columns = len(exemplars.rows), len(tiles) * len(exemplars.rows[0])
     gap = 0.16  # between the whole channel and its parts
     width, height = _LABEL + columns * _TILE, rows * _TILE + gap + 0.3
     with house_style():
@@ -75,17 +80,15 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None) -> Picture
             top = 1 - (0.3 + row * _TILE + (gap if row else 0)) / height
             _write_name(picture, name, exemplars.similarity[row], top - 0.5 * _TILE / height, colour)
             brightest = max(exemplar.value for exemplar in exemplars.rows[row])
-            for column, exemplar in enumerate(exemplars.rows[row]):
-                box = (
-                    (_LABEL + column * _TILE) / width,
-                    top - 0.96 * _TILE / height,
-                    0.96 * _TILE / width,
-                    0.96 * _TILE / height,
-                )
-                draw_exemplar(picture.add_axes(box), exemplar, brightest, colour, crop=crops)
+            for column in range(columns):
+                number, part = divmod(column, len(tiles))
+                left = _LABEL + (column - 0.03 * part) * _TILE  # a crop is near its photograph
+                box = (left / width, top - 0.96 * _TILE / height, 0.96 * _TILE / width, 0.96 * _TILE / height)
+                draw_exemplar(picture.add_axes(box), exemplars.rows[row][number], brightest, colour, crop=tiles[part])
         picture.text(0, 1, f"Channel {exemplars.channel}", fontsize=12, fontweight="bold", va="top")
     shown = "; ".join(name.replace("\n", ": ") for name in exemplars.names)
-    picture.alt = f"Images that channel {exemplars.channel} likes, whole and by sub-unit. {shown}"
+    what = "Images" if crops is None else "Images and crops of them" if beside else "Crops of images"
+    picture.alt = f"{what} that channel {exemplars.channel} likes, whole and by sub-unit. {shown}"
     return picture
 
 

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from PIL import Image
+from torch import Tensor
 
-from elude_nb.figures.theme import FAINT, INK, SEQUENCE, Picture, house_style
-from elude_nb.gallery import Gallery
+from elude_nb.checks import check_count
+from elude_nb.figures.theme import (
+    FAINT,
+    INK,
+    PAPER,
+    SEQUENCE,
+    Picture,
+    diverging,
+    drawing,
+    handed_over,
+    house_style,
+    shade,
+)
+from elude_nb.gallery import ChannelView, Gallery
 
-_COLOURS = "RdBu_r"  # red above the mean, blue below; told apart by colour-blind people
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+_LEAST = 1e-12
+_TILE, _GAP, _TITLE = 1.8, 0.24, 0.42  # inches
 
 
+@overload
 def activation_map(
-    image: np.ndarray[tuple[int, ...], np.dtype[Any]],
-    heat: np.ndarray[tuple[int, ...], np.dtype[Any]],
-    *,
-    limit: float | None = None,
-    title: str = "",
-    axes: Axes | None = None,
+    image: Array, heat: Array, *, limit: float | None = ..., title: str = ..., axes: None = None
+) -> Picture: ...
+@overload
+def activation_map(image: Array, heat: Array, *, limit: float | None = ..., title: str = ..., axes: Axes) -> Axes: ...
+def activation_map(
+    image: Array, heat: Array, *, limit: float | None = None, title: str = "", axes: Axes | None = None
 ) -> Picture | Axes:
     """Show one activation over a grey image: red above the unit's mean, blue below it, with a scale.
 
@@ -42,57 +60,36 @@ def activation_map(
     Raises
     ------
     ValueError
-        If shapes are wrong or a value is not finite.
+        If shapes are wrong, a value is not finite, or ``limit`` is not above 0.
     """
     heat = np.asarray(heat, dtype=np.float64)
-    if image.ndim != 3 or image.shape[2] != 3 or heat.ndim != 2:
+    if image.ndim != 3 or image.shape[2] != 3 or heat.ndim != 2 or not heat.size:
         raise ValueError(f"image must be (h, w, 3) and heat (rows, columns), not {image.shape} and {heat.shape}.")
     if not np.isfinite(heat).all():
         raise ValueError("heat has values that are not finite.")
-    limit = float(np.abs(heat).max()) if limit is None else limit
-    with house_style():
-        picture = None
-        if axes is None:
-            picture = Picture(figsize=(3.9, 3.2))
-            axes = picture.subplots()
-        grey = np.asarray(image, dtype=np.float64).mean(axis=2) / (255 if image.dtype == np.uint8 else 1)
-        extent = (0.0, float(image.shape[1]), float(image.shape[0]), 0.0)
-        axes.imshow(0.25 + 0.75 * grey, cmap="gray", vmin=0, vmax=1, extent=extent)
-        share = np.clip(np.abs(heat) / max(limit, 1e-12), 0, 1)
-        # Smooth opacity, exact colours: the eye sees where, the scale says how much.
-        opacity, enlarged = (_enlarged(values, image.shape[:2]) for values in (share, heat))
-        axes.imshow(
-            enlarged,
-            cmap=_COLOURS,
-            vmin=-max(limit, 1e-12),
-            vmax=max(limit, 1e-12),
-            alpha=0.85 * opacity.clip(0, 1),
-            extent=extent,
-        )
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
+    if limit is not None and not limit > 0:
+        raise ValueError(f"limit={limit} must be above 0; without it the largest absolute value is taken.")
+    limit = max(float(np.abs(heat).max()) if limit is None else limit, _LEAST)
+    with drawing(axes, (3.9, 3.2)) as place:
+        _overlay(place, image, heat, limit)
         if title:
-            axes.set_title(title, fontsize=8.5, loc="center", color=INK)
-        if picture is not None:
-            bar: Any = picture.colorbar(_scale(limit), ax=axes, shrink=0.85)
-            bar.outline.set_visible(False)
-            bar.ax.tick_params(labelsize=7.5, color=FAINT)
-            bar.set_label("above the mean", fontsize=8)
-    if picture is None:
-        return axes
-    picture.alt = f"Activation over an image, from {heat.min():.2f} to {heat.max():.2f}. {title}".strip()
-    return picture
+            place.set_title(title, fontsize=8.5, loc="center", color=INK)
+        if axes is None:
+            _scale(place, limit, "activation above the mean", ax=place, shrink=0.9)
+    alt = f"Activation over an image, from {heat.min():.2f} to {heat.max():.2f}. {title}".strip()
+    return handed_over(place, axes, alt)
 
 
-def unit_maps(gallery: Gallery, image: int, channel: int, *, units: Sequence[int] | int = 6) -> Picture:
+def unit_maps(gallery: Gallery, image: int, channel: int, *, units: Sequence[int] | int = 5) -> Picture:
     """Show where in one image a whole channel speaks, and where each of its sub-units does, on one scale.
 
-    The maps of all units add up to that of the channel.
+    What is shown adds up: the last map is the rest, that is the shared unit and the sub-units without a map of their
+    own. Each title has the map's value at the patch where the whole channel is strongest; these add up too.
 
     Parameters
     ----------
     gallery, image
-        Images that are ready, and the number of one.
+        Images that are ready, and the number of one. (For an image of your own: ``Gallery(split, [image]).fill()``.)
     channel
         The channel.
     units
@@ -103,63 +100,116 @@ def unit_maps(gallery: Gallery, image: int, channel: int, *, units: Sequence[int
     ValueError
         If the image is not ready, or there is no such channel or unit.
     """
-    if not 0 <= image < len(gallery):
-        raise ValueError(f"image={image}: the gallery has {len(gallery)} that are ready, from 0.")
+    check_count("image", image, 0, len(gallery) - 1)
     view = gallery.channel(channel)
-    maps = view.maps[image]
-    known = view.units["unit"].tolist()
-    if isinstance(units, int):
-        order = maps.var(0).argsort(descending=True).tolist()
-        chosen = sorted([known[place] for place in order if known[place] > 0][:units])
-    else:
-        chosen = list(units)
-        unknown = [unit for unit in chosen if unit not in known]
-        if unknown:
-            raise ValueError(f"Channel {channel} has no unit {unknown[0]}; it has {known}.")
-    whole = maps.sum(-1) - float(gallery.split.book.channel_mean()[channel])
-    parts = [(_name(view.units, unit), maps[:, known.index(unit)]) for unit in chosen]
-    shown = [("the image", None), ("whole channel", whole), *parts]
-    limit = max(float(heat.abs().max()) for _, heat in shown if heat is not None)
-    columns = min(4, len(shown))
-    rows = -(-len(shown) // columns)
+    chosen = _chosen(view, view.maps[image], units)
+    shown = _addends(gallery, view, image, chosen)
+    limit = max(_LEAST, *(float(heat.abs().max()) for _, heat, _ in shown))
+    peak = int(shown[0][1].abs().argmax())
+    columns = min(4, len(shown) + 1)
+    rows = -(-(len(shown) + 1) // columns)
+    width, height = columns * (_TILE + _GAP) + 0.75, rows * (_TILE + _TITLE) + 0.3
     seen = gallery.pictures_of(image)
     with house_style():
-        picture = Picture(figsize=(2.0 * columns + 1.0, 2.0 * rows + 0.5))
-        places = picture.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.12}).flat
-        for number, place in enumerate(places):
-            if number >= len(shown):
-                place.axis("off")
-                continue
-            title, heat = shown[number]
-            if heat is None:
+        picture = Picture(figsize=(width, height))
+        for number in range(len(shown) + 1):
+            row, column = divmod(number, columns)
+            left, top = column * (_TILE + _GAP) + 0.1, height - 0.3 - row * (_TILE + _TITLE) - _TITLE
+            place = picture.add_axes((left / width, (top - _TILE) / height, _TILE / width, _TILE / height))
+            if number == 0:
                 place.imshow(seen)
-                place.set(xticks=[], yticks=[])
-                place.set_title(title, fontsize=8.5, loc="center")
+                place.set_title("the image", fontsize=8.5, loc="center", pad=4)
+                _frame(place, FAINT)
                 continue
-            activation_map(seen, heat.view(*gallery.grid).numpy(), limit=limit, title=title, axes=place)
+            name, heat, colour = shown[number - 1]
+            _overlay(place, seen, heat.view(*gallery.grid).numpy(), limit)
+            _mark(place, seen.shape, *divmod(peak, gallery.grid[1]), gallery.grid)
+            _frame(place, colour)
+            place.set_title(f"{name}\n{float(heat[peak]):+.2f}", fontsize=8.5, loc="center", pad=4, color=colour)
             if number > 1:
-                place.spines[:].set(visible=True, color=SEQUENCE[(number - 2) % len(SEQUENCE)], linewidth=1.6)
-        bar: Any = picture.colorbar(_scale(limit), ax=picture.axes, shrink=0.6, pad=0.02)
-        bar.outline.set_visible(False)
-        bar.set_label("activation above the mean", fontsize=8)
-        picture.suptitle(f"Channel {channel} over image {image}", x=0.125, ha="left", fontsize=11)
-    picture.alt = f"Where channel {channel} and {len(chosen)} of its sub-units are active over image {image}"
+                sign = "=" if number == 2 else "+"
+                at = -0.5 * _GAP / _TILE
+                place.text(at, 0.5, sign, transform=place.transAxes, ha="center", va="center", fontsize=12)
+        scale = picture.add_axes((1 - 0.6 / width, 0.02, 0.13 / width, min(1, 2.6 / height) - 0.04))
+        _scale(scale, limit, "above the mean", cax=scale)
+        title = f"Channel {channel} over image {image} is the sum of its units (figures: at the marked patch)"
+        picture.text(0.1 / width, 1, title, fontsize=10.5, fontweight="bold", va="top")
+    parts = ", ".join(f"{name.replace(chr(10), ' ')} {float(heat[peak]):+.2f}" for name, heat, _ in shown)
+    picture.alt = f"Where channel {channel} and {len(chosen)} of its sub-units are active over image {image}: {parts}"
     return picture
 
 
-def _enlarged(values: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def _chosen(view: ChannelView, maps: Tensor, units: Sequence[int] | int) -> list[int]:
+    known = view.units["unit"].tolist()
+    if isinstance(units, int):
+        check_count("units", units)
+        order = maps.var(0).argsort(descending=True).tolist()
+        return sorted([known[place] for place in order if known[place] > 0][:units])
+    unknown = [unit for unit in units if unit not in known]
+    if unknown or len(set(units)) < len(units):
+        wrong = f"no unit {unknown[0]}" if unknown else f"no unit twice, as in {list(units)}"
+        raise ValueError(f"Channel {view.channel} has {wrong}; it has {known}.")
+    return list(units)
+
+
+def _addends(gallery: Gallery, view: ChannelView, image: int, chosen: list[int]) -> list[tuple[str, Tensor, str]]:
+    """Return a name, a map (t,) and a colour for the whole channel, for each chosen unit, and for the rest."""
+    maps, known = view.maps[image], view.units["unit"].tolist()
+    mean = float(gallery.split.book.channel_mean()[view.channel])
+    whole = maps.sum(-1) - mean
+    # Sub-units are counted from their mean already; the channel's mean is all in unit 0.
+    parts = [maps[:, known.index(unit)] - mean * (unit == 0) for unit in chosen]
+    names = [_name(view.units, unit) for unit in chosen]
+    colours = [SEQUENCE[number % len(SEQUENCE)] for number in range(len(chosen))]
+    found = [("whole channel", whole, INK), *zip(names, parts, colours, strict=True)]
+    others = [unit for unit in known if unit not in chosen]
+    if others:
+        rest = whole - sum(parts, whole.new_zeros(len(whole)))
+        found.append((_name(view.units, others[0]) if len(others) == 1 else f"{len(others)} other units", rest, FAINT))
+    return found
+
+
+def _overlay(place: Axes, image: Array, heat: Array, limit: float) -> None:
+    """Draw a heat map over a grey image; nought lets all of the image through."""
+    grey = np.asarray(image, dtype=np.float64).mean(axis=2) / (255 if image.dtype == np.uint8 else 1)
+    extent = (0.0, float(image.shape[1]), float(image.shape[0]), 0.0)
+    # A pale image on a light page, a dim one on a dark page: colours stand out from either.
+    low, high = (0.25, 1.0) if shade(PAPER) == "#FFFFFF" else (0.05, 0.7)
+    place.imshow(low + (high - low) * grey, cmap="gray", vmin=0, vmax=1, extent=extent)
+    large = np.clip(_enlarged(heat, image.shape[:2]) / limit, -1, 1)
+    strong = np.sign(large) * (0.3 + 0.7 * np.abs(large))  # the pale middle of the scale would hide the image
+    opacity = 0.85 * np.abs(large) ** 0.7
+    place.imshow(strong, cmap=diverging(), vmin=-1, vmax=1, alpha=opacity, extent=extent)
+    place.set(xticks=[], yticks=[])
+    place.spines[:].set_visible(False)
+
+
+def _mark(place: Axes, shape: tuple[int, ...], row: int, column: int, grid: tuple[int, int]) -> None:
+    high, wide = shape[0] / grid[0], shape[1] / grid[1]
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) + np.array([column, row])
+    for colour, width in (("black", 2.4), ("white", 1.0)):  # seen on anything
+        place.plot(corners[:, 0] * wide, corners[:, 1] * high, color=colour, linewidth=width)
+
+
+def _frame(place: Axes, colour: str) -> None:
+    place.set(xticks=[], yticks=[])
+    place.spines[:].set(visible=True, color=colour, linewidth=1.6)
+
+
+def _scale(owner: Axes, limit: float, label: str, **where: Any) -> None:
+    picture: Any = owner.figure
+    bar = picture.colorbar(ScalarMappable(Normalize(-limit, limit), cmap=diverging()), **where)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7.5, color=FAINT)
+    bar.set_label(label, fontsize=8)
+
+
+def _enlarged(values: Array, shape: tuple[int, ...]) -> Array:
     small = Image.fromarray(values.astype(np.float32))
     return np.asarray(small.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
 
 
-def _name(units: Any, unit: int) -> str:
+def _name(units: pd.DataFrame, unit: int) -> str:
     row = units[units["unit"] == unit].iloc[0]
     meaning = str(row["name"]) or ("" if pd.isna(row["concept"]) else f"concept {row['concept']}")
     return (f"sub-unit {unit}" if unit else "shared unit") + (f", {meaning}" if meaning else "")
-
-
-def _scale(limit: float) -> Any:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    return ScalarMappable(Normalize(-max(limit, 1e-12), max(limit, 1e-12)), cmap=_COLOURS)

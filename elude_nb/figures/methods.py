@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -11,19 +11,28 @@ from matplotlib.axes import Axes
 
 from elude_nb.checks import check_choice
 from elude_nb.comparison import Compared
-from elude_nb.figures.theme import BLUE, FAINT, INK, ORANGE, RED, SKY, Picture, house_style
+from elude_nb.figures.theme import BLUE, FAINT, GREY, INK, ORANGE, RED, SKY, Picture, drawing, handed_over, house_style
 from elude_nb.tables import HIGHER_IS_BETTER
 
-_COLOURS = {"sub-units": BLUE, "concepts": SKY, "random routes": ORANGE, "channels": "#999999"}
+_COLOURS = {"sub-units": BLUE, "concepts": SKY, "random routes": ORANGE, "channels": GREY}
 
 
+@overload
+def tradeoff(
+    compared: Compared | pd.DataFrame, score: str = ..., *, loss: str = ..., size: str = ..., axes: None = None
+) -> Picture: ...
+@overload
+def tradeoff(
+    compared: Compared | pd.DataFrame, score: str = ..., *, loss: str = ..., size: str = ..., axes: Axes
+) -> Axes: ...
 def tradeoff(
     compared: Compared | pd.DataFrame,
     score: str = "top similarity",
     *,
     loss: str = "unexplained variance",
     size: str = "equal",
-) -> Picture:
+    axes: Axes | None = None,
+) -> Picture | Axes:
     """Plot a score against what is lost of the model when a method's reconstruction stands in for its activations.
 
     Methods on the grey line at the left lose nothing: the model runs as it is.
@@ -36,13 +45,13 @@ def tradeoff(
         Columns of its table.
     size
         ``"equal"`` or ``"own"`` numbers of units.
+    axes
+        Where to draw; by default a new picture.
     """
     table = _rows(compared, size)
     for column in (score, loss):
         check_choice("column", column, [str(name) for name in table.columns])
-    with house_style():
-        picture = Picture(figsize=(7.6, 4.6))
-        place = picture.subplots()
+    with drawing(axes, (7.6, 4.6)) as place:
         place.axvline(0, color=FAINT, linewidth=6, alpha=0.25, zorder=0)
         place.annotate("nothing is lost", (0, 1.01), xycoords=("data", "axes fraction"), color=FAINT, fontsize=8)
         place.set_xlim(*_limits(table[loss]))
@@ -54,10 +63,8 @@ def tradeoff(
         place.set_xlabel(f"{loss} (0: the model is what it was)")
         place.set_ylabel(f"{score} ({'higher' if HIGHER_IS_BETTER.get(score, True) else 'lower'} is better)")
         place.margins(y=0.08)
-    picture.alt = f"{score} against {loss}: " + ", ".join(
-        f"{row['method']} {row[score]:.2f} at {row[loss]:.2f}" for _, row in table.iterrows()
-    )
-    return picture
+    said = ", ".join(f"{row['method']} {row[score]:.2f} at {row[loss]:.2f}" for _, row in table.iterrows())
+    return handed_over(place, axes, f"{score} against {loss}: {said}")
 
 
 def score_intervals(

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from elude_nb.checks import check_count
 from elude_nb.figures.grids import square_thumbnail
-from elude_nb.figures.theme import GREEN, INK, ORANGE, Picture, house_style
+from elude_nb.figures.theme import GREEN, INK, ORANGE, Picture, drawing, handed_over, house_style, sequential
 from elude_nb.images import ImageSet
 from elude_nb.scores.intruder import IntruderTrial
 
 
-def factor_heatmap(information: pd.DataFrame, count: int = 30) -> Picture:
+@overload
+def factor_heatmap(information: pd.DataFrame, count: int = ..., *, axes: None = None) -> Picture: ...
+@overload
+def factor_heatmap(information: pd.DataFrame, count: int = ..., *, axes: Axes) -> Axes: ...
+def factor_heatmap(information: pd.DataFrame, count: int = 30, *, axes: Axes | None = None) -> Picture | Axes:
     """Show how much of each factor the units tell that tell most, as shares of the factor's entropy.
 
     Parameters
@@ -23,24 +29,24 @@ def factor_heatmap(information: pd.DataFrame, count: int = 30) -> Picture:
         Units by factors, from `elude_nb.scores.mutual_information` with ``normalised=True``.
     count
         How many units: those with the largest shares, each factor's beside each other.
+    axes
+        Where to draw; by default a new picture.
     """
     check_count("count", count)
     home = information.to_numpy().argmax(1)
     best = pd.Series(information.to_numpy().max(1), index=information.index).nlargest(count).index
     order = sorted(best, key=lambda unit: (home[information.index.get_loc(unit)], -information.loc[unit].max()))
     shown = information.loc[order].T.to_numpy()
-    with house_style():
-        picture = Picture(figsize=(0.8 + 0.26 * len(order), 0.9 + 0.36 * information.shape[1]))
-        axes = picture.subplots()
-        mesh = axes.imshow(shown, cmap="Blues", vmin=0, vmax=max(0.01, float(shown.max())), aspect="auto")
-        axes.set_yticks(range(information.shape[1]), [str(name) for name in information.columns])
-        axes.set_xticks(range(len(order)), [str(unit) for unit in order], rotation=90, fontsize=7)
-        axes.set_xlabel("unit")
-        axes.set_title("Share of each factor that a single unit tells")
-        axes.tick_params(length=0)
-        picture.colorbar(mesh, ax=axes, fraction=0.03, pad=0.02)
-    picture.alt = f"Shares of {information.shape[1]} factors told by {len(order)} units; the largest {shown.max():.2f}"
-    return picture
+    with drawing(axes, (0.8 + 0.26 * len(order), 0.9 + 0.36 * information.shape[1])) as place:
+        mesh = place.imshow(shown, cmap=sequential(), vmin=0, vmax=max(0.01, float(shown.max())), aspect="auto")
+        place.set_yticks(range(information.shape[1]), [str(name) for name in information.columns])
+        place.set_xticks(range(len(order)), [str(unit) for unit in order], rotation=90, fontsize=7)
+        place.set_xlabel("unit")
+        place.set_title("Share of each factor that a single unit tells")
+        place.tick_params(length=0)
+        place.figure.colorbar(mesh, ax=place, fraction=0.03, pad=0.02)
+    alt = f"Shares of {information.shape[1]} factors told by {len(order)} units; the largest {shown.max():.2f}"
+    return handed_over(place, axes, alt)
 
 
 def trial_sheet(trials: Sequence[IntruderTrial], images: ImageSet, answers: Sequence[int] | None = None) -> Picture:

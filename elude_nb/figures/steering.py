@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from elude_nb.figures.theme import (
     BLUE,
     FAINT,
     GREEN,
+    GREY,
     INK,
     ORANGE,
     PAPER,
@@ -24,7 +25,11 @@ from elude_nb.figures.theme import (
     SKY,
     YELLOW,
     Picture,
+    diverging,
+    drawing,
+    handed_over,
     house_style,
+    readable_on,
 )
 from elude_nb.neighbours import Neighbours
 
@@ -32,7 +37,7 @@ _COLOURS = {
     "edit": BLUE,
     "random sub-units": ORANGE,
     "random concept": YELLOW,
-    "same channels": "#999999",
+    "same channels": GREY,
     "best channel": INK,
     "mean direction": GREEN,
     "SAE latent": RED,
@@ -72,17 +77,19 @@ def dose_response(effect: Effect) -> Picture:
     return picture
 
 
-def side_effects(effect: Effect) -> Picture:
+@overload
+def side_effects(effect: Effect, *, axes: None = None) -> Picture: ...
+@overload
+def side_effects(effect: Effect, *, axes: Axes) -> Axes: ...
+def side_effects(effect: Effect, *, axes: Axes | None = None) -> Picture | Axes:
     """Show for an edit and its controls at full strength the fall on the target, on the others, and on the worst hit.
 
     A good handle has a long first bar and short ones below. The specificity stands beside it where the drop is clear
-    of nought.
+    of nought. With ``axes`` it is drawn there; else a new picture is returned.
     """
     table = effect.table.iloc[::-1].reset_index(drop=True)
     places = np.arange(len(table))
-    with house_style():
-        picture = Picture(figsize=(7.6, 0.9 + 0.52 * len(table)))
-        place = picture.subplots()
+    with drawing(axes, (7.6, 0.9 + 0.52 * len(table))) as place:
         bars = (("drop", 0.27, 1.0, f"{effect.target} (meant)"), ("others", 0.0, 0.55, "others, mean"))
         for column, shift, alpha, label in bars:
             colours = [_COLOURS.get(method, PURPLE) for method in table["method"]]
@@ -104,21 +111,27 @@ def side_effects(effect: Effect) -> Picture:
         handles: list[Any] = place.legend(loc="lower right", fontsize=8).legend_handles
         for handle in handles[:2]:
             handle.set_color(FAINT)
-    picture.alt = f"Bars of what an edit and its controls do to {effect.target} and to the others. {effect}"
-    return picture
+    alt = f"Bars of what an edit and its controls do to {effect.target} and to the others. {effect}"
+    return handed_over(place, axes, alt)
 
 
-def class_drops(effect: Effect) -> Picture:
-    """Show the fall of each class's probability as a table in colours, one row a method."""
+@overload
+def class_drops(effect: Effect, *, axes: None = None) -> Picture: ...
+@overload
+def class_drops(effect: Effect, *, axes: Axes) -> Axes: ...
+def class_drops(effect: Effect, *, axes: Axes | None = None) -> Picture | Axes:
+    """Show the fall of each class's probability as a table in colours, one row a method.
+
+    With ``axes`` it is drawn there; else a new picture is returned.
+    """
     table = 100 * effect.by_class
     largest = max(float(table.abs().to_numpy().max()), 1e-9)
-    with house_style():
-        picture = Picture(figsize=(2.2 + 0.62 * table.shape[1], 1.1 + 0.34 * len(table)))
-        place = picture.subplots()
-        place.imshow(table, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
+    with drawing(axes, (2.2 + 0.62 * table.shape[1], 1.1 + 0.34 * len(table))) as place:
+        colours = diverging()
+        place.imshow(table, cmap=colours, vmin=-largest, vmax=largest, aspect="auto")
         for row, values in enumerate(table.to_numpy()):
             for column, value in enumerate(values):
-                colour = "white" if abs(value) > 0.6 * largest else INK
+                colour = readable_on(colours(0.5 + 0.5 * value / largest))
                 place.text(column, row, f"{value + 0:.0f}".replace("-0", "0"), ha="center", va="center", color=colour)
         place.set_yticks(range(len(table)), [str(name) for name in table.index])
         place.set_xticks(range(table.shape[1]), [str(name) for name in table.columns], rotation=35, ha="right")
@@ -127,8 +140,7 @@ def class_drops(effect: Effect) -> Picture:
         place.tick_params(length=0)
         place.spines[:].set_visible(False)
         place.set_title("fall of each class's probability, points")
-    picture.alt = f"Fall of each class's probability for {len(table)} methods; {effect}"
-    return picture
+    return handed_over(place, axes, f"Fall of each class's probability for {len(table)} methods; {effect}")
 
 
 def neighbour_grid(neighbours: Neighbours, columns: int = 6) -> Picture:
@@ -159,13 +171,18 @@ def neighbour_grid(neighbours: Neighbours, columns: int = 6) -> Picture:
     return picture
 
 
-def accuracy_bars(accuracies: pd.DataFrame, *, title: str = "") -> Picture:
-    """Show shares in [0, 1] as grouped bars: one group a row of the table, one bar a column, with the value on it."""
+@overload
+def accuracy_bars(accuracies: pd.DataFrame, *, title: str = ..., axes: None = None) -> Picture: ...
+@overload
+def accuracy_bars(accuracies: pd.DataFrame, *, title: str = ..., axes: Axes) -> Axes: ...
+def accuracy_bars(accuracies: pd.DataFrame, *, title: str = "", axes: Axes | None = None) -> Picture | Axes:
+    """Show shares in [0, 1] as grouped bars: one group a row of the table, one bar a column, with the value on it.
+
+    With ``axes`` they are drawn there; else a new picture is returned.
+    """
     rows, columns = accuracies.shape
     colours = [SKY, RED, GREEN, PURPLE, YELLOW, ORANGE, BLUE]
-    with house_style():
-        picture = Picture(figsize=(1.6 + 1.2 * rows, 3.0))
-        place = picture.subplots()
+    with drawing(axes, (1.6 + 1.2 * rows, 3.0)) as place:
         for number, name in enumerate(accuracies.columns):
             places = np.arange(rows) + (number - (columns - 1) / 2) * 0.8 / columns
             heights, colour = 100 * accuracies[name], colours[number % len(colours)]
@@ -176,8 +193,7 @@ def accuracy_bars(accuracies: pd.DataFrame, *, title: str = "") -> Picture:
         place.set(ylim=(0, 118), ylabel="% right", title=title)
         place.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=8)
         place.tick_params(axis="x", length=0)
-    picture.alt = f"{title}: {accuracies.round(2).to_dict('index')}"
-    return picture
+    return handed_over(place, axes, f"{title}: {accuracies.round(2).to_dict('index')}")
 
 
 def _tile(place: Axes, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], title: str) -> None:

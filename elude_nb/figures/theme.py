@@ -6,50 +6,82 @@ import base64
 import html
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
-from matplotlib.colors import get_named_colors_mapping
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap, get_named_colors_mapping
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from elude_nb.checks import check_choice
 
-# These three are names that matplotlib looks up when something is drawn: each theme gives them its own colours.
+# Names that matplotlib looks up when something is drawn: each theme gives them its own colours.
 INK, FAINT, PAPER = "elude:ink", "elude:faint", "elude:paper"
-# Okabe and Ito: told apart by most colour-blind people too, on white and on black.
-BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#56B4E9",
-    "#CC79A7",
-    "#B8A800",
+BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW, GREY = (
+    "elude:blue",
+    "elude:orange",
+    "elude:green",
+    "elude:red",
+    "elude:sky",
+    "elude:purple",
+    "elude:yellow",
+    "elude:grey",
 )
 SEQUENCE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW)
 
 THEMES: dict[str, dict[str, str]] = {
-    "light": {INK: "#222222", FAINT: "#767676", PAPER: "#FFFFFF"},
-    "dark": {INK: "#E6E6E6", FAINT: "#9A9A9A", PAPER: "#111111"},
+    # Okabe and Ito: told apart by most colour-blind people too.
+    "light": {
+        INK: "#222222",
+        FAINT: "#767676",
+        PAPER: "#FFFFFF",
+        BLUE: "#0072B2",
+        ORANGE: "#E69F00",
+        GREEN: "#009E73",
+        RED: "#D55E00",
+        SKY: "#56B4E9",
+        PURPLE: "#CC79A7",
+        YELLOW: "#B8A800",
+        GREY: "#999999",
+    },
+    # The same hues, lighter: each has a contrast of 5 or more with the paper, so that words in them are read.
+    "dark": {
+        INK: "#E6E6E6",
+        FAINT: "#9A9A9A",
+        PAPER: "#111111",
+        BLUE: "#2E96D6",
+        ORANGE: "#E69F00",
+        GREEN: "#12B588",
+        RED: "#EC7426",
+        SKY: "#8CCBF2",
+        PURPLE: "#D68FB8",
+        YELLOW: "#D3C832",
+        GREY: "#999999",
+    },
+}
+# Below the mean, at it, above it; and from nothing to much. What is nothing looks like paper.
+_DARK_MAPS = {
+    "diverging": ("#8CCBF2", "#2E79B5", "#1B1B1B", "#C85A14", "#FFC08A"),
+    "sequential": ("#1B1B1B", "#1F5F92", "#4FA8DE", "#D5EDFC"),
 }
 _theme: ContextVar[str] = ContextVar("theme", default="light")
 
 
-def _look_up(colours: dict[str, Any]) -> dict[str, Any]:
-    """Have matplotlib find these colours by name; return those that it found before."""
+def _name_colours(colours: Mapping[str, str]) -> None:
+    """Give the names their colours one by one: `dict.update` would leave matplotlib's cache of colours as it was."""
     known = get_named_colors_mapping()
-    before = {name: known.get(name, value) for name, value in colours.items()}
-    for name, value in colours.items():  # not update(), which would leave its cache of resolved names as it was
+    for name, value in colours.items():
         known[name] = value
-    return before
 
 
-_look_up(THEMES["light"])  # for what is drawn outside of any block
+_name_colours(THEMES["light"])  # for what is drawn outside of any block
 
-_SETTINGS: Any = {
+SETTINGS: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -93,15 +125,43 @@ def current_theme() -> str:
     return _theme.get()
 
 
+def shade(colour: str) -> str:
+    """Return one of the house's colours in the current theme, ``"#RRGGBB"``; any other is returned as it is."""
+    return THEMES[_theme.get()].get(colour, colour)
+
+
+def diverging() -> Colormap:
+    """Return the colours of values below (blue) and above (red) a middle that looks like the paper."""
+    return mpl.colormaps["RdBu_r"] if current_theme() == "light" else _dark_map("diverging")
+
+
+def sequential() -> Colormap:
+    """Return the colours of values from nothing, which looks like the paper, to much."""
+    return mpl.colormaps["Blues"] if current_theme() == "light" else _dark_map("sequential")
+
+
+def readable_on(background: tuple[float, ...]) -> str:
+    """Return the colour, near black or white, in which words are read best on a background (r, g, b, ...) in [0, 1]."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in background[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return THEMES["light"][INK] if luminance > 0.2 else "#FFFFFF"
+
+
+def _dark_map(name: str) -> Colormap:
+    return LinearSegmentedColormap.from_list(f"elude dark {name}", _DARK_MAPS[name])
+
+
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw in the house's style inside this block; matplotlib's own settings are as before afterwards."""
-    before = _look_up(THEMES[_theme.get()])
+    known = get_named_colors_mapping()
+    before = {name: cast("str", known[name]) for name in THEMES["light"]}
+    _name_colours(THEMES[_theme.get()])
     try:
-        with mpl.rc_context(_SETTINGS):
+        with mpl.rc_context(SETTINGS):
             yield
     finally:
-        _look_up(before)
+        _name_colours(before)
 
 
 class Picture(Figure):
@@ -134,3 +194,41 @@ class Picture(Figure):
 
     def __repr__(self) -> str:
         return f"Picture({self.alt!r})"
+
+
+@contextmanager
+def drawing(axes: Axes | None, figsize: tuple[float, float]) -> Iterator[Axes]:
+    """Draw in the house's style on the axes that somebody gave, or else on those of a new picture.
+
+    Parameters
+    ----------
+    axes
+        Where to draw, or ``None``.
+    figsize
+        Width and height of a new picture in inches.
+
+    Raises
+    ------
+    TypeError
+        If ``axes`` are no axes.
+    """
+    if axes is not None and not isinstance(axes, Axes):
+        raise TypeError(f"axes must be matplotlib Axes, such as those of plt.subplots(), not {type(axes).__name__}.")
+    with house_style():
+        yield Picture(figsize=figsize).subplots() if axes is None else axes
+
+
+def handed_over(place: Axes, axes: Axes | None, alt: str) -> Picture | Axes:
+    """Return what was drawn: the new picture with its alt text, or the axes that somebody gave."""
+    picture: Any = place.figure
+    if axes is None:
+        picture.alt = alt
+        return cast("Picture", picture)
+    if not isinstance(picture, Picture):
+        # Words and lines look their colours up only when they are drawn; in a figure of somebody's own that may be
+        # in no theme, or in another.
+        for artist in place.findobj(lambda found: isinstance(found, Text | Line2D)):
+            colour = cast("Text | Line2D", artist).get_color()
+            if isinstance(colour, str) and colour in THEMES["light"]:
+                cast("Text | Line2D", artist).set_color(shade(colour))
+    return axes
