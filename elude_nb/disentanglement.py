@@ -30,7 +30,7 @@ from elude_nb.routing import NO_CONCEPT, Routing, means_on_concepts
 from elude_nb.sites import STREAM, Site, SiteError
 from elude_nb.steering import Steering
 from elude_nb.store import StoreError, load_result, save_result, sha256_of_tensors
-from elude_nb.taps import evaluating
+from elude_nb.taps import evaluating, output_tensor
 
 _KIND = "disentanglement"
 _NAMELESS = {"weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units"}
@@ -470,15 +470,22 @@ class Disentanglement:
     # ------------------------------------------------------------- helpers
 
     def _check_explicit(self, made: nn.Module) -> None:
-        """Compare on noise: a block whose branches do not run one after the other would be taken apart wrongly."""
+        """Compare on noise: a network that looks into its layers beside calling them might be taken apart wrongly."""
         noise = noise_batch(self.model)
         with evaluating(self.model.network):
-            expected, found = self.model(noise), made(noise)
+            expected = output_tensor(self.model(noise))
+            try:
+                found = output_tensor(made(noise))
+            except (AttributeError, RuntimeError, TypeError, IndexError, KeyError) as error:
+                raise SiteError(
+                    f"{self.site.name!r} cannot be made explicit: its network does not run with split layers in the "
+                    f"place of its own ({type(error).__name__}: {error}). The lens works all the same."
+                ) from error
         difference, largest = float((expected - found).abs().max()), float(expected.abs().max())
         if not difference <= largest * torch.finfo(self.model.dtype).eps ** 0.5:
             raise SiteError(
                 f"{self.site.name!r} cannot be made explicit: outputs on noise differ by {difference:.2g} (the largest "
-                f"is {largest:.2g}). The blocks are not plain pre-norm blocks; the lens works all the same."
+                f"is {largest:.2g}). The network does more with its layers than call them; the lens works all the same."
             )
 
     def _read(self, readout: Readout, images: Images, tokens: str | None, batch_size: int, *, progress: bool) -> Tensor:

@@ -24,7 +24,7 @@ from elude_nb.lens import Lens, Readout
 from elude_nb.progress import progress_bar
 from elude_nb.routing import NO_CONCEPT
 from elude_nb.sites import Site
-from elude_nb.taps import Tap, as_tokens, evaluating
+from elude_nb.taps import Tap, as_tokens, evaluating, first_tensor, output_tensor
 
 if TYPE_CHECKING:
     pass
@@ -272,7 +272,7 @@ class _Clock:
 
         def leave(_: nn.Module, __: Any, output: Any) -> None:
             marks.append(_now(batch))
-            found = output[0] if isinstance(output, tuple) else output
+            found = first_tensor(output)
             seen.append(as_tokens(found, channels_last=site.kind != "convolution").clone())
 
         with ExitStack() as stack:
@@ -280,7 +280,7 @@ class _Clock:
             stack.callback(entry.register_forward_pre_hook(lambda *_: marks.append(_now(batch))).remove)
             stack.callback(last.register_forward_hook(leave).remove)
             start = _now(batch)
-            output = network(batch)
+            output = output_tensor(network(batch))
             if len(batch) == self._batch_size:  # a last, smaller batch would skew the medians
                 self._whole.setdefault(name, []).append(_now(batch) - start)
                 self._site.setdefault(name, []).append(marks[-1] - marks[0])
@@ -318,7 +318,9 @@ def _rounding_bound(split: Disentanglement, batch: Tensor) -> Tensor:
         network(batch)
     length = site.sources * site.kernel + 2 * len(site.terms) + split.routing.units + 2
     unit_roundoff = torch.finfo(split.model.dtype).eps / 2
-    sizes = total[0] + unscaled.bias(network).abs().double()
+    for term in site.terms:  # each bias by itself: those of several layers may cancel in the sum
+        add(replace(unscaled, terms=(term,)).bias(network).abs())
+    sizes = total[0]
     return 2 * CONFIDENCE * math.sqrt(length) * unit_roundoff * sizes.clamp(min=torch.finfo(torch.float32).tiny)
 
 
@@ -331,8 +333,8 @@ def _in_float64(
     readout = Readout(readout.matrix.double(), readout.offset.double(), readout.entering)
     for given in split.model.batches(images, 1):
         batch = given.cpu().double()  # on the CPU: not every device has float64
-        plain = network(batch)
+        plain = output_tensor(network(batch))
         with Lens(network, split.site, readout):
-            lensed.add(plain, network(batch))
-        apart.add(plain, explicit(batch))
+            lensed.add(plain, output_tensor(network(batch)))
+        apart.add(plain, output_tensor(explicit(batch)))
     return lensed.result(), apart.result()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb.blocks import blocks_of
 from elude_nb.routing import Routing
 from elude_nb.sites import Site, Term, dense_weight
 
@@ -43,69 +44,106 @@ class Merge(nn.Module):
 
 
 class SplitLayer(nn.Module):
-    """A linear layer or convolution with one output per unit (``split``), and the ``merge`` that adds them up."""
+    """A linear layer or convolution with one output per unit (``split``), and the ``merge`` that adds them up.
 
-    def __init__(self, split: nn.Linear | nn.Conv2d, merge: Merge) -> None:
+    Attributes
+    ----------
+    path
+        Of the layer in the original network.
+    """
+
+    def __init__(self, split: nn.Linear | nn.Conv2d, merge: Merge, path: str = "") -> None:
         super().__init__()
-        self.split, self.merge = split, merge
+        self.split, self.merge, self.path = split, merge, path
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's channels, the sum of their units."""
         merged: Tensor = self.merge(self.split(inputs))
         return merged
 
+    @property
+    def weight(self) -> Tensor:
+        """Return the layer's own weight: some networks look at its dtype before they call the layer."""
+        rows = self.split.weight
+        return rows.new_zeros(self.merge.width, *rows.shape[1:]).index_add(0, self.merge.channels, rows)
 
-class SplitBranch(nn.Module):
-    """Attention or MLP of a pre-norm block, its last layer beside the same layer split into units."""
 
-    def __init__(self, norm: nn.Module, branch: nn.Module, layer: nn.Linear, split: nn.Linear, scale: Any) -> None:
+class Ledger:
+    """Where the layers of a window leave their units' parts during one forward pass; empty before and after.
+
+    It is no list, since `torch.export` copies the lists that modules hold, and each would write to one of its own. It
+    serves one forward pass at a time: threads that share a network want a copy each.
+    """
+
+    def __init__(self) -> None:
+        self.units: Tensor | None = None
+
+    def add(self, part: Tensor) -> None:
+        """Add a part (n, t, u) to the units."""
+        self.units = part if self.units is None else self.units + part
+
+
+class SplitTerm(nn.Module):
+    """A layer that writes to the stream, and beside it the same layer split into units.
+
+    It puts out what the layer puts out, so that the block around it runs as it always did, and adds the units' part
+    (n, t, u) to the ledger of its window.
+
+    Attributes
+    ----------
+    path
+        Of the layer in the original network.
+    """
+
+    scale: Tensor
+
+    def __init__(self, layer: nn.Linear, split: nn.Linear, scale: Tensor, ledger: Ledger, path: str) -> None:
         super().__init__()
-        self.norm, self.branch, self.layer, self.split = norm, branch, layer, split
-        self.scale = scale
+        self.layer, self.split, self.path = layer, split, path
+        self.register_buffer("scale", scale)
+        self.ledger = ledger
 
-    def forward(
-        self, stream: Tensor, units: Tensor, channels: Tensor, *args: Any, **more: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Return the stream (n, t, d) and its units (n, t, u), each with what this branch adds."""
-        sources = self.branch(self.norm(stream), *args, **more)  # (n, t, s), since the last layer is taken off
-        added, added_units = self.layer(sources), self.split(sources)
-        if self.scale is not None:
-            added, added_units = added * self.scale, added_units * self.scale[channels]
-        return stream + added, units + added_units
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the layer's output."""
+        units = self.split(inputs)
+        self.ledger.add(units * self.scale if len(self.scale) else units)
+        output: Tensor = self.layer(inputs)
+        return output
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the layer's own weight: some networks look at its dtype before they call the layer."""
+        return self.layer.weight
 
 
 class SplitBlock(nn.Module):
-    """A pre-norm transformer block that carries the units of the stream beside the stream.
+    """A transformer block of a split window.
 
-    Between the blocks of a window the stream (n, t, d) and its units (n, t, u) travel side by side as (n, t, d + u).
-    The stream is computed as in the original, so that each block sees what it always saw; the units gather what each
-    branch adds. The last block of the window hands on the merged units in place of the stream.
+    The original block runs inside it as it always did, so that each block sees the stream it always saw, and whoever
+    looks at the stream between two blocks sees it too. Beside it, the units of the stream (n, t, u) gather what each
+    layer adds. The last block of the window hands on the merged units in place of the stream.
     """
 
     shared: Tensor
 
     def __init__(
-        self, attention: SplitBranch, mlp: SplitBranch, merge: Merge, shared: Tensor, *, first: bool, last: bool
+        self, block: nn.Module, ledger: Ledger, merge: Merge, shared: Tensor, *, first: bool, last: bool
     ) -> None:
         super().__init__()
-        self.attention, self.mlp, self.merge = attention, mlp, merge
+        self.block, self.merge, self.ledger = block, merge, ledger
         self.first, self.last = first, last
         self.register_buffer("shared", shared)
 
-    def forward(self, carried: Tensor, *args: Any, **more: Any) -> Tensor:
-        """Return stream and units, or in the window's last block the merged stream."""
-        stream = carried[..., : self.merge.width]
+    def forward(self, stream: Tensor, *args: Any, **more: Any) -> Any:
+        """Return what the block returns; from the window's last block with the merged units as its stream."""
         if self.first:  # what enters the window belongs to the shared units
-            units = stream.new_zeros(*stream.shape[:-1], len(self.merge.channels))
-            units = units.index_copy(-1, self.shared, stream)
-        else:
-            units = carried[..., self.merge.width :]
-        stream, units = self.attention(stream, units, self.merge.channels, *args, **more)
-        stream, units = self.mlp(stream, units, self.merge.channels)
-        if self.last:
-            merged: Tensor = self.merge(units)
-            return merged
-        return torch.cat([stream, units], dim=-1)
+            entering = stream.new_zeros(*stream.shape[:-1], len(self.merge.channels))
+            self.ledger.units = entering.index_copy(-1, self.shared, stream)
+        output = self.block(stream, *args, **more)
+        if not self.last:
+            return output
+        merged, self.ledger.units = self.merge(self.ledger.units), None
+        return (merged, *output[1:]) if isinstance(output, tuple) else merged
 
 
 def explicit_network(network: nn.Module, site: Site, routing: Routing) -> nn.Module:
@@ -133,19 +171,20 @@ def explicit_network(network: nn.Module, site: Site, routing: Routing) -> nn.Mod
         layer: Any = made.get_submodule(site.terms[0].layer)
         split = split_layer(layer, routing.routes, channels, units)
         merge = Merge(channels, site.channels, dim=1 if site.kind == "convolution" else -1)
-        replace_module(made, site.terms[0].layer, SplitLayer(split, merge))
+        replace_module(made, site.terms[0].layer, SplitLayer(split, merge, site.terms[0].layer))
     return made.eval().requires_grad_(requires_grad=False)
 
 
 def weights_add_up(network: nn.Module, explicit: nn.Module, site: Site) -> bool:
     """Say whether the units' weights and biases in an explicit network add up to the network's own, bit for bit."""
-    made = [module for module in explicit.modules() if isinstance(module, SplitBranch | SplitLayer)]
+    made = {module.path: module for module in explicit.modules() if isinstance(module, SplitTerm | SplitLayer)}
     channels = next(module.channels for module in explicit.modules() if isinstance(module, Merge))
-    if len(made) != len(site.terms):
+    if made.keys() != {term.layer for term in site.terms}:
         return False
-    for module, term in zip(made, site.terms, strict=True):
+    for term in site.terms:
+        split: Any = made[term.layer].split
         original: Any = network.get_submodule(term.layer)
-        pairs = [(module.split.weight, dense_weight(original)), (module.split.bias, original.bias)]
+        pairs = [(split.weight, dense_weight(original)), (split.bias, original.bias)]
         for rows, whole in pairs:
             if rows is None or whole is None:
                 if rows is not whole:
@@ -216,31 +255,29 @@ def _split_stream(network: nn.Module, site: Site, routing: Routing, channels: Te
     merge = Merge(channels, site.channels)
     shared = (units == 0).nonzero().flatten()  # one for each channel, in the order of the channels
     pieces = routing.routes.split([term.sources for term in site.terms], dim=1)
-    blocks = list(dict.fromkeys(term.block for term in site.terms))
-    for block in blocks:
-        branches = {}
-        for term, routes in zip(site.terms, pieces, strict=True):
-            if term.block == block:
-                branches[term.part] = _split_branch(network, term, routes, channels, units)
-        split = SplitBlock(
-            branches["attention"],
-            branches["mlp"],
-            merge,
-            shared,
-            first=block == blocks[0],
-            last=block == blocks[-1],
-        )
-        path = site.terms[blocks.index(block) * 2].layer.rpartition(".")[0].rpartition(".")[0]
-        replace_module(network, path, split)
-
-
-def _split_branch(network: nn.Module, term: Term, routes: Tensor, channels: Tensor, units: Tensor) -> SplitBranch:
-    norm, branch, layer, scale = take_branch(network, term)
-    return SplitBranch(norm, branch, layer, split_layer(layer, routes, channels, units), scale)
+    ledger = Ledger()
+    for term, routes in zip(site.terms, pieces, strict=True):
+        layer: Any = network.get_submodule(term.layer)
+        split = split_layer(layer, routes, channels, units)
+        scale = split.weight.new_empty(0)
+        if term.scale is not None:
+            scale = network.get_parameter(term.scale).detach()[channels]
+        replace_module(network, term.layer, SplitTerm(layer, split, scale, ledger, term.layer))
+    paths = blocks_of(network, site.entry, site.exit)
+    for path in paths:
+        block = network.get_submodule(path)
+        first, last = path == paths[0], path == paths[-1]
+        replace_module(network, path, SplitBlock(block, ledger, merge, shared, first=first, last=last))
 
 
 def take_branch(network: nn.Module, term: Term) -> tuple[nn.Module, nn.Module, Any, Any]:
-    """Take a branch's last layer off, so that it hands out its sources; return norm, branch, layer and scale."""
+    """Take a plain pre-norm block's branch apart: return norm, branch without its last layer, that layer, and scale.
+
+    Raises
+    ------
+    AttributeError
+        If the block is not made of ``norm1``, attention, ``norm2`` and MLP.
+    """
     branch_path, _, layer_name = term.layer.rpartition(".")
     block = network.get_submodule(branch_path.rpartition(".")[0])
     branch = network.get_submodule(branch_path)

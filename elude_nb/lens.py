@@ -78,7 +78,10 @@ class Lens:
     def values(self) -> Tensor:
         """Return the read-out of the last forward pass, (n, t, u)."""
         if self._values is None:
-            raise RuntimeError("No forward pass has gone through the site yet; call the model inside the with block.")
+            raise RuntimeError(
+                "No forward pass has gone through the site yet; call the model inside the with block. A network that "
+                "was compiled before does not notice: set the lens first, and call torch.compile inside the block."
+            )
         return self._values
 
     def _add_entering(self, entering: Tensor) -> None:

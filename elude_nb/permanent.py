@@ -265,10 +265,11 @@ def _edit_stream(network: nn.Module, site: Site, plan: Plan) -> None:
         path = terms[0][0].layer.rpartition(".")[0].rpartition(".")[0]
         try:
             branches = {term.part: _edited_branch(network, term, piece) for term, piece in terms}
-        except AttributeError as error:  # no norm1 or norm2
-            raise SiteError(_not_plain(site.name, f"{path!r}: {error}")) from error
+            attention, mlp = branches["attention"], branches["mlp"]
+        except (AttributeError, KeyError) as error:  # no norm1 or norm2; or not one attention and one MLP
+            raise SiteError(_not_plain(site.name, f"{path!r} lacks a part: {error}")) from error
         last = block == blocks[-1]
-        made = EditedBlock(branches["attention"], branches["mlp"], rule, plan.offset, site.channels, last=last)
+        made = EditedBlock(attention, mlp, rule, plan.offset, site.channels, last=last)
         replace_module(network, path, made)
 
 

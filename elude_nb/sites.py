@@ -38,7 +38,7 @@ class Term:
     block
         Number of its transformer block, counted from 1, or ``None``.
     part
-        ``"attention"``, ``"mlp"``, ``"linear"`` or ``"convolution"``.
+        ``"attention"``, ``"mlp"``, ``"attention and mlp"`` (one layer for both), ``"linear"`` or ``"convolution"``.
     sources
         How many sources it brings.
     """

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from elude_nb.sites import STREAM, Site
 
@@ -70,15 +71,17 @@ class Tap:
                     stack.callback(layer.register_forward_pre_hook(tell).remove)
             if on_entering is not None and site.kind == STREAM:
                 entry = network.get_submodule(site.entry)
-                stack.callback(
-                    entry.register_forward_pre_hook(lambda _, inputs: on_entering(as_tokens(inputs[0]))).remove
-                )
+
+                def tell_entering(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+                    on_entering(as_tokens(inputs[0] if inputs else next(iter(named.values()))))
+
+                stack.callback(entry.register_forward_pre_hook(tell_entering, with_kwargs=True).remove)
             if on_channels is not None:
                 last = network.get_submodule(site.exit)
                 channels_last = site.kind != "convolution"
 
                 def tell_channels(_: nn.Module, __: Any, output: Any) -> None:
-                    found = output[0] if isinstance(output, tuple) else output
+                    found = first_tensor(output)
                     on_channels(site.outputs(network, as_tokens(found, channels_last=channels_last)))
 
                 stack.callback(last.register_forward_hook(tell_channels).remove)
@@ -87,6 +90,21 @@ class Tap:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+
+def first_tensor(output: Any) -> Any:
+    """Return what a module put out: of a tuple, its first part, as in blocks that hand on attention weights too."""
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+def output_tensor(output: Any) -> Tensor:
+    """Return a network's whole output as one tensor: the parts of a tuple or dictionary side by side, (n, e)."""
+    if isinstance(output, Tensor):
+        return output
+    parts = [part for part in tree_leaves(output) if isinstance(part, Tensor) and part.is_floating_point()]
+    if not parts:
+        raise TypeError(f"The network put out {type(output).__name__} without any tensor of numbers to compare.")
+    return torch.cat([part.flatten(1) if part.ndim > 1 else part[:, None] for part in parts], dim=1)
 
 
 def as_tokens(tensor: Tensor, *, channels_last: bool = True) -> Tensor:

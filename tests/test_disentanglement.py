@@ -194,7 +194,7 @@ def test_explicit_network_can_have_chosen_channels_only(split, images) -> None:
     chosen = split.routing.is_split().nonzero().flatten()[:2].tolist()
     made = split.explicit(channels=chosen)
     units = sum(int((split.routing.sizes()[channel, 1:] > 0).sum()) for channel in chosen)
-    split_layer = made.get_submodule("blocks.2.mlp.split")
+    split_layer = made.get_submodule("blocks.2.block.mlp.fc2.split")
     assert isinstance(split_layer, torch.nn.Linear)
     assert split_layer.out_features == split.site.channels + units
     batch = split.model.prepare(list(images[:3]))

@@ -16,7 +16,7 @@ from elude_nb.exactness import Certificate, _rounding_bound
 from elude_nb.explicit import SplitLayer
 from elude_nb.lens import Lens
 from tests.test_finding import block_model
-from tests.tiny import hook_count, tiny_conv, tiny_mlp, tiny_vit
+from tests.tiny import hook_count, tiny_conv, tiny_mlp, tiny_vit, wrapped
 
 QUICK: dict[str, Any] = {"concepts": 6, "units": 3, "progress": False}
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -104,7 +104,7 @@ def sabotaged(split: Disentanglement, path: str, monkeypatch) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_lost_weight_is_caught_in_the_stream(images, monkeypatch, dtype) -> None:
     split = disentangle(tiny_vit(dtype), images, **QUICK)
-    sabotaged(split, "blocks.1.mlp.split.weight", monkeypatch)
+    sabotaged(split, "blocks.1.block.mlp.fc2.split.weight", monkeypatch)
     with pytest.raises(ExactnessError, match="that is no rounding"):
         verify(split, images[:4], progress=False)
     found = verify(split, images[:4], strict=False, progress=False)
@@ -120,13 +120,37 @@ def test_one_lost_weight_is_caught_in_a_convolution(conv_split, small_images, mo
         verify(conv_split, small_images[:4], progress=False)
 
 
-def test_blocks_that_the_explicit_network_cannot_rebuild_are_caught(small_images) -> None:
-    """Parallel branches add up as sources should, so the site is found; but they are not run one after the other."""
-    split = disentangle(block_model("parallel"), small_images, **QUICK)
-    with pytest.raises(SiteError, match="cannot be made explicit"):
+class Curious(nn.Module):
+    """A network that looks into its layer beside calling it."""
+
+    def __init__(self, look) -> None:
+        super().__init__()
+        self.inner, self.look = block_model("pre-norm").network, look
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.inner(images) + self.look(self.inner.blocks[0].mlp.fc2)  # type: ignore[union-attr, index]
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("look", "reason"),
+    [
+        (lambda layer: layer.in_features, "no attribute 'in_features'"),
+        (lambda layer: float(isinstance(layer, nn.Linear)), "outputs on noise differ by 1"),
+    ],
+)
+def test_networks_that_the_explicit_network_cannot_rebuild_are_caught(small_images, look, reason) -> None:
+    split = disentangle(wrapped(Curious(look), 16, torch.float64), small_images, "inner.blocks.0.mlp.fc2", **QUICK)
+    with pytest.raises(SiteError, match="cannot be made explicit") as caught:
         split.explicit()
+    assert reason in str(caught.value)
     with pytest.raises(SiteError, match="cannot be made explicit"):
         verify(split, small_images[:4], progress=False)
+
+
+def test_parallel_branches_are_rebuilt(small_images) -> None:
+    split = disentangle(block_model("parallel"), small_images, **QUICK)
+    assert verify(split, small_images[:4], progress=False).lens.identical
 
 
 def test_a_wrong_channel_is_caught_at_the_site_by_the_bound(images, monkeypatch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from elude_nb import Model, find_site, find_sites
 from elude_nb.errors import SiteError
-from elude_nb.finding import _RUNS
+from elude_nb.observing import RUNS
 from tests.tiny import hook_count, redraw, tiny_conv, tiny_vit, wrapped
 
 
@@ -289,8 +289,8 @@ def test_a_network_is_not_kept_alive() -> None:
     model = tiny_vit()
     find_site(model)
     gc.collect()  # of earlier tests
-    gone, known = weakref.ref(model.network), len(_RUNS)
+    gone, known = weakref.ref(model.network), len(RUNS)
     del model
     gc.collect()
     assert gone() is None
-    assert len(_RUNS) == known - 1
+    assert len(RUNS) == known - 1
