@@ -434,7 +434,7 @@ class Disentanglement:
             routing = Routing(tensors["routes"], tensors["concepts"], tuple(manifest["reasons"]))
             book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])
             variance, shares = tensors["channel_variance"], tensors["unit_shares"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{os.fspath(path)!r} lacks a part of a disentanglement ({error}).") from error
         except ValueError as error:
             raise StoreError(f"{os.fspath(path)!r} holds no disentanglement of this model ({error})") from error
@@ -541,6 +541,13 @@ def _with_saved_names(split: Disentanglement, names: Any, path: str) -> Disentan
 
 
 def _check_shapes(site: Site, routing: Routing, book: ConceptBook, variance: Tensor, shares: Tensor, path: str) -> None:
+    whole = {"routes": routing.routes, "concepts": routing.concepts, "counts": book.counts}
+    fractions = {"channel_sums": book.channel_sums, "source_sums": book.source_sums, "unit_shares": shares}
+    for name, tensor in {**whole, **fractions, "channel_variance": variance}.items():
+        if tensor.is_floating_point() == (name in whole) or tensor.dtype in {torch.bool, torch.complex64}:
+            raise StoreError(f"{path!r}: {name} is of {tensor.dtype}; make the file anew.")
+    if book.counts.ndim != 1:
+        raise StoreError(f"{path!r}: counts has shape {tuple(book.counts.shape)}; make the file anew.")
     d, s, g = site.channels, site.sources * site.kernel, len(book.counts)
     expected = {
         "routes": (routing.routes, (d, site.sources)),

@@ -49,7 +49,7 @@ def difference_of_models(model: Model, manifest: dict[str, Any], probe: Tensor |
     if manifest.get("fingerprint") != fingerprint:
         return f"its weights have SHA-256 {fingerprint[:12]}, not {str(manifest.get('fingerprint'))[:12]}"
     found = probe_of(model)
-    if probe is None or probe.shape != found.shape:
+    if probe is None or probe.shape != found.shape or not probe.is_floating_point():
         return "its output has another shape"
     # Other machines and versions round otherwise; another architecture is far away.
     allowed = 10 * torch.finfo(model.dtype).eps ** 0.5 * float(probe.abs().max())

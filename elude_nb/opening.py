@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SMALLEST_SIDE = 8
+MOST_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; Pillow begins to warn here
 LARGEST_ASPECT = 50
 
 
@@ -61,13 +65,30 @@ def read_rgb(content: bytes, name: str) -> Image.Image:
 def _read(source: str | io.BytesIO, name: str) -> Image.Image:
     """Open, turn upright and convert; errors other than those of size and of the pixels are for the caller to word."""
     try:
-        with Image.open(source) as opened:
+        with (
+            warnings.catch_warnings(action="ignore"),  # Pillow's, about files that it can read all the same, and size
+            Image.open(source, formats=_formats()) as opened,
+        ):
+            width, height = opened.size
+            if width * height > MOST_PIXELS:  # told before anything is unpacked
+                raise ImageError(f"{name!r} has {width} x {height} pixels, too many; {MOST_PIXELS:,} are read at most.")
             return upright_rgb(opened, name)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name!r} is too large to open safely ({error}).") from error
 
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError)
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that Pillow reads by itself: not those for which it starts another program."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in {"EPS", "PS", "WMF", "EMF", "FPX", "MIC"})
+
+
+# What Pillow's readers raise on broken files; each format has its own ways.
+_UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error),
+    *(KeyError, IndexError, OverflowError, RuntimeError, AttributeError, TypeError, ZeroDivisionError),
+)
 
 
 def upright_rgb(image: Image.Image, name: str) -> Image.Image:

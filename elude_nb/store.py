@@ -127,10 +127,12 @@ def _read_manifest(header: str, kind: str, file: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(header)
         found, version = manifest.pop("kind"), manifest.pop("format")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:  # the last: nested too deeply
         raise StoreError(f"The manifest of {str(file)!r} is damaged ({error}); make the file anew.") from error
     if found != kind:
         raise StoreError(f"{str(file)!r} holds a {found!r}, not a {kind!r}.")
+    if (isinstance(version, int) and version < 1) or isinstance(version, bool):
+        raise StoreError(f"The manifest of {str(file)!r} is damaged (format {version!r}); make the file anew.")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise StoreError(
             f"{str(file)!r} has format version {version!r}; this elude_nb reads up to {FORMAT_VERSION}: update it."

@@ -112,9 +112,9 @@ def test_a_large_folder_costs_its_paths_only(tmp_path: Path, monkeypatch: pytest
     opened: list[str] = []
     real = Image.open
 
-    def counted(file: str) -> Image.Image:
+    def counted(file: str, **settings: Any) -> Image.Image:
         opened.append(file)
-        return real(file)
+        return real(file, **settings)
 
     monkeypatch.setattr(Image, "open", counted)
     images = load_images(tmp_path)
