@@ -14,8 +14,12 @@ from tests.browser.servers import FLAGS, find_chromium
 SHOTS = "ELUDE_NB_SHOTS"  # a folder, for pictures of pages at the end of each test
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """A Chromium, closed after each file: Playwright's event loop counts as running as long as it is open.
+
+    Widgets that are tested in the same process afterwards would take themselves to be in a kernel.
+    """
     program = find_chromium()
     if program is None:
         pytest.skip("no Chromium is installed; on Debian: apt-get install chromium")

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from elude_nb import Disentanglement, ImageSet
 from elude_nb.report import write_report
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 NOTHING = "\N{EN DASH}"
 HOSTILE = '</script><img src=x onerror="window.hacked = 1"><script>window.hacked = 1</script>'
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not Path(CHROMIUM).is_file(), reason="Chromium is not installed: apt-get install chromium"),
-]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +25,6 @@ def file(split: Disentanglement, images: ImageSet, tmp_path_factory: pytest.Temp
     odd = replace(images, names=tuple(f"{i} {HOSTILE.replace('/', '|')}" for i in range(len(images))))
     path = tmp_path_factory.mktemp("report") / "report.html"
     return write_report(named, odd, path, title=HOSTILE, count=4, progress=False)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=CHROMIUM, headless=True, args=[*FLAGS, "--disable-quic", "--no-first-run"]
-        )
-        yield browser
-        browser.close()
 
 
 def opened(browser: Browser, file: Path, fragment: str = "", **settings) -> Iterator[Page]:
