@@ -22,6 +22,8 @@ from elude_nb.edits import EditError
 from elude_nb.exemplars import Exemplars, arrange_exemplars, choose_among, name_of_unit
 from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.interception import is_intercepted
+from elude_nb.models import Model
+from elude_nb.profiles import places_of_sources
 from elude_nb.progress import progress_bar
 from elude_nb.recording import for_analysis
 from elude_nb.replacing import output_and_patches
@@ -119,18 +121,17 @@ class Gallery:
         layout = split.site.layout
         if layout.grid is None:
             raise SiteError(f"{split.site.name!r} has no patches to look at; choose another site.")
-        positions = layout.positions("patch")
-        width = split.site.sources * split.site.kernel
-        fit = int(max_memory * _GIB / (2 * width * len(positions))) if max_memory > 0 else 0
+        tokens, width = len(layout.positions("patch")), split.site.sources * split.site.kernel
+        fit = int(max_memory * _GIB / (2 * width * tokens)) if max_memory > 0 else 0
         if fit < 2 or not len(photos):
             raise ValueError(
                 f"A gallery of {len(photos)} images within max_memory={max_memory} GiB: {fit} fit; "
                 "give images, and room for two at least."
             )
-        self.split, self.grid, self._positions = split, layout.grid, positions
+        self.split, self.grid = split, layout.grid
         self.images: ImageSet = photos[: min(fit, len(photos))]
         self.ready = 0
-        count, tokens = len(self.images), len(positions)
+        count = len(self.images)
         self._sources = torch.empty(count, tokens, width, dtype=torch.bfloat16)
         self._channels = torch.empty(count, tokens, split.site.channels)
         self._concepts = torch.empty(count, tokens, len(split.book) if self.has_concepts else 0)
@@ -310,10 +311,7 @@ class Gallery:
     @cached_property
     def _places(self) -> tuple[list[int], list[str], Tensor]:
         """Blocks, parts, and for each source which block and part it is of, as one number, (s,)."""
-        table = self.split.site.source_table(self.split.model.network)
-        block, blocks = pd.factorize(table["block"].fillna(0).astype(int), sort=True)
-        part, parts = pd.factorize(table["part"], sort=True)
-        return blocks.tolist(), parts.tolist(), torch.from_numpy(block * len(parts) + part)
+        return places_of_sources(self.split)
 
     # ----------------------------------------------------------------- routing
 
@@ -378,8 +376,13 @@ def look(split: Disentanglement, images: list[Image.Image]) -> Sight:
     outputs = for_analysis(output)
     features = outputs if mean_patch is None else torch.cat([outputs, for_analysis(mean_patch)], dim=1)
     joined = torch.cat([sources[number] for number in range(len(site.terms))], dim=-1)
-    pictures = [(model.picture(image).numpy() * 255).round().astype(np.uint8) for image in images]
-    return Sight(np.stack(pictures), joined - split.book.source_mean(), channels[-1], outputs, features)
+    pictures = np.stack([picture_of(model, image) for image in images])
+    return Sight(pictures, joined - split.book.source_mean(), channels[-1], outputs, features)
+
+
+def picture_of(model: Model, image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Return what a model sees of an image, (h, w, 3), uint8."""
+    return (model.picture(image).numpy() * 255).round().astype(np.uint8)
 
 
 def _view(split: Disentanglement, channel: int, routing: Routing, sources: Tensor, whole: Tensor) -> ChannelView:

@@ -14,6 +14,14 @@ from elude_nb.sites import SiteError
 DETAILS = ("part", "head", "source")
 
 
+def places_of_sources(split: Disentanglement) -> tuple[list[int], list[str], Tensor]:
+    """Return blocks, parts, and for each source its block and part as one number, block * parts + part, (s,)."""
+    table = split.site.source_table(split.model.network)
+    block, blocks = pd.factorize(table["block"].fillna(0).astype(int), sort=True)
+    part, parts = pd.factorize(table["part"], sort=True)
+    return [int(b) for b in blocks], [str(p) for p in parts], torch.from_numpy(block * len(parts) + part)
+
+
 def depth_profile(split: Disentanglement, concept: int) -> pd.DataFrame:
     """Return where the contributions of a concept's sub-units arise, over all channels.
 

@@ -12,9 +12,10 @@ from elude_nb.disentanglement import Disentanglement
 from elude_nb.exactness import verify
 from elude_nb.identity import identity_of
 from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.profiles import places_of_sources
 from elude_nb.progress import say
 from elude_nb.reporting.channels import channel_entries, channel_table
-from elude_nb.reporting.concepts import concept_entries, places_of_sources
+from elude_nb.reporting.concepts import concept_entries
 from elude_nb.reporting.looks import look_at
 from elude_nb.reporting.page import Contents, page_of
 from elude_nb.scores.overview import score

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -61,6 +62,10 @@ class Routing:
 
     def sizes(self) -> Tensor:
         """Return the number of sources in each sub-unit, (d, k + 1); column 0 is the shared unit."""
+        return self._sizes.clone()
+
+    @cached_property
+    def _sizes(self) -> Tensor:  # millions of routes: counted once, since panels ask at every step
         ones = torch.ones_like(self.routes, dtype=torch.int64)
         return ones.new_zeros(len(self.routes), self.units + 1).scatter_add_(1, self.routes.long(), ones)
 

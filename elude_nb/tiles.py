@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
+from torch import Tensor
 
 from elude_nb.exemplars import Exemplars
+from elude_nb.gallery import Gallery
 
 SIDE = 96  # pixels of a tile
 # Okabe and Ito, a little lighter, so that text in them is read on light and on dark pages.
@@ -24,19 +26,29 @@ PALETTE = ("#2C8FCC", "#C98500", "#0AA67B", "#DE6A1F", "#C56B9E", "#3FA0DC", "#9
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
-def lit(picture: Array, heat: Array, brightest: float) -> Array:
+def lightened(picture: Array, heat: Array, brightest: float) -> Array:
     """Return a photograph (h, w, 3), uint8 or in [0, 1], in full colour where ``heat`` (rows, columns) is bright.
 
-    At 0 and below it is dark, at ``brightest`` as it is. The result is uint8.
+    At 0 and below it is dark, at ``brightest`` as it is. The result is in [0, 1].
     """
     image = np.asarray(picture, dtype=np.float32) / (255 if picture.dtype == np.uint8 else 1)
     share = np.clip(np.asarray(heat, dtype=np.float32) / max(brightest, 1e-12), 0, 1)
-    large = Image.fromarray(share).resize((image.shape[1], image.shape[0]), Image.Resampling.BICUBIC)
-    light = np.asarray(large).clip(0, 1)[..., None]  # bicubic overshoots
+    light = enlarged(share, image.shape).clip(0, 1)[..., None]  # bicubic overshoots
     grey = image.mean(axis=2, keepdims=True)
-    shown = light * image + (1 - light) * (0.12 + 0.25 * (0.6 * grey + 0.4 * image))
-    found: Array = (shown.clip(0, 1) * 255).round().astype(np.uint8)
+    shown: Array = light * image + (1 - light) * (0.12 + 0.25 * (0.6 * grey + 0.4 * image))
+    return shown.clip(0, 1)
+
+
+def lit(picture: Array, heat: Array, brightest: float) -> Array:
+    """Return what `lightened` does as uint8."""
+    found: Array = (lightened(picture, heat, brightest) * 255).round().astype(np.uint8)
     return found
+
+
+def enlarged(heat: Array, shape: tuple[int, ...]) -> Array:
+    """Return a heat map (rows, columns) resampled smoothly to the first two sides of ``shape``, float32."""
+    small = Image.fromarray(heat.astype(np.float32))
+    return np.asarray(small.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
 
 
 def crop_at(picture: Array, patch: int, grid: tuple[int, int], share: float) -> Array:
@@ -65,6 +77,19 @@ def tile(picture: Array, alt: str, *, side: int = SIDE, colour: str = "#767676",
     return (
         f'<img alt="{html.escape(alt)}" title="{html.escape(title or alt)}" width="{side}" height="{side}" '
         f'style="border:2px solid {colour};border-radius:3px" src="{data_uri(picture, side)}">'
+    )
+
+
+def best_images(gallery: Gallery, maps: Tensor, count: int, *, colour: str = "#767676") -> str:
+    """Return tiles of the images on which a map (n, t) is highest, the best first, lit on one scale."""
+    labels, brightest = gallery.labels or gallery.images.names, float(maps.amax())
+    return "".join(
+        tile(
+            lit(gallery.pictures_of(image), maps[image].view(*gallery.grid).numpy(), brightest),
+            f"image {image}: {labels[image]}",
+            colour=colour,
+        )
+        for image in maps.amax(1).topk(min(count, len(maps))).indices.tolist()
     )
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -12,7 +9,7 @@ from elude_nb.checks import check_count, check_fraction
 from elude_nb.exemplars import Exemplar, Exemplars
 from elude_nb.figures.theme import FAINT, INK, SEQUENCE, Picture, house_style
 from elude_nb.images import ImageSet
-from elude_nb.tiles import crop_at
+from elude_nb.tiles import crop_at, lightened
 
 _TILE = 1.05  # inches
 _LABEL = 1.75  # inches for the names at the left
@@ -104,11 +101,7 @@ def draw_exemplar(
         rows, columns = exemplar.heat.shape
         axes.imshow(crop_at(image, int(exemplar.heat.argmax()), (rows, columns), crop).clip(0, 1))
         return _framed(axes, colour)
-    heat = np.clip(exemplar.heat / max(brightest, 1e-12), 0, 1)
-    light = _enlarged(heat, image.shape[:2])[..., None]
-    grey = image.mean(axis=2, keepdims=True)
-    shown = light * image + (1 - light) * (0.12 + 0.25 * (0.6 * grey + 0.4 * image))
-    axes.imshow(np.clip(shown, 0, 1))
+    axes.imshow(lightened(image, exemplar.heat, brightest))
     return _framed(axes, colour)
 
 
@@ -137,13 +130,6 @@ def _write_name(picture: Picture, name: str, similarity: float, middle: float, c
         va="top",
         linespacing=1.3,
     )
-
-
-def _enlarged(heat: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Resample a heat map (rows, columns) smoothly to the image's (h, w)."""
-    small = Image.fromarray(heat.astype(np.float32))
-    large = np.asarray(small.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
-    return large.clip(0, 1)  # bicubic overshoots
 
 
 def square_thumbnail(image: Image.Image) -> Image.Image:

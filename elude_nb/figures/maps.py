@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from PIL import Image
 from torch import Tensor
 
 from elude_nb.checks import check_count
@@ -27,6 +26,7 @@ from elude_nb.figures.theme import (
     shade,
 )
 from elude_nb.gallery import ChannelView, Gallery
+from elude_nb.tiles import enlarged
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 _LEAST = 1e-12
@@ -176,7 +176,7 @@ def _overlay(place: Axes, image: Array, heat: Array, limit: float) -> None:
     # A pale image on a light page, a dim one on a dark page: colours stand out from either.
     low, high = (0.25, 1.0) if shade(PAPER) == "#FFFFFF" else (0.05, 0.7)
     place.imshow(low + (high - low) * grey, cmap="gray", vmin=0, vmax=1, extent=extent)
-    large = np.clip(_enlarged(heat, image.shape[:2]) / limit, -1, 1)
+    large = np.clip(enlarged(heat, image.shape) / limit, -1, 1)
     strong = np.sign(large) * (0.3 + 0.7 * np.abs(large))  # the pale middle of the scale would hide the image
     opacity = 0.85 * np.abs(large) ** 0.7
     place.imshow(strong, cmap=diverging(), vmin=-1, vmax=1, alpha=opacity, extent=extent)
@@ -202,11 +202,6 @@ def _scale(owner: Axes, limit: float, label: str, **where: Any) -> None:
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7.5, color=FAINT)
     bar.set_label(label, fontsize=8)
-
-
-def _enlarged(values: Array, shape: tuple[int, ...]) -> Array:
-    small = Image.fromarray(values.astype(np.float32))
-    return np.asarray(small.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
 
 
 def _name(units: pd.DataFrame, unit: int) -> str:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from elude_nb.atlas import lay_out
 from elude_nb.disentanglement import Disentanglement
+from elude_nb.profiles import places_of_sources
 from elude_nb.reporting.looks import Looks
 from elude_nb.reporting.packing import pack_heat, rounded
 
@@ -68,14 +68,6 @@ def positions_of_concepts(split: Disentanglement) -> Array:
     low, extent = places.min(0), np.ptp(places, axis=0)
     found: Array = np.where(extent > 1e-9, (places - low) / np.maximum(extent, 1e-9), 0.5)
     return found
-
-
-def places_of_sources(split: Disentanglement) -> tuple[list[int], list[str], Tensor]:
-    """Return blocks, parts, and for each source its block and part as one number, block * parts + part, (s,)."""
-    table = split.site.source_table(split.model.network)
-    block, blocks = pd.factorize(table["block"].fillna(0).astype(int), sort=True)
-    part, parts = pd.factorize(table["part"], sort=True)
-    return [int(b) for b in blocks], [str(p) for p in parts], torch.from_numpy(block * len(parts) + part)
 
 
 def concept_depths(split: Disentanglement) -> Array:

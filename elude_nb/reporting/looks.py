@@ -14,7 +14,7 @@ from torch import Tensor
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.embedding import embed
 from elude_nb.exemplars import Exemplars, arrange_exemplars, choose_units, name_of_unit
-from elude_nb.gallery import Gallery
+from elude_nb.gallery import Gallery, picture_of
 from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.progress import progress_bar
 from elude_nb.routing import NO_CONCEPT
@@ -91,9 +91,8 @@ class WholeImages:
         self.images, self._split = images, split
         self._values = _largest(split.activations(images, progress=progress) * _signs(split))  # (n, u)
         bar = progress_bar(images, description="pictures", show=progress, unit="image")
-        self._pictures = [(split.model.picture(image).numpy() * 255).round().astype(np.uint8) for image in bar]
-        outputs = embed(split.model, images)
-        self._embeddings = outputs - outputs.mean(0)
+        self._pictures = [picture_of(split.model, image) for image in bar]
+        self._embeddings = embed(split.model, images)
 
     @property
     def pictures(self) -> Pictures:

@@ -17,7 +17,7 @@ from elude_nb.atlas import lay_out
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.gallery import Gallery
 from elude_nb.images import Images
-from elude_nb.tiles import PALETTE, lit, tile
+from elude_nb.tiles import PALETTE, best_images
 from elude_nb.widgets.panel import GalleryPanel, open_gallery, picture
 
 _MOST_SVG_POINTS = 2000  # above that plotly draws with WebGL
@@ -196,18 +196,8 @@ class ConceptAtlas(GalleryPanel):
         self.say(f"{len(chosen)} concept{'s' * (len(chosen) != 1)}, {len(table)} sub-units.")
 
     def _row(self, concept: int, place: int) -> str:
-        gallery = self.gallery
-        maps = gallery.concept_maps[..., concept]
-        best = maps.amax(1).topk(min(self._count, len(maps))).indices.tolist()
-        brightest, labels = float(maps.amax()), gallery.labels or gallery.images.names
-        tiles = "".join(
-            tile(
-                lit(gallery.pictures_of(i), maps[i].view(*gallery.grid).numpy(), brightest),
-                f"image {i}: {labels[i]}",
-                colour=PALETTE[place % len(PALETTE)],
-            )
-            for i in best
-        )
+        maps, colour = self.gallery.concept_maps[..., concept], PALETTE[place % len(PALETTE)]
+        tiles = best_images(self.gallery, maps, self._count, colour=colour)
         return f'<h4 style="margin:0.5em 0 0.2em">{html.escape(self._title(concept))}</h4><div>{tiles}</div>'
 
     def _title(self, concept: int) -> str:

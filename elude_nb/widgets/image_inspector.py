@@ -17,7 +17,7 @@ from elude_nb.gallery import Gallery, Sight, look
 from elude_nb.images import Images
 from elude_nb.opening import read_rgb, upright_rgb
 from elude_nb.speaking import find_speakers
-from elude_nb.tiles import data_uri, lit, tile
+from elude_nb.tiles import best_images, data_uri, lit, tile
 from elude_nb.widgets.panel import Calm, GalleryPanel, open_gallery, picture
 from elude_nb.widgets.patch_picker import MOST_BYTES, PatchPicker
 
@@ -205,24 +205,14 @@ class ImageInspector(GalleryPanel):
 
     def _same(self, channel: int, unit: int) -> str:
         """Return the images of the gallery on which a sub-unit is highest, lit where it is."""
-        maps = self.gallery.maps_of([(channel, unit)])[..., 0] * int(self.gallery.split.signs[channel, unit])
-        best = maps.amax(1).topk(min(self._count, len(maps))).indices.tolist()
-        brightest = float(maps.amax())
-        labels = self.gallery.labels or self.gallery.images.names
-        tiles = [
-            tile(
-                lit(self.gallery.pictures_of(i), maps[i].view(*self.gallery.grid).numpy(), brightest),
-                f"image {i}: {labels[i]}",
-            )
-            for i in best
-        ]
+        others = best_images(self.gallery, self.gallery.images_of_unit(channel, unit), self._count)
         here = self._map(channel, unit)
         own = tile(lit(self._picture(), here, max(float(here.max()), 1e-6)), f"{self._title()}, where it speaks")
         title = html.escape(f"sub-unit {unit} of channel {channel}")
         return (
             f'<h4 style="margin:0.5em 0 0.2em">Where {title} speaks in this image, and which others say the same</h4>'
             f'<div style="display:flex;flex-wrap:wrap;gap:3px;align-items:start">{own}'
-            f'<span style="width:12px"></span>{"".join(tiles)}</div>'
+            f'<span style="width:12px"></span>{others}</div>'
         )
 
     # --------------------------------------------------------------------- data

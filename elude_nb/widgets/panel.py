@@ -148,11 +148,6 @@ def open_gallery(gallery: Gallery | Disentanglement, images: Images | None) -> G
     return Gallery(gallery, images)
 
 
-def heading(text: str, level: int = 4) -> ipywidgets.HTML:
-    """Return a heading."""
-    return ipywidgets.HTML(f'<h{level} style="margin:0.4em 0 0.1em">{html.escape(text)}</h{level}>')
-
-
 def picture(cls: str) -> ipywidgets.HTML:
     """Return an empty place for HTML, with a class by which style sheets and tests find it."""
     place = ipywidgets.HTML()
