@@ -213,7 +213,7 @@ def compare(
     with progress_bar(description="methods", total=len(chosen), show=progress) as bar:
         for method in chosen:
             bar.set_postfix_str(method.name)
-            entrants.append(Entrant.of(method, seen, new, every, groups, k=k, images=len(scored)))
+            entrants.append(Entrant.of(method, seen, new, every, groups, k=k))
             bar.update()
     equal = min(units, *(len(found.live) for found in entrants))
     few = scored.sample(fidelity_images, seed=seed)

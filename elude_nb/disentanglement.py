@@ -20,7 +20,7 @@ from elude_nb.checks import check_count, near_matches
 from elude_nb.concepts import ConceptBook
 from elude_nb.edits import Edit
 from elude_nb.explicit import explicit_network
-from elude_nb.finding import find_site, noise_batch
+from elude_nb.finding import find_site
 from elude_nb.identity import ModelMismatchError, difference_of_models, identity_of, load_named_model, probe_of
 from elude_nb.images import Images, as_image_set
 from elude_nb.lens import Lens, Readout, read_out
@@ -232,6 +232,7 @@ class Disentanglement:
         Tensor
             (n, u) for sites or choices with one token an image (``tokens="class"``), else (n, t, u). Sub-units are
             centred: 0 is their mean over the recorded tokens. Unit 0 holds the rest, so that the sum is the channel.
+            Where a sentence has no token (padding) all are NaN.
             A unit whose `signs` entry is -1 likes best where it is lowest.
         """
         readout = self.unit_readout(units)
@@ -471,7 +472,7 @@ class Disentanglement:
 
     def _check_explicit(self, made: nn.Module) -> None:
         """Compare on noise: a network that looks into its layers beside calling them might be taken apart wrongly."""
-        noise = noise_batch(self.model)
+        noise = self.model.noise()
         with evaluating(self.model.network):
             expected = output_tensor(self.model(noise))
             try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elude_nb.images import ImageSet
 from elude_nb.models import Model
-from elude_nb.recording import Recording
+from elude_nb.recording import Recording, pool_recorded
 from elude_nb.replacing import replaced_features
 from elude_nb.rivals import Method
 from elude_nb.scores import (
@@ -120,16 +120,15 @@ class Entrant:
         groups: Tensor,
         *,
         k: int,
-        images: int,
     ) -> Entrant:
-        """Fit a method on what was seen, and encode both; ``images`` is how many the new tokens are of."""
+        """Fit a method on what was seen, and encode both."""
         start = time.perf_counter()
         method.fit(seen, labels)
         fitted = time.perf_counter()
         on_new = _encode(method, new)
         encoded = time.perf_counter()
         on_seen = _encode(method, seen)
-        pooled = on_new.unflatten(0, (images, -1)).amax(1)
+        pooled = pool_recorded(on_new, new.images)
         is_live = (pooled > pooled.amin(0)).sum(0) >= k
         if not bool(is_live.any()):
             raise ValueError(f"{method.name!r} has no live unit on the scored images; use more images or tokens.")

@@ -6,6 +6,7 @@ from elude_nb.explicit import PartitionError
 from elude_nb.identity import ModelMismatchError
 from elude_nb.opening import ImageError
 from elude_nb.rivals.base import NotFittedError
+from elude_nb.sentences import SentenceError
 from elude_nb.sites import SiteError
 from elude_nb.store import StoreError
 from elude_nb.weights import WeightsError
@@ -17,6 +18,7 @@ __all__ = [
     "ModelMismatchError",
     "NotFittedError",
     "PartitionError",
+    "SentenceError",
     "SiteError",
     "StoreError",
     "WeightsError",

@@ -24,7 +24,7 @@ from elude_nb.lens import Lens, Readout
 from elude_nb.progress import progress_bar
 from elude_nb.routing import NO_CONCEPT
 from elude_nb.sites import Site
-from elude_nb.taps import Tap, as_tokens, evaluating, first_tensor, output_tensor
+from elude_nb.taps import Tap, as_dtype, as_tokens, evaluating, first_tensor, output_tensor
 
 if TYPE_CHECKING:
     pass
@@ -332,7 +332,7 @@ def _in_float64(
     network, explicit = (copy.deepcopy(x).cpu().double() for x in (split.model.network, explicit))
     readout = Readout(readout.matrix.double(), readout.offset.double(), readout.entering)
     for given in split.model.batches(images, 1):
-        batch = given.cpu().double()  # on the CPU: not every device has float64
+        batch = as_dtype(given.cpu(), torch.float64)  # on the CPU: not every device has float64
         plain = output_tensor(network(batch))
         with Lens(network, split.site, readout):
             lensed.add(plain, output_tensor(network(batch)))

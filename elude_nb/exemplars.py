@@ -15,7 +15,7 @@ from elude_nb.checks import check_count
 from elude_nb.concepts import ConceptBook
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.embedding import embed
-from elude_nb.images import Images, as_image_set
+from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.routing import NO_CONCEPT
 from elude_nb.scores.coherence import top_similarity
 from elude_nb.sites import SiteError
@@ -117,30 +117,8 @@ def find_exemplars(
     check_count("count", count, 2, len(photos))
     if split.site.layout.grid is None:
         raise SiteError(f"{split.site.name!r} has no patches to draw heat maps over; choose another site.")
-    if not bool(split.routing.is_split()[channel]):
-        raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
-    chosen = choose_units(split, channel, units) if isinstance(units, int) else list(units)
-    table = split.units
-    every = table.loc[table["channel"] == channel, "unit"].tolist()
-    unknown = [unit for unit in chosen if unit not in every]
-    if unknown:
-        raise ValueError(f"Channel {channel} has no unit {unknown[0]}; it has {every}, of which 0 is the shared one.")
-    values = split.activations(
-        photos,
-        [(channel, unit) for unit in every],
-        tokens="patch",
-        batch_size=batch_size,
-        progress=progress,
-    ).float()  # (n, t, u)
+    chosen, names, maps = read_channel(split, photos, channel, units, batch_size=batch_size, progress=progress)
     reference = embed(split.model, photos) if embeddings is None else embeddings
-    mean = split.book.channel_mean()[channel].float()  # sub-units are centred already; the channel and unit 0 are not
-    signs = split.signs[channel].tolist()
-    maps = [
-        values.sum(-1) - mean,
-        *(signs[unit] * (values[..., every.index(unit)] - mean * (unit == 0)) for unit in chosen),
-    ]
-    concepts = [NO_CONCEPT, *split.routing.concepts[channel].tolist()]
-    names = ["whole channel", *(name_of_unit(unit, concepts[unit], low=signs[unit] < 0) for unit in chosen)]
     return arrange_exemplars(
         channel,
         chosen,
@@ -152,6 +130,51 @@ def find_exemplars(
         embeddings=reference,
         count=count,
     )
+
+
+def read_channel(
+    split: Disentanglement,
+    inputs: ImageSet,
+    channel: int,
+    units: Sequence[int] | int,
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> tuple[list[int], list[str], list[Tensor]]:
+    """Return which sub-units were chosen, the names of all rows, and the rows' activations (n, t).
+
+    The first row is the whole channel, the others are the sub-units, all less their means, and turned so that each is
+    high on what it likes.
+
+    Raises
+    ------
+    ValueError
+        If the channel was left alone, or has no such unit.
+    """
+    if not bool(split.routing.is_split()[channel]):
+        raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
+    chosen = choose_units(split, channel, units) if isinstance(units, int) else list(units)
+    table = split.units
+    every = table.loc[table["channel"] == channel, "unit"].tolist()
+    unknown = [unit for unit in chosen if unit not in every]
+    if unknown:
+        raise ValueError(f"Channel {channel} has no unit {unknown[0]}; it has {every}, of which 0 is the shared one.")
+    values = split.activations(
+        inputs,
+        [(channel, unit) for unit in every],
+        tokens="patch",
+        batch_size=batch_size,
+        progress=progress,
+    ).float()  # (n, t, u)
+    mean = split.book.channel_mean()[channel].float()  # sub-units are centred already; the channel and unit 0 are not
+    signs = split.signs[channel].tolist()
+    maps = [
+        values.sum(-1) - mean,
+        *(signs[unit] * (values[..., every.index(unit)] - mean * (unit == 0)) for unit in chosen),
+    ]
+    concepts = [NO_CONCEPT, *split.routing.concepts[channel].tolist()]
+    names = ["whole channel", *(name_of_unit(unit, concepts[unit], low=signs[unit] < 0) for unit in chosen)]
+    return chosen, names, maps
 
 
 def arrange_exemplars(

@@ -17,9 +17,9 @@ from elude_nb.interception import is_intercepted
 from elude_nb.layers import layer_names, reason_against
 from elude_nb.layouts import read_layout
 from elude_nb.models import Model
-from elude_nb.observing import Run, noise_batch, run_once
+from elude_nb.observing import Run, run_once
 from elude_nb.sites import STREAM, Site, SiteError, Term
-from elude_nb.taps import Tap, evaluating
+from elude_nb.taps import Tap, as_dtype, evaluating
 
 
 def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.DataFrame:
@@ -218,9 +218,9 @@ def _check_writers(network: nn.Module, name: str, paths: list[str], terms: Seque
 
 def _check_recomposition(model: Model, site: Site) -> None:
     """Add the contributions up for one noise image and compare with the model's own channels."""
-    network, noise = model.network, noise_batch(model)
+    network, noise = model.network, model.noise()
     if model.dtype.itemsize < 4:  # half precision rounds so coarsely that a wrong sum would pass
-        network, noise = copy.deepcopy(network).float(), noise.float()
+        network, noise = copy.deepcopy(network).float(), as_dtype(noise, torch.float32)
     weights = site.weights(network)
     total: dict[str, Tensor] = {}
 
@@ -248,7 +248,7 @@ def _check_recomposition(model: Model, site: Site) -> None:
             "stage begins in it; take fewer blocks (blocks=1)."
         )
     difference = total["channels"] - inside - entering
-    eps = torch.finfo(noise.dtype).eps
+    eps = torch.finfo(weights[0].dtype).eps
     # Rounding of a sum of s terms grows like sqrt(s); the stream is rounded once more at each of the additions.
     allowed = (
         16 * eps * (math.sqrt(site.sources) * inside.abs().max() + len(site.terms) * total["channels"].abs().max())

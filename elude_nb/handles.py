@@ -20,6 +20,7 @@ from elude_nb.disentanglement import Disentanglement
 from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.lens import Lens, Readout
 from elude_nb.progress import progress_bar
+from elude_nb.recording import pool_tokens, real_tokens_at
 from elude_nb.scores.inputs import is_constant
 from elude_nb.scores.labels import auroc
 from elude_nb.taps import evaluating
@@ -152,8 +153,9 @@ def pooled(
         )
         for batch in model.batches(images, batch_size):
             model(batch)
+            real = real_tokens_at(model, batch, split.site, positions)
             read = [_signed(lens.values, sign) for lens, (_, sign) in zip(lenses, readouts, strict=True)]  # (n, t, u)
-            parts.append(torch.cat([values.amax(1) if pool == "max" else values.mean(1) for values in read], 1).cpu())
+            parts.append(torch.cat([pool_tokens(values, real, pool) for values in read], 1).cpu())
             bar.update(len(batch))
     return torch.cat(parts)
 

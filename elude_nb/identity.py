@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elude_nb.finding import noise_batch
 from elude_nb.models import Model, load_model
 from elude_nb.recording import for_analysis
 from elude_nb.store import StoreError
 from elude_nb.taps import evaluating
+from elude_nb.text_models import MINILM, load_text_model
 
 
 class ModelMismatchError(ValueError):
@@ -36,7 +36,7 @@ def identity_of(model: Model) -> dict[str, Any]:
 def probe_of(model: Model) -> Tensor:
     """Return what the network makes of one fixed input: up to 4,096 of its outputs."""
     with evaluating(model.network):
-        return for_analysis(model(noise_batch(model))).flatten()[:4096]
+        return for_analysis(model(model.noise())).flatten()[:4096]
 
 
 def difference_of_models(model: Model, manifest: dict[str, Any], probe: Tensor | None) -> str:
@@ -69,6 +69,8 @@ def load_named_model(manifest: dict[str, Any], path: str) -> Model:
         size, dtype = manifest["image_size"], getattr(torch, str(manifest["dtype"]).removeprefix("torch."))
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path!r} does not say which model it belongs to ({error}); pass the model.") from error
+    if name == MINILM:
+        return load_text_model(name, length=size, dtype=dtype)
     return load_model(name, architecture=architecture, image_size=size, dtype=dtype)
 
 

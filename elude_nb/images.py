@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import pandas as pd
@@ -70,8 +70,8 @@ class ImageSet(Sequence[Image.Image]):
     @overload
     def __getitem__(self, index: int) -> Image.Image: ...
     @overload
-    def __getitem__(self, index: slice) -> ImageSet: ...
-    def __getitem__(self, index: int | slice) -> Image.Image | ImageSet:
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> Image.Image | Self:
         """Open one image as RGB, or take a slice as a smaller set.
 
         Raises
@@ -86,19 +86,18 @@ class ImageSet(Sequence[Image.Image]):
     def __iter__(self) -> Iterator[Image.Image]:
         return (self[i] for i in range(len(self)))
 
-    def subset(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> ImageSet:
+    def subset(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> Self:
         """Return the images at ``indices``, in that order, as a set; nothing is opened."""
         chosen = [range(len(self))[int(i)] for i in indices]
-        return ImageSet(
+        return replace(
+            self,
             names=tuple(self.names[i] for i in chosen),
             labels=None if self.labels is None else tuple(self.labels[i] for i in chosen),
-            source=self.source,
             factors=None if self.factors is None else self.factors.iloc[chosen].reset_index(drop=True),
-            _open=self._open,
             _places=tuple(self._places[i] for i in chosen),
         )
 
-    def split(self, fraction: float = 0.5, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    def split(self, fraction: float = 0.5, *, seed: int = 0) -> tuple[Self, Self]:
         """Split at random into two sets, the first with about ``fraction`` of each label's images.
 
         Raises
@@ -121,7 +120,7 @@ class ImageSet(Sequence[Image.Image]):
             raise ValueError(f"{len(self)} images cannot be split at fraction={fraction}: one part would be empty.")
         return self.subset(first), self.subset(second)
 
-    def sample(self, count: int, *, seed: int = 0) -> ImageSet:
+    def sample(self, count: int, *, seed: int = 0) -> Self:
         """Return ``count`` images drawn at random and spread evenly over the labels; all, if there are no more."""
         if check_count("count", count) >= len(self):
             return self
@@ -130,7 +129,7 @@ class ImageSet(Sequence[Image.Image]):
         places = np.floor((np.arange(count) + 0.5) * len(self) / count).astype(int)
         return self.subset(np.sort(order[places]))
 
-    def with_labels(self, labels: Sequence[Any]) -> ImageSet:
+    def with_labels(self, labels: Sequence[Any]) -> Self:
         """Return the same images with other labels, one an image.
 
         Raises
@@ -142,12 +141,12 @@ class ImageSet(Sequence[Image.Image]):
             raise ValueError(f"{len(labels)} labels were given for {len(self)} images; give one an image.")
         return replace(self, labels=tuple(str(label) for label in labels))
 
-    def only(self, labels: str | Sequence[str]) -> ImageSet:
+    def only(self, labels: str | Sequence[str]) -> Self:
         """Return the images of these labels; raises ``ValueError`` if one of them is nobody's."""
         wanted = self._known(labels)
         return self.subset([i for i, label in enumerate(self.labels or ()) if label in wanted])
 
-    def without(self, labels: str | Sequence[str]) -> ImageSet:
+    def without(self, labels: str | Sequence[str]) -> Self:
         """Return the images of all other labels; raises as `only` does."""
         unwanted = self._known(labels)
         return self.subset([i for i, label in enumerate(self.labels or ()) if label not in unwanted])
@@ -165,7 +164,7 @@ class ImageSet(Sequence[Image.Image]):
             return order
         return order[np.argsort(np.asarray(self.labels)[order], kind="stable")]
 
-    def without_broken(self) -> ImageSet:
+    def without_broken(self) -> Self:
         """Open every image once and return those that can be used; a warning names the others."""
         whole, broken = [], []
         for index in range(len(self)):

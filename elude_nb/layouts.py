@@ -43,7 +43,9 @@ def read_layout(
     patches = count - prefix
     if patches < 0:  # a layer on pooled tokens: they are not the prefix of the others
         return TokenLayout(0, 0, (1, count))
-    if grid is None or grid[0] * grid[1] != patches:
+    if getattr(network, "tokens_in_line", False):
+        grid = (1, patches)  # words, not patches
+    elif grid is None or grid[0] * grid[1] != patches:
         grid = _square(patches)
     return TokenLayout(prefix - registers, registers, (int(grid[0]), int(grid[1])))
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from elude_nb.models import Model
 from elude_nb.progress import progress_bar
+from elude_nb.recording import real_tokens_at
 from elude_nb.sites import Site
 from elude_nb.taps import Tap, evaluating
 
@@ -115,7 +116,7 @@ def read_out(
     batch_size: int = 16,
     progress: bool = False,
 ) -> Tensor:
-    """Run images and return the read-out at the chosen tokens, (n, t, u)."""
+    """Run images and return the read-out at the chosen tokens, (n, t, u); NaN where a sentence has no token."""
     positions = site.layout.positions(tokens)
     parts = []
     with (
@@ -125,6 +126,7 @@ def read_out(
     ):
         for batch in model.batches(images, batch_size):
             model(batch)
-            parts.append(lens.values.cpu())
+            values, real = lens.values.cpu(), real_tokens_at(model, batch, site, positions)
+            parts.append(values if real is None else values.masked_fill(~real.cpu()[..., None], torch.nan))
             bar.update(len(batch))
     return torch.cat(parts)

@@ -70,8 +70,19 @@ class Model:
 
     def prepare(self, images: Sequence[Image.Image]) -> Tensor:
         """Preprocess images into a batch (n, 3, h, w) on the network's device and in its dtype."""
+        if any(isinstance(image, str) for image in images):
+            raise TypeError(f"{self.name!r} sees images, not text; for sentences see elude_nb.text.load_text_model.")
         batch = torch.stack([self.preprocess(image) for image in images])
         return batch.to(self.device, self.dtype)
+
+    def noise(self, count: int = 1) -> Tensor:
+        """Return seeded noise as input, (n, 3, h, w): what sites are looked for with, and models told apart by."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(count, *self.input_size, generator=generator).to(self.device, self.dtype)
+
+    def real_tokens(self, batch: Tensor) -> Tensor | None:  # noqa: ARG002 - other kinds of model look at it
+        """Return which tokens of a batch are more than padding, (n, t); ``None``, as for images: all are."""
+        return None
 
     def picture(self, image: Image.Image) -> Tensor:
         """Return what the network sees of an image, cropped and resized, as colours (h, w, 3) in [0, 1]."""

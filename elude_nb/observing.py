@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from elude_nb.blocks import block_terms, stream_blocks
@@ -71,18 +70,12 @@ def run_once(model: Model) -> Run:
                 lambda module, inputs, output, name=name: note(name, module, inputs, output)
             )
             stack.callback(hook.remove)
-        model(noise_batch(model))
+        model(model.noise())
     paths = stream_blocks(model.network)
     blocks = {path: tuple(block_terms(model.network, path, number)) for number, path in enumerate(paths, 1)}
-    blocks = blocks or watch_blocks(model.network, noise_batch(model, 8))  # more images than layers of a block
+    blocks = blocks or watch_blocks(model.network, model.noise(8))  # more images than layers of a block
     order = {name: number for number, name in enumerate(calls)}
     for path, terms in blocks.items():  # as they ran: who listens knows by the last one that a pass is over
         blocks[path] = tuple(sorted(terms, key=lambda term: order.get(term.layer, len(order))))
     RUNS[model] = Run(shapes, calls, norms, grids, blocks)
     return RUNS[model]
-
-
-def noise_batch(model: Model, images: int = 1) -> Tensor:
-    """Return seeded normal noise as input for the model, (n, 3, h, w)."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(images, *model.input_size, generator=generator).to(model.device, model.dtype)

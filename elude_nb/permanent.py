@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from elude_nb.edits import Edit, EditError
 from elude_nb.explicit import replace_module, take_branch
-from elude_nb.finding import noise_batch
 from elude_nb.interception import is_intercepted
 from elude_nb.plans import Plan, Splittable, increment
 from elude_nb.sites import STREAM, Site, SiteError, Term
@@ -196,7 +195,7 @@ def save_permanent(split: Splittable, edit: Edit, path: str | os.PathLike[str]) 
         The file, by custom with the ending ``.pt2``. It appears whole or not at all.
     """
     made = make_permanent(split, edit)
-    batch = noise_batch(split.model).repeat(2, *[1] * len(split.model.input_size))
+    batch = split.model.noise().repeat(2, *[1] * len(split.model.input_size))
     with torch.no_grad():
         program = torch.export.export(made, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
     with write_aside(path) as aside, aside.open("wb") as file:
@@ -280,7 +279,7 @@ def _edited_branch(network: nn.Module, term: Term, matrix: Tensor) -> EditedBran
 
 def _check(split: Splittable, edit: Edit, made: nn.Module) -> None:
     """Compare with the live edit on noise: a block whose branches do not run one after the other would be wrong."""
-    noise = noise_batch(split.model)
+    noise = split.model.noise()
     with evaluating(split.model.network), Steering(split, edit):
         expected = split.model(noise)
     try:

@@ -89,6 +89,62 @@ def sample_positions(candidates: Tensor, per_image: int | None, images: Sequence
     return candidates[torch.from_numpy(np.sort(np.stack(rows), axis=1))]
 
 
+def real_tokens_at(model: Model, batch: Tensor, site: Site, positions: Tensor) -> Tensor | None:
+    """Return which tokens of a site are more than padding, (n, positions); ``None`` if all of every input are.
+
+    Only a model of sentences has padding, and only where the site still has a token for each of the input's.
+    """
+    real = model.real_tokens(batch)
+    if real is None or real.shape[1] != site.layout.count:
+        return None
+    found: Tensor = real[:, positions.to(real.device)]
+    return found
+
+
+def draw_tokens(
+    candidates: Tensor, real: Tensor | None, per_image: int | None, images: Sequence[int], seed: int
+) -> tuple[Tensor, Tensor]:
+    """Choose tokens as `sample_positions` does, among the real ones of each input; return their rows and positions.
+
+    Both are (t,), row by row. ``images`` are the numbers of the rows' images; ``real`` is (n, candidates) or ``None``
+    for all. An input with fewer than ``per_image`` real tokens gives all that it has.
+    """
+    if real is None:
+        positions = sample_positions(candidates, per_image, images, seed)
+    else:
+        several = (candidates[mask] for mask in real.cpu())
+        ragged = [
+            sample_positions(own, per_image, [image], seed)[0] for own, image in zip(several, images, strict=True)
+        ]
+        lengths = torch.tensor([len(own) for own in ragged])
+        return torch.arange(len(ragged)).repeat_interleave(lengths), torch.cat(ragged)
+    rows = torch.arange(len(images))[:, None].expand_as(positions)
+    return rows.flatten(), positions.flatten()
+
+
+def pool_tokens(values: Tensor, real: Tensor | None, how: str = "max") -> Tensor:
+    """Return the largest (``"max"``) or the mean value over each input's real tokens: (n, t, u) to (n, u).
+
+    ``real`` is (n, t), or ``None`` for all; an input without any has 0.
+    """
+    if real is None:
+        return values.amax(1) if how == "max" else values.mean(1)
+    mask = real.to(values.device)[..., None]
+    if how == "mean":
+        return torch.where(mask, values, 0).sum(1) / mask.sum(1).clamp(min=1)
+    return torch.where(mask.any(1), values.masked_fill(~mask, -torch.inf).amax(1), 0)
+
+
+def pool_recorded(values: Tensor, images: Tensor) -> Tensor:
+    """Return the largest of each image's recorded values: (t, u) with the tokens' images (t,), in order, to (n, u)."""
+    _, lengths = images.unique_consecutive(return_counts=True)
+    if bool((lengths == lengths[0]).all()):  # all images give as many tokens, as they do without padding
+        largest: Tensor = values.unflatten(0, (len(lengths), -1)).amax(1)
+        return largest
+    parts: tuple[Tensor, ...] = values.split(lengths.tolist())
+    return torch.stack([part.amax(0) for part in parts])
+
+
 def record(
     model: Model,
     images: Sequence[Image.Image],
@@ -129,16 +185,17 @@ def record(
     with progress_bar(description="forward passes", total=len(images), show=progress, unit="image") as bar:
         for start in range(0, len(images), batch_size):
             numbers = range(start, min(start + batch_size, len(images)))
-            positions = sample_positions(candidates, tokens_per_image, numbers, seed)
-            yield _record_batch(model, [images[i] for i in numbers], site, positions, start)
+            batch = model.prepare([images[i] for i in numbers])
+            real = real_tokens_at(model, batch, site, candidates)
+            rows, positions = draw_tokens(candidates, real, tokens_per_image, numbers, seed)
+            yield _record_batch(model, batch, site, rows, positions, start)
             bar.update(len(numbers))
 
 
 def _record_batch(
-    model: Model, images: Sequence[Image.Image], site: Site, positions: Tensor, first_image: int
+    model: Model, batch: Tensor, site: Site, rows: Tensor, positions: Tensor, first_image: int
 ) -> Recording:
-    rows = torch.arange(len(images))[:, None].expand_as(positions)
-    where = rows.flatten().to(model.device), positions.flatten().to(model.device)
+    where = rows.to(model.device), positions.to(model.device)
     sources: dict[int, Tensor] = {}
     seen: dict[str, Tensor] = {}
     with (
@@ -151,13 +208,13 @@ def _record_batch(
             on_entering=lambda x: seen.__setitem__("entering", for_analysis(x[where])),
         ),
     ):
-        model(model.prepare(images))
+        model(batch)
         joined = torch.cat([sources[number] for number in range(len(site.terms))], dim=1)
     channels = seen["channels"]
     return Recording(
         channels=channels,
         sources=joined,
         entering=seen.get("entering", torch.zeros_like(channels)),
-        images=first_image + rows.flatten(),
-        positions=positions.flatten(),
+        images=first_image + rows,
+        positions=positions,
     )

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb.finding import noise_batch
 from elude_nb.interception import intercept, is_intercepted
 from elude_nb.models import Model
 from elude_nb.replacing import features
@@ -80,7 +79,7 @@ class Rest:
             remove()
 
     def _is_right(self) -> bool:
-        noise = noise_batch(self.model)
+        noise = self.model.noise()
         with evaluating(self.model.network):
             captured, outputs = self.capture(noise)
             other = captured.flip(-1)  # a network whose forward was replaced may not care what is put in

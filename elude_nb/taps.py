@@ -26,6 +26,11 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
+def as_dtype(batch: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a batch in another precision; whole numbers, which are names of tokens, stay as they are."""
+    return batch.to(dtype) if batch.is_floating_point() else batch
+
+
 class Tap:
     """Listen to a site during forward passes; hooks are removed on exit, whatever happens.
 

@@ -8,11 +8,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elude_nb.checks import near_matches
-from elude_nb.progress import TEXT_BARS, progress_bar
+from elude_nb.progress import TEXT_BARS, progress_bar, say
 from elude_nb.store import write_aside
 
 if TYPE_CHECKING:
@@ -63,11 +64,16 @@ def run_tour(out: Path, *, only: Sequence[str] | None = None, progress: bool = T
     Raises
     ------
     TourError
-        If a cell fails. The pages before it are kept.
+        If a cell fails (the pages before it are kept), or a notebook named in ``only`` needs packages that are not
+        installed. Without ``only`` such a notebook is left out, and the index says so.
     """
     import nbformat
 
-    notebooks = [(path, nbformat.read(path, as_version=4)) for path in find_notebooks(only)]
+    every = [(path, nbformat.read(path, as_version=4)) for path in find_notebooks(only)]
+    left_out = [f"{path.stem}: {lacking}" for path, notebook in every if (lacking := lacking_packages(notebook))]
+    if only is not None and left_out:
+        raise TourError("; ".join(left_out))
+    notebooks = [(path, notebook) for path, notebook in every if not lacking_packages(notebook)]
     out.mkdir(parents=True, exist_ok=True)
     cells = sum(cell.cell_type == "code" for _, notebook in notebooks for cell in notebook.cells)
     pages = []
@@ -79,8 +85,17 @@ def run_tour(out: Path, *, only: Sequence[str] | None = None, progress: bool = T
             _write(page, _page(notebook))
             pages.append((page, notebook))
     index = out / "index.html"
-    _write(index, _index(pages))
+    _write(index, _index(pages, left_out))
+    for line in left_out:
+        say(f"tour: left out {line}")
     return index
+
+
+def lacking_packages(notebook: NotebookNode) -> str:
+    """Say which packages a notebook lacks, as its metadata names them, and what to type; nothing if it has all."""
+    needs = notebook.metadata.get("elude_nb", {})
+    lacking = [name for name in needs.get("packages", []) if find_spec(name) is None]
+    return f"it needs {', '.join(lacking)}: pip install 'elude-nb[{needs['extra']}]'" if lacking else ""
 
 
 def _execute(notebook: NotebookNode, path: Path, bar: Any) -> None:
@@ -177,11 +192,12 @@ def _still(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def _index(pages: Sequence[tuple[Path, NotebookNode]]) -> str:
+def _index(pages: Sequence[tuple[Path, NotebookNode]], left_out: Sequence[str]) -> str:
     entries = "\n".join(
         f'<li><a href="{html.escape(page.name)}">{html.escape(_title(notebook))}</a>{_first_picture(notebook)}</li>'
         for page, notebook in pages
     )
+    missing = "".join(f"<p>Left out: {html.escape(line)}</p>" for line in left_out)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>elude_nb: the tour</title>
@@ -195,7 +211,7 @@ def _index(pages: Sequence[tuple[Path, NotebookNode]]) -> str:
 this machine.</p>
 <ul>
 {entries}
-</ul></body></html>
+</ul>{missing}</body></html>
 """
 
 

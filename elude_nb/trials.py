@@ -12,7 +12,7 @@ from torch import Tensor
 from elude_nb.images import ImageSet
 from elude_nb.interventions import Intervention
 from elude_nb.plans import Accumulator, Plan, Splittable
-from elude_nb.recording import for_analysis, sample_positions
+from elude_nb.recording import draw_tokens, for_analysis, real_tokens_at
 from elude_nb.resuming import Read, Rest
 from elude_nb.steering import moved_output
 from elude_nb.taps import Tap, as_tokens
@@ -115,8 +115,10 @@ class Trial:
             for dose in doses:
                 after[place, dose] = [self._outputs(batch, captured, plan, dose * moved) for plan, moved in changes]
         weights = torch.ones(h.shape[1]) if self._weights is None else self._weights
-        weights = weights.to(h)
-        pooled = (h * weights[:, None]).sum(1) / weights.sum()
+        weights = weights.to(h).expand(len(h), -1)  # (n, t)
+        real = real_tokens_at(self._split.model, batch, self._site, torch.arange(h.shape[1]))
+        weights = weights if real is None else weights * real
+        pooled = (h * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
         tokens, rows = self._sampled(h, weights, numbers, seed)
         return Outcomes(for_analysis(before), after, for_analysis(pooled), tokens, rows)
 
@@ -129,6 +131,5 @@ class Trial:
     def _sampled(self, h: Tensor, weights: Tensor, numbers: range, seed: int | None) -> tuple[Tensor, Tensor]:
         if seed is None:
             return for_analysis(h[:0, 0]), torch.zeros(0, dtype=torch.int64)
-        where = sample_positions(weights.nonzero().flatten().cpu(), TOKENS_SEEN, numbers, seed)
-        rows = torch.arange(len(h))[:, None].expand_as(where)
-        return for_analysis(h[rows.flatten(), where.flatten()]), numbers.start + rows.flatten()
+        rows, where = draw_tokens(torch.arange(h.shape[1]), weights != 0, TOKENS_SEEN, numbers, seed)
+        return for_analysis(h[rows, where]), numbers.start + rows

@@ -46,7 +46,7 @@ def tokens(units: int = 6, seed: int = 0) -> Recording:
 
 
 def entrant(method: Method, seen: Recording, new: Recording, k: int = 3, labels: Any = None) -> Entrant:
-    return Entrant.of(method, seen, new, labels, torch.arange(N * T) % 4, k=k, images=N)
+    return Entrant.of(method, seen, new, labels, torch.arange(N * T) % 4, k=k)
 
 
 # ------------------------------------------------------------------ the most selective

@@ -78,3 +78,20 @@ def test_a_failing_cell_is_shown_and_leaves_no_page(tmp_path: Path, monkeypatch:
         run_tour(tmp_path / "out", progress=False)
     assert list((tmp_path / "out").iterdir()) == []
     assert TEXT_BARS not in os.environ
+
+
+def test_a_notebook_whose_packages_are_missing_is_left_out_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_notebook(tmp_path, "1 + 1")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["elude_nb"] = {"packages": ["torch", "not_to_be_had"], "extra": "some"}
+    nbformat.write(notebook, path)
+    monkeypatch.setattr(tour, "find_notebooks", lambda only: [path])
+    with pytest.raises(TourError, match=r"09_small: it needs not_to_be_had: pip install 'elude-nb\[some\]'"):
+        run_tour(tmp_path / "named", only=["09"], progress=False)
+    assert not (tmp_path / "named").exists()
+    index = run_tour(tmp_path / "out", progress=False)
+    assert "Left out: 09_small: it needs not_to_be_had" in index.read_text(encoding="utf-8")
+    assert not (tmp_path / "out" / "09_small.html").exists()
+    assert "left out 09_small" in "".join(capsys.readouterr())

@@ -10,7 +10,14 @@ from elude_nb.figures.plotly_theme import plotly_template
 from elude_nb.figures.profiles import concept_profile
 from elude_nb.figures.routes import routing_bars
 from elude_nb.figures.scoring import factor_heatmap, trial_sheet
-from elude_nb.figures.steering import accuracy_bars, class_drops, dose_response, neighbour_grid, side_effects
+from elude_nb.figures.steering import (
+    accuracy_bars,
+    class_drops,
+    dose_response,
+    neighbour_grid,
+    side_effects,
+    similarity_bars,
+)
 from elude_nb.figures.theme import Picture, house_style, theme
 
 __all__ = [
@@ -33,6 +40,7 @@ __all__ = [
     "score_distributions",
     "score_intervals",
     "side_effects",
+    "similarity_bars",
     "theme",
     "tradeoff",
     "trial_sheet",

@@ -32,6 +32,7 @@ from elude_nb.figures.theme import (
     readable_on,
 )
 from elude_nb.neighbours import Neighbours
+from elude_nb.similarity import SimilarityEffect
 
 _COLOURS = {
     "edit": BLUE,
@@ -112,6 +113,40 @@ def side_effects(effect: Effect, *, axes: Axes | None = None) -> Picture | Axes:
         for handle in handles[:2]:
             handle.set_color(FAINT)
     alt = f"Bars of what an edit and its controls do to {effect.target} and to the others. {effect}"
+    return handed_over(place, axes, alt)
+
+
+@overload
+def similarity_bars(effect: SimilarityEffect, *, axes: None = None) -> Picture: ...
+@overload
+def similarity_bars(effect: SimilarityEffect, *, axes: Axes) -> Axes: ...
+def similarity_bars(effect: SimilarityEffect, *, axes: Axes | None = None) -> Picture | Axes:
+    """Show by how much an edit and its controls moved similarities: within the target, across, and elsewhere.
+
+    A good handle has a long first bar and short ones below. Lines are the intervals over inputs. With ``axes`` it is
+    drawn there; else a new picture is returned.
+    """
+    table = effect.table.iloc[::-1].reset_index(drop=True)
+    places = np.arange(len(table))
+    looks = (
+        ("within", 0.27, 1.0, f"two of {effect.target} (meant)"),
+        ("across", 0.0, 0.6, f"one of {effect.target}, one other"),
+        ("elsewhere", -0.27, 0.3, "two others"),
+    )
+    with drawing(axes, (7.6, 0.9 + 0.6 * len(table))) as place:
+        for kind, shift, alpha, label in looks:
+            colours = [_COLOURS.get(method, PURPLE) for method in table["method"]]
+            place.barh(places + shift, table[kind], height=0.25, color=colours, alpha=alpha, label=label)
+            place.hlines(places + shift, table[f"{kind} low"], table[f"{kind} high"], color=INK, linewidth=1)
+        place.set_yticks(places, [f"{m}\n{_short(d)}" for m, d in zip(table["method"], table["detail"], strict=True)])
+        place.tick_params(axis="y", length=0, labelsize=8)
+        place.axvline(0, color=FAINT, linewidth=0.8)
+        place.set_xlabel("change of the mean cosine similarity")
+        above: Any = {"loc": "lower center", "bbox_to_anchor": (0.4, 1.0), "ncols": 3}  # bars may fill the axes
+        handles: list[Any] = place.legend(fontsize=8, **above).legend_handles
+        for handle in handles:
+            handle.set_color(FAINT)
+    alt = f"Bars of what an edit and its controls do to similarities. {effect}"
     return handed_over(place, axes, alt)
 
 

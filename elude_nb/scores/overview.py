@@ -10,7 +10,7 @@ from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.embedding import embed
 from elude_nb.images import Images, as_image_set
-from elude_nb.recording import record
+from elude_nb.recording import pool_recorded, record
 from elude_nb.routing import Routing, means_on_concepts, shuffled
 from elude_nb.scores.coherence import sibling_similarity, top_centres, top_purity, top_similarity
 from elude_nb.scores.health import largest_correlation
@@ -85,10 +85,10 @@ def score(
         seed=seed,
         progress=progress,
     ):
-        centred, each = part.sources - mean, len(part.images.unique())
+        centred = part.sources - mean
         both_signs = torch.cat([part.channels, -part.channels], dim=1)
         for kept, values in zip(pooled, [both_signs, *(centred @ matrix for matrix in matrices)], strict=True):
-            kept.append(values.unflatten(0, (each, -1)).amax(1))
+            kept.append(pool_recorded(values, part.images))
     every = torch.arange(split.site.channels)
     whole = every.repeat(2), torch.tensor([1, -1]).repeat_interleave(len(every))
     tables = []
