@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb import Model, wrap_network
+from elude_nb.text import SentenceEncoder, TextModel, Vocabulary
+from elude_nb.weights import Provenance
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Entry:
     make
         Builds the network, with weights drawn from the global random state.
     side
-        Of the square image it is run on, in pixels.
+        Of the square image it is run on, in pixels; of a sentence, its tokens.
     sites
         Sites to prove beside the stream; by default the first, a middle and the last of `find_sites`.
     odd
@@ -39,6 +41,8 @@ class Entry:
         Whether it belongs to the subset for CI.
     compiled
         Whether it is run under `torch.compile` too, which takes a minute.
+    words
+        How many words it knows, if it reads sentences; else 0.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Entry:
     odd: tuple[int, int] | None = None
     quick: bool = False
     compiled: bool = False
+    words: int = 0
 
 
 REMARKS = {
@@ -76,6 +81,7 @@ REMARKS = {
     "Swin": "layers on all tokens only: those of the MLPs, the patch embedding and merging, the head",
     "Swin v2": "normalises what each branch adds (res-post-norm), too; layers on all tokens only",
     "torchvision ViT": "layers of the MLPs, the patch embedding, the head",
+    "transformers Bert (text)": "normalises after each addition; layers only; padding has no say",
     "transformers ConvNeXt": "the stream is a map with its channels first; layers only",
     "transformers ResNet": "ReLU after each addition; layers only, with BatchNorm folded",
     "transformers Swin v2": "normalises what each branch adds (res-post-norm), too; layers on all tokens only",
@@ -92,6 +98,10 @@ def build(entry: Entry, seed: int = 0, dtype: torch.dtype = torch.float32) -> Mo
         network = entry.make()
         disturb(network)
     network = network.to(dtype).eval().requires_grad_(requires_grad=False)
+    if entry.words:
+        unused = Provenance(f"random weights, seed {seed}", None, "none needed")
+        words = Vocabulary(lambda _: [1, 2], lambda _: [(0, 0), (0, 0)], entry.words, first=1, last=2, padding=0)
+        return TextModel(network, words.encode, entry.name, entry.family, (entry.side,), unused, words)  # type: ignore[arg-type]
     return wrap_network(network, input_size=(3, entry.side, entry.side), name=entry.name)
 
 
@@ -159,6 +169,19 @@ def _hugging_face(model: str, config: str, family: str, side: int = 32, **more: 
         return network
 
     return Entry(f"transformers {model}", family, make, side, **known)
+
+
+def _sentences(kind: str, length: int, **more: Any) -> Entry:
+    """Return an entry that reads numbers of words and pools their tokens."""
+
+    def make() -> nn.Module:
+        import transformers
+
+        network = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**more))
+        network.pooler = None  # it would have no say
+        return SentenceEncoder(network, padding=0)
+
+    return Entry(f"transformers {kind}Model, mean of words", f"transformers {kind} (text)", make, length, words=99)
 
 
 class PlainBlock(nn.Module):
@@ -347,6 +370,9 @@ def zoo() -> list[Entry]:
             depths=[2, 2],
             num_heads=[2, 2],
             window_size=4,
+        ),
+        _sentences(
+            "Bert", 12, vocab_size=99, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96
         ),
         # a user's own
         Entry("plain transformer", "a user's own modules", PlainTransformer, 32, quick=True),

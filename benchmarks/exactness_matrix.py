@@ -37,7 +37,7 @@ from elude_nb.explicit import explicit_network, weights_add_up
 from elude_nb.lens import Lens, Readout
 from elude_nb.routing import Routing
 from elude_nb.sites import STREAM, Site
-from elude_nb.taps import Tap, as_tokens, evaluating, first_tensor, output_tensor
+from elude_nb.taps import Tap, as_dtype, as_tokens, evaluating, first_tensor, output_tensor
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 FLOAT64_LIMIT = 1e-12
@@ -123,7 +123,7 @@ def _row(entry: Entry, models: dict[torch.dtype, Model], name: str, seed: int) -
     for dtype, model in models.items():
         explicit = explicit_network(model.network, site, routing)
         partition &= weights_add_up(model.network, explicit, site)
-        batch = images(entry, 4, seed).to(dtype)
+        batch = as_dtype(images(entry, 4, seed), dtype)
         bounded = dtype != torch.bfloat16  # u is 2^-8 there: gamma_n says nothing once n exceeds 256
         cells[str(dtype).removeprefix("torch.")] = compare(
             model.network, explicit, site, batch, seed=seed, units=routing.units if bounded else None
@@ -141,8 +141,13 @@ def random_routing(site: Site, seed: int = 0) -> Routing:
 
 
 def images(entry: Entry, count: int, seed: int, size: tuple[int, int] | None = None) -> Tensor:
-    """Return noise, (n, 3, h, w)."""
+    """Return noise, (n, 3, h, w); for an entry that reads words their numbers, (n, t), with more and more padding."""
     generator = torch.Generator().manual_seed(seed + 1)
+    if entry.words:
+        ids = torch.randint(3, entry.words, (count, entry.side), generator=generator)
+        for number, row in enumerate(ids):
+            row[entry.side - number % (entry.side // 2) :] = 0  # padding
+        return ids
     return torch.randn(count, 3, *(size or (entry.side, entry.side)), generator=generator)
 
 
@@ -154,7 +159,7 @@ def compare(
     with evaluating(network):
         with _listening(network, site) as seen:
             plain = output_tensor(network(batch))
-        with Lens(network, site, _readout(site, batch.dtype, seed)) as lens:
+        with Lens(network, site, _readout(site, plain.dtype, seed)) as lens:
             lens_found.add(plain, output_tensor(network(batch)))
         if not bool(lens.values.isfinite().all()):
             raise RuntimeError(f"The lens at {site.name} read out values that are not finite.")
@@ -205,7 +210,7 @@ def _bound_used(network: nn.Module, site: Site, batch: Tensor, plain: Tensor, ap
     ):
         network(batch)
     n = site.sources * site.kernel + len(site.terms) + units + 4
-    roundoff = torch.finfo(batch.dtype).eps / 2
+    roundoff = torch.finfo(plain.dtype).eps / 2
     gamma = n * roundoff / (1 - n * roundoff)
     return float(((plain.double() - apart.double()).abs() / (2 * gamma * sizes[0]).clamp(min=1e-300)).max())
 
@@ -223,12 +228,13 @@ def _conditions(entry: Entry, model: Model, name: str, seed: int) -> dict[str, C
     found: dict[str, Callable[[], Cell | str]] = {
         "1 image": lambda: run(batch[:1]),
         "7 images": lambda: run(images(entry, 7, seed)),
-        "channels last": lambda: run(
+    }
+    if not entry.words:
+        found["channels last"] = lambda: run(
             batch.contiguous(memory_format=torch.channels_last),
             copy.deepcopy(model.network).to(memory_format=torch.channels_last),
             copy.deepcopy(explicit).to(memory_format=torch.channels_last),
-        ),
-    }
+        )
     if entry.odd:
         height, width = entry.odd
         found[f"{height} x {width} pixels"] = lambda: run(images(entry, 2, seed, entry.odd))

@@ -477,7 +477,7 @@ def test_the_bars_show_the_numbers_of_the_table() -> None:
     found = similarity_effect(split, edit, labelled, target="a", draws=2, progress=False)
     picture = similarity_bars(found)
     place = picture.axes[0]
-    widths = [[bar.get_width() for bar in bars] for bars in place.containers]  # type: ignore[attr-defined]
+    widths = [[bar.get_width() for bar in bars] for bars in place.containers]
     table = found.table.iloc[::-1]
     for kind, drawn in zip(("within", "across", "elsewhere"), widths, strict=True):
         assert drawn == pytest.approx(table[kind].tolist())
