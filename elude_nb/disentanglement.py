@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from elude_nb.checks import check_count, near_matches
 from elude_nb.concepts import ConceptBook
+from elude_nb.contents import Settings, check_tensors, read_reasons, read_settings
 from elude_nb.edits import Edit
 from elude_nb.explicit import explicit_network
 from elude_nb.finding import find_site, noise_batch
@@ -34,24 +35,6 @@ from elude_nb.taps import evaluating, output_tensor
 
 _KIND = "disentanglement"
 _NAMELESS = {"weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a disentanglement was made; enough to make it again."""
-
-    site: str
-    blocks: int | Literal["all"]
-    concepts: int
-    units: int
-    shared: float
-    routing: str
-    strategy: str
-    tokens: str
-    tokens_per_image: int | None
-    seed: int
-    images: int
-    images_from: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -429,16 +412,14 @@ class Disentanglement:
                 f"with this {model.name!r}: {difference}. Load that model, or disentangle this one."
             )
         try:
-            settings = Settings(**manifest["settings"])
+            settings = read_settings(manifest.get("settings"))
             site = find_site(model, settings.site, blocks=settings.blocks)
-            routing = Routing(tensors["routes"], tensors["concepts"], tuple(manifest["reasons"]))
-            book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])
-            variance, shares = tensors["channel_variance"], tensors["unit_shares"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{os.fspath(path)!r} lacks a part of a disentanglement ({error}).") from error
-        except ValueError as error:
+            check_tensors(tensors, site)
+            routing = Routing(tensors["routes"], tensors["concepts"], read_reasons(manifest.get("reasons")))
+        except (TypeError, ValueError) as error:  # a SiteError is one, too
             raise StoreError(f"{os.fspath(path)!r} holds no disentanglement of this model ({error})") from error
-        _check_shapes(site, routing, book, variance, shares, os.fspath(path))
+        book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])
+        variance, shares = tensors["channel_variance"], tensors["unit_shares"]
         split = Disentanglement(model, site, routing, book, settings, variance, shares)
         return _with_saved_names(split, manifest.get("names", {}), os.fspath(path))
 
@@ -538,27 +519,3 @@ def _with_saved_names(split: Disentanglement, names: Any, path: str) -> Disentan
         return split.with_names({int(concept): name for concept, name in names.items()}) if names else split
     except (AttributeError, TypeError, ValueError) as error:
         raise StoreError(f"{path!r}: the names of its concepts are damaged ({error}); make the file anew.") from error
-
-
-def _check_shapes(site: Site, routing: Routing, book: ConceptBook, variance: Tensor, shares: Tensor, path: str) -> None:
-    whole = {"routes": routing.routes, "concepts": routing.concepts, "counts": book.counts}
-    fractions = {"channel_sums": book.channel_sums, "source_sums": book.source_sums, "unit_shares": shares}
-    for name, tensor in {**whole, **fractions, "channel_variance": variance}.items():
-        if tensor.is_floating_point() == (name in whole) or tensor.dtype in {torch.bool, torch.complex64}:
-            raise StoreError(f"{path!r}: {name} is of {tensor.dtype}; make the file anew.")
-    if book.counts.ndim != 1:
-        raise StoreError(f"{path!r}: counts has shape {tuple(book.counts.shape)}; make the file anew.")
-    d, s, g = site.channels, site.sources * site.kernel, len(book.counts)
-    expected = {
-        "routes": (routing.routes, (d, site.sources)),
-        "counts": (book.counts, (g,)),
-        "channel_sums": (book.channel_sums, (g, d)),
-        "source_sums": (book.source_sums, (g, s)),
-        "channel_variance": (variance, (d,)),
-        "unit_shares": (shares, (d, routing.units + 1)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise StoreError(f"{path!r}: {name} has shape {tuple(tensor.shape)}, not {shape}; make the file anew.")
-    if routing.concepts.numel() and int(routing.concepts.max()) >= g:
-        raise StoreError(f"{path!r}: a sub-unit has concept {int(routing.concepts.max())} of {g}; make the file anew.")

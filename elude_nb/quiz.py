@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from elude_nb.aside import write_aside
 from elude_nb.checks import check_count
 from elude_nb.gallery import Gallery
 from elude_nb.scores.intruder import IntruderTrial, guess_by_embedding, make_trials
-from elude_nb.store import write_aside
 
 CHANNEL, SUB_UNIT = "channel", "sub-unit"
 KINDS = (CHANNEL, SUB_UNIT)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from elude_nb.aside import write_aside
 from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.exactness import verify
@@ -20,7 +21,6 @@ from elude_nb.reporting.looks import look_at
 from elude_nb.reporting.page import Contents, page_of
 from elude_nb.scores.overview import score
 from elude_nb.sites import SiteError
-from elude_nb.store import write_aside
 
 
 def write_report(

@@ -12,6 +12,7 @@ import elude_nb
 ORDER = (
     "checks",
     "progress",
+    "aside",
     "store",
     "weights",
     "scenes",
@@ -37,6 +38,7 @@ ORDER = (
     "edits",
     "plans",
     "steering",
+    "contents",
     "disentanglement",
     "scores.inputs",
     "scores.coherence",
