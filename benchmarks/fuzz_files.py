@@ -420,10 +420,9 @@ def bombs(ground: Ground) -> Iterator[Case]:
 
 def edits(ground: Ground) -> Iterator[Case]:
     """Edits as text: damaged, and with values replaced."""
-    scale = en.Edit.scale(concept=[1, 2], by=0.5, mask=[[0.5, 1.0], [0, 0]], strength=[0.1, 1.0])
-    whole = (
-        scale + en.Edit.clamp(unit=(1, 2), high=1.0, tokens="patch") + en.Edit.ablate(unit=[(3, 1), (3, 2)], to=[1, 2])
-    )
+    units = [(int(row.channel), int(row.unit)) for row in ground.split.units.query("unit > 0").itertuples()]
+    scale = en.Edit.scale(concept=[1, 2], by=0.5, mask=[[0.5] * 4] * 4, strength=[0.1, 1.0])
+    whole = scale + en.Edit.clamp(unit=units[0], high=1.0, tokens="patch") + en.Edit.ablate(unit=units[1:3], to=[1, 2])
     batch = torch.zeros(1, 3, 32, 32)
 
     def use(text: str) -> None:
@@ -495,7 +494,8 @@ def traps(ground: Ground) -> Iterator[Case]:
     }
     while True:
         path, reader = ground.pick(paths), ground.pick(readers)
-        yield Case(f"{reader}({str(path)[:60]!r})", partial(readers[reader], path))
+        # To write is the system's to refuse; what is read, the library looks at first.
+        yield Case(f"{reader}({str(path)[:60]!r})", partial(readers[reader], path), reader=reader != "split.save")
 
 
 def _is_no_place(path: Any) -> bool:
@@ -506,7 +506,7 @@ def _is_no_place(path: Any) -> bool:
 
 FAMILIES: dict[str, tuple[Family, float]] = {
     "splits: damaged bytes": (damaged_splits, 0.10),
-    "splits: manifest, sealed anew": (split_family("manifest"), 0.13),
+    "splits: manifest, sealed anew": (split_family("manifest"), 0.12),
     "splits: tensors, sealed anew": (split_family("tensors"), 0.10),
     "splits: which model": (nameless_models, 0.04),
     "autoencoders: damaged bytes": (autoencoder_family("bytes"), 0.04),
@@ -514,7 +514,7 @@ FAMILIES: dict[str, tuple[Family, float]] = {
     "autoencoders: tensors, sealed": (autoencoder_family("tensors"), 0.05),
     "autoencoders: from elsewhere": (foreign_autoencoders, 0.04),
     "checkpoints and pickles": (checkpoints, 0.06),
-    "pictures: damaged": (damaged_pictures, 0.12),
+    "pictures: damaged": (damaged_pictures, 0.10),
     "pictures: bombs": (bombs, 0.03),
     "edits as text": (edits, 0.05),
     "paths that are traps": (traps, 0.03),

@@ -50,11 +50,14 @@ class Case:
         Hands the input over.
     reader
         Whether it goes to a reader of files, which must say itself what is wrong.
+    also
+        Exceptions that are documented beside those of `EXPECTED`.
     """
 
     name: str
     run: Callable[[], object]
     reader: bool = True
+    also: tuple[type[Exception], ...] = ()
 
 
 @dataclass
@@ -173,7 +176,7 @@ def problem_of(error: BaseException, case: Case) -> str | None:
         return str(error)
     said = f"{type(error).__name__} at {where_in_library(error)}: {str(error)[:160]}"
     # OutOfMemoryError and its like are RuntimeErrors; a UnicodeError or JSONDecodeError is a ValueError of Python's.
-    if not isinstance(error, EXPECTED):
+    if not isinstance(error, (*EXPECTED, *case.also)):
         return said
     if case.reader and not innermost(error).startswith(LIBRARY):
         return f"not refused by the library itself: {said}"

@@ -74,20 +74,22 @@ def read_reasons(found: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def check_tensors(tensors: Mapping[str, Tensor], site: Site) -> None:
-    """Raise ``ValueError`` unless all tensors of a split of this site are there, of the right dtypes, shapes and values.
+def check_tensors(tensors: Mapping[str, Tensor], site: Site, dtype: torch.dtype) -> None:
+    """Raise ``ValueError`` unless all tensors of a split of this site are there, with the right dtypes and shapes.
 
-    The routing checks routes and concepts against each other.
+    And with values that can be: finite, and concepts that there are. The routing itself checks the routes. ``dtype`` is
+    that of the analysis, see `elude_nb.recording.for_analysis`.
     """
     missing = [name for name in (*_WHOLE, *_FRACTIONS) if name not in tensors]
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
-    for name, dtype in _WHOLE.items():
-        if tensors[name].dtype != dtype:
-            raise ValueError(f"{name} is of {tensors[name].dtype}, not {dtype}")
+    for name, whole in _WHOLE.items():
+        if tensors[name].dtype != whole:
+            raise ValueError(f"{name} is of {tensors[name].dtype}, not of {whole}")
     for name in _FRACTIONS:
-        if tensors[name].dtype not in {torch.float32, torch.float64}:
-            raise ValueError(f"{name} is of {tensors[name].dtype}, not of float32 or float64")
+        wanted = torch.float64 if name == "channel_sums" else dtype
+        if tensors[name].dtype != wanted:
+            raise ValueError(f"{name} is of {tensors[name].dtype}, not of {wanted}")
         if not bool(tensors[name].isfinite().all()):
             raise ValueError(f"{name} holds NaN or infinite values")
     counts, concepts = tensors["counts"], tensors["concepts"]

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from elude_nb.checks import check_count, near_matches
+from elude_nb.checks import check_count, check_kind, near_matches, shortly
 from elude_nb.concepts import ConceptBook
 from elude_nb.contents import Settings, check_tensors, read_reasons, read_settings
 from elude_nb.edits import Edit
@@ -25,7 +26,7 @@ from elude_nb.finding import find_site, noise_batch
 from elude_nb.identity import ModelMismatchError, difference_of_models, identity_of, load_named_model, probe_of
 from elude_nb.images import Images, as_image_set
 from elude_nb.lens import Lens, Readout, read_out
-from elude_nb.models import Model
+from elude_nb.models import Model, check_model
 from elude_nb.recording import Recording, for_analysis, record
 from elude_nb.routing import NO_CONCEPT, Routing, means_on_concepts
 from elude_nb.sites import STREAM, Site, SiteError
@@ -162,6 +163,7 @@ class Disentanglement:
         --------
         ``split = split.with_names({12: "cat"})``; then ``Edit.scale(concept="cat", by=0.0)``.
         """
+        check_kind("names", names, Mapping, "a mapping of concepts to names, such as {12: 'cat'}")
         merged = dict(self.names)
         for concept, name in names.items():
             if not isinstance(name, str):
@@ -290,7 +292,8 @@ class Disentanglement:
     def decode(self, units: Tensor) -> Tensor:
         """Return the channels (t, d) that units (t, u) add up to; of `encode`, the model's own up to rounding."""
         channels, _ = self.routing.rows()
-        if units.shape[-1] != len(channels):
+        check_kind("units", units, Tensor, "a tensor (t, u), such as encode returns")
+        if not units.ndim or units.shape[-1] != len(channels):
             raise ValueError(
                 f"decode takes (t, {len(channels)}), one column a row of .units; got {tuple(units.shape)}."
             )
@@ -404,7 +407,9 @@ class Disentanglement:
             fixed input differ. (The same weights in another architecture give themselves away by the last.)
         """
         tensors, manifest = load_result(path, _KIND)
-        model = model or load_named_model(manifest, os.fspath(path))
+        if model is None:
+            model = load_named_model(manifest, os.fspath(path))
+        check_model(model)
         difference = difference_of_models(model, manifest, tensors.get("probe"))
         if difference:
             raise ModelMismatchError(
@@ -414,7 +419,7 @@ class Disentanglement:
         try:
             settings = read_settings(manifest.get("settings"))
             site = find_site(model, settings.site, blocks=settings.blocks)
-            check_tensors(tensors, site)
+            check_tensors(tensors, site, for_analysis(torch.empty(0, dtype=model.dtype)).dtype)
             routing = Routing(tensors["routes"], tensors["concepts"], read_reasons(manifest.get("reasons")))
         except (TypeError, ValueError) as error:  # a SiteError is one, too
             raise StoreError(f"{os.fspath(path)!r} holds no disentanglement of this model ({error})") from error
@@ -475,7 +480,7 @@ class Disentanglement:
             as_image_set(images),
             self.site,
             readout,
-            tokens=tokens or self.settings.tokens,
+            tokens=self.settings.tokens if tokens is None else tokens,
             batch_size=batch_size,
             progress=progress,
         )
@@ -483,6 +488,9 @@ class Disentanglement:
 
     def _rows_of(self, units: Sequence[tuple[int, int]]) -> list[int]:
         place = {pair: row for row, pair in enumerate(zip(*(x.tolist() for x in self.routing.rows()), strict=True))}
+        for pair in units:
+            if not isinstance(pair, Sequence) or not all(isinstance(part, Integral) for part in pair):
+                raise TypeError(f"A unit is a pair (channel, number), such as (17, 3), not {shortly(pair)}.")
         missing = [pair for pair in units if tuple(pair) not in place]
         if missing:
             channel = missing[0][0] if len(missing[0]) == 2 else None
@@ -506,7 +514,7 @@ class Disentanglement:
 
     def _mean_sources_of(self, images: Images, tokens: str | None, batch_size: int) -> Tensor:
         total, count = torch.zeros(self.weight.shape[1], dtype=torch.float64), 0
-        which = tokens or self.settings.tokens
+        which = self.settings.tokens if tokens is None else tokens
         for part in record(self.model, as_image_set(images), self.site, tokens=which, batch_size=batch_size):
             total += part.sources.sum(0).cpu()
             count += len(part)

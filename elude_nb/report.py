@@ -13,6 +13,7 @@ from elude_nb.disentanglement import Disentanglement
 from elude_nb.exactness import verify
 from elude_nb.identity import identity_of
 from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.plans import check_split
 from elude_nb.profiles import places_of_sources
 from elude_nb.progress import say
 from elude_nb.reporting.channels import channel_entries, channel_table
@@ -85,6 +86,7 @@ def write_report(
     ImageError
         If an image is broken.
     """
+    check_split(split)
     target = check_target(path)
     check_count("units", units)
     check_count("k", k, 2)

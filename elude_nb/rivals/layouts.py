@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_choice
+from elude_nb.checks import check_choice, check_count, check_kind
 from elude_nb.store import StoreError, existing_file
 
 _LAYOUTS = {
@@ -45,9 +45,11 @@ def read_weights(
     """
     tensors = dict(weights) if isinstance(weights, Mapping) else _read_plain(weights)
     where = _match(tensors, dict(names or {}))
-    found = {role: tensors[name].detach().cpu().float() for role, name in where.items()}
+    found = {role: _finite(role, tensors[name]) for role, name in where.items()}
     axes = {role: _LAYOUTS[role].get(name, "") for role, name in where.items()}
-    d = channels or (found["centre"].numel() if "centre" in found else None)
+    d = (None if channels is None else check_count("channels", channels)) or (
+        found["centre"].numel() if "centre" in found else None
+    )
     u = found["bias"].numel() if "bias" in found else None
     found["encoder"] = _turned("encoder", found["encoder"], axes["encoder"], d, u, first="d")
     d, u = found["encoder"].shape
@@ -107,3 +109,11 @@ def _read_plain(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         return dict(load_file(file))
     except (SafetensorError, OSError, ValueError) as error:
         raise StoreError(f"{str(file)!r} is not a whole safetensors file ({error}); fetch it again.") from error
+
+
+def _finite(role: str, tensor: Tensor) -> Tensor:
+    check_kind(f"The {role}", tensor, Tensor, "a tensor")
+    found = tensor.detach().cpu()
+    if found.is_complex() or not bool(found.isfinite().all()):
+        raise ValueError(f"The {role} ({tensor.dtype}) holds complex, NaN or infinite values; hand in other weights.")
+    return found.float()
