@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Collection
 from numbers import Integral, Real
+from types import UnionType
 
 
 def near_matches(word: str, options: Collection[str], count: int = 3) -> str:
@@ -26,7 +28,7 @@ def check_choice(name: str, value: object, options: Collection[str]) -> str:
         return value
     allowed = ", ".join(repr(option) for option in options)
     hint = near_matches(value, options) if isinstance(value, str) else ""
-    raise ValueError(f"{name}={value!r} is not known; choose one of {allowed}.{hint}")
+    raise ValueError(f"{name}={reprlib.repr(value)} is not known; choose one of {allowed}.{hint}")
 
 
 def check_count(name: str, value: object, minimum: int = 1, maximum: int | None = None) -> int:
@@ -40,7 +42,7 @@ def check_count(name: str, value: object, minimum: int = 1, maximum: int | None 
         If it lies outside the bounds.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number, not {value!r} ({type(value).__name__}).")
+        raise TypeError(f"{name} must be a whole number, not {shortly(value)}.")
     number = int(value)
     if number < minimum or (maximum is not None and number > maximum):
         bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
@@ -48,13 +50,38 @@ def check_count(name: str, value: object, minimum: int = 1, maximum: int | None 
     return number
 
 
+def check_number(name: str, value: object) -> float:
+    """Return ``value`` as a float; raise ``TypeError`` if it is no real number (booleans are not numbers here)."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {shortly(value)}.")
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf if value == abs(value) else -math.inf
+
+
 def check_fraction(name: str, value: object, *, open_ends: bool = False) -> float:
     """Return ``value`` as a float in [0, 1], or in (0, 1) with ``open_ends``."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, not {value!r} ({type(value).__name__}).")
-    number = float(value)
+    number = check_number(name, value)
     inside = 0 < number < 1 if open_ends else 0 <= number <= 1
     if not inside or math.isnan(number):
         bounds = "strictly between 0 and 1" if open_ends else "between 0 and 1"
         raise ValueError(f"{name}={number} is out of range: it must be {bounds}.")
     return number
+
+
+def check_kind(name: str, value: object, kind: type | UnionType, cure: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is of a kind; the message ends with ``cure``, where to get one."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {cure}, not {shortly(value)}.")
+
+
+def shortly(value: object) -> str:
+    """Return a value as an error names it: cut to some 60 letters, with its type.
+
+    Examples
+    --------
+    >>> shortly("x")
+    "'x' (str)"
+    """
+    return f"{reprlib.repr(value)[:60]} ({type(value).__name__})"

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_choice, check_count
+from elude_nb.checks import check_choice, check_count, check_number
 from elude_nb.choosing import AUTO, check_words, choose_settings
 from elude_nb.concepts import BookBuilder, cluster_directions
 from elude_nb.disentanglement import Disentanglement, Settings
@@ -245,10 +245,11 @@ def estimate(
 
     Raises
     ------
-    ValueError
-        If it cannot be done within ``max_memory`` (GiB), or there are fewer tokens than concepts.
+    TypeError, ValueError
+        If a setting is out of range, it cannot be done within ``max_memory`` (GiB), or there are fewer tokens than concepts.
     """
     concepts, tokens_per_image, batch_size = _check_counts(concepts, tokens, tokens_per_image, batch_size, max_memory)
+    units, _ = check_routing_settings(units, 0.0)
     chosen, place = as_image_set(images), find_site(model, site, blocks=blocks)
     plan = _plan(model, chosen, place, concepts, units, tokens, tokens_per_image, batch_size, max_memory)
     return replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))
@@ -259,7 +260,7 @@ def _check_counts(
 ) -> tuple[int, int | None, int]:
     """Return the counts as plain numbers, before any forward pass; raise if a setting is out of range."""
     check_choice("tokens", tokens, TOKENS)
-    if max_memory is not None and not max_memory > 0:
+    if max_memory is not None and not check_number("max_memory", max_memory) > 0:
         raise ValueError(f"max_memory={max_memory} must be a positive number of GiB.")
     return (
         check_count("concepts", concepts, 2),

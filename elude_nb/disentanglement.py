@@ -10,21 +10,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from numbers import Integral
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from elude_nb.checks import check_count, near_matches
+from elude_nb.checks import check_count, check_kind, near_matches, shortly
 from elude_nb.concepts import ConceptBook
+from elude_nb.contents import Settings, check_tensors, read_reasons, read_settings
 from elude_nb.edits import Edit
 from elude_nb.explicit import explicit_network
 from elude_nb.finding import find_site
 from elude_nb.identity import ModelMismatchError, difference_of_models, identity_of, load_named_model, probe_of
 from elude_nb.images import Images, as_image_set
 from elude_nb.lens import Lens, Readout, read_out
-from elude_nb.models import Model
+from elude_nb.models import Model, check_model
 from elude_nb.recording import Recording, for_analysis, record
 from elude_nb.routing import NO_CONCEPT, Routing, means_on_concepts
 from elude_nb.sites import STREAM, Site, SiteError
@@ -34,24 +36,6 @@ from elude_nb.taps import evaluating, output_tensor
 
 _KIND = "disentanglement"
 _NAMELESS = {"weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a disentanglement was made; enough to make it again."""
-
-    site: str
-    blocks: int | Literal["all"]
-    concepts: int
-    units: int
-    shared: float
-    routing: str
-    strategy: str
-    tokens: str
-    tokens_per_image: int | None
-    seed: int
-    images: int
-    images_from: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +163,7 @@ class Disentanglement:
         --------
         ``split = split.with_names({12: "cat"})``; then ``Edit.scale(concept="cat", by=0.0)``.
         """
+        check_kind("names", names, Mapping, "a mapping of concepts to names, such as {12: 'cat'}")
         merged = dict(self.names)
         for concept, name in names.items():
             if not isinstance(name, str):
@@ -308,7 +293,8 @@ class Disentanglement:
     def decode(self, units: Tensor) -> Tensor:
         """Return the channels (t, d) that units (t, u) add up to; of `encode`, the model's own up to rounding."""
         channels, _ = self.routing.rows()
-        if units.shape[-1] != len(channels):
+        check_kind("units", units, Tensor, "a tensor (t, u), such as encode returns")
+        if not units.ndim or units.shape[-1] != len(channels):
             raise ValueError(
                 f"decode takes (t, {len(channels)}), one column a row of .units; got {tuple(units.shape)}."
             )
@@ -422,7 +408,9 @@ class Disentanglement:
             fixed input differ. (The same weights in another architecture give themselves away by the last.)
         """
         tensors, manifest = load_result(path, _KIND)
-        model = model or load_named_model(manifest, os.fspath(path))
+        if model is None:
+            model = load_named_model(manifest, os.fspath(path))
+        check_model(model)
         difference = difference_of_models(model, manifest, tensors.get("probe"))
         if difference:
             raise ModelMismatchError(
@@ -430,16 +418,14 @@ class Disentanglement:
                 f"with this {model.name!r}: {difference}. Load that model, or disentangle this one."
             )
         try:
-            settings = Settings(**manifest["settings"])
+            settings = read_settings(manifest.get("settings"))
             site = find_site(model, settings.site, blocks=settings.blocks)
-            routing = Routing(tensors["routes"], tensors["concepts"], tuple(manifest["reasons"]))
-            book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])
-            variance, shares = tensors["channel_variance"], tensors["unit_shares"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{os.fspath(path)!r} lacks a part of a disentanglement ({error}).") from error
-        except ValueError as error:
+            check_tensors(tensors, site, for_analysis(torch.empty(0, dtype=model.dtype)).dtype)
+            routing = Routing(tensors["routes"], tensors["concepts"], read_reasons(manifest.get("reasons")))
+        except (TypeError, ValueError) as error:  # a SiteError is one, too
             raise StoreError(f"{os.fspath(path)!r} holds no disentanglement of this model ({error})") from error
-        _check_shapes(site, routing, book, variance, shares, os.fspath(path))
+        book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])
+        variance, shares = tensors["channel_variance"], tensors["unit_shares"]
         split = Disentanglement(model, site, routing, book, settings, variance, shares)
         return _with_saved_names(split, manifest.get("names", {}), os.fspath(path))
 
@@ -495,7 +481,7 @@ class Disentanglement:
             as_image_set(images),
             self.site,
             readout,
-            tokens=tokens or self.settings.tokens,
+            tokens=self.settings.tokens if tokens is None else tokens,
             batch_size=batch_size,
             progress=progress,
         )
@@ -503,6 +489,9 @@ class Disentanglement:
 
     def _rows_of(self, units: Sequence[tuple[int, int]]) -> list[int]:
         place = {pair: row for row, pair in enumerate(zip(*(x.tolist() for x in self.routing.rows()), strict=True))}
+        for pair in units:
+            if not isinstance(pair, Sequence) or not all(isinstance(part, Integral) for part in pair):
+                raise TypeError(f"A unit is a pair (channel, number), such as (17, 3), not {shortly(pair)}.")
         missing = [pair for pair in units if tuple(pair) not in place]
         if missing:
             channel = missing[0][0] if len(missing[0]) == 2 else None
@@ -526,7 +515,7 @@ class Disentanglement:
 
     def _mean_sources_of(self, images: Images, tokens: str | None, batch_size: int) -> Tensor:
         total, count = torch.zeros(self.weight.shape[1], dtype=torch.float64), 0
-        which = tokens or self.settings.tokens
+        which = self.settings.tokens if tokens is None else tokens
         for part in record(self.model, as_image_set(images), self.site, tokens=which, batch_size=batch_size):
             total += part.sources.sum(0).cpu()
             count += len(part)
@@ -539,27 +528,3 @@ def _with_saved_names(split: Disentanglement, names: Any, path: str) -> Disentan
         return split.with_names({int(concept): name for concept, name in names.items()}) if names else split
     except (AttributeError, TypeError, ValueError) as error:
         raise StoreError(f"{path!r}: the names of its concepts are damaged ({error}); make the file anew.") from error
-
-
-def _check_shapes(site: Site, routing: Routing, book: ConceptBook, variance: Tensor, shares: Tensor, path: str) -> None:
-    whole = {"routes": routing.routes, "concepts": routing.concepts, "counts": book.counts}
-    fractions = {"channel_sums": book.channel_sums, "source_sums": book.source_sums, "unit_shares": shares}
-    for name, tensor in {**whole, **fractions, "channel_variance": variance}.items():
-        if tensor.is_floating_point() == (name in whole) or tensor.dtype in {torch.bool, torch.complex64}:
-            raise StoreError(f"{path!r}: {name} is of {tensor.dtype}; make the file anew.")
-    if book.counts.ndim != 1:
-        raise StoreError(f"{path!r}: counts has shape {tuple(book.counts.shape)}; make the file anew.")
-    d, s, g = site.channels, site.sources * site.kernel, len(book.counts)
-    expected = {
-        "routes": (routing.routes, (d, site.sources)),
-        "counts": (book.counts, (g,)),
-        "channel_sums": (book.channel_sums, (g, d)),
-        "source_sums": (book.source_sums, (g, s)),
-        "channel_variance": (variance, (d,)),
-        "unit_shares": (shares, (d, routing.units + 1)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise StoreError(f"{path!r}: {name} has shape {tuple(tensor.shape)}, not {shape}; make the file anew.")
-    if routing.concepts.numel() and int(routing.concepts.max()) >= g:
-        raise StoreError(f"{path!r}: a sub-unit has concept {int(routing.concepts.max())} of {g}; make the file anew.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from elude_nb.checks import check_choice
+from elude_nb.checks import check_choice, shortly
 from elude_nb.sites import TOKENS
 
 KINDS = ("scale", "set", "clamp", "add")
@@ -295,6 +296,8 @@ class Edit:
         EditError
             If it is not one of ours, is damaged, or comes from a newer version.
         """
+        if not isinstance(found, Mapping):
+            raise EditError(f"An edit is a mapping, as Edit.to_dict makes it, not {shortly(found)}.")
         try:
             if found["format"] != _FORMAT:
                 raise EditError(f"An edit of format {found['format']!r}; this elude_nb reads {_FORMAT}: update it.")
@@ -401,13 +404,18 @@ def strength_value(value: Any) -> float | tuple[float, ...]:
 
 def _items(name: str, value: Any) -> Iterable[Any]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise TypeError(f"{name}={value!r} must be a number or several.")
+        raise TypeError(f"{name}={reprlib.repr(value)} must be a number or several.")
     return value
 
 
 def _item(value: Any) -> Any:
     """Return a zero-dimensional array or tensor as Python's own number."""
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+    if not hasattr(value, "item") or getattr(value, "ndim", None) != 0:
+        return value
+    try:
+        return value.item()
+    except RuntimeError as error:
+        raise TypeError(f"{shortly(value)} has no value ({error}).") from error
 
 
 def _concepts(concept: Any) -> tuple[int | str, ...]:
@@ -460,11 +468,11 @@ def _tokens(tokens: Any) -> str | tuple[int, ...]:
 def _mask(mask: Any) -> Mask | None:
     if mask is None:
         return None
-    if hasattr(mask, "detach"):  # a tensor, on whatever device, in whatever dtype
-        mask = mask.detach().tolist()
     try:
+        if hasattr(mask, "detach"):  # a tensor, on whatever device, in whatever dtype
+            mask = mask.detach().tolist()
         weights = np.asarray(mask, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last: a tensor without values
         raise EditError(f"A mask must be rows of equally many numbers ({error}).") from error
     if weights.ndim != 2 or not weights.size:
         raise EditError(f"A mask must be (rows, columns), not of shape {weights.shape}.")

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_choice, check_count
+from elude_nb.checks import check_choice, check_count, shortly
 from elude_nb.controls import CONTROLS, Controls
 from elude_nb.edits import Edit, EditError
 from elude_nb.heads import HEADS, Head, class_codes, class_number, fit_on_outputs
@@ -160,6 +160,8 @@ def effect(
     check_count("batch_size", batch_size)
     if isinstance(head, str):
         check_choice("head", head, HEADS)
+    elif not all(hasattr(head, part) for part in ("classes", "read", "probabilities")):
+        raise TypeError(f"head must be a name or what fit_head returns, not {shortly(head)}.")
     weights = edited_tokens(split, edit)
     if weights is not None and not weights.any():
         raise EditError("The mask is 0 everywhere: there is no token at which anything could be measured.")

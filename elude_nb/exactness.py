@@ -21,6 +21,7 @@ from elude_nb.disentanglement import Disentanglement
 from elude_nb.explicit import weights_add_up
 from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.lens import Lens, Readout
+from elude_nb.plans import check_split
 from elude_nb.progress import progress_bar
 from elude_nb.routing import NO_CONCEPT
 from elude_nb.sites import Site
@@ -191,6 +192,7 @@ def verify(
         length of the sum and lambda = 8 (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, theorem 2.4, for each of two
         orders of summation); or if the outputs differ by more than 1e-12 of the largest in float64.
     """
+    check_split(split)
     check_count("batch_size", batch_size)
     check_count("images_float64", images_float64)
     photos = as_image_set(images)

@@ -16,6 +16,7 @@ from elude_nb.concepts import ConceptBook
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.embedding import embed
 from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.plans import check_split
 from elude_nb.routing import NO_CONCEPT
 from elude_nb.scores.coherence import top_similarity
 from elude_nb.sites import SiteError
@@ -112,6 +113,7 @@ def find_exemplars(
     ValueError
         If the channel was left alone or does not exist, or there are fewer than ``count`` images.
     """
+    check_split(split)
     photos = as_image_set(images)
     check_count("channel", channel, 0, split.site.channels - 1)
     check_count("count", count, 2, len(photos))
@@ -153,7 +155,11 @@ def read_channel(
     """
     if not bool(split.routing.is_split()[channel]):
         raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
-    chosen = choose_units(split, channel, units) if isinstance(units, int) else list(units)
+    chosen = (
+        choose_units(split, channel, units)
+        if isinstance(units, int)
+        else [check_count("unit", unit, 0) for unit in units]
+    )
     table = split.units
     every = table.loc[table["channel"] == channel, "unit"].tolist()
     unknown = [unit for unit in chosen if unit not in every]

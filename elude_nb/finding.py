@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb.blocks import uncalled_attention
-from elude_nb.checks import check_count, near_matches
+from elude_nb.checks import check_count, check_kind, near_matches
 from elude_nb.interception import is_intercepted
 from elude_nb.layers import layer_names, reason_against
 from elude_nb.layouts import read_layout
-from elude_nb.models import Model
+from elude_nb.models import Model, check_model
 from elude_nb.observing import Run, run_once
 from elude_nb.sites import STREAM, Site, SiteError, Term
 from elude_nb.taps import Tap, as_dtype, evaluating
@@ -46,6 +46,8 @@ def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.Data
     >>> print(last["site"], last["channels"], last["sources"])
     stream:12 192 11520
     """
+    check_model(model)
+    _check_blocks(blocks)
     names = [f"{STREAM}:{k}" for k in range(1, len(run_once(model).blocks) + 1)]
     rows = [_site_row(model, name, blocks) for name in names]
     splittable = [row for row in rows if row["can be split"]]
@@ -104,10 +106,18 @@ def find_site(model: Model, name: str = STREAM, *, blocks: int | Literal["all"] 
     SiteError
         If there is no such place (near matches are named), or it is no sum that can be split (the reason is named).
     """
+    check_model(model)
+    check_kind("site", name, str, "text, such as 'stream' or the path of a layer")
+    _check_blocks(blocks)
     run = run_once(model)
     site = _describe(model, name, blocks, run)
     _check_recomposition(model, site)
     return site
+
+
+def _check_blocks(blocks: object) -> None:
+    if not (isinstance(blocks, str) and blocks == "all"):
+        check_count("blocks", blocks)
 
 
 def _describe(model: Model, name: str, blocks: int | Literal["all"], run: Run) -> Site:

@@ -23,6 +23,7 @@ from elude_nb.exemplars import Exemplars, arrange_exemplars, choose_among, name_
 from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.interception import is_intercepted
 from elude_nb.models import Model
+from elude_nb.plans import check_split
 from elude_nb.profiles import places_of_sources
 from elude_nb.progress import progress_bar
 from elude_nb.recording import for_analysis
@@ -117,6 +118,7 @@ class Gallery:
     """
 
     def __init__(self, split: Disentanglement, images: Images, *, max_memory: float = 1.0) -> None:
+        check_split(split)
         photos = as_image_set(images)
         layout = split.site.layout
         if layout.grid is None:

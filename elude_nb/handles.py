@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_choice, check_fraction
+from elude_nb.checks import check_choice, check_count, check_fraction
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.lens import Lens, Readout
+from elude_nb.plans import check_split
 from elude_nb.progress import progress_bar
 from elude_nb.recording import pool_tokens, real_tokens_at
 from elude_nb.scores.inputs import is_constant
@@ -115,6 +116,9 @@ def find_units(
     out by ``en.Edit.scale(concept=int(row.concept), by=0.0)``, and a sub-unit by
     ``en.Edit.scale(unit=(int(row.channel), int(row.unit)), by=0.0)``.
     """
+    check_split(split)
+    check_count("seed", seed, 0)
+    check_count("batch_size", batch_size)
     check_choice("kind", kind, KINDS)
     check_choice("pool", pool, POOLS)
     check_fraction("level", level, open_ends=True)
@@ -144,7 +148,7 @@ def pooled(
     Tokens are pooled batch by batch: (n, t, u) of a few thousand units is held for ``batch_size`` images only.
     """
     model, parts = split.model, []
-    positions = split.site.layout.positions(tokens or split.settings.tokens).to(model.device)
+    positions = split.site.layout.positions(split.settings.tokens if tokens is None else tokens).to(model.device)
     with ExitStack() as stack:
         stack.enter_context(evaluating(model.network))
         lenses = [stack.enter_context(Lens(model.network, split.site, readout, positions)) for readout, _ in readouts]

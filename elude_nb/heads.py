@@ -13,7 +13,7 @@ from torch import Tensor
 
 from elude_nb.checks import check_choice, check_count
 from elude_nb.images import Images, as_image_set
-from elude_nb.models import Model
+from elude_nb.models import Model, check_model
 from elude_nb.progress import progress_bar
 from elude_nb.recording import for_analysis
 from elude_nb.replacing import features
@@ -170,6 +170,7 @@ def fit_head(
     ValueError
         If there are no labels, or all are the same.
     """
+    check_model(model)
     check_choice("kind", kind, HEADS)
     photos = as_image_set(images)
     photos = photos if labels is None else photos.with_labels(labels)
@@ -184,6 +185,7 @@ def fit_head(
 
 def read_outputs(model: Model, images: Images, *, batch_size: int = 16, progress: bool = False) -> Tensor:
     """Return the `features` (n, e) of images, on the CPU and in at least float32: what heads are fitted on."""
+    check_model(model)
     photos, parts = as_image_set(images), []
     with (
         evaluating(model.network),

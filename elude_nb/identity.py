@@ -51,6 +51,8 @@ def difference_of_models(model: Model, manifest: dict[str, Any], probe: Tensor |
     found = probe_of(model)
     if probe is None or probe.shape != found.shape or not probe.is_floating_point():
         return "its output has another shape"
+    if not bool(probe.isfinite().all()):  # anything would be near enough to infinity
+        return "the output noted in the file is not finite"
     # Other machines and versions round otherwise; another architecture is far away.
     allowed = 10 * torch.finfo(model.dtype).eps ** 0.5 * float(probe.abs().max())
     moved = float((probe - found).abs().max())

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 
-from elude_nb.checks import check_choice, check_count, check_fraction
+from elude_nb.checks import check_choice, check_count, check_fraction, shortly
 from elude_nb.opening import ImageError, open_rgb, to_rgb, upright_rgb
 from elude_nb.scenes import draw_scene, sample_scenes
 
@@ -87,8 +88,14 @@ class ImageSet(Sequence[Image.Image]):
         return (self[i] for i in range(len(self)))
 
     def subset(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> Self:
-        """Return the images at ``indices``, in that order, as a set; nothing is opened."""
-        chosen = [range(len(self))[int(i)] for i in indices]
+        """Return the images at ``indices``, in that order, as a set; nothing is opened.
+
+        Raises
+        ------
+        TypeError, IndexError
+            If one is no whole number, or there is no such image.
+        """
+        chosen = [_place(i, len(self)) for i in indices]
         return replace(
             self,
             names=tuple(self.names[i] for i in chosen),
@@ -152,10 +159,10 @@ class ImageSet(Sequence[Image.Image]):
         return self.subset([i for i, label in enumerate(self.labels or ()) if label not in unwanted])
 
     def _known(self, labels: str | Sequence[str]) -> set[str]:
-        wanted = {labels} if isinstance(labels, str) else set(labels)
-        for label in sorted(wanted):
+        wanted = [labels] if isinstance(labels, str) else list(labels)
+        for label in wanted:
             check_choice("label", label, sorted(set(self.labels or ())))
-        return wanted
+        return set(wanted)
 
     def _shuffled(self, seed: int) -> np.ndarray[Any, Any]:
         """Return a random order of all images in which each label's stand together."""
@@ -241,7 +248,7 @@ def load_images(
     elif isinstance(source, Image.Image):
         raise TypeError("One PIL image is no set; give a list, for example load_images([image]).")
     elif hasattr(source, "__array__"):
-        array = np.asarray(source)
+        array = _as_array(source)
         images = _array(array, labels) if array.dtype.kind not in "OUT" else _list(array.ravel().tolist(), labels)
     else:
         images = _list(list(source), labels)
@@ -251,6 +258,23 @@ def load_images(
 def as_image_set(images: Images) -> ImageSet:
     """Return an `ImageSet` as it is, and of anything else what `load_images` makes of it."""
     return images if isinstance(images, ImageSet) else load_images(images)
+
+
+def _place(index: Any, count: int) -> int:
+    """Return the place of an image; negative numbers count from the end, as elsewhere."""
+    number = index.item() if hasattr(index, "item") and getattr(index, "ndim", None) == 0 else index
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise TypeError(f"An index must be a whole number, not {shortly(number)}.")
+    if not -count <= int(number) < count:
+        raise IndexError(f"There is no image {number}; this set has {count}, counted from 0.")
+    return int(number) % count
+
+
+def _as_array(source: Any) -> np.ndarray[Any, Any]:
+    try:
+        return np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # of a tensor that is sparse or has no values
+        raise TypeError(f"{shortly(source)} cannot be made an array ({error}); give a dense one.") from error
 
 
 def _make(
@@ -273,9 +297,13 @@ def _make(
 
 
 def _folder(folder: Path) -> ImageSet:
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
         raise FileNotFoundError(
-            f"There is no folder {str(folder)!r}. Name a folder, or one of the sets that need none: "
+            f"There is no folder {str(folder)!r:.500}. Name a folder, or one of the sets that need none: "
             + ", ".join(repr(name) for name in IMAGE_SETS)
         )
     paths = []

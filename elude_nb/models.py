@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb.checks import check_count, near_matches
-from elude_nb.store import sha256_of_tensors
+from elude_nb.checks import check_count, check_kind, near_matches, shortly
+from elude_nb.store import existing_file, sha256_of_tensors
 from elude_nb.weights import Provenance, WeightsError, dinov2_small_weights, hub_weights, read_checkpoint
 
 if TYPE_CHECKING:
@@ -178,7 +178,13 @@ def load_model(
     """
     if image_size is not None:
         check_count("image_size", image_size)
+    check_count("seed", seed, 0)
+    check_kind("pretrained", pretrained, bool, "True or False")
+    check_kind("architecture", architecture, str | None, "text")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be one of torch's for fractions, such as torch.float32, not {shortly(dtype)}.")
     name = os.fspath(name_or_path)
+    check_kind("name_or_path", name, str, "a name or a path")
     if name == DINOV2_SMALL:
         image_size = image_size or 224
         network, provenance = _dinov2_small(pretrained, image_size, seed, progress=progress)
@@ -189,10 +195,15 @@ def load_model(
         _check_timm_name(name)
         network, provenance = _from_timm(name, pretrained, image_size, seed)
         known_as = name
-    network = network.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
+    network = _placed(network, device, dtype).eval().requires_grad_(requires_grad=False)
     _check_patches(network, image_size)
     size = None if image_size is None else (3, image_size, image_size)
     return wrap_network(network, input_size=size, name=name, architecture=known_as, provenance=provenance)
+
+
+def check_model(model: object) -> None:
+    """Raise ``TypeError`` unless this is a `Model`."""
+    check_kind("model", model, Model, "a Model, from load_model or wrap_network")
 
 
 def wrap_network(
@@ -208,9 +219,25 @@ def wrap_network(
 
     ``preprocess`` and ``input_size`` may be left out for timm networks, which carry theirs. Any other network
     without ``preprocess`` gets timm's default for ImageNet at ``input_size``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``network`` is no network, or another argument is not what it should be.
     """
     from timm.data import create_transform, resolve_model_data_config
 
+    check_kind("network", network, nn.Module, "a torch.nn.Module")
+    for what, text in (("name", name), ("architecture", architecture)):
+        check_kind(what, text, str | None, "text")
+    if input_size is not None:
+        check_kind("input_size", input_size, tuple | list, "three whole numbers, such as (3, 224, 224)")
+        if len([check_count("input_size", side) for side in input_size]) != 3:
+            raise ValueError(
+                f"input_size={shortly(input_size)} must be (channels, height, width), such as (3, 224, 224)."
+            )
+    if preprocess is not None and not callable(preprocess):
+        raise TypeError(f"preprocess must be a function of one PIL image, not {shortly(preprocess)}.")
     config = resolve_model_data_config(network)
     side = getattr(getattr(network, "patch_embed", None), "img_size", None)
     if side is not None:
@@ -226,6 +253,18 @@ def wrap_network(
         input_size=tuple(config["input_size"]),
         provenance=provenance or Provenance("given by the user", None, "not stated"),
     )
+
+
+def _placed(network: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+    try:
+        return network.to(device=torch.device(device), dtype=dtype)
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # torch has many ways to say so
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(f"device={shortly(device)} cannot be used here ({reason}); 'cpu' always can.") from error
 
 
 def _is_path(name: str | os.PathLike[str]) -> bool:
@@ -310,8 +349,7 @@ def _from_timm(name: str, pretrained: bool, image_size: int | None, seed: int) -
 def _from_checkpoint(
     path: Path, architecture: str | None, image_size: int | None, seed: int
 ) -> tuple[nn.Module, Provenance, str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {str(path)!r}. A timm name has no slash and no file ending.")
+    existing_file(path, "mend the path of the checkpoint; a timm name has no slash and no file ending")
     tensors, metadata, provenance = read_checkpoint(path)
     architecture = architecture or metadata.get("architecture")
     if architecture is None:

@@ -19,6 +19,7 @@ from elude_nb.checks import check_count, check_fraction
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.handles import Numbers, holm, pooled
 from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.plans import check_split
 from elude_nb.scores.inputs import as_codes, is_constant
 from elude_nb.scores.labels import Labels
 
@@ -115,6 +116,8 @@ def name_concepts(
     --------
     ``found = name_concepts(split, images)``; look at ``found.table``; then ``split = split.with_names(found.names)``.
     """
+    check_split(split)
+    check_count("batch_size", batch_size)
     check_fraction("level", level, open_ends=True)
     photos = as_image_set(images)
     codes, words = _as_labels(photos.labels if labels is None else labels, len(photos))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import warnings
 from functools import cache
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from elude_nb.checks import shortly
 
 SMALLEST_SIDE = 8
 MOST_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; Pillow begins to warn here
@@ -26,11 +29,16 @@ def open_rgb(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises
     ------
+    TypeError
+        If ``path`` is no path.
     ImageError
-        If the file is empty, no image, broken, or too small; the message holds its path.
+        If it is no ordinary file, or the file is empty, no image, broken, or too small; the message holds its path.
     """
-    name = os.fspath(path)
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"A path must be text or a Path, not {shortly(path)}.")
+    name = os.fsdecode(path)
     try:
+        _check_ordinary(name)
         return _read(name, name)
     except ImageError:
         raise
@@ -41,6 +49,12 @@ def open_rgb(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(f"{name!r} is {'an empty file' if empty else 'not an image'}; remove it.") from error
     except _UNREADABLE as error:
         raise _broken(name, error) from error
+
+
+def _check_ordinary(name: str) -> None:
+    """Refuse folders, devices, and pipes, at which a reader would wait for ever."""
+    if not stat.S_ISREG(os.stat(name).st_mode):  # noqa: PTH116 - unlike Path.is_file, it says what is wrong
+        raise ImageError(f"{name!r} is no ordinary file; name an image.")
 
 
 def read_rgb(content: bytes, name: str) -> Image.Image:

@@ -6,9 +6,9 @@ import html
 import json
 from pathlib import Path
 
+from elude_nb.aside import write_aside
 from elude_nb.comparison import Compared
 from elude_nb.figures.methods import score_intervals, tradeoff
-from elude_nb.store import write_aside
 from elude_nb.tables import table_of_methods
 
 _STYLE = """

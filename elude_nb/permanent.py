@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb.aside import write_aside
 from elude_nb.edits import Edit, EditError
 from elude_nb.explicit import replace_module, take_branch
 from elude_nb.interception import is_intercepted
 from elude_nb.plans import Plan, Splittable, increment
 from elude_nb.sites import STREAM, Site, SiteError, Term
 from elude_nb.steering import Steering, check_edit
-from elude_nb.store import write_aside
 from elude_nb.taps import as_tokens, evaluating, from_tokens
 
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")

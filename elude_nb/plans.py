@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from elude_nb.checks import near_matches
+from elude_nb.checks import near_matches, shortly
 from elude_nb.concepts import ConceptBook
 from elude_nb.edits import Change, Edit, EditError
 from elude_nb.models import Model
@@ -267,6 +267,13 @@ def units_of(split: Splittable, change: Change) -> list[tuple[int, int]]:
             raise EditError(f"No channel has a sub-unit of concept {concept!r}; see split.units for those that have.")
         found += zip(channels.tolist(), (places + 1).tolist(), strict=True)
     return list(dict.fromkeys(found))
+
+
+def check_split(split: object) -> None:
+    """Raise ``TypeError`` unless this is a disentanglement, or can stand in for one."""
+    if not all(hasattr(split, part) for part in ("model", "site", "routing", "book")):
+        cure = "a Disentanglement, from disentangle(...) or Disentanglement.load(...)"
+        raise TypeError(f"split must be {cure}, not {shortly(split)}.")
 
 
 def concept_number(split: Splittable, concept: int | str) -> int:

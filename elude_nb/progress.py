@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from elude_nb.checks import check_kind
+
 TEXT_BARS = "ELUDE_NB_TEXT_BARS"
 
 
@@ -24,7 +26,14 @@ def say(text: str) -> None:
 def progress_bar(
     iterable: Iterable[Any] | None = None, *, description: str, total: int | None = None, show: bool = True, **more: Any
 ) -> Any:
-    """Return a tqdm bar over ``iterable`` (or a manual one with ``total`` steps); ``show=False`` is silent."""
+    """Return a tqdm bar over ``iterable`` (or a manual one with ``total`` steps); ``show=False`` is silent.
+
+    Raises
+    ------
+    TypeError
+        If ``show`` is neither ``True`` nor ``False``.
+    """
+    check_kind("progress", show, bool, "True or False")
     if os.environ.get(TEXT_BARS):
         from tqdm import tqdm
     else:

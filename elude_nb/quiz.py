@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from elude_nb.checks import check_count
+from elude_nb.aside import write_aside
+from elude_nb.checks import check_count, check_kind
 from elude_nb.gallery import Gallery
 from elude_nb.scores.intruder import IntruderTrial, guess_by_embedding, make_trials
-from elude_nb.store import write_aside
 
 CHANNEL, SUB_UNIT = "channel", "sub-unit"
 KINDS = (CHANNEL, SUB_UNIT)
@@ -123,6 +123,7 @@ def make_questions(
     TypeError, ValueError
         If a setting is out of range, there are too few images, or not enough units raise enough of them.
     """
+    check_kind("gallery", gallery, Gallery, "a Gallery of images")
     check_count("per_kind", per_kind)
     check_count("size", size, 3)
     n = len(gallery)

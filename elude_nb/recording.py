@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count
-from elude_nb.models import Model
+from elude_nb.checks import check_count, check_kind
+from elude_nb.models import Model, check_model
 from elude_nb.progress import progress_bar
 from elude_nb.sites import Site
 from elude_nb.taps import Tap, evaluating
@@ -178,7 +178,10 @@ def record(
     Recording
         With (images in the batch) x (tokens per image) rows, images in order.
     """
+    check_model(model)
+    check_kind("site", site, Site, "a Site of this model, from find_site")
     check_count("batch_size", batch_size)
+    check_count("seed", seed, 0)
     if tokens_per_image is not None:
         check_count("tokens_per_image", tokens_per_image)
     candidates = site.layout.positions(tokens)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from elude_nb.aside import write_aside
 from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.exactness import verify
 from elude_nb.identity import identity_of
 from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.plans import check_split
 from elude_nb.profiles import places_of_sources
 from elude_nb.progress import say
 from elude_nb.reporting.channels import channel_entries, channel_table
@@ -20,7 +22,6 @@ from elude_nb.reporting.looks import look_at
 from elude_nb.reporting.page import Contents, page_of
 from elude_nb.scores.overview import score
 from elude_nb.sites import SiteError
-from elude_nb.store import write_aside
 
 
 def write_report(
@@ -85,6 +86,7 @@ def write_report(
     ImageError
         If an image is broken.
     """
+    check_split(split)
     target = check_target(path)
     check_count("units", units)
     check_count("k", k, 2)

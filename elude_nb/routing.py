@@ -39,7 +39,7 @@ class Routing:
     Raises
     ------
     ValueError
-        If a route points to a sub-unit that does not exist.
+        If a tensor has another shape or dtype, or a route points to a sub-unit that does not exist.
     """
 
     routes: Tensor
@@ -47,11 +47,13 @@ class Routing:
     reasons: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        d = len(self.routes)
+        d = len(self.routes) if self.routes.ndim else 0
         if self.routes.ndim != 2 or self.routes.dtype != torch.uint8:
             raise ValueError(f"routes must be (d, s) of uint8, not {tuple(self.routes.shape)} of {self.routes.dtype}.")
         if self.concepts.ndim != 2 or len(self.concepts) != d or len(self.reasons) != d:
             raise ValueError(f"{d} channels need {d} rows of concepts and {d} reasons.")
+        if self.concepts.dtype != torch.int64:
+            raise ValueError(f"concepts must be of torch.int64, not {self.concepts.dtype}.")
         if self.routes.numel() and int(self.routes.max()) > self.units:
             raise ValueError(f"A route points to sub-unit {int(self.routes.max())}; there are {self.units}.")
 
@@ -254,7 +256,7 @@ class RandomRouting:
 
 def shuffled(routing: Routing, seed: int = 0) -> Routing:
     """Return a random routing with the same sizes of all sub-units."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_count("seed", seed, 0, 2**63 - 1))
     order = torch.rand(routing.routes.shape, generator=generator).argsort(dim=1)
     return replace(routing, routes=routing.routes.gather(1, order))
 

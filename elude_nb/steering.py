@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from elude_nb.edits import Edit
 from elude_nb.identity import ModelMismatchError
 from elude_nb.interception import intercept
-from elude_nb.plans import Accumulator, Plan, Splittable, concept_number, plan_edit
+from elude_nb.plans import Accumulator, Plan, Splittable, check_split, concept_number, plan_edit
 from elude_nb.sites import Site
 from elude_nb.taps import as_tokens, from_tokens
 
@@ -96,6 +96,7 @@ def check_edit(split: Splittable, edit: Edit) -> Plan:
     EditError
         If the split lacks what it names.
     """
+    check_split(split)
     if not isinstance(edit, Edit):
         raise TypeError(f"An Edit is needed, such as Edit.scale(concept=12, by=0.0), not {edit!r}.")
     if edit.made_for is not None and edit.made_for != split.identity:
@@ -220,6 +221,7 @@ _LIVE: weakref.WeakKeyDictionary[nn.Module, weakref.WeakValueDictionary[str, _Li
 
 def is_steered(split: Splittable) -> bool:
     """Say whether an edit of this split is active."""
+    check_split(split)
     of_network = _LIVE.get(split.model.network)
     found = None if of_network is None else of_network.get(split.identity)
     return found is not None and found.active

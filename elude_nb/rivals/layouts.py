@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_choice
-from elude_nb.store import StoreError
+from elude_nb.checks import check_choice, check_count, check_kind
+from elude_nb.store import StoreError, existing_file
 
 _LAYOUTS = {
     "encoder": {"encoder.weight": "ud", "W_enc": "du", "encoder": ""},
@@ -44,11 +43,13 @@ def read_weights(
     >>> {name: tuple(tensor.shape) for name, tensor in found.items()}
     {'encoder': (2, 3), 'decoder': (3, 2), 'centre': (2,), 'bias': (3,)}
     """
-    tensors = dict(weights) if isinstance(weights, Mapping) else _read_plain(Path(weights))
+    tensors = dict(weights) if isinstance(weights, Mapping) else _read_plain(weights)
     where = _match(tensors, dict(names or {}))
-    found = {role: tensors[name].detach().cpu().float() for role, name in where.items()}
+    found = {role: _finite(role, tensors[name]) for role, name in where.items()}
     axes = {role: _LAYOUTS[role].get(name, "") for role, name in where.items()}
-    d = channels or (found["centre"].numel() if "centre" in found else None)
+    d = (None if channels is None else check_count("channels", channels)) or (
+        found["centre"].numel() if "centre" in found else None
+    )
     u = found["bias"].numel() if "bias" in found else None
     found["encoder"] = _turned("encoder", found["encoder"], axes["encoder"], d, u, first="d")
     d, u = found["encoder"].shape
@@ -99,13 +100,20 @@ def _turned(role: str, matrix: Tensor, axes: str, d: int | None, u: int | None, 
     return matrix if way[0] == first else matrix.T
 
 
-def _read_plain(file: Path) -> dict[str, Tensor]:
+def _read_plain(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no file {str(file)!r}; mend the path.")
+    file = existing_file(path, "mend the path")
     try:
         return dict(load_file(file))
     except (SafetensorError, OSError, ValueError) as error:
         raise StoreError(f"{str(file)!r} is not a whole safetensors file ({error}); fetch it again.") from error
+
+
+def _finite(role: str, tensor: Tensor) -> Tensor:
+    check_kind(f"The {role}", tensor, Tensor, "a tensor")
+    found = tensor.detach().cpu()
+    if found.is_complex() or not bool(found.isfinite().all()):
+        raise ValueError(f"The {role} ({tensor.dtype}) holds complex, NaN or infinite values; hand in other weights.")
+    return found.float()

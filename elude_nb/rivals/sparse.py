@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count, check_fraction
+from elude_nb.checks import check_count, check_fraction, check_kind
 from elude_nb.recording import Recording
 from elude_nb.rivals.base import Method
 from elude_nb.rivals.layouts import read_weights
@@ -100,6 +100,7 @@ class SparseAutoencoder(Method):
         progress: bool = False,
         name: str,
     ) -> None:
+        check_kind("name", name, str, "text")
         self.name, self.width = name, check_count("width", width)
         self.training = Training(steps, batch_size, learning_rate, patience, revive, seed, progress)
 
@@ -133,6 +134,7 @@ class SparseAutoencoder(Method):
             If there are fewer tokens than latents or fewer than two images, all tokens are the same, a value is not
             finite, or the learning rate is so high that the loss grows without end.
         """
+        check_kind("recording", recording, Recording, "a Recording, such as split.recording(images)")
         trained = train(self, _finite(recording.channels), recording.images, self.width, self.training, self.name)
         weights, scale = trained.weights, trained.scale
         self.encoder_, self.decoder_ = weights.encoder, weights.decoder
@@ -175,8 +177,13 @@ class SparseAutoencoder(Method):
             raise StoreError(
                 f"{str(path)!r} holds a {found!r}, not a {cls.__name__!r}; load it with the class it is of."
             )
-        made = kind(**manifest["settings"])
-        made._take(tensors, manifest["scale"], pd.DataFrame(manifest["history"], columns=list(HISTORY)))
+        try:
+            made = kind(**manifest["settings"])
+            scale, history = check_positive("scale", manifest["scale"]), _history(manifest["history"])
+            made._check(tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{str(path)!r} holds no whole {found!r} ({error}); make the file anew.") from error
+        made._take(tensors, scale, history)
         return made
 
     @classmethod
@@ -227,6 +234,20 @@ class SparseAutoencoder(Method):
                 f"The weights have a threshold, which {cls.__name__} would pass over; use BatchTopK.load_pretrained."
             )
         return settings
+
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise unless all weights are there, finite, and fit each other and the settings."""
+        missing = [name for name in self.learns if name not in tensors]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        u, d = self.width, len(tensors["centre"]) if tensors["centre"].ndim else 0
+        shapes = {"encoder": (d, u), "bias": (u,), "decoder": (u, d), "centre": (d,), "threshold": (u,)}
+        for name in self.learns:
+            found = tuple(tensors[name].shape)
+            if found != shapes[name] and not (name == "threshold" and found == ()):
+                raise ValueError(f"{name} has shape {found}, not {shapes[name]}")
+            if tensors[name].dtype != torch.float32 or not bool(tensors[name].isfinite().all()):
+                raise ValueError(f"{name} holds other than finite float32 numbers")
 
     def _take(self, tensors: Mapping[str, Tensor], scale: float, history: pd.DataFrame) -> None:
         for name in self.learns:
@@ -422,3 +443,15 @@ def _finite(channels: Tensor) -> Tensor:
         what = "NaN or infinite values" if channels.ndim == 2 else f"the shape {tuple(channels.shape)}"
         raise ValueError(f"The recording's channels must be (t, d) and finite; they have {what}.")
     return channels.detach().float()
+
+
+def _history(found: Any) -> pd.DataFrame:
+    """Return a saved history as a table; raise unless it has all columns, equally long and of numbers."""
+    if not isinstance(found, dict) or set(found) != set(HISTORY):
+        raise ValueError(f"the columns of its history are not {', '.join(HISTORY)}")
+    columns = list(found.values())
+    if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        raise ValueError("the columns of its history are not equally long")
+    if any(isinstance(x, bool) or not isinstance(x, int | float) for column in columns for x in column):
+        raise ValueError("its history holds other things than numbers")
+    return pd.DataFrame(found, columns=list(HISTORY))

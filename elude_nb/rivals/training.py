@@ -9,14 +9,13 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any, Protocol
 
 import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_kind, check_number
 from elude_nb.progress import progress_bar
 
 HELD_OUT = 0.1  # share of the images whose tokens say when to stop
@@ -46,6 +45,8 @@ class Training:
             check_count(name, getattr(self, name))
         check_count("seed", self.seed, 0)
         check_positive("learning_rate", self.learning_rate)
+        for name in ("revive", "progress"):
+            check_kind(name, getattr(self, name), bool, "True or False")
 
 
 @dataclass(eq=False)
@@ -217,9 +218,7 @@ def unit_rows(matrix: Tensor) -> Tensor:
 
 def check_positive(name: str, value: Any) -> float:
     """Return ``value`` as a float if it is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, not {value!r} ({type(value).__name__}).")
-    number = float(value)
+    number = check_number(name, value)
     if not 0 < number < math.inf:
         raise ValueError(f"{name}={number} is out of range: it must be above 0 and finite.")
     return number

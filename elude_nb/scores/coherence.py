@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from elude_nb.checks import check_count
-from elude_nb.scores.inputs import Array, as_activations, as_codes, as_embeddings, is_constant, per_unit, unit_vectors
+from elude_nb.scores.inputs import (
+    Array,
+    as_activations,
+    as_codes,
+    as_embeddings,
+    as_matrix,
+    as_numbers,
+    is_constant,
+    per_unit,
+    unit_vectors,
+)
 
 
 def top_similarity(activations: Array, embeddings: Array, k: int = 10) -> pd.Series[float]:
@@ -58,6 +68,10 @@ def best_images(activations: Tensor, k: int) -> Tensor:
     ValueError
         If there are fewer than ``k`` images.
     """
+    check_count("k", k)
+    activations = as_numbers("activations", activations)
+    if activations.ndim != 2:
+        raise ValueError(f"activations must be (n, u), not {tuple(activations.shape)}.")
     if len(activations) < k:
         raise ValueError(f"k={k} best of {len(activations)} images cannot be chosen; use more images or a smaller k.")
     return activations.topk(k, dim=0).indices
@@ -86,7 +100,15 @@ def sibling_similarity(centres: Tensor, channels: Tensor) -> pd.Series[float]:
         From `top_centres`, (u, e).
     channels
         The channel of each unit, (u,).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the shapes do not fit, or the centres are not finite.
     """
+    centres, channels = as_matrix("centres", centres, "(u, e)"), as_numbers("channels", channels)
+    if channels.shape != (len(centres),):
+        raise ValueError(f"channels {tuple(channels.shape)} must be ({len(centres)},), one a unit.")
     places = channels.unique(return_inverse=True)[1]
     number = int(places.max()) + 1 if len(places) else 0
     sums = centres.new_zeros(number, centres.shape[1]).index_add_(0, places, centres)

@@ -15,14 +15,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_kind
 from elude_nb.routing import NO_CONCEPT
-from elude_nb.scores.inputs import Array, as_activations, as_codes, is_constant, per_unit
+from elude_nb.scores.inputs import Array, as_activations, as_codes, as_numbers, check_table, is_constant, per_unit
 
 BINS = 20
 NATS = "nats"
 SHARES = "shares of the factor's entropy"
 
+_MOST_BINS = 1_000_000  # far more than images; codes of pairs of bins are whole numbers of 64 bits
 _FEWEST_IMAGES = 20  # DCI grows trees on one half of them
 _LEAF = 5  # images; a smaller leaf fits noise
 
@@ -64,7 +65,8 @@ def mutual_information(
     >>> mutual_information(torch.tensor([[1.0], [1.0], [0.0], [0.0]]), factors, bins=2).round(3).to_dict("list")
     {'shape': [0.693], 'x': [0.0]}
     """
-    check_count("bins", bins, 2)
+    check_count("bins", bins, 2, _MOST_BINS)
+    check_kind("normalised", normalised, bool, "True or False")
     values = as_activations(activations)
     _check_factors(factors, len(values))
     cells = _equal_bins(values, bins)  # (n, u)
@@ -102,11 +104,12 @@ def mutual_information_gap(information: pd.DataFrame) -> pd.Series[float]:
     >>> mutual_information_gap(pd.DataFrame({"shape": [0.9, 0.2, 0.1], "x": [0.3, 0.3, 0.0]})).round(3).to_dict()
     {'shape': 0.7, 'x': 0.0}
     """
+    check_table("information", information)
     if len(information) < 2:
         raise ValueError(f"A gap needs at least two units; the table has {len(information)}.")
     if information.attrs.get("information") == NATS:
         raise ValueError("The information is in nats; use mutual_information(..., normalised=True).")
-    best = np.sort(information.fillna(0).to_numpy(), axis=0)[-2:]
+    best = np.sort(information.fillna(0).to_numpy(dtype=np.float64), axis=0)[-2:]
     return pd.Series(best[1] - best[0], index=information.columns, name="mutual information gap")
 
 
@@ -129,7 +132,10 @@ def encoded_factor(information: pd.DataFrame) -> pd.DataFrame:
     >>> encoded_factor(pd.DataFrame({"shape": [0.6, 0.1], "x": [0.2, 0.3]})).round(2).to_dict("list")
     {'factor': ['shape', 'x'], 'information': [0.6, 0.3], 'share': [0.75, 0.75]}
     """
-    values = information.fillna(0).to_numpy()
+    check_table("information", information)
+    if not information.size:
+        raise ValueError("information is empty; give the table of mutual_information.")
+    values = information.fillna(0).to_numpy(dtype=np.float64)
     most, total = values.max(axis=1), values.sum(axis=1)
     told = total > 0
     names = information.columns.to_numpy()[values.argmax(axis=1)]
@@ -265,7 +271,7 @@ def planted_recovery(found_routes: Array, true_groups: Array) -> pd.Series[float
     """
     from sklearn.metrics import adjusted_rand_score
 
-    found, truth = (torch.as_tensor(table).detach().cpu() for table in (found_routes, true_groups))
+    found, truth = as_numbers("found_routes", found_routes), as_numbers("true_groups", true_groups)
     if found.ndim != 2 or found.shape != truth.shape:
         raise ValueError(f"Routes {tuple(found.shape)} and true groups {tuple(truth.shape)} must both be (d, s).")
     scores = [

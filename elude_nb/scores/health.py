@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb.checks import check_number
 from elude_nb.scores.inputs import Array, as_activations, is_constant, per_unit, unit_vectors
 
 _UNITS_AT_ONCE = 1024
@@ -69,7 +70,8 @@ def density(activations: Array, threshold: float = 0.0) -> pd.Series[float]:
     threshold
         0 is what a rectified unit rests at. Units of both signs are above it about half of the time.
     """
-    return per_unit("density", (as_activations(activations) > threshold).double().mean(0))
+    least = check_number("threshold", threshold)
+    return per_unit("density", (as_activations(activations) > least).double().mean(0))
 
 
 def is_dead(activations: Array) -> pd.Series[bool]:
@@ -80,7 +82,8 @@ def is_dead(activations: Array) -> pd.Series[bool]:
 
 def l0(activations: Array, threshold: float = 0.0) -> float:
     """Return how many units are above ``threshold`` at once, the mean over rows (t, u); lower is sparser."""
-    return float((as_activations(activations) > threshold).sum(1).double().mean())
+    least = check_number("threshold", threshold)
+    return float((as_activations(activations) > least).sum(1).double().mean())
 
 
 def linear_explained(
@@ -117,7 +120,7 @@ def linear_explained(
             f"{x.shape[1]} units and {y.shape[1]} channels, {x_new.shape[1]} and {y_new.shape[1]} held out: "
             "give the same columns."
         )
-    if not strength > 0:
+    if not check_number("strength", strength) > 0:
         raise ValueError(f"strength={strength} is out of range: it must be above 0, such as 0.001.")
     if is_constant(y_new).all():  # the spread below may be off 0 by rounding
         raise ValueError("The held-out channels never vary; there is nothing to explain. Use other tokens.")

@@ -17,6 +17,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb.checks import check_kind, shortly
+
 Array = Tensor | np.ndarray[Any, Any]
 
 
@@ -28,12 +30,12 @@ def as_activations(activations: Array) -> Tensor:
     ValueError
         If there are not two dimensions, no rows, or a value is not finite.
     """
-    return _matrix("activations", activations, "(n, u)")
+    return as_matrix("activations", activations, "(n, u)")
 
 
 def as_embeddings(embeddings: Array, n: int) -> Tensor:
     """Return reference embeddings (n, e) as a float tensor; raise unless there is one finite row an image."""
-    found = _matrix("embeddings", embeddings, "(n, e)")
+    found = as_matrix("embeddings", embeddings, "(n, e)")
     if len(found) != n:
         raise ValueError(
             f"activations of {n} images and embeddings of {len(found)} must be (n, u), (n, e) over the same images."
@@ -49,12 +51,14 @@ def as_codes(labels: Sequence[Any] | Array | pd.Series, n: int, *, classes: int 
     ValueError
         If there is not one label an image, one is missing, or there are fewer than ``classes`` different ones.
     """
-    values = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    values = as_numbers("labels", labels).numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.ndim != 1 or len(values) != n:
-        raise ValueError(f"{len(values)} labels were given for {n} images; give one an image.")
+        raise ValueError(f"labels {values.shape} were given for {n} images; give one an image.")
     if pd.isna(values).any():
         raise ValueError(f"{int(pd.isna(values).sum())} labels are missing; leave those images out.")
     names, codes = np.unique(values, return_inverse=True)
+    if not len(names):
+        raise ValueError("There are no labels; give some images, with one label each.")
     if len(names) < classes:
         raise ValueError(f"There is only one label ({names[0]!r}); this score tells at least {classes} apart.")
     return torch.from_numpy(codes.astype(np.int64)), names.tolist()
@@ -75,10 +79,43 @@ def per_unit(name: str, values: Tensor) -> pd.Series[float]:
     return pd.Series(values.double().numpy(), name=name, index=pd.RangeIndex(len(values), name="unit"))
 
 
-def _matrix(name: str, values: Array, shape: str) -> Tensor:
-    if isinstance(values, np.ndarray) and not values.flags.writeable:
-        values = values.copy()  # torch warns of arrays that it must not write to, such as a column of pandas
-    tensor = torch.as_tensor(values).detach().cpu()
+def as_numbers(name: str, values: object) -> Tensor:
+    """Return real numbers of any shape as a dense tensor on the CPU, in their own dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are complex, sparse or no numbers at all, or rows are not equally long.
+    """
+    if isinstance(values, Tensor):
+        if values.layout != torch.strided or values.device.type == "meta" or values.is_complex():
+            raise TypeError(f"{name} must be real and dense, with values, not {values.dtype} on {values.device}.")
+        return values.detach().cpu()
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be real numbers, an array or a tensor, not {shortly(values)}.")
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()  # torch warns of what it must not write to, such as a column of pandas
+    return torch.from_numpy(array)
+
+
+def check_table(name: str, table: object, *columns: str) -> None:
+    """Raise ``TypeError`` unless this is a pandas table, ``ValueError`` unless it has these columns."""
+    check_kind(name, table, pd.DataFrame, "a pandas DataFrame")
+    missing = [column for column in columns if column not in table.columns]  # type: ignore[attr-defined]
+    if missing:
+        raise ValueError(f"{name} lacks the columns {missing}; hand in the table as it was returned.")
+
+
+def as_matrix(name: str, values: Array, shape: str) -> Tensor:
+    """Return numbers as a float tensor of two dimensions, in at least float32; ``shape`` is what an error asks for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are no numbers, have another number of dimensions or no rows, or a value is not finite.
+    """
+    tensor = as_numbers(name, values)
     tensor = tensor if tensor.is_floating_point() and tensor.dtype.itemsize >= 4 else tensor.float()
     if tensor.ndim != 2 or not len(tensor):
         raise ValueError(f"{name} must be {shape} with at least one row, not {tuple(tensor.shape)}.")

@@ -19,9 +19,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_kind
 from elude_nb.scores.coherence import best_images
-from elude_nb.scores.inputs import Array, as_activations, as_embeddings, per_unit, unit_vectors
+from elude_nb.scores.inputs import Array, as_activations, as_embeddings, as_matrix, per_unit, unit_vectors
 from elude_nb.scores.intervals import Interval, mean_interval
 
 _TRIALS_AT_ONCE = 4096
@@ -93,7 +93,7 @@ def make_trials(
     n, u = values.shape
     check_count("size", size, 3)
     check_count("trials_per_unit", trials_per_unit)
-    if not size - 1 <= top <= n // 2:
+    if not size - 1 <= check_count("top", top) <= n // 2:
         raise ValueError(f"top={top} must lie between size - 1 = {size - 1} and half of the {n} images.")
     asked = range(u) if units is None else [check_count("unit", unit, 0, u - 1) for unit in units]
     best, raised, low = _liked(values, top)
@@ -151,7 +151,8 @@ def guess_by_embedding(trials: Sequence[IntruderTrial], embeddings: Array) -> li
     >>> guess_by_embedding([IntruderTrial(0, (2, 0, 1), 0)], torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]))
     [0]
     """
-    unit = unit_vectors(as_embeddings(embeddings, len(embeddings)))
+    trials = _checked(trials)
+    unit = unit_vectors(as_matrix("embeddings", embeddings, "(n, e)"))
     if not trials:
         return []
     images = torch.tensor([trial.images for trial in trials])  # (trials, size)
@@ -162,6 +163,13 @@ def guess_by_embedding(trials: Sequence[IntruderTrial], embeddings: Array) -> li
         shown = unit[some]  # (trials, size, e)
         cosines = (shown * shown.sum(1, keepdim=True)).sum(2) - shown.square().sum(2)  # with the others, not itself
         found += cosines.argmin(1).tolist()
+    return found
+
+
+def _checked(trials: Sequence[IntruderTrial]) -> list[IntruderTrial]:
+    found = list(trials)
+    for trial in found:
+        check_kind("A trial", trial, IntruderTrial, "an IntruderTrial, from make_trials")
     return found
 
 
@@ -186,6 +194,7 @@ def grade(trials: Sequence[IntruderTrial], answers: Sequence[int]) -> pd.Series[
     >>> grade([IntruderTrial(7, (4, 0, 2), 1), IntruderTrial(7, (0, 2, 5), 2)], [1, 0]).to_dict()
     {7: 0.5}
     """
+    trials, answers = _checked(trials), list(answers)
     if len(answers) != len(trials):
         raise ValueError(f"{len(answers)} answers were given to {len(trials)} trials; give one each.")
     right = [
@@ -216,6 +225,7 @@ def trials_table(trials: Sequence[IntruderTrial], names: Sequence[str] | None = 
     >>> trials_table([IntruderTrial(7, (1, 0, 2), 1)], names=["cat", "rocket", "shuttle"]).iloc[0].tolist()[1:4]
     ['rocket', 'cat', 'shuttle']
     """
+    trials = _checked(trials)
     last = max((number for trial in trials for number in trial.images), default=-1)
     if names is not None and last >= len(names):
         raise ValueError(f"{len(names)} names were given, but a trial shows image {last}; give one name an image.")

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, shortly
 from elude_nb.embedding import outputs_of
 from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.models import Model
@@ -131,6 +131,9 @@ def judge_units(
     """
     values, photos = as_activations(activations), as_image_set(images)
     check_count("top", top, 2, len(values))
+    check_count("seed", seed, 0)
+    if not all(hasattr(judge, part) for part in ("describe", "match")):
+        raise TypeError(f"judge must be a Judge, such as EmbeddingJudge(...), not {shortly(judge)}.")
     if len(photos) != len(values):
         raise ValueError(f"{len(photos)} images and activations of {len(values)}: give the same images.")
     live = (~is_constant(values)).nonzero().flatten().tolist()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from elude_nb.checks import check_count, check_fraction
-from elude_nb.scores.inputs import Array, as_activations, as_codes, is_constant, per_unit
+from elude_nb.scores.inputs import Array, as_activations, as_codes, check_table, is_constant, per_unit
 
 Labels = Sequence[Any] | Array | pd.Series
 FEWEST = 2  # images of a label in each half; with one, its average precision is the place of a single image
@@ -160,6 +160,7 @@ def labels_covered(table: pd.DataFrame, threshold: float = 0.5) -> int:
     1
     """
     check_fraction("threshold", threshold)
+    check_table("table", table)
     found = table[["average precision"]] if "average precision" in table.columns else table
     return int((found.to_numpy() > threshold).any(axis=1).sum())
 

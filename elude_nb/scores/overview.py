@@ -10,10 +10,12 @@ from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.embedding import embed
 from elude_nb.images import Images, as_image_set
+from elude_nb.plans import check_split
 from elude_nb.recording import pool_recorded, record
 from elude_nb.routing import Routing, means_on_concepts, shuffled
 from elude_nb.scores.coherence import sibling_similarity, top_centres, top_purity, top_similarity
 from elude_nb.scores.health import largest_correlation
+from elude_nb.scores.inputs import check_table
 from elude_nb.scores.intervals import mean_interval
 from elude_nb.scores.semantics import monosemanticity
 
@@ -68,6 +70,7 @@ def score(
     >>> sorted(en.score(split, images, k=4).kind.unique())
     ['channel', 'random route', 'sub-unit']
     """
+    check_split(split)
     photos = as_image_set(images)
     check_count("k", k, 2, len(photos))
     reference = embed(split.model, photos) if embeddings is None else embeddings
@@ -80,7 +83,7 @@ def score(
         split.model,
         photos,
         split.site,
-        tokens=tokens or split.settings.tokens,
+        tokens=split.settings.tokens if tokens is None else tokens,
         tokens_per_image=tokens_per_image,
         seed=seed,
         progress=progress,
@@ -122,6 +125,7 @@ def score_means(scores: pd.DataFrame) -> pd.DataFrame:
         ``kind``, ``score``, ``mean``, ``low``, ``high``, ``units`` (averaged over) and ``without`` (units that
         have no such score).
     """
+    check_table("scores", scores, "kind")
     columns = [name for name in scores.columns if name not in {"kind", "channel", "unit"}]
     rows = []
     for kind, table in scores.groupby("kind"):
@@ -148,6 +152,7 @@ def mixed_channels(scores: pd.DataFrame) -> pd.DataFrame:
         ``before`` and ``siblings``, by which the rows are sorted; it is high where each sub-unit is of one kind, and
         neither the whole channel nor the sub-units together are.
     """
+    check_table("scores", scores, "kind", "channel", "unit", "top similarity", "sibling similarity")
     own = scores[(scores["kind"] == "channel") & (scores["unit"] == 1)].set_index("channel")["top similarity"]
     means = scores.groupby(["kind", "channel"])[["top similarity", "sibling similarity"]].mean()
     table = pd.DataFrame(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from elude_nb.checks import check_count
 from elude_nb.scores.coherence import best_images, top_centres, top_similarity
-from elude_nb.scores.inputs import Array, as_activations, as_embeddings, is_constant, per_unit, unit_vectors
+from elude_nb.scores.inputs import Array, as_activations, as_embeddings, as_numbers, is_constant, per_unit, unit_vectors
 
 _STEPS = 20
 _UNITS_AT_ONCE = 256
@@ -67,13 +66,13 @@ def localised_monosemanticity(heat: Array, patches: Array, *, seed: int = 0) -> 
     ValueError
         If the shapes do not fit, there is no patch, or a value is not finite.
     """
-    hot, places = _floats(heat), _floats(patches)
+    hot, places = as_numbers("heat", heat).float(), as_numbers("patches", patches).float()
     if hot.ndim != 3 or places.ndim != 3 or hot.shape[:2] != places.shape[:2] or 0 in hot.shape[:2]:
         raise ValueError(f"heat {tuple(hot.shape)} and patches {tuple(places.shape)} must be (n, p, u) and (n, p, e).")
     if not (hot.isfinite().all() and places.isfinite().all()):
         raise ValueError("heat or patches hold NaN or infinite values.")
     hot, places = hot.clamp(min=0), places - places.mean((0, 1))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_count("seed", seed, 0, 2**63 - 1))
     order = torch.rand(hot.shape[:2], generator=generator).argsort(1)
     dealt = hot.gather(1, order[:, :, None].expand_as(hot))
     table = pd.DataFrame({"c2": _localised(hot, places), "random": _localised(dealt, places)})
@@ -215,11 +214,6 @@ def _weighted_similarity(weights: Tensor, unit: Tensor) -> Tensor:
     together = 2 * most * (unit[top[0]] * centres).sum(1) + centres.square().sum(1) - squares.T @ lengths
     pairs = 2 * most * total + total.square() - squares.sum(0)
     return (together / pairs).clamp(-1, 1).masked_fill(total == 0, torch.nan)
-
-
-def _floats(values: Array) -> Tensor:
-    # torch warns of arrays that it must not write to
-    return torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values).detach().cpu().float()
 
 
 def _zero_to_one(values: Tensor) -> Tensor:
