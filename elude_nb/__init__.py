@@ -20,7 +20,7 @@ from elude_nb.recording import Recording, record
 from elude_nb.scores import score
 from elude_nb.sites import Site
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Disentanglement",

@@ -427,7 +427,7 @@ class Disentanglement:
         book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])
         variance, shares = tensors["channel_variance"], tensors["unit_shares"]
         split = Disentanglement(model, site, routing, book, settings, variance, shares)
-        return _with_saved_names(split, manifest.get("names", {}), os.fspath(path))
+        return _with_saved_names(split, manifest.get("names"), os.fspath(path))
 
     # --------------------------------------------------------------- reprs
 
@@ -523,8 +523,7 @@ class Disentanglement:
 
 
 def _with_saved_names(split: Disentanglement, names: Any, path: str) -> Disentanglement:
-    """Files written before concepts could be named have none."""
     try:
-        return split.with_names({int(concept): name for concept, name in names.items()}) if names else split
+        return split.with_names({int(concept): name for concept, name in names.items()})
     except (AttributeError, TypeError, ValueError) as error:
         raise StoreError(f"{path!r}: the names of its concepts are damaged ({error}); make the file anew.") from error

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from elude_nb.aside import write_aside
+from elude_nb.formats import FORMAT_VERSION, library_version, migrate, too_new
 
-FORMAT_VERSION = 1
 _MANIFEST = "elude_nb"
 _SEAL = "elude_nb_sha256"
 
@@ -88,7 +88,8 @@ def save_result(
     OSError
         If the file cannot be written; an old file of that name is then as it was.
     """
-    header = json.dumps({"kind": kind, "format": FORMAT_VERSION, **manifest}, allow_nan=False)
+    envelope = {"kind": kind, "format": FORMAT_VERSION, "elude_nb": library_version()}
+    header = json.dumps({**manifest, **envelope}, allow_nan=False)
     return write_tensors(path, tensors, {_MANIFEST: header, _SEAL: _seal(header, tensors)})
 
 
@@ -120,7 +121,7 @@ def _seal(header: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_result(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_result` wrote: the tensors and the manifest.
+    """Read what `save_result` wrote, in this version or an earlier one: the tensors and the manifest.
 
     Raises
     ------
@@ -141,10 +142,10 @@ def load_result(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tens
     header = metadata.get(_MANIFEST)
     if header is None:
         raise StoreError(f"{str(file)!r} was not written by elude_nb: its manifest is missing.")
-    manifest = _read_manifest(header, kind, file)  # before the seal: a newer version may seal in another way
+    version, manifest = _read_manifest(header, kind, file)  # before the seal: a newer version may seal in another way
     if metadata.get(_SEAL) != _seal(header, tensors):
         raise StoreError(f"{str(file)!r} was changed after it was written: its SHA-256 differs; make it anew.")
-    return tensors, manifest
+    return migrate(kind, version, tensors, manifest)
 
 
 def read_json(text: str) -> Any:
@@ -167,7 +168,7 @@ def _finite(text: str) -> float:
     return number
 
 
-def _read_manifest(header: str, kind: str, file: Path) -> dict[str, Any]:
+def _read_manifest(header: str, kind: str, file: Path) -> tuple[int, dict[str, Any]]:
     try:
         manifest = read_json(header)
         found, version = manifest.pop("kind"), manifest.pop("format")
@@ -178,7 +179,5 @@ def _read_manifest(header: str, kind: str, file: Path) -> dict[str, Any]:
     if (isinstance(version, int) and version < 1) or isinstance(version, bool):
         raise StoreError(f"The manifest of {str(file)!r} is damaged (format {version!r}); make the file anew.")
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise StoreError(
-            f"{str(file)!r} has format version {version!r}; this elude_nb reads up to {FORMAT_VERSION}: update it."
-        )
-    return dict(manifest)
+        raise StoreError(f"{str(file)!r} {too_new(version, manifest)}")
+    return version, dict(manifest)

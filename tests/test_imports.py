@@ -13,6 +13,7 @@ ORDER = (
     "checks",
     "progress",
     "aside",
+    "formats",
     "store",
     "weights",
     "scenes",

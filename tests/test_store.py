@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elude_nb.aside import write_aside
+from elude_nb.formats import FORMAT_VERSION, library_version
 from elude_nb.store import (
-    FORMAT_VERSION,
     StoreError,
     load_result,
     save_result,
@@ -146,7 +146,7 @@ def test_sha256_of_tensors_takes_parameters() -> None:
 
 def test_a_result_comes_back_as_it_was(saved: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
     found, manifest = load_result(saved, "split")
-    assert manifest == MANIFEST
+    assert manifest == {**MANIFEST, "elude_nb": library_version()}
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)  # checks dtype and shape too
@@ -163,7 +163,7 @@ def test_views_and_parameters_are_saved(tmp_path: Path) -> None:
 
 def test_saving_again_replaces_the_file(saved: Path) -> None:
     save_result(saved, "split", {"a": torch.ones(1)}, {"second": True})
-    assert load_result(saved, "split") == ({"a": torch.ones(1)}, {"second": True})
+    assert load_result(saved, "split") == ({"a": torch.ones(1)}, {"second": True, "elude_nb": library_version()})
 
 
 @pytest.mark.parametrize("manifest", [{"loss": float("nan")}, {"model": object()}])
@@ -235,7 +235,7 @@ def test_a_newer_version_asks_for_an_update(tmp_path: Path, version: object) -> 
     file = tmp_path / "new.safetensors"
     header = json.dumps({"kind": "split", "format": version})
     save_file({"w": torch.ones(2)}, file, metadata={"elude_nb": header})
-    with pytest.raises(StoreError, match=f"reads up to {FORMAT_VERSION}: update it"):
+    with pytest.raises(StoreError, match=f"reads up to {FORMAT_VERSION}: pip install --upgrade"):
         load_result(file, "split")
 
 
