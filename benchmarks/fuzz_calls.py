@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import inspect
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -78,7 +78,7 @@ def hostile(ground: Ground) -> dict[str, Any]:
     ]
     values += [{None}, set(), range(0), range(3), slice(None), object(), object, len, Decimal(1), Path("gone"), ...]
     values += [
-        datetime.date(2020, 1, 1),
+        dt.date(2020, 1, 1),
         Image.new("RGB", (32, 32)),
         [Image.new("L", (1, 1))],
         np.int64(2),
