@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import inspect
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -78,7 +78,7 @@ def hostile(ground: Ground) -> dict[str, Any]:
     ]
     values += [{None}, set(), range(0), range(3), slice(None), object(), object, len, Decimal(1), Path("gone"), ...]
     values += [
-        datetime.date(2020, 1, 1),
+        dt.date(2020, 1, 1),
         Image.new("RGB", (32, 32)),
         [Image.new("L", (1, 1))],
         np.int64(2),
@@ -324,9 +324,8 @@ def _score_calls(ground: Ground) -> dict[str, Call]:
     information = scores.mutual_information(activations, factors, normalised=True)
     scored = en.score(ground.split, ground.images[:6], k=2, progress=False)
     known: dict[str, Any] = {
-        **{
-            name: activations
-            for name in (
+        **dict.fromkeys(
+            (
                 "activations",
                 "original",
                 "changed",
@@ -339,42 +338,45 @@ def _score_calls(ground: Ground) -> dict[str, Call]:
                 "channels",
                 "held_out_units",
                 "held_out_channels",
-            )
-        },
-        **{
-            "embeddings": embeddings,
-            "labels": labels,
-            "train_labels": labels,
-            "test_labels": labels,
-            "factors": factors,
-        },
-        **{
-            "k": 3,
-            "threshold": 0.0,
-            "seed": 0,
-            "removed": 1,
-            "added": 2,
-            "candidates": 3,
-            "size": 3,
-            "top": 4,
-            "bins": 4,
-        },
-        **{
-            "max_units": 4,
-            "trees": 3,
-            "trials_per_unit": 1,
-            "trials": trials,
-            "answers": [0] * len(trials),
-            "level": 0.9,
-        },
-        **{"resamples": 10, "values": activations[:, 0], "scores": scored, "information": information, "table": table},
-        **{"heat": rng.random((12, 6, 4)), "patches": rng.random((12, 6, 3)), "strength": 0.1, "ranks": (1, 2)},
-        **{"found_routes": rng.integers(0, 3, (4, 9)), "true_groups": rng.integers(0, 3, (4, 9)), "normalised": True},
-        **{
-            "images": ground.images.subset([*range(12)] * 2),
-            "judge": scores.EmbeddingJudge(lambda photos: torch.rand(len(photos), 3)),
-        },
-        **{"centres": torch.rand(4, 3), "accuracies": pd.Series([0.5, 1.0])},
+            ),
+            activations,
+        ),
+        "embeddings": embeddings,
+        "labels": labels,
+        "train_labels": labels,
+        "test_labels": labels,
+        "factors": factors,
+        "k": 3,
+        "threshold": 0.0,
+        "seed": 0,
+        "removed": 1,
+        "added": 2,
+        "candidates": 3,
+        "size": 3,
+        "top": 4,
+        "bins": 4,
+        "max_units": 4,
+        "trees": 3,
+        "trials_per_unit": 1,
+        "trials": trials,
+        "answers": [0] * len(trials),
+        "level": 0.9,
+        "resamples": 10,
+        "values": activations[:, 0],
+        "scores": scored,
+        "information": information,
+        "table": table,
+        "heat": rng.random((12, 6, 4)),
+        "patches": rng.random((12, 6, 3)),
+        "strength": 0.1,
+        "ranks": (1, 2),
+        "found_routes": rng.integers(0, 3, (4, 9)),
+        "true_groups": rng.integers(0, 3, (4, 9)),
+        "normalised": True,
+        "images": ground.images.subset([*range(12)] * 2),
+        "judge": scores.EmbeddingJudge(lambda photos: torch.rand(len(photos), 3)),
+        "centres": torch.rand(4, 3),
+        "accuracies": pd.Series([0.5, 1.0]),
     }
     calls: dict[str, Call] = {}
     for name in scores.__all__:

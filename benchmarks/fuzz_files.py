@@ -202,7 +202,7 @@ def damaged_splits(ground: Ground) -> Iterator[Case]:
 
 
 def split_family(what: str) -> Family:
-    """Splits whose manifest or tensors were changed and sealed anew."""
+    """Return the family of splits whose manifest or tensors were changed and sealed anew."""
 
     def cases(ground: Ground) -> Iterator[Case]:
         file = ground.folder / "split.safetensors"
@@ -213,7 +213,7 @@ def split_family(what: str) -> Family:
 
 
 def nameless_models(ground: Ground) -> Iterator[Case]:
-    """Splits that say which model is to be loaded, and say it wrongly."""
+    """Yield splits that say which model is to be loaded, and say it wrongly."""
     file = ground.folder / "split.safetensors"
     ground.split.save(file)
     tensors, manifest = load_result(file, "disentanglement")
@@ -248,7 +248,7 @@ def _load_autoencoder(file: Path, ground: Ground) -> None:
 
 
 def autoencoder_family(what: str) -> Family:
-    """Saved autoencoders: damaged, or with a changed manifest or tensors, sealed anew."""
+    """Return the family of autoencoders: damaged, or with a changed manifest or tensors, sealed anew."""
 
     def cases(ground: Ground) -> Iterator[Case]:
         file = ground.folder / "sae.safetensors"

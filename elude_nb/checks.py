@@ -41,13 +41,18 @@ def check_count(name: str, value: object, minimum: int = 1, maximum: int | None 
     ValueError
         If it lies outside the bounds.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number, not {shortly(value)}.")
-    number = int(value)
+    number = check_whole(name, value)
     if number < minimum or (maximum is not None and number > maximum):
         bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
         raise ValueError(f"{name}={number} is out of range: it must be {bounds}.")
     return number
+
+
+def check_whole(name: str, value: object) -> int:
+    """Return ``value`` as an int; raise ``TypeError`` if it is no whole number (booleans are not numbers here)."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, not {shortly(value)}.")
+    return int(value)
 
 
 def check_number(name: str, value: object) -> float:

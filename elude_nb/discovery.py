@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_choice, check_count, check_number
+from elude_nb.checks import check_choice, check_count, check_kind, check_number
 from elude_nb.choosing import AUTO, check_words, choose_settings
 from elude_nb.concepts import BookBuilder, cluster_directions
 from elude_nb.disentanglement import Disentanglement, Settings
@@ -120,6 +120,7 @@ def disentangle(
         If the site cannot be split, a setting is out of range, there are too few tokens for the concepts, or
         ``max_memory`` is too small.
     """
+    check_kind("progress", progress, bool, "True or False")
     strategy = find_routing(routing, seed)
     seed = check_count("seed", seed, 0, 2**32 - 1)  # what scikit-learn takes
     blocks = blocks if blocks == "all" else check_count("blocks", blocks)
@@ -246,7 +247,8 @@ def estimate(
     Raises
     ------
     TypeError, ValueError
-        If a setting is out of range, it cannot be done within ``max_memory`` (GiB), or there are fewer tokens than concepts.
+        If a setting is out of range, it cannot be done within ``max_memory`` (GiB), or there are fewer tokens than
+        concepts.
     """
     concepts, tokens_per_image, batch_size = _check_counts(concepts, tokens, tokens_per_image, batch_size, max_memory)
     units, _ = check_routing_settings(units, 0.0)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_whole
 from elude_nb.concepts import ConceptBook
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.embedding import embed
@@ -156,9 +156,7 @@ def read_channel(
     if not bool(split.routing.is_split()[channel]):
         raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
     chosen = (
-        choose_units(split, channel, units)
-        if isinstance(units, int)
-        else [check_count("unit", unit, 0) for unit in units]
+        choose_units(split, channel, units) if isinstance(units, int) else [check_whole("unit", unit) for unit in units]
     )
     table = split.units
     every = table.loc[table["channel"] == channel, "unit"].tolist()

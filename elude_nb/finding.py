@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb.blocks import uncalled_attention
-from elude_nb.checks import check_count, check_kind, near_matches
+from elude_nb.checks import check_count, check_kind, check_whole, near_matches
 from elude_nb.interception import is_intercepted
 from elude_nb.layers import layer_names, reason_against
 from elude_nb.layouts import read_layout
@@ -117,7 +117,7 @@ def find_site(model: Model, name: str = STREAM, *, blocks: int | Literal["all"] 
 
 def _check_blocks(blocks: object) -> None:
     if not (isinstance(blocks, str) and blocks == "all"):
-        check_count("blocks", blocks)
+        check_whole("blocks", blocks)
 
 
 def _describe(model: Model, name: str, blocks: int | Literal["all"], run: Run) -> Site:

@@ -231,11 +231,9 @@ def wrap_network(
     for what, text in (("name", name), ("architecture", architecture)):
         check_kind(what, text, str | None, "text")
     if input_size is not None:
-        check_kind("input_size", input_size, tuple | list, "three whole numbers, such as (3, 224, 224)")
-        if len([check_count("input_size", side) for side in input_size]) != 3:
-            raise ValueError(
-                f"input_size={shortly(input_size)} must be (channels, height, width), such as (3, 224, 224)."
-            )
+        check_kind("input_size", input_size, tuple | list, "whole numbers, such as (3, 224, 224)")
+        if not [check_count("input_size", length) for length in input_size]:
+            raise ValueError("input_size is empty; give the input's lengths, such as (3, 224, 224).")
     if preprocess is not None and not callable(preprocess):
         raise TypeError(f"preprocess must be a function of one PIL image, not {shortly(preprocess)}.")
     config = resolve_model_data_config(network)

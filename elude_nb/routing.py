@@ -52,10 +52,10 @@ class Routing:
             raise ValueError(f"routes must be (d, s) of uint8, not {tuple(self.routes.shape)} of {self.routes.dtype}.")
         if self.concepts.ndim != 2 or len(self.concepts) != d or len(self.reasons) != d:
             raise ValueError(f"{d} channels need {d} rows of concepts and {d} reasons.")
-        if self.concepts.dtype != torch.int64:
-            raise ValueError(f"concepts must be of torch.int64, not {self.concepts.dtype}.")
         if self.routes.numel() and int(self.routes.max()) > self.units:
             raise ValueError(f"A route points to sub-unit {int(self.routes.max())}; there are {self.units}.")
+        if self.concepts.dtype != torch.int64:
+            raise ValueError(f"concepts must be of torch.int64, not {self.concepts.dtype}.")
 
     @property
     def units(self) -> int:

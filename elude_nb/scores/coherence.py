@@ -15,7 +15,6 @@ from elude_nb.scores.inputs import (
     as_activations,
     as_codes,
     as_embeddings,
-    as_matrix,
     as_numbers,
     is_constant,
     per_unit,
@@ -106,7 +105,9 @@ def sibling_similarity(centres: Tensor, channels: Tensor) -> pd.Series[float]:
     TypeError, ValueError
         If the shapes do not fit, or the centres are not finite.
     """
-    centres, channels = as_matrix("centres", centres, "(u, e)"), as_numbers("channels", channels)
+    centres, channels = as_numbers("centres", centres), as_numbers("channels", channels)
+    if centres.ndim != 2 or not bool(centres.isfinite().all()):
+        raise ValueError(f"centres {tuple(centres.shape)} must be (u, e), and finite.")
     if channels.shape != (len(centres),):
         raise ValueError(f"channels {tuple(channels.shape)} must be ({len(centres)},), one a unit.")
     places = channels.unique(return_inverse=True)[1]

@@ -53,7 +53,8 @@ def as_codes(labels: Sequence[Any] | Array | pd.Series, n: int, *, classes: int 
     """
     values = as_numbers("labels", labels).numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.ndim != 1 or len(values) != n:
-        raise ValueError(f"labels {values.shape} were given for {n} images; give one an image.")
+        given = len(values) if values.ndim == 1 else f"an array {values.shape} of"
+        raise ValueError(f"{given} labels were given for {n} images; give one an image.")
     if pd.isna(values).any():
         raise ValueError(f"{int(pd.isna(values).sum())} labels are missing; leave those images out.")
     names, codes = np.unique(values, return_inverse=True)

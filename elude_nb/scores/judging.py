@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elude_nb.checks import check_count, shortly
+from elude_nb.checks import check_count, check_whole, shortly
 from elude_nb.embedding import outputs_of
 from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.models import Model
@@ -140,7 +140,7 @@ def judge_units(
     check_count("candidates", candidates, 2)
     if len(live) < candidates:
         raise ValueError(f"{len(live)} live units are fewer than candidates={candidates}; ask for fewer.")
-    asked = live if units is None else list(units)
+    asked = live if units is None else [check_whole("unit", unit) for unit in units]
     dead = sorted(set(asked) - set(live))
     if dead:
         raise ValueError(f"Unit {dead[0]} is constant or does not exist; it has no best images to describe.")

@@ -267,7 +267,9 @@ def feature_monosemanticity(
         best, *_ = order = trees.roots(max(removed + 1, added))
         alone = trees.accuracy([best])
         without = trees.accuracy(order[removed : removed + 1])
-        more = np.mean([trees.accuracy(order[:i]) for i in range(1, added + 1)]) - alone
+        together = [trees.accuracy(order[:i]) for i in range(1, min(added, len(order)) + 1)]
+        beyond = added - len(together)  # more units than there are: nothing changes any more
+        more = (sum(together) + beyond * together[-1]) / added - alone
         local, rest = float(np.clip(2 * (alone - without), 0, 1)), float(np.clip(1 - more, 0, 1))
         rows.append((int(ordered[label, best]), alone, local, rest, alone * (local + rest) / 2))
     columns = ["unit", "capacity", "local", "global", "monosemanticity"]
