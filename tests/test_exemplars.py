@@ -119,7 +119,7 @@ def test_a_channel_that_was_left_alone_is_refused_with_the_reason(split, images)
         ({"count": 1}, "count=1 is out of range"),
         ({"units": 0}, "units=0 is out of range"),
         ({"units": [99]}, "has no unit 99"),
-        ({"units": [-1]}, "unit=-1"),
+        ({"units": [-1]}, "has no unit -1"),
     ],
 )
 def test_what_is_not_there_is_refused(split, images, wrong, message) -> None:
