@@ -3,6 +3,7 @@
 from elude_nb.edits import EditError
 from elude_nb.exactness import ExactnessError
 from elude_nb.explicit import PartitionError
+from elude_nb.exporting import ExportError
 from elude_nb.identity import ModelMismatchError
 from elude_nb.opening import ImageError
 from elude_nb.rivals.base import NotFittedError
@@ -14,6 +15,7 @@ from elude_nb.weights import WeightsError
 __all__ = [
     "EditError",
     "ExactnessError",
+    "ExportError",
     "ImageError",
     "ModelMismatchError",
     "NotFittedError",

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb.aside import write_aside
 from elude_nb.edits import Edit, EditError
 from elude_nb.explicit import replace_module, take_branch
+from elude_nb.exporting import save_program
 from elude_nb.interception import is_intercepted
 from elude_nb.plans import Plan, Splittable, increment
 from elude_nb.sites import STREAM, Site, SiteError, Term
@@ -193,14 +193,17 @@ def save_permanent(split: Splittable, edit: Edit, path: str | os.PathLike[str]) 
         As in `make_permanent`, with the same errors.
     path
         The file, by custom with the ending ``.pt2``. It appears whole or not at all.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, such as on a full disk; an old one is then as it was.
+
+    See Also
+    --------
+    elude_nb.exporting.save_onnx : For ONNX: ``save_onnx(make_permanent(split, edit), path, like=split.model)``.
     """
-    made = make_permanent(split, edit)
-    batch = split.model.noise().repeat(2, *[1] * len(split.model.input_size))
-    with torch.no_grad():
-        program = torch.export.export(made, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
-    with write_aside(path) as aside, aside.open("wb") as file:
-        torch.export.save(program, file)  # to an open file: torch wants another ending of the path than .part
-    return Path(path)
+    return save_program(make_permanent(split, edit), path, like=split.model)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ ORDER = (
     "routing",
     "lens",
     "explicit",
+    "exporting",
     "identity",
     "edits",
     "plans",
