@@ -9,6 +9,7 @@ residual stream they travel beside it to the end of the window, since each block
 from __future__ import annotations
 
 import copy
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -193,14 +194,22 @@ def save_permanent(split: Splittable, edit: Edit, path: str | os.PathLike[str]) 
     split, edit
         As in `make_permanent`, with the same errors.
     path
-        The file, by custom with the ending ``.pt2``. It appears whole or not at all.
+        The file, by custom with the ending ``.pt2``. It appears whole or not at all. It is packed in memory first,
+        which takes as much as the network.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, such as on a full disk; an old one is then as it was.
     """
     made = make_permanent(split, edit)
     batch = noise_batch(split.model).repeat(2, *[1] * len(split.model.input_size))
     with torch.no_grad():
         program = torch.export.export(made, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
-    with write_aside(path) as aside, aside.open("wb") as file:
-        torch.export.save(program, file)  # to an open file: torch wants another ending of the path than .part
+    packed = io.BytesIO()  # not to the file at once: torch ends the whole process if a disk is full
+    torch.export.save(program, packed)
+    with write_aside(path) as aside:
+        aside.write_bytes(packed.getbuffer())
     return Path(path)
 
 
