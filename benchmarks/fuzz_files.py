@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -353,7 +354,8 @@ def _drawn(kind: str) -> bytes | None:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
     try:
         picture = Image.fromarray(pixels)
-        (picture.convert("1") if kind in {"MSP", "XBM"} else picture).save(buffer, kind)
+        with warnings.catch_warnings(action="ignore"):  # Pillow's, of formats that it will drop
+            (picture.convert("1") if kind in {"MSP", "XBM"} else picture).save(buffer, kind)
     except (OSError, KeyError, ValueError):  # this Pillow cannot write it
         return None
     return buffer.getvalue()

@@ -187,7 +187,8 @@ def try_case(case: Case, row: Row, folder: Path) -> None:
     """Run one case and enter it in its family's row."""
     before = files_below(folder)
     WATCH.seen, WATCH.folder, WATCH.on = [], os.path.realpath(folder), True
-    faulthandler.dump_traceback_later(5 * SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)  # for code that no alarm reaches
+    # For code that no alarm reaches:
+    faulthandler.dump_traceback_later(5 * SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
     start = time.perf_counter()
     problem: str | None = None
     try:

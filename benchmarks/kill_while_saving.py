@@ -54,8 +54,8 @@ def save_for_ever(path: Path, said: Connection) -> None:
 def kill_once(path: Path, seconds: float) -> str:
     """Kill a saving process so long after its second save began; say what was found: old, new, or what is wrong."""
     split = make_split()
-    methods = mp.get_all_start_methods()
-    context = mp.get_context("fork" if "fork" in methods else "spawn")  # forked, it need not import torch again
+    # Forked, it need not import torch again; elsewhere than on Linux that is not safe.
+    context = mp.get_context("fork" if sys.platform == "linux" else "spawn")
     listens, said = context.Pipe(duplex=False)
     child = context.Process(target=save_for_ever, args=(path, said), daemon=True)
     child.start()

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 _LONGEST_STEM = 100  # bytes: file systems allow 255 for a name, some that encrypt 143
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC}
 _ABANDONED = 24 * 3600  # seconds without a change: whatever machine its writer runs on, it writes no more
 
 
@@ -44,7 +45,7 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     FileNotFoundError
         If nothing was written.
     OSError
-        If a folder or the file cannot be made: no permission, no space, a name that is too long.
+        If a folder or the file cannot be made: no permission, a full disk, a name that is too long.
     """
     target = _end_of_links(Path(path))
     if target.is_dir():
@@ -67,6 +68,11 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         aside.replace(target)
         whole = True
         _flush_folder(target.parent)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            why = f"{os.strerror(error.errno)}; make room or choose another folder"
+            raise OSError(error.errno, why, str(target)) from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for parent in reversed(made if not whole else []):

@@ -192,7 +192,8 @@ def save_permanent(split: Splittable, edit: Edit, path: str | os.PathLike[str]) 
     split, edit
         As in `make_permanent`, with the same errors.
     path
-        The file, by custom with the ending ``.pt2``. It appears whole or not at all.
+        The file, by custom with the ending ``.pt2``. It appears whole or not at all. It is packed in memory first,
+        which takes as much as the network.
 
     Raises
     ------

@@ -304,6 +304,6 @@ class Quiz:
         return found
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the results to a file, which appears whole or not at all."""
+        """Write the results to a file, which appears whole or not at all; ``OSError`` if it cannot be written."""
         with write_aside(path) as aside:
             self.results.to_csv(aside, index=False)

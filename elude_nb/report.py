@@ -85,6 +85,8 @@ def write_report(
         If a number is out of range, a channel does not exist, or there are not two images.
     ImageError
         If an image is broken.
+    OSError
+        If the page cannot be written, such as on a full disk; an old one is then as it was.
     """
     check_split(split)
     target = check_target(path)

@@ -71,8 +71,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
                 raise
-            why = f"The file could not be written ({error}); make room or choose another folder"
-            raise OSError(int(number[1]), why, os.fspath(path)) from error
+            raise OSError(int(number[1]), str(error), os.fspath(path)) from error
     return Path(path)
 
 
