@@ -4,8 +4,9 @@
 weights included; a lens or a live edit is no part of a network, and is refused.
 
 On its way to ONNX, a sum of several numbers at one place (a channel that gathers its units) becomes a ``ScatterND``
-that adds, and onnxruntime 1.32 runs that from several threads at once: some of the numbers are lost, now and then. So
-each such node is written as several, one after the other, in none of which a place stands twice.
+that adds, and onnxruntime runs that from several threads at once (microsoft/onnxruntime #18048): where a place stands
+often, numbers are lost now and then. So each such node is written as several, one after the other, in none of which a
+place stands twice.
 """
 
 from __future__ import annotations
@@ -238,7 +239,10 @@ def _add_in_turn(graph: Any) -> None:
             total = added.outputs[0]
         total.shape, total.type = node.outputs[0].shape, node.outputs[0].type
         ir.convenience.replace_all_uses_with(node.outputs[0], total, replace_graph_outputs=True)
+        whole = node.inputs[1]
         graph.remove(node, safe=True)
+        if not whole.uses():  # onnxruntime warns of what nobody reads
+            graph.initializers.pop(whole.name, None)
 
 
 def _turns(places: Sequence[Sequence[int]]) -> list[list[int]]:
