@@ -433,11 +433,16 @@ def test_a_strengthened_topic_draws_its_sentences_together(split, sentences, hel
         assert table.loc["edit", f"{kind} low"] <= table.loc["edit", kind] <= table.loc["edit", f"{kind} high"]
 
 
-def test_similarity_effect_works_on_images_and_refuses_what_has_no_sense() -> None:
-    images = random_images(12, 32)
+def an_edit_of_images(images: en.ImageSet) -> tuple[en.Disentanglement, en.Edit, en.ImageSet]:
+    """Return a split of a tiny vision model, an edit of it, and the images with labels."""
     split = en.disentangle(tiny_vit(), images, concepts=4, units=2, tokens_per_image=4, progress=False)
     edit = en.Edit.ablate(concept=int(split.units["concept"].dropna().iloc[0]))
-    labelled = load_images(list(images), labels=["a", "b", "c"] * 4)
+    return split, edit, load_images(list(images), labels=["a", "b", "c"] * 4)
+
+
+def test_similarity_effect_works_on_images_and_refuses_what_has_no_sense() -> None:
+    images = random_images(12, 32)
+    split, edit, labelled = an_edit_of_images(images)
     found = similarity_effect(split, edit, labelled, target="a", draws=2, progress=False)
     assert found.table["method"].iloc[0] == "edit"
     assert "similarity within" in repr(found)
@@ -470,10 +475,7 @@ def test_naming_and_effects_work_on_sentences(split, sentences, held_out) -> Non
 def test_the_bars_show_the_numbers_of_the_table() -> None:
     from elude_nb.figures import similarity_bars
 
-    images = random_images(12, 32)
-    split = en.disentangle(tiny_vit(), images, concepts=4, units=2, tokens_per_image=4, progress=False)
-    edit = en.Edit.ablate(concept=int(split.units["concept"].dropna().iloc[0]))
-    labelled = load_images(list(images), labels=["a", "b", "c"] * 4)
+    split, edit, labelled = an_edit_of_images(random_images(12, 32))
     found = similarity_effect(split, edit, labelled, target="a", draws=2, progress=False)
     picture = similarity_bars(found)
     place = picture.axes[0]
