@@ -25,8 +25,9 @@ def families() -> dict[str, tuple[Family, float]]:
     """Return all families and the share of the cases that each gets."""
     import fuzz_calls  # type: ignore[import-not-found]  # beside this file
     import fuzz_files  # type: ignore[import-not-found]
+    import fuzz_looks  # type: ignore[import-not-found]
 
-    return {**fuzz_files.FAMILIES, **fuzz_calls.FAMILIES}
+    return {**fuzz_files.FAMILIES, **fuzz_calls.FAMILIES, **fuzz_looks.FAMILIES}
 
 
 def fuzz(cases: int, seed: int, only: str = "", folder: Path | None = None) -> list[Row]:
@@ -85,6 +86,15 @@ def table(rows: list[Row]) -> str:
     )
 
 
+def peak_memory() -> str:
+    """Return how much memory this process has held at most, in words, where the system says so."""
+    if sys.platform != "linux":
+        return ""
+    import resource
+
+    return f", {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB at the peak"
+
+
 def main() -> None:
     """Read the command line, run the cases, print the table; exit with 1 if anything unexpected was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,7 +107,7 @@ def main() -> None:
     rows = fuzz(chosen.cases, chosen.seed, chosen.only)
     print(f"python {sys.version.split()[0]}, torch {torch.__version__}, seed {chosen.seed}")
     print(table(rows))
-    print(f"{time.perf_counter() - start:.0f} s in all")
+    print(f"{time.perf_counter() - start:.0f} s in all{peak_memory()}")
     for row in rows:
         for kind, count in row.kinds.most_common():
             print(f"\n{row.family}, {count} times: {kind}")

@@ -10,6 +10,7 @@ import os
 import pickle
 import struct
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -301,6 +302,17 @@ class Bomb:
         return os.mkdir, ("pwned",)
 
 
+def _repacked(content: bytes, zeros: int) -> bytes:
+    """Return a torch file whose entries are packed, with one more of many zeros."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(
+                entry.filename, old.read(entry) + (b"\0" * zeros if entry.filename.endswith("data/0") else b"")
+            )
+    return made.getvalue()
+
+
 def checkpoints(ground: Ground) -> Iterator[Case]:
     """Checkpoint files: damaged, pickles that run code, wrong contents and endings."""
     good = {"a.weight": torch.randn(3, 4), "a.bias": torch.zeros(3)}
@@ -309,6 +321,7 @@ def checkpoints(ground: Ground) -> Iterator[Case]:
     torch_file = buffer.getvalue()
     legacy = io.BytesIO()
     torch.save(good, legacy, _use_new_zipfile_serialization=False)
+    packed = _repacked(torch_file, 50_000_000)
     save_file(good, ground.folder / "whole", metadata={"architecture": "resnet18"})
     plain = (ground.folder / "whole").read_bytes()
     (ground.folder / "whole").unlink()
@@ -317,7 +330,9 @@ def checkpoints(ground: Ground) -> Iterator[Case]:
     while True:
         ending = ground.pick([".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".zip", "", ".PT"])
         file = ground.folder / f"weights{ending}"
-        match int(ground.rng.integers(0, 5)):
+        match int(ground.rng.integers(0, 6)):
+            case 5:
+                content, said = packed, "packed"
             case 0:
                 content, said = damaged(plain, ground), "safetensors"
             case 1:

@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_kind
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.gallery import Gallery
+from elude_nb.plans import check_split
 from elude_nb.routing import NO_CONCEPT
 from elude_nb.tiles import crop_at
 
 _PERPLEXITY = 12.0
+_LARGEST_SIDE = 4096  # pixels of a thumbnail
 _CROP = 0.4  # of the image's side: 90 pixels of 224
 _Looks = tuple[np.ndarray[tuple[int, ...], np.dtype[np.int64]], np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]
 
@@ -76,9 +78,10 @@ def lay_out(
     ValueError
         If ``seed`` is negative, or the gallery has no image ready, or is of another split or of one without concepts.
     """
+    check_split(split)
     check_count("seed", seed, 0)
     check_count("count", count)
-    check_count("side", side)
+    check_count("side", side, 1, _LARGEST_SIDE)
     if gallery is None:
         best, thumbnails = _no_looks(len(split.book), side)
     else:
@@ -159,6 +162,7 @@ def _concepts(split: Disentanglement, units: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_gallery(gallery: Gallery, split: Disentanglement) -> None:
+    check_kind("gallery", gallery, Gallery, "a Gallery of images")
     if gallery.split.identity != split.identity:
         raise ValueError(f"The gallery shows {gallery.split!r}, which is another split than this {split!r}.")
     if not gallery.has_concepts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from types import UnionType
 
@@ -53,6 +53,13 @@ def check_whole(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, not {shortly(value)}.")
     return int(value)
+
+
+def check_unit(unit: object) -> tuple[int, int]:
+    """Return a unit as the two whole numbers that it is, channel and number; else raise ``TypeError``."""
+    if isinstance(unit, Sequence) and len(unit) == 2 and all(isinstance(part, Integral) for part in unit):
+        return int(unit[0]), int(unit[1])
+    raise TypeError(f"A unit is a pair (channel, number), such as (17, 3), not {shortly(unit)}.")
 
 
 def check_number(name: str, value: object) -> float:

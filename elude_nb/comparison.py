@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_choice, check_count
+from elude_nb.checks import check_choice, check_count, check_kind, check_number
 from elude_nb.choosing import auto_concepts, check_words
 from elude_nb.concepts import cluster_directions
 from elude_nb.embedding import embed
@@ -172,13 +172,17 @@ def compare(
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If a method is unknown, a setting is out of range, there are too few images, or the tokens would not fit.
     """
     check_words(concepts=concepts)
     for method in methods:
         if isinstance(method, str):
             check_choice("method", method, METHODS)  # before any forward pass
+        else:
+            check_kind("A method", method, Method, "a name or a Method")
+    if tokens_per_image is not None:
+        check_count("tokens_per_image", tokens_per_image)
     check_count("units", units, 2)
     check_count("k", k, _FEWEST_BEST)
     check_count("fidelity_images", fidelity_images, 2)  # neighbours are among the other images
@@ -267,7 +271,7 @@ def _check_memory(
     per_image = min(per_image, tokens_per_image or per_image)
     count = per_image * sum(len(images) for images in sets)
     needed = count * (site.sources * site.kernel + 2 * site.channels) * 4 / _GIB
-    if needed > max_memory:
+    if needed > check_number("max_memory", max_memory):
         raise ValueError(
             f"{count:,} tokens with {site.sources * site.kernel:,} sources each take {needed:.1f} GiB, more than "
             f"max_memory={max_memory}; take fewer images, fewer tokens_per_image or fewer blocks, or allow more."

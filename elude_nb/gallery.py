@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_number, check_unit, check_whole
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.edits import EditError
 from elude_nb.exemplars import Exemplars, arrange_exemplars, choose_among, name_of_unit
@@ -124,7 +124,7 @@ class Gallery:
         if layout.grid is None:
             raise SiteError(f"{split.site.name!r} has no patches to look at; choose another site.")
         tokens, width = len(layout.positions("patch")), split.site.sources * split.site.kernel
-        fit = int(max_memory * _GIB / (2 * width * tokens)) if max_memory > 0 else 0
+        fit = int(max_memory * _GIB / (2 * width * tokens)) if check_number("max_memory", max_memory) > 0 else 0
         if fit < 2 or not len(photos):
             raise ValueError(
                 f"A gallery of {len(photos)} images within max_memory={max_memory} GiB: {fit} fit; "
@@ -252,11 +252,11 @@ class Gallery:
 
     def pictures_of(self, image: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         """Return what the model sees of one image, (h, w, 3), uint8."""
-        return self._pictures[image]
+        return self._pictures[check_count("image", image, 0, self.ready - 1)]
 
     def sources_of(self, image: int) -> Tensor:
         """Return the sources of one image at every patch, less their mean over the discovery, (t, s * kernel)."""
-        return self._sources[image]
+        return self._sources[check_count("image", image, 0, self.ready - 1)]
 
     def maps_of(self, units: Sequence[tuple[int, int]]) -> Tensor:
         """Return activations of sub-units of the split at every patch of the images that are ready, (n, t, u).
@@ -269,6 +269,7 @@ class Gallery:
             If no image is ready, or there is no such unit.
         """
         self._check_ready()
+        units = [check_unit(unit) for unit in units]
         parts = [unit for unit in units if unit[1] > 0]
         known = set(zip(*(rows.tolist() for rows in self.split.routing.rows()), strict=True))
         for channel, unit in units:
@@ -286,7 +287,7 @@ class Gallery:
     def images_of_unit(self, channel: int, unit: int) -> Tensor:
         """Return the activation of one unit at every patch, (n, t), turned round where it is low on its concept."""
         view = self.channel(channel)
-        rows = view.units.index[view.units["unit"] == unit]
+        rows = view.units.index[view.units["unit"] == check_whole("unit", unit)]
         if not len(rows):
             raise ValueError(f"Channel {channel} has no unit {unit}; it has {view.units['unit'].tolist()}.")
         return view.maps[..., rows[0]] * int(self.split.signs[channel, unit])

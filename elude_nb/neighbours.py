@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_kind
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.edits import Edit
 from elude_nb.heads import read_outputs
 from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.plans import check_split
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,8 @@ def find_neighbours(
     ValueError
         If there are fewer than ``k`` images, or ``outputs`` are not theirs.
     """
+    check_split(split)
+    check_kind("edits", edits, Mapping, "a mapping of names to edits, such as {'no cats': Edit.ablate(concept=12)}")
     photos = as_image_set(among)
     check_count("k", k, 1, len(photos))
     contexts = {name: split.edit(edit) for name, edit in edits.items()}  # wrong ones are found before anything runs

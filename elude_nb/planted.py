@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_number
 from elude_nb.images import ImageSet, load_images
 from elude_nb.models import Model, wrap_network
 from elude_nb.routing import NO_CONCEPT
@@ -141,7 +141,7 @@ def planted_network(
             f"{channels} channels of {concepts_per_channel} concepts leave some of {concepts} concepts in none; "
             "use more channels or fewer concepts."
         )
-    if not 0 <= noise < np.inf:
+    if not 0 <= check_number("noise", noise) < np.inf:
         raise ValueError(f"noise={noise} must be 0 or a positive number.")
     rng = np.random.default_rng(seed)
     patterns = _patterns(concepts, rng)  # (g, pixels)

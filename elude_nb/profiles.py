@@ -6,8 +6,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_choice, check_count
+from elude_nb.checks import check_choice, check_count, check_kind
 from elude_nb.disentanglement import Disentanglement
+from elude_nb.plans import check_split
 from elude_nb.routing import NO_CONCEPT
 from elude_nb.sites import SiteError
 
@@ -37,6 +38,7 @@ def depth_profile(split: Disentanglement, concept: int) -> pd.DataFrame:
     ValueError
         If there is no such concept, or no sub-unit belongs to it.
     """
+    check_split(split)
     check_count("concept", concept, 0, len(split.book) - 1)
     routing = split.routing
     channels, places = (routing.concepts == concept).nonzero(as_tuple=True)
@@ -63,6 +65,8 @@ def spatial_profile(split: Disentanglement, maps: Tensor) -> Tensor:
     ValueError
         If the maps are not of this site's patches, there is none, or one is not finite.
     """
+    check_split(split)
+    check_kind("maps", maps, Tensor, "a tensor (n, t)")
     grid = split.site.layout.grid
     if grid is None:
         raise SiteError(f"{split.site.name!r} has no patches; a concept there has no place in an image.")
@@ -99,6 +103,7 @@ def route_table(split: Disentanglement, channel: int, *, detail: str = "part") -
     ValueError
         If the channel was left alone, or there is no such channel or detail.
     """
+    check_split(split)
     check_count("channel", channel, 0, split.site.channels - 1)
     check_choice("detail", detail, DETAILS)
     routes = split.routing.routes[channel].long()  # (s,)

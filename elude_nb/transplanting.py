@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from PIL import Image
 
-from elude_nb.checks import check_fraction
+from elude_nb.checks import check_fraction, check_kind
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.edits import Edit, EditError
-from elude_nb.plans import concept_number
+from elude_nb.plans import check_split, concept_number
 
 
 def transplant(
@@ -50,8 +51,13 @@ def transplant(
     EditError
         If there is no such concept, or no channel has a sub-unit of it.
     """
+    check_split(split)
     check_fraction("share", share)
     several = [concept] if isinstance(concept, int | str) else list(concept)
+    if not several:
+        raise EditError("concept is empty; name one.")
+    for each in several:
+        check_kind("concept", each, Integral | str, "the number or the name of a concept")
     units = {concept_number(split, each): _units(split, each) for each in several}
     pairs = [pair for mine in units.values() for pair in mine]
     layout = split.site.layout

@@ -7,6 +7,7 @@ Every file in the cache was written aside and renamed, so it is whole or not the
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -269,6 +270,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_torch_file(path: Path) -> dict[str, Tensor]:
+    _check_unpacked(path)
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -282,6 +284,20 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
         raise WeightsError(f"{str(path)!r} does not hold a dictionary of tensors; save model.state_dict() there.")
     return held
+
+
+def _check_unpacked(path: Path) -> None:
+    """Refuse a file that would unpack to more than it is: torch packs nothing, so somebody else did."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
+        return  # the old format, or damage, of which torch says more
+    if size > path.stat().st_size:
+        raise WeightsError(
+            f"{str(path)!r} of {path.stat().st_size:,} bytes would unpack to {size:,}; torch.save packs nothing. "
+            "Fetch it from its publisher, or unpack it and save it again with safetensors.torch.save_file."
+        )
 
 
 def hub_weights(repository: str) -> tuple[Path, Provenance]:

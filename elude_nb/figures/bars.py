@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from elude_nb.checks import check_choice
+from elude_nb.checks import check_choice, check_whole
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.figures.theme import (
     BLUE,
@@ -24,6 +24,7 @@ from elude_nb.figures.theme import (
     handed_over,
     house_style,
 )
+from elude_nb.plans import check_split
 from elude_nb.tables import HIGHER_IS_BETTER
 
 _KINDS = {"channel": GREY, "random route": ORANGE, "sub-unit": BLUE}
@@ -35,6 +36,10 @@ def contributions_by_block(split: Disentanglement, channel: int, units: Sequence
     Each bar is the sum of a branch's contributions, averaged over the tokens of the sub-unit's concept and taken
     above the overall mean.
     """
+    check_split(split)
+    units = [check_whole("unit", unit) for unit in units]
+    if not units:
+        raise ValueError("Name a unit to show; there is none in units=[].")
     tables = {unit: split.contributions(channel, unit) for unit in units}
     blocks = sorted({int(block) for table in tables.values() for block in table["block"].dropna()}) or [0]
     with house_style():

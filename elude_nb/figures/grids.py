@@ -5,10 +5,10 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from PIL import Image
 
-from elude_nb.checks import check_count, check_fraction
+from elude_nb.checks import check_count, check_fraction, check_kind
 from elude_nb.exemplars import Exemplar, Exemplars
 from elude_nb.figures.theme import FAINT, INK, SEQUENCE, Picture, house_style
-from elude_nb.images import ImageSet
+from elude_nb.images import ImageSet, as_image_set
 from elude_nb.tiles import crop_at, lightened
 
 _TILE = 1.05  # inches
@@ -25,6 +25,9 @@ def contact_sheet(images: ImageSet, count: int = 20, columns: int = 10) -> Pictu
     count, columns
         How many images, and how many in a row.
     """
+    images = as_image_set(images)
+    if not len(images):
+        raise ValueError("There are no images to show.")
     count = min(check_count("count", count), len(images))
     columns = min(check_count("columns", columns), count)
     rows = -(-count // columns)
@@ -62,6 +65,8 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bo
     ValueError
         If ``crops`` is not between 0 and 1, or missing with ``beside``.
     """
+    check_kind("exemplars", exemplars, Exemplars, "what find_exemplars returns")
+    check_kind("beside", beside, bool, "True or False")
     if crops is not None:
         check_fraction("crops", crops, open_ends=True)
     elif beside:

@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from torch import Tensor
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_kind, check_number, check_whole
 from elude_nb.figures.theme import (
     FAINT,
     INK,
@@ -62,12 +62,14 @@ def activation_map(
     ValueError
         If shapes are wrong, a value is not finite, or ``limit`` is not above 0.
     """
+    check_kind("image", image, np.ndarray, "an array (h, w, 3)")
+    check_kind("title", title, str, "text")
     heat = np.asarray(heat, dtype=np.float64)
     if image.ndim != 3 or image.shape[2] != 3 or heat.ndim != 2 or not heat.size:
         raise ValueError(f"image must be (h, w, 3) and heat (rows, columns), not {image.shape} and {heat.shape}.")
     if not np.isfinite(heat).all():
         raise ValueError("heat has values that are not finite.")
-    if limit is not None and not limit > 0:
+    if limit is not None and not check_number("limit", limit) > 0:
         raise ValueError(f"limit={limit} must be above 0; without it the largest absolute value is taken.")
     limit = max(float(np.abs(heat).max()) if limit is None else limit, _LEAST)
     with drawing(axes, (3.9, 3.2)) as place:
@@ -100,6 +102,7 @@ def unit_maps(gallery: Gallery, image: int, channel: int, *, units: Sequence[int
     ValueError
         If the image is not ready, or there is no such channel or unit.
     """
+    check_kind("gallery", gallery, Gallery, "a Gallery of images")
     check_count("image", image, 0, len(gallery) - 1)
     view = gallery.channel(channel)
     chosen = _chosen(view, view.maps[image], units)
@@ -145,6 +148,7 @@ def _chosen(view: ChannelView, maps: Tensor, units: Sequence[int] | int) -> list
         check_count("units", units)
         order = maps.var(0).argsort(descending=True).tolist()
         return sorted([known[place] for place in order if known[place] > 0][:units])
+    units = [check_whole("unit", unit) for unit in units]
     unknown = [unit for unit in units if unit not in known]
     if unknown or len(set(units)) < len(units):
         wrong = f"no unit {unknown[0]}" if unknown else f"no unit twice, as in {list(units)}"

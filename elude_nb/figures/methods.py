@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from elude_nb.checks import check_choice
 from elude_nb.comparison import Compared
 from elude_nb.figures.theme import BLUE, FAINT, GREY, INK, ORANGE, RED, SKY, Picture, drawing, handed_over, house_style
+from elude_nb.scores.inputs import check_table
 from elude_nb.tables import HIGHER_IS_BETTER
 
 _COLOURS = {"sub-units": BLUE, "concepts": SKY, "random routes": ORANGE, "channels": GREY}
@@ -85,6 +86,7 @@ def score_intervals(
         ``"equal"`` or ``"own"`` numbers of units.
     """
     table = _rows(compared, size)
+    scores = list(scores)
     if not scores:
         raise ValueError("Name a score to show; there is none in scores=[].")
     for column in scores:
@@ -111,6 +113,7 @@ def score_intervals(
 
 def _rows(compared: Compared | pd.DataFrame, size: str) -> pd.DataFrame:
     table = compared.table if isinstance(compared, Compared) else compared
+    check_table("compared", table, "size", "method", "units")
     check_choice("size", size, sorted(set(table["size"])))
     return table[table["size"] == size].reset_index(drop=True)  # tables put together number their rows twice
 

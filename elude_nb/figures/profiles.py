@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from elude_nb.checks import check_kind
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.figures.theme import FAINT, SEQUENCE, Picture, house_style
 from elude_nb.gallery import Gallery
@@ -33,6 +34,7 @@ def concept_profile(of: Gallery | Disentanglement, concept: int, *, maps: Tensor
     ValueError
         If there is no such concept, it has no sub-units, no image is ready, or the maps are of another shape.
     """
+    check_kind("of", of, Gallery | Disentanglement, "a Gallery or a Disentanglement")
     split = of if isinstance(of, Disentanglement) else of.split
     table = depth_profile(split, concept)
     if isinstance(of, Gallery) and maps is None:

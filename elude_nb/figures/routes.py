@@ -9,9 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from elude_nb.checks import check_choice, check_count
+from elude_nb.checks import check_choice, check_count, check_kind
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.figures.theme import FAINT, GREY, PAPER, SEQUENCE, Picture, drawing, handed_over
+from elude_nb.plans import check_split
 from elude_nb.profiles import route_table
 
 COLUMNS = {"contribution": "magnitude", "sources": "sources"}
@@ -110,11 +111,13 @@ def routing_bars(
 
 def usual_detail(split: Disentanglement) -> str:
     """Return parts where there are blocks, else sources."""
+    check_split(split)
     return "part" if split.site.blocks else "source"
 
 
 def routes_of(split: Disentanglement, channel: int, detail: str, *, shared: bool) -> pd.DataFrame:
     """Return the `route_table` of a channel, the shared unit in it or not."""
+    check_kind("shared", shared, bool, "True or False")
     table = route_table(split, channel, detail=detail)
     return table if shared else table[table["unit"] > 0]
 

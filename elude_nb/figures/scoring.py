@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_kind, check_whole
 from elude_nb.figures.grids import square_thumbnail
 from elude_nb.figures.theme import GREEN, INK, ORANGE, Picture, drawing, handed_over, house_style, sequential
-from elude_nb.images import ImageSet
+from elude_nb.images import ImageSet, as_image_set
+from elude_nb.scores.inputs import check_table
 from elude_nb.scores.intruder import IntruderTrial
 
 
@@ -33,6 +34,9 @@ def factor_heatmap(information: pd.DataFrame, count: int = 30, *, axes: Axes | N
         Where to draw; by default a new picture.
     """
     check_count("count", count)
+    check_table("information", information)
+    if not information.size:
+        raise ValueError("information is empty; give the table of mutual_information.")
     home = information.to_numpy().argmax(1)
     best = pd.Series(information.to_numpy().max(1), index=information.index).nlargest(count).index
     order = sorted(best, key=lambda unit: (home[information.index.get_loc(unit)], -information.loc[unit].max()))
@@ -61,6 +65,17 @@ def trial_sheet(trials: Sequence[IntruderTrial], images: ImageSet, answers: Sequ
     answers
         For each trial the place pointed at, from 0; without, nothing is given away.
     """
+    images = as_image_set(images)
+    if not len(trials):
+        raise ValueError("There are no trials to show.")
+    for trial in trials:
+        check_kind("A trial", trial, IntruderTrial, "an IntruderTrial, from make_trials")
+    answers = None if answers is None else [check_whole("answer", answer) for answer in answers]
+    if answers is not None and len(answers) != len(trials):
+        raise ValueError(f"{len(answers)} answers were given to {len(trials)} trials; give one each.")
+    last = max(index for trial in trials for index in trial.images)
+    if last >= len(images):
+        raise ValueError(f"A trial shows image {last}, but there are only {len(images)}.")
     size = len(trials[0].images)
     with house_style():
         picture = Picture(figsize=(1.1 * size, 1.15 * len(trials)))

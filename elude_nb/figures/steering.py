@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_kind
 from elude_nb.effects import Effect
 from elude_nb.figures.grids import square_thumbnail
 from elude_nb.figures.theme import (
@@ -53,6 +53,7 @@ def dose_response(effect: Effect) -> Picture:
     At the left for the images of the class that is meant, at the right for all others (the mean over their classes).
     Strength 0 is the model as it is.
     """
+    check_kind("effect", effect, Effect, "an Effect, from effect(...)")
     methods = list(dict.fromkeys(effect.curve["method"]))
     with house_style():
         picture = Picture(figsize=(8.4, 3.4))
@@ -88,6 +89,7 @@ def side_effects(effect: Effect, *, axes: Axes | None = None) -> Picture | Axes:
     A good handle has a long first bar and short ones below. The specificity stands beside it where the drop is clear
     of nought. With ``axes`` it is drawn there; else a new picture is returned.
     """
+    check_kind("effect", effect, Effect, "an Effect, from effect(...)")
     table = effect.table.iloc[::-1].reset_index(drop=True)
     places = np.arange(len(table))
     with drawing(axes, (7.6, 0.9 + 0.52 * len(table))) as place:
@@ -159,6 +161,7 @@ def class_drops(effect: Effect, *, axes: Axes | None = None) -> Picture | Axes:
 
     With ``axes`` it is drawn there; else a new picture is returned.
     """
+    check_kind("effect", effect, Effect, "an Effect, from effect(...)")
     table = 100 * effect.by_class
     largest = max(float(table.abs().to_numpy().max()), 1e-9)
     with drawing(axes, (2.2 + 0.62 * table.shape[1], 1.1 + 0.34 * len(table))) as place:
@@ -180,6 +183,7 @@ def class_drops(effect: Effect, *, axes: Axes | None = None) -> Picture | Axes:
 
 def neighbour_grid(neighbours: Neighbours, columns: int = 6) -> Picture:
     """Show an image and the nearest neighbours it has, one row as the model is and one for each edit."""
+    check_kind("neighbours", neighbours, Neighbours, "what find_neighbours returns")
     check_count("columns", columns)
     names = list(neighbours.found)
     shown = min(columns, *(len(found) for found in neighbours.found.values()))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_kind
 from elude_nb.concepts import cluster_directions
 from elude_nb.recording import Recording
 from elude_nb.rivals.base import Method, both_signs, one_sign
@@ -87,6 +87,7 @@ class HiddenUnits(Method):
     needs_sources = True
 
     def __init__(self, columns: slice, units: int | None = None, *, name: str = "hidden units") -> None:
+        check_kind("columns", columns, slice, "a slice of the sources")
         self.name, self.columns = name, columns
         self.units = None if units is None else check_count("units", units)
 
@@ -392,9 +393,12 @@ def tokens_of(recording: Recording) -> Tensor:
 
     Raises
     ------
+    TypeError
+        If it is no recording.
     ValueError
         If there are fewer than two tokens, all of them are the same, or a value is not finite.
     """
+    check_kind("recording", recording, Recording, "a Recording, such as split.recording(images)")
     channels = recording.channels
     if len(channels) < 2:
         raise ValueError(f"{len(channels)} tokens are too few to fit on; record more images or tokens.")

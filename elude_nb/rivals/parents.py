@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count, check_fraction
+from elude_nb.checks import check_count, check_fraction, check_kind
 from elude_nb.recording import Recording
 from elude_nb.rivals.base import Method
 from elude_nb.rivals.linear import tokens_of
@@ -30,6 +30,8 @@ class _Parent(Method):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kernel: int, *, name: str) -> None:
         self.name, self.kernel = name, check_count("kernel", kernel)
+        check_kind("weight", weight, Tensor, "a tensor; Site.weight(network) gives it")
+        check_kind("bias", bias, Tensor | None, "a tensor or None; Site.bias(network) gives it")
         self.weight, self.bias = weight, weight.new_zeros(len(weight)) if bias is None else bias
         if weight.ndim != 2 or weight.shape[1] % kernel or self.bias.shape != weight.shape[:1]:
             raise ValueError(

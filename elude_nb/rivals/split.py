@@ -9,10 +9,11 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from elude_nb.checks import check_count, check_kind
 from elude_nb.discovery import split_recordings
 from elude_nb.disentanglement import Disentanglement, Settings
 from elude_nb.lens import Lens, Readout
-from elude_nb.models import Model
+from elude_nb.models import Model, check_model
 from elude_nb.recording import Recording
 from elude_nb.rivals.base import Method, NotFittedError
 from elude_nb.routing import RoutingStrategy, check_routing_settings, find_routing, shuffled
@@ -50,9 +51,12 @@ class SubUnits(Method):
         seed: int = 0,
         name: str = "sub-units",
     ) -> None:
+        check_model(model)
+        check_kind("site", site, Site, "a Site of this model, from find_site")
         self.name, self.model, self.site = name, model, site
         self.strategy = find_routing(routing, seed)
         units, shared = check_routing_settings(units, shared)  # before any forward pass
+        concepts = check_count("concepts", concepts, 2)
         self._settings = {"concepts": concepts, "units": units, "shared": shared, "tokens": tokens, "seed": seed}
         self._split: Disentanglement | None = None
         self._readout: Readout | None = None
@@ -73,6 +77,7 @@ class SubUnits(Method):
 
     def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:  # noqa: ARG002 - needs none
         """See `Method.fit`."""
+        check_kind("recording", recording, Recording, "a Recording, such as split.recording(images)")
         settings = Settings(
             site=self.site.name,
             blocks=self.site.blocks or "all",
