@@ -281,8 +281,11 @@ def _calls(ground: Ground) -> dict[str, Call]:
             {"gallery": Gallery(split, ground.images).fill(progress=False), "per_kind": 1, "size": 3, "seed": 0},
         ),
         "make_permanent": (make_permanent, {"split": split, "edit": edit}),
-        "save_permanent": (save_permanent, {"split": 3, "edit": edit, "path": "x.pt2"}),
-        "write_report": (write_report, {"split": split, "images": 3, "path": "x.html", "count": 2, "units": 2, "k": 2}),
+        "save_permanent": (_and_away(save_permanent), {"split": 3, "edit": edit, "path": "x.pt2"}),
+        "write_report": (
+            _and_away(write_report),
+            {"split": split, "images": 3, "path": "x.html", "count": 2, "units": 2, "k": 2},
+        ),
         "TopK": (
             TopK,
             {"width": 4, "k": 2, "steps": 2, "batch_size": 4, "learning_rate": 0.1, "patience": 2, "seed": 0},
@@ -392,6 +395,11 @@ def _score_calls(ground: Ground) -> dict[str, Call]:
             arguments["activations"] = torch.from_numpy(activations)
         calls[name] = function, arguments
     return calls
+
+
+def _and_away(write: Callable[..., Path]) -> Callable[..., object]:
+    """Return the same function, after whose success the file is taken away."""
+    return lambda **arguments: write(**arguments).unlink()
 
 
 def _record(**arguments: Any) -> object:

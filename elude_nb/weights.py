@@ -281,8 +281,10 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "teacher"):
         if isinstance(held, dict) and isinstance(held.get(key), dict):
             held = held[key]
-    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
-        raise WeightsError(f"{str(path)!r} does not hold a dictionary of tensors; save model.state_dict() there.")
+    if not isinstance(held, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in held.items()):
+        raise WeightsError(
+            f"{str(path)!r} does not hold a dictionary of tensors by name; save model.state_dict() there."
+        )
     return held
 
 

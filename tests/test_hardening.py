@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
+import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from elude_nb import Disentanglement
+import elude_nb as en
+from elude_nb import Disentanglement, scores
 from elude_nb.edits import Edit, EditError
 from elude_nb.identity import ModelMismatchError
 from elude_nb.opening import ImageError, open_rgb, read_rgb
+from elude_nb.permanent import make_permanent
+from elude_nb.rivals import TopK
 from elude_nb.store import StoreError, load_result, save_result, sha256_of_tensors
+from elude_nb.weights import WeightsError, read_checkpoint
 
 CASES = 150
 
@@ -193,3 +201,103 @@ def test_edits_from_text_are_made_or_refused() -> None:
             continue
     with pytest.raises((EditError, ValueError)):
         Edit.from_json("[" * 100_000)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match=r"pipe\.png' is no ordinary file"):
+        open_rgb(tmp_path / "pipe.png")
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path) -> None:
+    whole = tmp_path / "whole.pt"
+    torch.save({"a": torch.zeros(100_000)}, whole)
+    assert read_checkpoint(whole)[0]["a"].shape == (100_000,)
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    with pytest.raises(WeightsError, match=r"bomb\.pt' of [\d,]+ bytes would unpack to 40\d,\d{3}"):
+        read_checkpoint(tmp_path / "bomb.pt")
+
+
+def test_a_checkpoint_whose_names_are_none_is_refused(tmp_path) -> None:
+    torch.save({1: torch.zeros(2)}, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match="dictionary of tensors by name"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+def test_a_probe_of_infinities_is_not_near_enough_to_anything(split, tmp_path) -> None:
+    split.save(tmp_path / "x")
+    tensors, manifest = load_result(tmp_path / "x", "disentanglement")
+    tensors["probe"] = torch.full_like(tensors["probe"], torch.inf)
+    save_result(tmp_path / "x", "disentanglement", tensors, manifest)
+    with pytest.raises(ModelMismatchError, match="not finite"):
+        Disentanglement.load(tmp_path / "x", split.model)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("channel_sums", torch.nan, "holds NaN or infinite"),
+        ("unit_shares", torch.inf, "holds NaN or infinite"),
+        ("counts", 0, "1 at least"),
+        ("concepts", -2, "go from -2 to -2"),
+        ("concepts", 99, "go from 99 to 99; there are 8"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(split, tmp_path, name, value, said) -> None:
+    split.save(tmp_path / "x")
+    tensors, manifest = load_result(tmp_path / "x", "disentanglement")
+    save_result(tmp_path / "x", "disentanglement", {**tensors, name: torch.full_like(tensors[name], value)}, manifest)
+    with pytest.raises(StoreError, match=said):
+        Disentanglement.load(tmp_path / "x", split.model)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("blocks", "some", "blocks must be a whole number"),
+        ("units", 0, "units=0 is out of range"),
+        ("tokens", "none", "tokens='none' is not known"),
+        ("routing", 3, "routing must be text"),
+        ("seed", True, "seed must be a whole number"),
+        ("more", 1, "lack or are too many: more"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(split, tmp_path, name, value, said) -> None:
+    split.save(tmp_path / "x")
+    tensors, manifest = load_result(tmp_path / "x", "disentanglement")
+    manifest["settings"] = {**manifest["settings"], name: value}
+    save_result(tmp_path / "x", "disentanglement", tensors, manifest)
+    with pytest.raises(StoreError, match=said):
+        Disentanglement.load(tmp_path / "x", split.model)
+
+
+WRONG: list[tuple[str, Callable[[Any], object]]] = [
+    ("model must be a Model", en.find_site),
+    ("model must be a Model", lambda wrong: en.embed(wrong, "shapes")),
+    ("model must be a Model", lambda wrong: en.disentangle(wrong, "shapes", progress=False)),
+    ("split must be a Disentanglement", lambda wrong: en.score(wrong, "shapes")),
+    ("split must be a Disentanglement", lambda wrong: en.verify(wrong, "shapes")),
+    ("split must be a Disentanglement", lambda wrong: en.find_units(wrong, "shapes", "shapes")),
+    ("split must be a Disentanglement", lambda wrong: en.find_exemplars(wrong, "shapes", 0)),
+    ("split must be a Disentanglement", lambda wrong: make_permanent(wrong, Edit.scale(concept=0, by=0.0))),
+    ("activations must be real numbers", scores.effective_rank),
+    ("information must be a pandas DataFrame", scores.encoded_factor),
+    ("recording must be a Recording", lambda wrong: TopK(4, 2).fit(wrong)),
+]
+
+
+@pytest.mark.parametrize(("said", "call"), WRONG)
+def test_an_argument_of_another_kind_is_named(said, call) -> None:
+    with pytest.raises(TypeError, match=rf"{said}.* 'not one' \(str\)"):
+        call("not one")
+
+
+def test_numbers_in_tables_and_sparse_tensors(tmp_path) -> None:
+    values = np.random.default_rng(0).random((6, 3))
+    assert scores.effective_rank(pd.DataFrame(values)) == scores.effective_rank(values)
+    for wrong in (torch.eye(3).to_sparse(), torch.zeros(3, 3, device="meta"), torch.eye(3, dtype=torch.complex64)):
+        with pytest.raises(TypeError, match="must be real and dense"):
+            scores.effective_rank(wrong)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from elude_nb.checks import check_kind, shortly
 
-Array = Tensor | np.ndarray[Any, Any]
+Array = Tensor | np.ndarray[Any, Any] | pd.DataFrame
 
 
 def as_activations(activations: Array) -> Tensor:
