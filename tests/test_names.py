@@ -89,14 +89,6 @@ def test_names_are_saved_with_the_rest(split, tmp_path) -> None:
     assert Disentanglement.load(saved(split, tmp_path), split.model).names == {}
 
 
-def test_files_without_names_load(split, tmp_path) -> None:
-    path = saved(split, tmp_path)
-    tensors, manifest = load_result(path, "disentanglement")
-    del manifest["names"]
-    save_result(path, "disentanglement", tensors, manifest)
-    assert Disentanglement.load(path, split.model).names == {}
-
-
 @pytest.mark.parametrize(
     "names",
     [
