@@ -17,7 +17,7 @@ from elude_nb.concepts import cluster_directions
 from elude_nb.embedding import embed
 from elude_nb.entrants import Entrant, Fidelity
 from elude_nb.finding import find_site
-from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.images import Images, ImageSet
 from elude_nb.models import Model
 from elude_nb.progress import progress_bar
 from elude_nb.recording import Recording, record
@@ -188,7 +188,7 @@ def compare(
     check_count("fidelity_images", fidelity_images, 2)  # neighbours are among the other images
     seed = check_count("seed", seed, 0, 2**32 - 1)
     place = find_site(model, site, blocks=blocks)
-    discovery, scored = _halves(images, held_out, seed)
+    discovery, scored = _halves(model, images, held_out, seed)
     scored = scored if labels is None else scored.with_labels(labels)
     if len(scored) < max(k + 1, 2 * _FEWEST_BEST):
         raise ValueError(f"{len(scored)} images to score on are too few for the k={k} best; use more, or a smaller k.")
@@ -246,10 +246,10 @@ def compare(
 # ------------------------------------------------------------------- the parts of compare
 
 
-def _halves(images: Images, held_out: Images | None, seed: int) -> tuple[ImageSet, ImageSet]:
+def _halves(model: Model, images: Images, held_out: Images | None, seed: int) -> tuple[ImageSet, ImageSet]:
     if held_out is not None:
-        return as_image_set(images), as_image_set(held_out)
-    return as_image_set(images).split(0.5, seed=seed)
+        return model.inputs(images), model.inputs(held_out)
+    return model.inputs(images).split(0.5, seed=seed)
 
 
 def _methods(methods: Sequence[str | Method], plan: Plan, discovery: ImageSet) -> list[Method]:

@@ -82,7 +82,10 @@ class Controls:
 
     def best_channel(self) -> Intervention:
         """Return the one channel that tells the target best."""
-        best = most_selective(self.seen.pooled, self.is_target, both_signs=True)
+        seen = self.seen.pooled.isfinite().all(1)  # a sentence may have none of the edited tokens
+        if not self.is_target[seen].any() or self.is_target[seen].all():
+            raise EditError("too few inputs to choose on have one of the edited tokens.")
+        best = most_selective(self.seen.pooled[seen], self.is_target[seen], both_signs=True)
         return whole_channels(self.split, [best], self._share(), "best channel")
 
     def mean_direction(self) -> Intervention:

@@ -15,7 +15,7 @@ from elude_nb.choosing import AUTO, check_words, choose_settings
 from elude_nb.concepts import BookBuilder, cluster_directions
 from elude_nb.disentanglement import Disentanglement, Settings
 from elude_nb.finding import find_site
-from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.images import Images, ImageSet
 from elude_nb.models import Model
 from elude_nb.progress import say
 from elude_nb.recording import Recording, for_analysis, record
@@ -130,7 +130,7 @@ def disentangle(
     groups, tokens_per_image, batch_size = _check_counts(
         2 if isinstance(concepts, str) else concepts, tokens, tokens_per_image, batch_size, max_memory
     )
-    chosen = as_image_set(images)
+    chosen = model.inputs(images)
     place = find_site(model, site, blocks=blocks)
     choice = choose_settings(
         model,
@@ -252,7 +252,7 @@ def estimate(
     """
     concepts, tokens_per_image, batch_size = _check_counts(concepts, tokens, tokens_per_image, batch_size, max_memory)
     units, _ = check_routing_settings(units, 0.0)
-    chosen, place = as_image_set(images), find_site(model, site, blocks=blocks)
+    chosen, place = model.inputs(images), find_site(model, site, blocks=blocks)
     plan = _plan(model, chosen, place, concepts, units, tokens, tokens_per_image, batch_size, max_memory)
     return replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))
 

@@ -24,7 +24,7 @@ from elude_nb.edits import Edit
 from elude_nb.explicit import explicit_network
 from elude_nb.finding import find_site
 from elude_nb.identity import ModelMismatchError, difference_of_models, identity_of, load_named_model, probe_of
-from elude_nb.images import Images, as_image_set
+from elude_nb.images import Images
 from elude_nb.lens import Lens, Readout, read_out
 from elude_nb.models import Model, check_model
 from elude_nb.recording import Recording, for_analysis, record
@@ -329,7 +329,7 @@ class Disentanglement:
         a token: for more than a few images, draw with ``tokens_per_image`` or go through `record` batch by batch.
         """
         chosen = {"tokens": self.settings.tokens, **settings}
-        return Recording.join(list(record(self.model, as_image_set(images), self.site, **chosen)))
+        return Recording.join(list(record(self.model, self.model.inputs(images), self.site, **chosen)))
 
     @cached_property
     def _all_units(self) -> Readout:
@@ -478,7 +478,7 @@ class Disentanglement:
     def _read(self, readout: Readout, images: Images, tokens: str | None, batch_size: int, *, progress: bool) -> Tensor:
         values = read_out(
             self.model,
-            as_image_set(images),
+            self.model.inputs(images),
             self.site,
             readout,
             tokens=self.settings.tokens if tokens is None else tokens,
@@ -516,7 +516,7 @@ class Disentanglement:
     def _mean_sources_of(self, images: Images, tokens: str | None, batch_size: int) -> Tensor:
         total, count = torch.zeros(self.weight.shape[1], dtype=torch.float64), 0
         which = self.settings.tokens if tokens is None else tokens
-        for part in record(self.model, as_image_set(images), self.site, tokens=which, batch_size=batch_size):
+        for part in record(self.model, self.model.inputs(images), self.site, tokens=which, batch_size=batch_size):
             total += part.sources.sum(0).cpu()
             count += len(part)
         return (total / count).to(self.weight.dtype)

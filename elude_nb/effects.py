@@ -16,8 +16,9 @@ from elude_nb.checks import check_choice, check_count, shortly
 from elude_nb.controls import CONTROLS, Controls
 from elude_nb.edits import Edit, EditError
 from elude_nb.heads import HEADS, Head, class_codes, class_number, fit_on_outputs
-from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.images import Images, ImageSet
 from elude_nb.interventions import Intervention, edited_concepts, edited_tokens, edited_units
+from elude_nb.models import Model
 from elude_nb.plans import Splittable
 from elude_nb.progress import progress_bar
 from elude_nb.replacing import features
@@ -165,7 +166,7 @@ def effect(
     weights = edited_tokens(split, edit)
     if weights is not None and not weights.any():
         raise EditError("The mask is 0 everywhere: there is no token at which anything could be measured.")
-    chosen, measured = _halves(images, fit, seed)
+    chosen, measured = _halves(split.model, images, fit, seed)
     aims = _aims(head, chosen, measured)
     if target is not None:
         check_choice("target", target, aims)
@@ -314,9 +315,9 @@ def _right(judge: Head, outputs: Tensor, codes: Tensor) -> Tensor:
     return (judge.probabilities(outputs).argmax(1) == codes).double()
 
 
-def _halves(images: Images, fit: Images | None, seed: int) -> tuple[ImageSet, ImageSet]:
-    photos = as_image_set(images)
-    chosen, measured = photos.split(0.5, seed=seed) if fit is None else (as_image_set(fit), photos)
+def _halves(model: Model, images: Images, fit: Images | None, seed: int) -> tuple[ImageSet, ImageSet]:
+    photos = model.inputs(images)
+    chosen, measured = photos.split(0.5, seed=seed) if fit is None else (model.inputs(fit), photos)
     for photos, use in ((measured, "measure"), (chosen, "choose")):
         if len(set(_labels(photos))) < 2:
             raise ValueError(f"The images to {use} on are all labelled {set(_labels(photos))}: who are the others?")

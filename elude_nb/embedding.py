@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from elude_nb.images import Images, as_image_set
+from elude_nb.images import Images
 from elude_nb.models import Model, check_model
 from elude_nb.recording import for_analysis
 from elude_nb.taps import evaluating
@@ -24,4 +24,4 @@ def outputs_of(model: Model, images: Images) -> Tensor:
     """Return the model's output for each image, (n, e), on the CPU and in at least float32."""
     check_model(model)
     with evaluating(model.network):
-        return torch.cat([for_analysis(model(batch)).flatten(1) for batch in model.batches(as_image_set(images))])
+        return torch.cat([for_analysis(model(batch)).flatten(1) for batch in model.batches(model.inputs(images))])

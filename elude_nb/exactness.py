@@ -19,7 +19,7 @@ from elude_nb.checks import check_count
 from elude_nb.differences import Comparison, Difference
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.explicit import weights_add_up
-from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.images import Images, ImageSet
 from elude_nb.lens import Lens, Readout
 from elude_nb.plans import check_split
 from elude_nb.progress import progress_bar
@@ -195,7 +195,7 @@ def verify(
     check_split(split)
     check_count("batch_size", batch_size)
     check_count("images_float64", images_float64)
-    photos = as_image_set(images)
+    photos = split.model.inputs(images)
     if not len(photos):
         raise ValueError("There are no images to verify on.")
     network, site = split.model.network, split.site

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elude_nb.checks import check_choice, check_count, check_fraction
 from elude_nb.disentanglement import Disentanglement
-from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.images import Images, ImageSet
 from elude_nb.lens import Lens, Readout
 from elude_nb.plans import check_split
 from elude_nb.progress import progress_bar
@@ -122,7 +122,7 @@ def find_units(
     check_choice("kind", kind, KINDS)
     check_choice("pool", pool, POOLS)
     check_fraction("level", level, open_ends=True)
-    sets = {"positive": as_image_set(positive), "negative": as_image_set(negative)}
+    sets = {"positive": split.model.inputs(positive), "negative": split.model.inputs(negative)}
     parts = [_parts(name, len(images), fraction, seed) for name, images in sets.items()]
     table, readouts = _candidates(split, kind)
     chosen, checked = [], []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elude_nb.checks import check_choice, check_count
-from elude_nb.images import Images, as_image_set
+from elude_nb.images import Images
 from elude_nb.models import Model, check_model
 from elude_nb.progress import progress_bar
 from elude_nb.recording import for_analysis
@@ -172,7 +172,7 @@ def fit_head(
     """
     check_model(model)
     check_choice("kind", kind, HEADS)
-    photos = as_image_set(images)
+    photos = model.inputs(images)
     photos = photos if labels is None else photos.with_labels(labels)
     if photos.labels is None:
         raise ValueError("The images have no labels to fit a head on; give labels=[...], one an image.")
@@ -186,7 +186,7 @@ def fit_head(
 def read_outputs(model: Model, images: Images, *, batch_size: int = 16, progress: bool = False) -> Tensor:
     """Return the `features` (n, e) of images, on the CPU and in at least float32: what heads are fitted on."""
     check_model(model)
-    photos, parts = as_image_set(images), []
+    photos, parts = model.inputs(images), []
     with (
         evaluating(model.network),
         progress_bar(description="forward passes", total=len(photos), show=progress, unit="image") as bar,
@@ -222,7 +222,7 @@ def predict(head: Head, model: Model, images: Images, *, batch_size: int = 16) -
     DataFrame
         One row an image. Without labels there is no ``label`` and no ``right``.
     """
-    photos = as_image_set(images)
+    photos = model.inputs(images)
     with evaluating(model.network):
         parts = [head.probabilities(for_analysis(head.read(model, b))) for b in model.batches(photos, batch_size)]
     probability, best = torch.cat(parts).max(1)

@@ -12,7 +12,7 @@ from elude_nb.models import Model, load_model
 from elude_nb.recording import for_analysis
 from elude_nb.store import StoreError
 from elude_nb.taps import evaluating
-from elude_nb.text_models import MINILM, load_text_model
+from elude_nb.text_models import load_text_model
 
 
 class ModelMismatchError(ValueError):
@@ -68,10 +68,11 @@ def load_named_model(manifest: dict[str, Any], path: str) -> Model:
                 "pass that model: Disentanglement.load(path, model)."
             )
         name, architecture = str(manifest["model"]), str(manifest["architecture"])
-        size, dtype = manifest["image_size"], getattr(torch, str(manifest["dtype"]).removeprefix("torch."))
+        size, inputs = manifest["image_size"], manifest["input_size"]
+        dtype = getattr(torch, str(manifest["dtype"]).removeprefix("torch."))
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path!r} does not say which model it belongs to ({error}); pass the model.") from error
-    if name == MINILM:
+    if isinstance(inputs, list) and len(inputs) == 1:  # so many tokens; images have three lengths
         return load_text_model(name, length=size, dtype=dtype)
     return load_model(name, architecture=architecture, image_size=size, dtype=dtype)
 

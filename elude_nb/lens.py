@@ -77,7 +77,10 @@ class Lens:
 
     @property
     def values(self) -> Tensor:
-        """Return the read-out of the last forward pass, (n, t, u)."""
+        """Return the read-out of the last forward pass, (n, t, u).
+
+        It has a number at every token, also at those that pad a sentence; ``model.real_tokens(batch)`` tells which.
+        """
         if self._values is None:
             raise RuntimeError(
                 "No forward pass has gone through the site yet; call the model inside the with block. A network that "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb.checks import check_count, check_kind, near_matches, shortly
+from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.store import existing_file, sha256_of_tensors
 from elude_nb.weights import Provenance, WeightsError, dinov2_small_weights, hub_weights, read_checkpoint
 
@@ -67,6 +68,10 @@ class Model:
     def fingerprint(self) -> str:
         """Return the SHA-256 over all parameters and buffers as they are now."""
         return sha256_of_tensors(self.network.state_dict())
+
+    def inputs(self, images: Images) -> ImageSet:
+        """Return an `ImageSet` as it is, and of anything else what `load_images` makes of it."""
+        return as_image_set(images)
 
     def prepare(self, images: Sequence[Image.Image]) -> Tensor:
         """Preprocess images into a batch (n, 3, h, w) on the network's device and in its dtype."""
@@ -181,10 +186,8 @@ def load_model(
     check_count("seed", seed, 0)
     check_kind("pretrained", pretrained, bool, "True or False")
     check_kind("architecture", architecture, str | None, "text")
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype must be one of torch's for fractions, such as torch.float32, not {shortly(dtype)}.")
-    name = os.fspath(name_or_path)
-    check_kind("name_or_path", name, str, "a name or a path")
+    check_dtype(dtype)
+    name = check_name(name_or_path)
     if name == DINOV2_SMALL:
         image_size = image_size or 224
         network, provenance = _dinov2_small(pretrained, image_size, seed, progress=progress)
@@ -195,7 +198,7 @@ def load_model(
         _check_timm_name(name)
         network, provenance = _from_timm(name, pretrained, image_size, seed)
         known_as = name
-    network = _placed(network, device, dtype).eval().requires_grad_(requires_grad=False)
+    network = placed(network, device, dtype).eval().requires_grad_(requires_grad=False)
     _check_patches(network, image_size)
     size = None if image_size is None else (3, image_size, image_size)
     return wrap_network(network, input_size=size, name=name, architecture=known_as, provenance=provenance)
@@ -253,7 +256,21 @@ def wrap_network(
     )
 
 
-def _placed(network: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+def check_name(name_or_path: object) -> str:
+    """Return a name or a path as text; raise ``TypeError`` if it is neither."""
+    if not isinstance(name_or_path, str | os.PathLike) or not isinstance(os.fspath(name_or_path), str):
+        raise TypeError(f"name_or_path must be a name or a path, not {shortly(name_or_path)}.")
+    return os.fspath(name_or_path)
+
+
+def check_dtype(dtype: object) -> None:
+    """Raise ``TypeError`` unless this is one of torch's dtypes for fractions."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be one of torch's for fractions, such as torch.float32, not {shortly(dtype)}.")
+
+
+def placed(network: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return a network moved to a device and dtype; raise ``ValueError`` if the device cannot be used here."""
     try:
         return network.to(device=torch.device(device), dtype=dtype)
     except (
@@ -282,6 +299,8 @@ def _check_timm_name(name: str) -> None:
         if not tag or name in tagged:
             return
         raise ValueError(f"timm knows the architecture but not the weights {name!r}; choose one of {tagged}.")
+    if "minilm" in name.lower():
+        raise ValueError(f"{name!r} reads sentences: elude_nb.text.load_text_model('minilm') loads it.")
     known = [DINOV2_SMALL, *timm.list_models(), *timm.list_pretrained()]
     raise ValueError(
         f"No model is called {name!r}.{near_matches(name, known)} "

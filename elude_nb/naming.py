@@ -18,7 +18,7 @@ from torch import Tensor
 from elude_nb.checks import check_count, check_fraction
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.handles import Numbers, holm, pooled
-from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.images import Images, ImageSet
 from elude_nb.plans import check_split
 from elude_nb.scores.inputs import as_codes, is_constant
 from elude_nb.scores.labels import Labels
@@ -119,7 +119,7 @@ def name_concepts(
     check_split(split)
     check_count("batch_size", batch_size)
     check_fraction("level", level, open_ends=True)
-    photos = as_image_set(images)
+    photos = split.model.inputs(images)
     codes, words = _as_labels(photos.labels if labels is None else labels, len(photos))
     check_count("top", top, 1, len(photos) - 1)
     best, idle = best_images(split, photos, tokens, top, batch_size, progress=progress)

@@ -15,7 +15,7 @@ from elude_nb.checks import check_count, check_kind
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.edits import Edit
 from elude_nb.heads import read_outputs
-from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.images import Images, ImageSet
 from elude_nb.plans import check_split
 
 
@@ -94,7 +94,7 @@ def find_neighbours(
     """
     check_split(split)
     check_kind("edits", edits, Mapping, "a mapping of names to edits, such as {'no cats': Edit.ablate(concept=12)}")
-    photos = as_image_set(among)
+    photos = split.model.inputs(among)
     check_count("k", k, 1, len(photos))
     contexts = {name: split.edit(edit) for name, edit in edits.items()}  # wrong ones are found before anything runs
     if outputs is None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb.images import Images, as_image_set
+from elude_nb.images import Images
 from elude_nb.models import Model
 from elude_nb.progress import progress_bar
 from elude_nb.recording import Recording, for_analysis
@@ -136,7 +136,7 @@ def replaced_features(
     ValueError
         If the site has no such tokens, or the reconstruction has another shape than the channels.
     """
-    photos, positions = as_image_set(images), site.layout.positions(tokens).to(model.device)
+    photos, positions = model.inputs(images), site.layout.positions(tokens).to(model.device)
     parts = []
     with ExitStack() as stack:
         stack.enter_context(evaluating(model.network))

@@ -11,6 +11,7 @@ from typing import Any
 
 from elude_nb.checks import check_count
 from elude_nb.images import ImageSet
+from elude_nb.store import existing_file
 
 TOPICS = "topics"
 """Name of the set that travels along: 200 sentences written for it, 20 on each of ten topics."""
@@ -107,23 +108,25 @@ def as_sentence_set(sentences: Any) -> SentenceSet:
 
 def _lines(source: str | os.PathLike[str]) -> tuple[list[str], list[str] | None]:
     """Read a file's sentences and, if every line has one, their labels."""
-    file = files("elude_nb").joinpath("topics.tsv") if source == TOPICS else Path(source)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"There is no file {os.fspath(source)!r}. Name a .txt or .tsv file, or {TOPICS!r}, the set that needs "
-            "none; a single sentence goes into a list."
-        )
+    cure = f"name a .txt or .tsv file, or {TOPICS!r}, the set that needs none; a single sentence goes into a list"
+    file = files("elude_nb").joinpath("topics.tsv") if source == TOPICS else existing_file(source, cure)
     if isinstance(file, Path) and file.stat().st_size > _MOST_BYTES:
         raise SentenceError(f"{str(file)!r} has over {_MOST_BYTES >> 20} MiB; give the sentences wanted as a list.")
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = file.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the text
     except UnicodeDecodeError as error:
         raise SentenceError(f"{os.fspath(source)!r} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
-    parts = [line.split("\t", 1) for line in lines]
-    tabs = sum(len(part) == 2 for part in parts)
+    # Not splitlines(), which would cut a sentence at a form feed or a Unicode separator.
+    lines = {number: line for number, line in enumerate(text.split("\n"), 1) if line.strip()}
+    parts = {number: line.split("\t", 1) for number, line in lines.items()}
+    tabs = sum(len(part) == 2 for part in parts.values())
     if tabs == 0:
-        return lines, None
-    if tabs < len(parts):
-        first = next(number for number, part in enumerate(parts) if len(part) == 1)
-        raise SentenceError(f"{os.fspath(source)!r}: {lines[first]!r} has no label, others have; give all or none one.")
-    return [part[1].strip() for part in parts], [part[0].strip() for part in parts]
+        return list(lines.values()), None
+    for number, part in parts.items():
+        if len(part) == 1:
+            raise SentenceError(
+                f"{os.fspath(source)!r}, line {number}: {part[0]!r} has no label, others have; give all or none one."
+            )
+        if not part[1].strip():
+            raise SentenceError(f"{os.fspath(source)!r}, line {number}: there is no sentence behind the label.")
+    return [part[1].strip() for part in parts.values()], [part[0].strip() for part in parts.values()]

@@ -19,7 +19,7 @@ from torch import Tensor
 from elude_nb.checks import check_choice, check_count
 from elude_nb.edits import Edit, EditError
 from elude_nb.heads import read_outputs
-from elude_nb.images import Images, ImageSet, as_image_set
+from elude_nb.images import Images, ImageSet
 from elude_nb.interventions import (
     Intervention,
     edited_concepts,
@@ -47,7 +47,10 @@ _RESAMPLES = 1000
 
 
 def similarities(model: Model, inputs: Images, *, batch_size: int = 16) -> pd.DataFrame:
-    """Return the cosine of the model's outputs for every two inputs, (n, n), with the inputs' names.
+    """Return the cosine of every two inputs, (n, n), with the inputs' names.
+
+    It is that of a sentence encoder's embeddings, and of a vision model's `elude_nb.replacing.features`: its output
+    beside the mean of its patch tokens, where it has any.
 
     Inside ``with split.edit(edit):`` these are the similarities of the edited model.
 
@@ -55,7 +58,7 @@ def similarities(model: Model, inputs: Images, *, batch_size: int = 16) -> pd.Da
     --------
     ``similarities(model, load_sentences(["He plays the bass.", "He caught a bass."]))``
     """
-    chosen = as_image_set(inputs)
+    chosen = model.inputs(inputs)
     found = cosines(read_outputs(model, chosen, batch_size=batch_size))
     return pd.DataFrame(found, index=list(chosen.names), columns=list(chosen.names))
 
@@ -75,8 +78,8 @@ class SimilarityEffect:
     edit, target
         The edit, and the label whose inputs it is meant for.
     before
-        Mean cosine of the model as it is: ``within`` the target, ``across`` (one of the target, one other), and
-        ``elsewhere`` (neither).
+        Mean cosine (as in `similarities`) of the model as it is: ``within`` the target, ``across`` (one of the target,
+        one other), and ``elsewhere`` (neither).
     table
         One row a method, the edit first: by how much these means changed, each with the ends ``low`` and ``high`` of
         its 95 % bootstrap interval over inputs (random controls: the outcomes of their draws averaged), and the
@@ -158,7 +161,7 @@ def similarity_effect(
         raise EditError("An edit of this split is active already; leave its block, and measure both as one edit.")
     check_count("draws", draws)
     check_count("batch_size", batch_size)
-    chosen = as_image_set(inputs)
+    chosen = split.model.inputs(inputs)
     is_target = _targets(chosen, target)
     made, left_out = _controls(split, edit, draws, seed)
     methods = [Intervention("edit", f"{len(edited_units(split, edit))} sub-units", (plan,)), *made]
@@ -251,7 +254,6 @@ class _Measure:
             sums = ((self._draws @ (change * pairs)) * self._draws).sum(1)
             counts = ((self._draws @ pairs) * self._draws).sum(1)
             means = sums[counts > 0] / counts[counts > 0]  # an input drawn alone, again and again, has no pair
-            mean = self.mean(change, kind)
             low, high = np.quantile(means, [0.025, 0.975])
-            found |= {kind: mean, f"{kind} low": min(float(low), mean), f"{kind} high": max(float(high), mean)}
+            found |= {kind: self.mean(change, kind), f"{kind} low": float(low), f"{kind} high": float(high)}
         return found

