@@ -42,6 +42,8 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     ------
     IsADirectoryError
         If ``path`` is a folder.
+    FileExistsError
+        If ``path`` is a device or a pipe, which a file would replace.
     FileNotFoundError
         If nothing was written.
     OSError
@@ -50,6 +52,8 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = _end_of_links(Path(path))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "This is a folder; name a file in it", str(target))
+    if target.exists() and not target.is_file():
+        raise FileExistsError(errno.EEXIST, "This is a device or a pipe; name an ordinary file", str(target))
     made: list[Path] = []
     whole = False
     folder = target.with_name(f".{_stem(target.name)}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
@@ -59,7 +63,8 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         folder.mkdir(parents=True)  # a process that made the parents too, and failed, may just have taken them away
         aside = folder / target.name
         aside.touch()
-        mode = aside.stat().st_mode  # as the user's umask has it; safetensors would make the file private
+        # That of the old file, or as the user's umask has it; safetensors would make the file private.
+        mode = (target if target.exists() else aside).stat().st_mode
         aside.unlink()
         yield aside
         aside.chmod(mode)
@@ -134,19 +139,19 @@ def _machine() -> str:
 
 
 def _take_away_abandoned(target: Path) -> None:
-    """Remove what killed processes left beside ``target``: their pid is gone, or nothing has changed for a day."""
+    """Remove what killed processes left beside ``target``."""
     pattern = re.compile(re.escape(f".{_stem(target.name)}.") + r"([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part")
     with suppress(OSError):  # tidying up is no reason to fail
         for each in list(os.scandir(target.parent)):
             found = pattern.fullmatch(each.name)
-            if found and (_is_gone(found[1], int(found[2])) or _is_old(Path(each.path))):
+            if found and _is_abandoned(found[1], int(found[2]), Path(each.path)):
                 shutil.rmtree(each.path, ignore_errors=True)
 
 
-def _is_gone(machine: str, pid: int) -> bool:
-    """Say whether a process of this machine has ended; of other machines, and on Windows, nobody can tell."""
+def _is_abandoned(machine: str, pid: int, folder: Path) -> bool:
+    """Say whether a process has ended; of other machines, and on Windows: whether nothing has changed for a day."""
     if machine != _machine() or sys.platform == "win32":  # os.kill would end the process there
-        return False
+        return _is_old(folder)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

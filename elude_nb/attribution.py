@@ -20,7 +20,7 @@ from elude_nb.checks import check_choice, check_count
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.edits import Edit, EditError
 from elude_nb.images import Images
-from elude_nb.plans import Accumulator, Plan, plan_edit
+from elude_nb.plans import Accumulator, Plan, check_split, plan_edit
 from elude_nb.progress import progress_bar
 from elude_nb.recording import for_analysis
 from elude_nb.replacing import features
@@ -145,6 +145,7 @@ def attribute(
     chosen = list(dict.fromkeys(check_choice("methods", m, METHODS) for m in _several(methods)))
     for name, value, least in (("steps", steps, 1), ("ablate_units", ablate_units, 0), ("batch_size", batch_size, 1)):
         check_count(name, value, least)
+    check_split(split)
     photos = split.model.inputs(images)
     if not len(photos) or not chosen:
         raise ValueError("attribute needs at least one image and one method.")

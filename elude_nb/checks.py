@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Set
 from numbers import Integral, Real
 from types import UnionType
+
+import numpy as np
 
 
 def near_matches(word: str, options: Collection[str], count: int = 3) -> str:
@@ -55,10 +57,24 @@ def check_whole(name: str, value: object) -> int:
     return int(value)
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is ``True`` or ``False``, Python's or NumPy's."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, not {shortly(value)}.")
+
+
 def check_unit(unit: object) -> tuple[int, int]:
-    """Return a unit as the two whole numbers that it is, channel and number; else raise ``TypeError``."""
-    if isinstance(unit, Sequence) and len(unit) == 2 and all(isinstance(part, Integral) for part in unit):
-        return int(unit[0]), int(unit[1])
+    """Return a unit as the two whole numbers that it is, channel and number; else raise ``TypeError``.
+
+    Examples
+    --------
+    >>> check_unit([17, 3]), check_unit(np.array([17, 3]))
+    ((17, 3), (17, 3))
+    """
+    if isinstance(unit, Iterable) and not isinstance(unit, str | bytes | Mapping | Set):
+        parts = [part.item() if getattr(part, "ndim", None) == 0 else part for part in unit]
+        if len(parts) == 2 and all(isinstance(part, Integral) and not isinstance(part, bool) for part in parts):
+            return int(parts[0]), int(parts[1])
     raise TypeError(f"A unit is a pair (channel, number), such as (17, 3), not {shortly(unit)}.")
 
 

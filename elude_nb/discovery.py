@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_choice, check_count, check_kind, check_number
+from elude_nb.checks import check_choice, check_count, check_flag, check_number
 from elude_nb.choosing import AUTO, check_words, choose_settings
 from elude_nb.concepts import BookBuilder, cluster_directions
 from elude_nb.disentanglement import Disentanglement, Settings
 from elude_nb.finding import find_site
 from elude_nb.images import Images, ImageSet
-from elude_nb.models import Model
+from elude_nb.models import Model, check_model
 from elude_nb.progress import say
 from elude_nb.recording import Recording, for_analysis, record
 from elude_nb.routing import CONTRIBUTIONS_AT_ONCE, Routing, RoutingStrategy, check_routing_settings, find_routing
@@ -120,7 +120,8 @@ def disentangle(
         If the site cannot be split, a setting is out of range, there are too few tokens for the concepts, or
         ``max_memory`` is too small.
     """
-    check_kind("progress", progress, bool, "True or False")
+    check_model(model)
+    check_flag("progress", progress)
     strategy = find_routing(routing, seed)
     seed = check_count("seed", seed, 0, 2**32 - 1)  # what scikit-learn takes
     blocks = blocks if blocks == "all" else check_count("blocks", blocks)
@@ -252,6 +253,7 @@ def estimate(
     """
     concepts, tokens_per_image, batch_size = _check_counts(concepts, tokens, tokens_per_image, batch_size, max_memory)
     units, _ = check_routing_settings(units, 0.0)
+    check_model(model)
     chosen, place = model.inputs(images), find_site(model, site, blocks=blocks)
     plan = _plan(model, chosen, place, concepts, units, tokens, tokens_per_image, batch_size, max_memory)
     return replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))

@@ -10,14 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from numbers import Integral
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from elude_nb.checks import check_count, check_kind, near_matches, shortly
+from elude_nb.checks import check_count, check_kind, check_unit, near_matches
 from elude_nb.concepts import ConceptBook
 from elude_nb.contents import Settings, check_tensors, read_reasons, read_settings
 from elude_nb.edits import Edit
@@ -163,7 +162,8 @@ class Disentanglement:
         --------
         ``split = split.with_names({12: "cat"})``; then ``Edit.scale(concept="cat", by=0.0)``.
         """
-        check_kind("names", names, Mapping, "a mapping of concepts to names, such as {12: 'cat'}")
+        cure = "a mapping of concepts to names, such as {12: 'cat'}"
+        check_kind("names", names, Mapping | pd.Series, cure)
         merged = dict(self.names)
         for concept, name in names.items():
             if not isinstance(name, str):
@@ -489,16 +489,14 @@ class Disentanglement:
 
     def _rows_of(self, units: Sequence[tuple[int, int]]) -> list[int]:
         place = {pair: row for row, pair in enumerate(zip(*(x.tolist() for x in self.routing.rows()), strict=True))}
-        for pair in units:
-            if not isinstance(pair, Sequence) or not all(isinstance(part, Integral) for part in pair):
-                raise TypeError(f"A unit is a pair (channel, number), such as (17, 3), not {shortly(pair)}.")
-        missing = [pair for pair in units if tuple(pair) not in place]
-        if missing:
-            channel = missing[0][0] if len(missing[0]) == 2 else None
-            has = [unit for c, unit in place if c == channel]
-            hint = f"channel {channel} has units {has}" if has else f"channels go from 0 to {self.site.channels - 1}"
-            raise ValueError(f"There is no unit {tuple(missing[0])}; {hint}. See .units for all.")
-        return [place[(channel, unit)] for channel, unit in units]
+        pairs = [check_unit(unit) for unit in units]
+        for channel, number in pairs:
+            if (channel, number) not in place:
+                has = [unit for c, unit in place if c == channel]
+                last = self.site.channels - 1
+                hint = f"channel {channel} has units {has}" if has else f"channels go from 0 to {last}"
+                raise ValueError(f"There is no unit {(channel, number)}; {hint}. See .units for all.")
+        return [place[pair] for pair in pairs]
 
     def _concepts_of(self, channels: Tensor, units: Tensor) -> Tensor:
         concepts = self.routing.concepts[channels, (units - 1).clamp(min=0)]

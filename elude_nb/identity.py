@@ -49,8 +49,8 @@ def difference_of_models(model: Model, manifest: dict[str, Any], probe: Tensor |
     if manifest.get("fingerprint") != fingerprint:
         return f"its weights have SHA-256 {fingerprint[:12]}, not {str(manifest.get('fingerprint'))[:12]}"
     found = probe_of(model)
-    if probe is None or probe.shape != found.shape or not probe.is_floating_point():
-        return "its output has another shape"
+    if probe is None or probe.shape != found.shape or probe.dtype != found.dtype:
+        return "its output has another shape or dtype"
     if not bool(probe.isfinite().all()):  # anything would be near enough to infinity
         return "the output noted in the file is not finite"
     # Other machines and versions round otherwise; another architecture is far away.

@@ -272,7 +272,10 @@ def _place(index: Any, count: int) -> int:
 
 def _as_array(source: Any) -> np.ndarray[Any, Any]:
     try:
-        return np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)
+        if hasattr(source, "detach"):  # a tensor; NumPy has no bfloat16
+            source = source.detach().cpu()
+            source = source.float() if source.dtype.is_floating_point else source
+        return np.asarray(source)
     except (RuntimeError, TypeError, NotImplementedError) as error:  # of a tensor that is sparse or has no values
         raise TypeError(f"{shortly(source)} cannot be made an array ({error}); give a dense one.") from error
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb.checks import check_count, check_kind, near_matches, shortly
+from elude_nb.checks import check_count, check_flag, check_kind, near_matches, shortly
 from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.store import existing_file, sha256_of_tensors
 from elude_nb.weights import Provenance, WeightsError, dinov2_small_weights, hub_weights, read_checkpoint
@@ -184,7 +184,7 @@ def load_model(
     if image_size is not None:
         check_count("image_size", image_size)
     check_count("seed", seed, 0)
-    check_kind("pretrained", pretrained, bool, "True or False")
+    check_flag("pretrained", pretrained)
     check_kind("architecture", architecture, str | None, "text")
     check_dtype(dtype)
     name = check_name(name_or_path)
@@ -389,6 +389,8 @@ def _classes_of(tensors: dict[str, Tensor], architecture: str) -> dict[str, int]
     if not isinstance(layer, str):  # two heads or none declared: timm's own number
         return {}
     weight = tensors.get(f"{layer}.weight")
+    if weight is not None and (weight.ndim < 2 or not weight.numel()):  # else a network of that size would be made
+        raise ValueError(f"{layer}.weight is {tuple(weight.shape)}; a last layer has (classes, inputs, ...).")
     return {"num_classes": 0 if weight is None else weight.shape[0]}
 
 
@@ -400,8 +402,8 @@ def _load_strictly(network: nn.Module, tensors: dict[str, Tensor], source: str) 
     """Load a state dict whose names must all fit; the position embedding is resampled to the network's grid."""
     wanted = network.state_dict()
     embedding = tensors.get("pos_embed")
-    if embedding is not None and "pos_embed" in wanted and embedding.ndim == 3:
-        prefix = int(getattr(network, "num_prefix_tokens", 1))
+    prefix = int(getattr(network, "num_prefix_tokens", 1))
+    if embedding is not None and "pos_embed" in wanted and embedding.ndim == 3 and embedding.shape[1] > prefix:
         tensors["pos_embed"] = resample_positions(embedding, wanted["pos_embed"].shape[1] - prefix, prefix)
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     shapes = [

@@ -16,8 +16,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from elude_nb.checks import shortly
 
 SMALLEST_SIDE = 8
-MOST_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; Pillow begins to warn here
+MOST_PIXELS = 89_478_485
+"""A quarter of a gigabyte as RGB, and up to 1.7 on the way there from a picture with transparency; Pillow begins to
+warn here."""
 LARGEST_ASPECT = 50
+_ROWS_AT_ONCE = 256  # of a picture, scaled in double precision
 
 
 class ImageError(ValueError):
@@ -83,19 +86,33 @@ def _read(source: str | io.BytesIO, name: str) -> Image.Image:
             warnings.catch_warnings(action="ignore"),  # Pillow's, about files that it can read all the same, and size
             Image.open(source, formats=_formats()) as opened,
         ):
-            width, height = opened.size
-            if width * height > MOST_PIXELS:  # told before anything is unpacked
-                raise ImageError(f"{name!r} has {width} x {height} pixels, too many; {MOST_PIXELS:,} are read at most.")
+            _check_size(opened, name)  # told before anything is unpacked
+            opened.load()
+            _check_size(opened, name)  # some formats hold pictures of another size than they say
             return upright_rgb(opened, name)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name!r} is too large to open safely ({error}).") from error
 
 
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise ImageError(f"{name!r} has {width} x {height} pixels, too many; {MOST_PIXELS:,} are read at most.")
+
+
+# Those that hold pixels and nothing else: for EPS and WMF Pillow starts other programs, and containers such as IPTC are
+# opened as whatever lies in them.
+_FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF"),
+    "WEBP",
+)
+
+
 @cache
 def _formats() -> tuple[str, ...]:
-    """Return the formats that Pillow reads by itself: not those for which it starts another program."""
+    """Return the formats that are read, of those that this Pillow knows."""
     Image.init()
-    return tuple(name for name in Image.OPEN if name not in {"EPS", "PS", "WMF", "EMF", "FPX", "MIC"})
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 # What Pillow's readers raise on broken files; each format has its own ways.
@@ -136,7 +153,7 @@ def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     """Scale 16-bit integers by 1/257 and floats in [0, 1] by 255; PIL alone would clip them."""
-    pixels = np.asarray(image).astype(np.float64)
+    pixels = np.asarray(image)
     low, high = float(pixels.min()), float(pixels.max())
     if image.mode == "F":
         scale, limit = 255.0, 1.0
@@ -144,4 +161,8 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
         scale, limit = (1.0, 255) if image.mode == "I" and high <= 255 else (1 / 257, 65535)
     if not (low >= 0 and high <= limit):
         raise ImageError(f"{name!r} has pixels from {low} to {high}; mode {image.mode!r} needs 0 to {limit}.")
-    return Image.fromarray(np.round(pixels * scale).astype(np.uint8))
+    scaled = np.empty(pixels.shape, np.uint8)
+    for top in range(0, len(pixels), _ROWS_AT_ONCE):
+        rows = slice(top, top + _ROWS_AT_ONCE)
+        scaled[rows] = np.round(pixels[rows] * scale)
+    return Image.fromarray(scaled)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from elude_nb.checks import check_kind
+from elude_nb.checks import check_flag
 
 TEXT_BARS = "ELUDE_NB_TEXT_BARS"
 
@@ -33,7 +33,7 @@ def progress_bar(
     TypeError
         If ``show`` is neither ``True`` nor ``False``.
     """
-    check_kind("progress", show, bool, "True or False")
+    check_flag("progress", show)
     if os.environ.get(TEXT_BARS):
         from tqdm import tqdm
     else:

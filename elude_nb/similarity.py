@@ -31,7 +31,7 @@ from elude_nb.interventions import (
     removal,
     whole_channels,
 )
-from elude_nb.models import Model
+from elude_nb.models import Model, check_model
 from elude_nb.plans import Splittable
 from elude_nb.progress import progress_bar
 from elude_nb.replacing import features
@@ -58,6 +58,7 @@ def similarities(model: Model, inputs: Images, *, batch_size: int = 16) -> pd.Da
     --------
     ``similarities(model, load_sentences(["He plays the bass.", "He caught a bass."]))``
     """
+    check_model(model)
     chosen = model.inputs(inputs)
     found = cosines(read_outputs(model, chosen, batch_size=batch_size))
     return pd.DataFrame(found, index=list(chosen.names), columns=list(chosen.names))

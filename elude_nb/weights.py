@@ -290,11 +290,16 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
 
 def _check_unpacked(path: Path) -> None:
     """Refuse a file that would unpack to more than it is: torch packs nothing, so somebody else did."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return  # the old format, of which nothing is packed, or damage, of which torch says more
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
-        return  # the old format, or damage, of which torch says more
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        # torch would read on where Python's reader gives up
+        why = f"{str(path)!r} cannot be read as plain tensors: its archive is damaged ({error}); fetch it again."
+        raise WeightsError(why) from error
     if size > path.stat().st_size:
         raise WeightsError(
             f"{str(path)!r} of {path.stat().st_size:,} bytes would unpack to {size:,}; torch.save packs nothing. "

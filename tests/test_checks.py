@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from elude_nb.checks import check_choice, check_count, check_fraction, near_matches
+from elude_nb.checks import check_choice, check_count, check_flag, check_fraction, near_matches
 
 
 def test_near_matches_names_the_closest_spelling_first() -> None:
@@ -83,3 +83,12 @@ def test_check_fraction_with_open_ends_refuses_the_ends(value: float) -> None:
 def test_check_fraction_takes_only_real_numbers(value: Any) -> None:
     with pytest.raises(TypeError, match="shared must be a number, not"):
         check_fraction("shared", value)
+
+
+def test_check_flag_takes_both_kinds_of_truth_and_nothing_else() -> None:
+    for right in (True, False, np.True_, np.False_):
+        check_flag("progress", right)
+    wrong: tuple[Any, ...] = (0, 1, None, "no", np.array([True]))
+    for value in wrong:
+        with pytest.raises(TypeError, match="progress must be True or False, not"):
+            check_flag("progress", value)

@@ -69,6 +69,19 @@ def test_chosen_units_come_in_the_order_asked(split, images) -> None:
         torch.testing.assert_close(split.activations(images[:2], wanted), every[..., columns], **CLOSE)
 
 
+def test_units_may_be_rows_of_the_table_and_come_one_by_one(split, images) -> None:
+    table = split.units[["channel", "unit"]].iloc[2:6]
+    expected = split.activations(images[:2], list(table.itertuples(index=False, name=None)))
+    rows = [row for _, row in table.iterrows()]
+    tensors = torch.tensor(table.to_numpy())
+    pairs = zip(table["channel"], table["unit"], strict=True)
+    for wanted in (table.to_numpy(), list(table.to_numpy()), rows, tensors, pairs):
+        assert torch.equal(split.activations(images[:2], wanted), expected)
+    for wrong in ([17], [(1, 2, 3)], ["12"], [{1, 2}], [(True, 1)], [(1.0, 2)]):
+        with pytest.raises(TypeError, match="A unit is a pair"):
+            split.activations(images[:2], wrong)
+
+
 def test_sub_units_are_their_contributions_and_centred(case) -> None:
     """Literal second implementation: W[j, i] (a[i] - mean a[i]) over the sources routed to the unit."""
     split, images = case

@@ -219,6 +219,15 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path) -> No
             new.writestr(entry.filename, old.read(entry))
     with pytest.raises(WeightsError, match=r"bomb\.pt' of [\d,]+ bytes would unpack to 40\d,\d{3}"):
         read_checkpoint(tmp_path / "bomb.pt")
+    content = bytearray((tmp_path / "bomb.pt").read_bytes())
+    place = content.find(b"PK\x01\x02")
+    while place >= 0:  # Python's reader gives up on versions of the future, torch's does not
+        content[place + 6 : place + 8] = (99).to_bytes(2, "little")
+        place = content.find(b"PK\x01\x02", place + 4)
+    (tmp_path / "bomb.pt").write_bytes(content)
+    assert torch.load(tmp_path / "bomb.pt", weights_only=True)["a"].shape == (100_000,)
+    with pytest.raises(WeightsError, match="its archive is damaged"):
+        read_checkpoint(tmp_path / "bomb.pt")
 
 
 def test_a_checkpoint_whose_names_are_none_is_refused(tmp_path) -> None:
@@ -234,6 +243,24 @@ def test_a_probe_of_infinities_is_not_near_enough_to_anything(split, tmp_path) -
     save_result(tmp_path / "x", "disentanglement", tensors, manifest)
     with pytest.raises(ModelMismatchError, match="not finite"):
         Disentanglement.load(tmp_path / "x", split.model)
+    tensors["probe"] = torch.zeros_like(tensors["probe"], dtype=torch.float8_e4m3fn)
+    save_result(tmp_path / "x", "disentanglement", tensors, manifest)
+    with pytest.raises(ModelMismatchError, match="shape or dtype"):
+        Disentanglement.load(tmp_path / "x", split.model)
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (10**7, 0), (0, 192)])
+def test_a_checkpoint_whose_last_layer_is_none_is_refused_before_a_network_is_made(tmp_path, shape) -> None:
+    state = {"head.weight": torch.zeros(shape), "head.bias": torch.zeros(shape[:1])}
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"head\.weight is \(.*\); a last layer has"):
+        en.load_model(tmp_path / "x.safetensors", architecture="vit_tiny_patch16_224")
+
+
+def test_a_checkpoint_without_positions_is_refused(tmp_path) -> None:
+    save_file({"pos_embed": torch.zeros(1, 0, 192)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"pos_embed \(1, 0, 192\) for \(1, 197, 192\)"):
+        en.load_model(tmp_path / "x.safetensors", architecture="vit_tiny_patch16_224")
 
 
 @pytest.mark.parametrize(
@@ -301,3 +328,39 @@ def test_numbers_in_tables_and_sparse_tensors(tmp_path) -> None:
     for wrong in (torch.eye(3).to_sparse(), torch.zeros(3, 3, device="meta"), torch.eye(3, dtype=torch.complex64)):
         with pytest.raises(TypeError, match="must be real and dense"):
             scores.effective_rank(wrong)
+
+
+def iptc_around(content: bytes, width: int = 32, height: int = 32) -> bytes:
+    """Wrap a file as the picture of an IPTC file, which Pillow would open as whatever it is."""
+
+    def field(number: int, data: bytes) -> bytes:
+        record, place = divmod(number, 1000)
+        return bytes([0x1C, record, place]) + len(data).to_bytes(2, "big") + data
+
+    size = field(3020, width.to_bytes(2, "big")) + field(3030, height.to_bytes(2, "big"))
+    head = field(3060, b"\x03\x01") + size + field(3065, b"\x00") + field(3120, b"\x01")
+    body = b"".join(field(8010, content[i : i + 30_000]) for i in range(0, len(content), 30_000))
+    return head + body
+
+
+def test_containers_that_hold_any_other_format_are_not_opened(tmp_path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(picture, "PNG")
+    wrapped = iptc_around(picture.getvalue())
+    with Image.open(io.BytesIO(wrapped)) as opened:  # Pillow does open it
+        assert opened.format == "IPTC"
+    for name in ("photo.jpg", "photo.iptc"):
+        (tmp_path / name).write_bytes(wrapped)
+        with pytest.raises(ImageError, match="not an image"):
+            open_rgb(tmp_path / name)
+
+
+def test_pixels_are_counted_again_once_they_are_there(monkeypatch) -> None:
+    found = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(found, "ICO", sizes=[(64, 64)])
+    lying = bytearray(found.getvalue())
+    lying[6:8] = 16, 16  # what the list of pictures says of the one that is there
+    assert read_rgb(bytes(lying), "x.ico").size == (64, 64)
+    monkeypatch.setattr("elude_nb.opening.MOST_PIXELS", 40 * 40)
+    with pytest.raises(ImageError, match="64 x 64 pixels, too many"):
+        read_rgb(bytes(lying), "x.ico")

@@ -5,7 +5,7 @@ import os
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -470,3 +470,9 @@ def test_images_of_some_labels_and_of_all_others() -> None:
         images.only("cta")
     with pytest.raises(ValueError, match="label='cat' is not known"):
         load_images([Image.new("RGB", (4, 4))]).without("cat")
+
+
+def test_images_in_bfloat16_are_those_in_float32() -> None:
+    pixels = torch.arange(3 * 16 * 16 * 3).reshape(3, 16, 16, 3) % 129 / 128  # eight bits hold them
+    low, full = (load_images(cast("Any", pixels.to(dtype)))[1] for dtype in (torch.bfloat16, torch.float32))
+    assert np.array_equal(np.asarray(low), np.asarray(full))

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from elude_nb import Disentanglement
@@ -78,6 +79,10 @@ def damaged(path: Any, names: Any) -> None:
     tensors, manifest = load_result(path, "disentanglement")
     manifest["names"] = names
     save_result(path, "disentanglement", tensors, manifest)
+
+
+def test_names_may_be_a_series(split) -> None:
+    assert split.with_names(pd.Series({3: "cat", 1: "dog"})).names == {1: "dog", 3: "cat"}
 
 
 def test_names_are_saved_with_the_rest(split, tmp_path) -> None:

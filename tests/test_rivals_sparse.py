@@ -666,3 +666,11 @@ def test_batches_are_no_larger_than_what_there_is() -> None:
 
 def test_largest_values_that_are_not_positive_are_not_active() -> None:
     assert not keep_strongest(torch.tensor([[-1.0, -2.0]]), 2).any()
+
+
+def test_weights_of_eight_bits_are_numbers_too() -> None:
+    tensors = {"encoder": torch.eye(D)[:, :6], "decoder": torch.eye(D)[:6]}
+    small = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}
+    names: dict[str, str] = {name: name for name in tensors}
+    one, other = (TopK.load_pretrained(each, names=names, channels=D, k=2) for each in (tensors, small))
+    assert torch.equal(one.encoder_, other.encoder_)

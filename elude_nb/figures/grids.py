@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from PIL import Image
 
-from elude_nb.checks import check_count, check_fraction, check_kind
+from elude_nb.checks import check_count, check_flag, check_fraction, check_kind
 from elude_nb.exemplars import Exemplar, Exemplars
 from elude_nb.figures.theme import FAINT, INK, SEQUENCE, Picture, house_style
 from elude_nb.images import ImageSet, as_image_set
@@ -66,7 +66,7 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bo
         If ``crops`` is not between 0 and 1, or missing with ``beside``.
     """
     check_kind("exemplars", exemplars, Exemplars, "what find_exemplars returns")
-    check_kind("beside", beside, bool, "True or False")
+    check_flag("beside", beside)
     if crops is not None:
         check_fraction("crops", crops, open_ends=True)
     elif beside:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from elude_nb.checks import check_choice, check_count, check_kind
+from elude_nb.checks import check_choice, check_count, check_flag
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.figures.theme import FAINT, GREY, PAPER, SEQUENCE, Picture, drawing, handed_over
 from elude_nb.plans import check_split
@@ -117,7 +117,7 @@ def usual_detail(split: Disentanglement) -> str:
 
 def routes_of(split: Disentanglement, channel: int, detail: str, *, shared: bool) -> pd.DataFrame:
     """Return the `route_table` of a channel, the shared unit in it or not."""
-    check_kind("shared", shared, bool, "True or False")
+    check_flag("shared", shared)
     table = route_table(split, channel, detail=detail)
     return table if shared else table[table["unit"] > 0]
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
+from elude_nb.aside import write_aside
 from elude_nb.checks import check_choice
 
 # Names that matplotlib looks up when something is drawn: each theme gives them its own colours.
@@ -184,9 +185,9 @@ class Picture(Figure):
         return buffer.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture to a file; its ending (.png, .pdf, .svg) decides the format."""
-        with theme(self.theme), house_style():
-            self.savefig(path, bbox_inches="tight", pad_inches=0.08)
+        """Write the picture to a file, whole or not at all; its ending (.png, .pdf, .svg) decides the format."""
+        with theme(self.theme), house_style(), write_aside(path) as aside:
+            self.savefig(aside, bbox_inches="tight", pad_inches=0.08)
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png()).decode("ascii")

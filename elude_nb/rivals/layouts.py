@@ -113,7 +113,11 @@ def _read_plain(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _finite(role: str, tensor: Tensor) -> Tensor:
     check_kind(f"The {role}", tensor, Tensor, "a tensor")
-    found = tensor.detach().cpu()
-    if found.is_complex() or not bool(found.isfinite().all()):
-        raise ValueError(f"The {role} ({tensor.dtype}) holds complex, NaN or infinite values; hand in other weights.")
-    return found.float()
+    if not tensor.is_complex():
+        try:
+            found = tensor.detach().cpu().float()  # first: of 8 bits, nobody can say whether they are finite
+        except (NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"The {role} ({tensor.dtype}) cannot be read as numbers; save it as float32.") from error
+        if bool(found.isfinite().all()):
+            return found
+    raise ValueError(f"The {role} ({tensor.dtype}) holds complex, NaN or infinite values; hand in other weights.")

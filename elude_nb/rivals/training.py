@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from elude_nb.checks import check_count, check_kind, check_number
+from elude_nb.checks import check_count, check_flag, check_number
 from elude_nb.progress import progress_bar
 
 HELD_OUT = 0.1  # share of the images whose tokens say when to stop
@@ -46,7 +46,7 @@ class Training:
         check_count("seed", self.seed, 0)
         check_positive("learning_rate", self.learning_rate)
         for name in ("revive", "progress"):
-            check_kind(name, getattr(self, name), bool, "True or False")
+            check_flag(name, getattr(self, name))
 
 
 @dataclass(eq=False)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count, check_kind
+from elude_nb.checks import check_count, check_flag
 from elude_nb.routing import NO_CONCEPT
 from elude_nb.scores.inputs import Array, as_activations, as_codes, as_numbers, check_table, is_constant, per_unit
 
@@ -66,7 +66,7 @@ def mutual_information(
     {'shape': [0.693], 'x': [0.0]}
     """
     check_count("bins", bins, 2, _MOST_BINS)
-    check_kind("normalised", normalised, bool, "True or False")
+    check_flag("normalised", normalised)
     values = as_activations(activations)
     _check_factors(factors, len(values))
     cells = _equal_bins(values, bins)  # (n, u)
