@@ -14,7 +14,7 @@ from torch import Tensor
 from elude_nb.checks import check_choice, check_count, check_kind, check_number
 from elude_nb.choosing import auto_concepts, check_words
 from elude_nb.concepts import cluster_directions
-from elude_nb.embedding import embed
+from elude_nb.embedding import overheard
 from elude_nb.entrants import Entrant, Fidelity
 from elude_nb.finding import find_site
 from elude_nb.images import Images, ImageSet
@@ -208,9 +208,10 @@ def compare(
     }  # fmt: skip
     seen = Recording.join(list(record(model, discovery, place, progress=progress, **take)))
     start = time.perf_counter()
-    new = Recording.join(list(record(model, scored, place, progress=progress, **take)))
+    with overheard(model, wanted=embeddings is None) as outputs:
+        new = Recording.join(list(record(model, scored, place, progress=progress, **take)))
     passes = (time.perf_counter() - start) / len(scored)
-    reference = embed(model, scored) if embeddings is None else torch.as_tensor(embeddings)
+    reference = outputs.embeddings() if embeddings is None else torch.as_tensor(embeddings)
     every = None if discovery.labels is None else [discovery.labels[i] for i in seen.images.tolist()]
     groups = cluster_directions(seen.channels - seen.channels.mean(0), torch.ones(len(seen)), number, seed=seed)
     entrants = []

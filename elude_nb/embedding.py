@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,4 +28,36 @@ def outputs_of(model: Model, images: Images) -> Tensor:
     """Return the model's output for each image, (n, e), on the CPU and in at least float32."""
     check_model(model)
     with evaluating(model.network):
-        return torch.cat([for_analysis(model(batch)).flatten(1) for batch in model.batches(model.inputs(images))])
+        return torch.cat([_rows(model(batch)) for batch in model.batches(model.inputs(images))])
+
+
+class Overheard:
+    """The outputs of a model for the batches that ran, in order."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+
+    def embeddings(self) -> Tensor:
+        """Return what `embed` would make of the images of all batches, (n, e), without another pass."""
+        found = torch.cat(self.parts)
+        return found - found.mean(0)
+
+
+@contextmanager
+def overheard(model: Model, *, wanted: bool = True) -> Iterator[Overheard]:
+    """Keep the network's output for every batch that passes through it inside the block; nothing, unless ``wanted``."""
+    found = Overheard()
+
+    def keep(_network: Any, _inputs: Any, output: Any) -> None:
+        found.parts.append(_rows(output))
+
+    handle = model.network.register_forward_hook(keep) if wanted else None
+    try:
+        yield found
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _rows(output: Tensor) -> Tensor:
+    return for_analysis(output).flatten(1)

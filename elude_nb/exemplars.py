@@ -14,7 +14,7 @@ from torch import Tensor
 from elude_nb.checks import check_count, check_whole
 from elude_nb.concepts import ConceptBook
 from elude_nb.disentanglement import Disentanglement
-from elude_nb.embedding import embed
+from elude_nb.embedding import overheard
 from elude_nb.images import Images, ImageSet, as_image_set
 from elude_nb.plans import check_split
 from elude_nb.routing import NO_CONCEPT
@@ -119,8 +119,8 @@ def find_exemplars(
     check_count("count", count, 2, len(photos))
     if split.site.layout.grid is None:
         raise SiteError(f"{split.site.name!r} has no patches to draw heat maps over; choose another site.")
-    chosen, names, maps = read_channel(split, photos, channel, units, batch_size=batch_size, progress=progress)
-    reference = embed(split.model, photos) if embeddings is None else embeddings
+    with overheard(split.model, wanted=embeddings is None) as outputs:
+        chosen, names, maps = read_channel(split, photos, channel, units, batch_size=batch_size, progress=progress)
     return arrange_exemplars(
         channel,
         chosen,
@@ -129,7 +129,7 @@ def find_exemplars(
         grid=split.site.layout.grid,
         picture=lambda index: split.model.picture(photos[index]).numpy(),
         labels=photos.labels,
-        embeddings=reference,
+        embeddings=outputs.embeddings() if embeddings is None else embeddings,
         count=count,
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elude_nb.disentanglement import Disentanglement
-from elude_nb.embedding import embed
+from elude_nb.embedding import overheard
 from elude_nb.exemplars import Exemplars, arrange_exemplars, choose_units, name_of_unit
 from elude_nb.gallery import Gallery, picture_of
 from elude_nb.images import Images, ImageSet, as_image_set
@@ -89,10 +89,11 @@ class WholeImages:
 
     def __init__(self, split: Disentanglement, images: ImageSet, *, progress: bool) -> None:
         self.images, self._split = images, split
-        self._values = _largest(split.activations(images, progress=progress) * _signs(split))  # (n, u)
+        with overheard(split.model) as outputs:
+            self._values = _largest(split.activations(images, progress=progress) * _signs(split))  # (n, u)
+        self._embeddings = outputs.embeddings()
         bar = progress_bar(images, description="pictures", show=progress, unit="image")
         self._pictures = [picture_of(split.model, image) for image in bar]
-        self._embeddings = embed(split.model, images)
 
     @property
     def pictures(self) -> Pictures:

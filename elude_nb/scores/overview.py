@@ -8,7 +8,7 @@ from torch import Tensor
 
 from elude_nb.checks import check_count
 from elude_nb.disentanglement import Disentanglement
-from elude_nb.embedding import embed
+from elude_nb.embedding import overheard
 from elude_nb.images import Images
 from elude_nb.plans import check_split
 from elude_nb.recording import pool_recorded, record
@@ -73,25 +73,26 @@ def score(
     check_split(split)
     photos = split.model.inputs(images)
     check_count("k", k, 2, len(photos))
-    reference = embed(split.model, photos) if embeddings is None else embeddings
     routings = split.routing, shuffled(split.routing, seed)
     routed = [_sub_units(routing) for routing in routings]
     matrices = [_turned_matrix(split, routing, *rows) for routing, rows in zip(routings, routed, strict=True)]
     mean = split.book.source_mean()
     pooled: list[list[Tensor]] = [[], [], []]
-    for part in record(
-        split.model,
-        photos,
-        split.site,
-        tokens=split.settings.tokens if tokens is None else tokens,
-        tokens_per_image=tokens_per_image,
-        seed=seed,
-        progress=progress,
-    ):
-        centred = part.sources - mean
-        both_signs = torch.cat([part.channels, -part.channels], dim=1)
-        for kept, values in zip(pooled, [both_signs, *(centred @ matrix for matrix in matrices)], strict=True):
-            kept.append(pool_recorded(values, part.images))
+    with overheard(split.model, wanted=embeddings is None) as outputs:
+        for part in record(
+            split.model,
+            photos,
+            split.site,
+            tokens=split.settings.tokens if tokens is None else tokens,
+            tokens_per_image=tokens_per_image,
+            seed=seed,
+            progress=progress,
+        ):
+            centred = part.sources - mean
+            both_signs = torch.cat([part.channels, -part.channels], dim=1)
+            for kept, values in zip(pooled, [both_signs, *(centred @ matrix for matrix in matrices)], strict=True):
+                kept.append(pool_recorded(values, part.images))
+    reference = outputs.embeddings() if embeddings is None else embeddings
     every = torch.arange(split.site.channels)
     whole = every.repeat(2), torch.tensor([1, -1]).repeat_interleave(len(every))
     tables = []
