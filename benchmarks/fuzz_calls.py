@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from PIL import Image
 
 import elude_nb as en
 from elude_nb import scores
+from elude_nb.exporting import ExportError, save_onnx, save_program
 from elude_nb.gallery import Gallery
 from elude_nb.permanent import make_permanent, save_permanent
 from elude_nb.quiz import make_questions
@@ -42,7 +46,20 @@ Call = tuple[Callable[..., object], dict[str, Any]]
 
 
 def hostile(ground: Ground) -> dict[str, Any]:
-    """Return values that hardly any argument can be, by a name for each."""
+    """Return values that hardly any argument can be, by a name for each; the same in every run."""
+    named: dict[str, Any] = {}
+    for value in _hostile_values(ground):
+        size = f" {tuple(value.shape)} {value.dtype}" if isinstance(value, np.ndarray | torch.Tensor) else ""
+        text = re.sub(r" at 0x\w+", "", str(value))[:50]  # an address is another in every run
+        name = f"{type(value).__name__}{size} {text!r}"
+        if name in named:
+            raise ValueError(f"Two hostile values are called {name}; only one would be tried.")
+        named[name] = value
+    return named
+
+
+def _hostile_values(ground: Ground) -> list[Any]:
+    drawn = partial(torch.rand, generator=torch.Generator().manual_seed(0))
     values: list[Any] = [None, True, False, -1, 0, 1, 2, 7, LARGE, -LARGE, 0.5, 1.5, NAN, float("inf"), -1e308, 3 + 4j]
     values += [
         "",
@@ -104,15 +121,15 @@ def hostile(ground: Ground) -> dict[str, Any]:
         torch.zeros(0),
         torch.zeros(12),
         torch.zeros(12, 4),
-        torch.rand(12, 4),
-        torch.rand(11, 4),
+        drawn(12, 4),
+        drawn(11, 4),
         torch.zeros(12, 0),
     ]
-    values += [torch.zeros(12, 4, dtype=torch.complex64), torch.ones(12, 4, dtype=torch.bool), torch.rand(12, 4).half()]
-    values += [torch.rand(12, 4, requires_grad=True), torch.rand(12, 4).to_sparse(), torch.zeros(12, 4, device="meta")]
+    values += [torch.zeros(12, 4, dtype=torch.complex64), torch.ones(12, 4, dtype=torch.bool), drawn(12, 4).half()]
+    values += [drawn(12, 4, requires_grad=True), drawn(12, 4).to_sparse(), torch.zeros(12, 4, device="meta")]
     values += [
         torch.arange(12),
-        torch.rand(2, 3, 32, 32),
+        drawn(2, 3, 32, 32),
         pd.DataFrame(),
         pd.DataFrame({"a": [1, "x"]}),
         pd.Series([1.0, NAN]),
@@ -131,7 +148,7 @@ def hostile(ground: Ground) -> dict[str, Any]:
         en.Edit(),
         (n for n in range(3)),
     ]
-    return {f"{type(value).__name__} {str(value)[:50]!r}": value for value in values}
+    return values
 
 
 def _calls(ground: Ground) -> dict[str, Call]:
@@ -281,10 +298,23 @@ def _calls(ground: Ground) -> dict[str, Call]:
             {"gallery": Gallery(split, ground.images).fill(progress=False), "per_kind": 1, "size": 3, "seed": 0},
         ),
         "make_permanent": (make_permanent, {"split": split, "edit": edit}),
-        "save_permanent": (_and_away(save_permanent), {"split": 3, "edit": edit, "path": "x.pt2"}),
+        "save_permanent": (_and_away(save_permanent), {"split": split, "edit": edit, "path": "x.pt2"}),
         "write_report": (
             _and_away(write_report),
-            {"split": split, "images": 3, "path": "x.html", "count": 2, "units": 2, "k": 2},
+            {
+                "split": split,
+                "images": images,
+                "path": "x.html",
+                "title": "x",
+                "channels": 1,
+                "count": 2,
+                "units": 2,
+                "k": 2,
+                "verify_on": 1,
+                "seed": 0,
+                "max_memory": 1.0,
+                "progress": False,
+            },
         ),
         "TopK": (
             TopK,
@@ -397,6 +427,15 @@ def _score_calls(ground: Ground) -> dict[str, Call]:
     return calls
 
 
+def _export_calls(ground: Ground) -> dict[str, Call]:
+    """Return calls that write networks for other programs; those for ONNX only where its packages are."""
+    given = {"network": ground.model, "like": ground.model}
+    calls: dict[str, Call] = {"save_program": (_and_away(save_program), {**given, "path": "x.pt2"})}
+    if find_spec("onnxscript") is not None:
+        calls["save_onnx"] = _and_away(lambda **more: save_onnx(**more).path), {**given, "path": "x.onnx"}
+    return calls
+
+
 def _and_away(write: Callable[..., Path]) -> Callable[..., object]:
     """Return the same function, after whose success the file is taken away."""
     return lambda **arguments: write(**arguments).unlink()
@@ -424,7 +463,8 @@ def family(make: Callable[[Ground], dict[str, Call]]) -> Family:
         while True:
             name = ground.pick(calls)
             function, arguments = calls[name]
-            replaced = {key: ground.pick(hostile(ground).items()) for key in {ground.pick(arguments) for _ in range(2)}}
+            chosen = [ground.pick(arguments) for _ in range(2)]
+            replaced = {key: ground.pick(hostile(ground).items()) for key in dict.fromkeys(chosen)}
             if ground.rng.random() < 0.7:
                 replaced = dict([ground.pick(replaced.items())])
             if name == "load_model" and replaced.get("pretrained", ("", None))[1] is True:
@@ -442,17 +482,24 @@ def family(make: Callable[[Ground], dict[str, Call]]) -> Family:
                 f"{name}({told})",
                 lambda function=function, given={**arguments, **more}: function(**given),
                 reader=False,
-                also=(IndexError,) if name == "images.subset" else (),  # as a list's
+                also=ALSO.get(name, ()),
             )  # type: ignore[misc]
 
     return cases
 
 
-UNFINISHED = {"save_permanent", "write_report", "Disentanglement.load", "Edit.from_json", "Edit.from_dict"}
-"""Calls that are refused as they are, so that nothing is written or so that they take no time."""
+UNFINISHED = {"Disentanglement.load", "Edit.from_json", "Edit.from_dict"}
+"""Calls that are refused as they are, so that they take no time."""
+
+ALSO: dict[str, tuple[type[Exception], ...]] = {
+    "images.subset": (IndexError,),  # as a list's
+    **dict.fromkeys(("save_permanent", "save_program", "save_onnx"), (ExportError,)),
+}
+"""What calls may raise beside the errors that all may."""
 
 FAMILIES: dict[str, tuple[Family, float]] = {
     "calls: models, images, splits": (family(_calls), 0.08),
     "calls: edits": (family(_edit_calls), 0.05),
     "calls: scores": (family(_score_calls), 0.08),
+    "calls: exports": (family(_export_calls), 0.01),
 }

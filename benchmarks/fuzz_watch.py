@@ -1,9 +1,9 @@
-"""One case of `fuzz`: what it is, where it is made, and what is watched while it runs."""
+"""One case of `fuzz`: what it is, where it is made, and how its outcome is judged."""
 
 from __future__ import annotations
 
+import dis
 import faulthandler
-import os
 import signal
 import sys
 import threading
@@ -15,19 +15,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
 import torch
+from fuzz_eyes import MEMORY, WATCH, changes, settle, state_of  # type: ignore[import-not-found]  # beside this file
 
 import elude_nb as en
 
 SECONDS = 20.0  # far more than any case takes: a case that needs it hangs
+MEBIBYTE = 1 << 20
+MOST_MEMORY = 200 * MEBIBYTE  # above what was held before; the files and arrays of cases have a few MiB at most
 LIBRARY = str(Path(en.__file__).parent)
 EXPECTED = (ValueError, TypeError, OSError, en.errors.WeightsError, en.errors.NotFittedError)
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen")
-FORBIDDEN += ("pickle.find_class", "socket.connect", "socket.getaddrinfo")
 
 
 class Hang(BaseException):
@@ -52,12 +53,15 @@ class Case:
         Whether it goes to a reader of files, which must say itself what is wrong.
     also
         Exceptions that are documented beside those of `EXPECTED`.
+    memory
+        How many bytes it may take, above what was held before.
     """
 
     name: str
     run: Callable[[], object]
     reader: bool = True
     also: tuple[type[Exception], ...] = ()
+    memory: int = MOST_MEMORY
 
 
 @dataclass
@@ -88,34 +92,10 @@ class Row:
     refused: int = 0
     accepted: int = 0
     slowest: float = 0.0
+    memory: int = 0
     unexpected: list[str] = field(default_factory=list)
+    outcomes: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
-
-
-class Watch:
-    """Notes what programs, pickles, connections and files outside the folder a case asks for."""
-
-    def __init__(self) -> None:
-        self.on, self.seen, self.folder = False, list[str](), ""
-        sys.addaudithook(self._hear)
-
-    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.on:
-            return
-        if event in FORBIDDEN:
-            self.seen.append(f"{event} {arguments[:1]!r}")
-        elif event == "open" and self._is_written(*arguments):
-            self.seen.append(f"wrote {arguments[0]!r}")
-
-    def _is_written(self, path: Any, mode: Any, flags: Any) -> bool:
-        writes = any(letter in (mode or "") for letter in "wax+") or bool((flags or 0) & (os.O_WRONLY | os.O_CREAT))
-        if not writes or not isinstance(path, str | bytes):
-            return False
-        text = os.path.realpath(os.fsdecode(path)) if b"\0" not in os.fsencode(path) else ""
-        return not text.startswith((self.folder, "/dev/")) and "__pycache__" not in text
-
-
-WATCH = Watch()
 
 
 def tiny_ground(folder: Path, seed: int) -> Ground:
@@ -151,15 +131,14 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def files_below(folder: Path) -> set[str]:
-    """Return the paths of all that lies below a folder."""
-    return {os.path.join(top, name) for top, folders, files in os.walk(folder) for name in (*folders, *files)}  # noqa: PTH118 - thousands of times
-
-
-def innermost(error: BaseException) -> str:
-    """Return the file in which an exception was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return frames[-1].filename if frames else ""
+def is_said(error: BaseException) -> bool:
+    """Say whether an exception was raised by a ``raise`` of this library: not below it, and not stumbled into."""
+    last: TracebackType | None = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or not last.tb_frame.f_code.co_filename.startswith(LIBRARY):
+        return False
+    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] in {"RAISE_VARARGS", "RERAISE"}
 
 
 def where_in_library(error: BaseException) -> str:
@@ -178,33 +157,40 @@ def problem_of(error: BaseException, case: Case) -> str | None:
     # OutOfMemoryError and its like are RuntimeErrors; a UnicodeError or JSONDecodeError is a ValueError of Python's.
     if not isinstance(error, (*EXPECTED, *case.also)):
         return said
-    if case.reader and not innermost(error).startswith(LIBRARY):
+    if case.reader and not is_said(error):
         return f"not refused by the library itself: {said}"
     return None
 
 
 def try_case(case: Case, row: Row, folder: Path) -> None:
-    """Run one case and enter it in its family's row."""
-    before = files_below(folder)
-    WATCH.seen, WATCH.folder, WATCH.on = [], os.path.realpath(folder), True
+    """Run one case and enter it in its family's row; what it leaves below the folder is taken away."""
+    settle(folder)
+    before = state_of(folder)
     # For code that no alarm reaches:
     faulthandler.dump_traceback_later(5 * SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
+    problem, outcome = None, "accepted"
+    MEMORY.begin()
     start = time.perf_counter()
-    problem: str | None = None
     try:
-        with warnings.catch_warnings(action="ignore"), time_limit(SECONDS):
+        with WATCH.watching(folder), warnings.catch_warnings(action="ignore"), time_limit(SECONDS):
             case.run()
-        row.accepted += 1
     except (Exception, Hang) as error:  # noqa: BLE001 - to judge it is the purpose
-        problem = problem_of(error, case)
-        row.refused += problem is None
+        problem, outcome = problem_of(error, case), f"refused ({type(error).__name__})"
     finally:
-        WATCH.on = False
         faulthandler.cancel_dump_traceback_later()
     row.slowest = max(row.slowest, time.perf_counter() - start)
+    taken = MEMORY.taken()
+    row.memory = max(row.memory, taken)
+    greedy = f"takes more memory than {case.memory / MEBIBYTE:.0f} MiB" if taken > case.memory else None
+    _enter(case, row, outcome, [text for text in (problem, greedy, *WATCH.seen, *changes(before, folder)) if text])
+
+
+def _enter(case: Case, row: Row, outcome: str, trouble: list[str]) -> None:
     row.cases += 1
-    left = files_below(folder) ^ before
-    trouble = [text for text in (problem, *WATCH.seen, *(f"left or took {Path(path).name!r}" for path in left)) if text]
+    row.refused += not trouble and outcome != "accepted"
+    row.accepted += not trouble and outcome == "accepted"
     if trouble:
-        row.unexpected.append(f"{case.name}: {'; '.join(trouble)}")
+        outcome = "; ".join(trouble)
+        row.unexpected.append(f"{case.name}: {outcome}")
         row.kinds[trouble[0].partition(": ")[0]] += 1
+    row.outcomes.append(f"{case.name}: {outcome}")

@@ -5,29 +5,36 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib
+import io
 import json
 import multiprocessing as mp
 import os
+import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import safetensors.torch
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from elude_nb import Disentanglement, Edit, ImageSet, weights
 from elude_nb import aside as aside_module
 from elude_nb.aside import write_aside
+from elude_nb.figures import contact_sheet
 from elude_nb.permanent import save_permanent
 from elude_nb.report import write_report
 from elude_nb.store import StoreError, load_result, read_json, save_result, sha256_of_tensors, write_tensors
@@ -57,29 +64,152 @@ def test_a_thousand_bad_inputs_are_refused_and_leave_nothing(tmp_path: Path) -> 
     assert all(row.refused for row in rows)
 
 
+OUTCOMES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import fuzz
+for family in sys.argv[2:]:
+    for row in fuzz.fuzz(300, 3, family):
+        for outcome in row.outcomes:
+            print(ascii(f"{row.family}: {outcome}"))
+"""
+
+
+def test_a_seed_gives_the_same_cases_and_outcomes_in_every_run() -> None:
+    """Sets have another order in every run of Python, objects another address, folders another name."""
+    families = [
+        "damaged bytes",
+        "splits: manifest",
+        "from elsewhere",
+        "checkpoints and",
+        "traps",
+        "calls: edits",
+        "sentences: lists",
+    ]
+    words = [sys.executable, "-c", OUTCOMES, str(BENCHMARKS), *families]
+    runs = [
+        subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONHASHSEED": order})
+        for order in ("1", "2")
+    ]
+    first, second = (run.communicate(timeout=300)[0] for run in runs)
+    assert [run.returncode for run in runs] == [0, 0]
+    assert all(family in first for family in families)
+    assert first == second
+
+
 @pytest.mark.usefixtures("benchmarks")
-@pytest.mark.parametrize(
-    ("harm", "said"),
-    [
-        (lambda: {"a": 1}["gone"], "KeyError"),
-        (lambda: json.loads("{"), "not refused by the library itself"),
-        (lambda: os.system("true"), "os.system"),  # noqa: S605
-        (lambda: Path("left").write_text("x"), "left"),
-        (lambda: time.sleep(60), "hangs"),
-    ],
-)
+def test_no_hostile_value_hides_another(tmp_path: Path) -> None:
+    watch, calls = (importlib.import_module(name) for name in ("fuzz_watch", "fuzz_calls"))
+    ground = watch.tiny_ground(tmp_path, 0)
+    assert len(calls.hostile(ground)) == len(calls._hostile_values(ground))
+
+
+def connect() -> None:
+    with socket.socket() as made, suppress(OSError):
+        made.connect(("127.0.0.1", 9))
+
+
+def fork() -> None:
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def overwrite() -> None:
+    """As long as before, at once, and in Rust."""
+    safetensors.torch.save_file({"a": torch.ones(2)}, "old")
+
+
+def hoard() -> None:
+    torch.ones(300 << 20, dtype=torch.uint8)
+
+
+HARM: list[Any] = [
+    (lambda: {"a": 1}["gone"], "KeyError"),
+    (lambda: json.loads("{"), "not refused by the library itself"),
+    (lambda: sha256_of_tensors(cast("dict[str, torch.Tensor]", None)), "not refused by the library itself"),
+    (lambda: os.system("true"), "os.system"),  # noqa: S605
+    (lambda: subprocess.run(["true"], check=False), "subprocess.Popen"),
+    pytest.param(fork, "os.fork", marks=forks),
+    (lambda: pickle.loads(pickle.dumps(Path("x"))), "pickle.find_class"),  # noqa: S301 - that it is seen is the point
+    (connect, "socket.connect"),
+    (lambda: socket.getaddrinfo("localhost", 80), "socket.getaddrinfo"),
+    (lambda: Path("left").write_text("x"), "left 'left'"),
+    (lambda: Path("folder", "in", "it").mkdir(parents=True), "left 'folder'"),
+    (lambda: Path("old").unlink(), "took 'old'"),
+    (overwrite, "changed 'old'"),
+    (lambda: Path("../outside").write_text("x"), "wrote '../outside'"),
+    (lambda: safetensors.torch.save_file({}, "../outside"), "wrote '../outside' (safetensors)"),
+    (lambda: Path("../victim").unlink(), "os.remove"),
+    (lambda: Path("../victim").rename("../taken"), "os.rename"),
+    (lambda: Path("old").rename("../taken"), "os.rename"),
+    (lambda: Path("../made").mkdir(), "os.mkdir"),
+    (lambda: shutil.rmtree("../full"), "shutil.rmtree"),
+    (lambda: time.sleep(60), "hangs"),
+    pytest.param(hoard, "takes more memory than 200 MiB", marks=forks),
+]
+
+
+@pytest.mark.usefixtures("benchmarks")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(("harm", "said"), HARM)
 def test_the_fuzz_sees_what_it_looks_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[], object], said: str
 ) -> None:
     if said == "hangs" and not hasattr(signal, "setitimer"):
         pytest.skip("no alarm here")
     watch: Any = importlib.import_module("fuzz_watch")
-    monkeypatch.setattr(watch, "SECONDS", 0.2)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(watch, "SECONDS", 0.2 if said == "hangs" else 20)
+    work = tmp_path / "work"
+    for folder in (work, tmp_path / "full" / "inside"):
+        folder.mkdir(parents=True)
+    (tmp_path / "victim").write_bytes(b"x")
+    save_file({"a": torch.zeros(2)}, work / "old")
+    monkeypatch.chdir(work)
     row = watch.Row("harm")
-    watch.try_case(watch.Case("harm", harm), row, tmp_path)
+    watch.try_case(watch.Case("harm", harm), row, work)
     assert len(row.unexpected) == 1
     assert said in row.unexpected[0]
+    assert {each.name for each in work.iterdir()} <= {"old"}  # what was left is taken away: it hides nothing later
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_the_fuzz_lets_pass_what_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def come_and_go() -> None:
+        with write_aside("new") as path:
+            path.write_bytes(b"x")
+        Path("new").rename("newer")
+        Path("newer").unlink()
+        shutil.copytree("folder", "copy")
+        shutil.rmtree("copy")
+
+    watch: Any = importlib.import_module("fuzz_watch")
+    monkeypatch.chdir(tmp_path)
+    Path("folder", "in", "it").mkdir(parents=True)
+    Path("folder", "file").write_bytes(b"x")
+    row = watch.Row("no harm")
+    watch.try_case(watch.Case("come and go", come_and_go), row, tmp_path)
+    watch.try_case(watch.Case("refused", lambda: load_result("gone", "x")), row, tmp_path)
+    assert row.unexpected == []
+    assert (row.accepted, row.refused) == (1, 1)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_bombs_are_what_they_are_called() -> None:
+    bombs: Any = importlib.import_module("fuzz_bombs")
+    for width, height in bombs.SHAPES.values():
+        with Image.open(io.BytesIO(bombs._black(width, height)), formats=["PNG"]) as opened:
+            assert opened.size == (width, height)
+            assert opened.convert("L").getextrema() == (0, 0)
+        assert len(bombs._black(width, height)) < width * height / 500
+        for kind, hold in bombs.HOLDERS.items():
+            with warnings.catch_warnings(action="ignore"):  # of Pillow, that an icon is of another size than it says
+                opened = Image.open(io.BytesIO(hold(bombs._black(width, height))), formats=[kind])
+                with suppress(ValueError):  # an ICNS does not take the size that it just unpacked
+                    opened.load()
+            assert opened.im.size == (width, height)
 
 
 # ---------------------------------------------------------------------- kills
@@ -88,9 +218,10 @@ def test_the_fuzz_sees_what_it_looks_for(
 @forks
 @pytest.mark.usefixtures("benchmarks")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_killed_save_leaves_the_old_file_or_the_new_one_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writer", [0, 1], ids=["split", "bytes"])
+def test_a_killed_save_leaves_the_old_file_or_the_new_one_whole(tmp_path: Path, writer: int) -> None:
     program: Any = importlib.import_module("kill_while_saving")
-    found, _, left = program.kill(10, 1, tmp_path)
+    found, _, left = program.kill(program.WRITERS[writer], 10, 1, tmp_path)
     assert found.total() == 10
     assert set(found) <= {"old", "new"}
     assert left == 0
@@ -233,13 +364,15 @@ def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:
 
 
 def test_many_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
-    target, errors = tmp_path / "new" / "file", list[BaseException]()
+    target, errors, seen = tmp_path / "new" / "file", list[BaseException](), set[bytes]()
 
     def write(letter: int) -> None:
         try:
-            for _ in range(20):
-                with write_aside(target) as path:
-                    path.write_bytes(bytes([letter]) * 10_000)
+            for _ in range(10):
+                with write_aside(target) as path, path.open("wb", buffering=0) as file:
+                    for _ in range(10):  # in parts: whoever reads meanwhile must see none of them
+                        file.write(bytes([letter]) * 1000)
+                        time.sleep(0.0002)
         except BaseException as error:  # noqa: BLE001 - to be told by the test
             errors.append(error)
 
@@ -247,10 +380,12 @@ def test_many_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        if target.exists():
-            content = target.read_bytes()
-            assert content == content[:1] * 10_000
+        with suppress(FileNotFoundError):  # nobody is done yet
+            seen.add(target.read_bytes())
     assert errors == []
+    assert seen
+    assert seen <= {bytes([letter]) * 10_000 for letter in b"abcd"}
+    assert target.read_bytes() in {bytes([letter]) * 10_000 for letter in b"abcd"}
     assert list(target.parent.iterdir()) == [target]
 
 
@@ -260,7 +395,7 @@ def test_many_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
 Write = Callable[[Path], object]
 
 
-@pytest.fixture(params=["split", "network", "report", "page", "weights", "table"])
+@pytest.fixture(params=["split", "network", "report", "page", "weights", "table", "picture"])
 def write(request: pytest.FixtureRequest, split: Disentanglement, images: ImageSet) -> Write:
     """What writes a file of more than `LIMIT` bytes."""
     tensors = {"a": torch.zeros(5000)}
@@ -271,6 +406,7 @@ def write(request: pytest.FixtureRequest, split: Disentanglement, images: ImageS
         "page": lambda path: write_page(path, "x" * 2 * LIMIT),
         "weights": lambda path: write_tensors(path, tensors, {"source": "here"}),
         "table": lambda path: save_result(path, "table", tensors, {}),
+        "picture": contact_sheet(images).save,
     }
     return ways[str(request.param)]
 
@@ -289,10 +425,10 @@ def small_files_only() -> Iterator[None]:
 
 
 def check_refused(write: Write, folder: Path, number: int) -> None:
-    old, new = folder / "old", folder / "new"
+    old, new = folder / "old.png", folder / "new.png"  # an ending that says nothing to any writer but the pictures'
     old.write_bytes(b"old")
     for path in (old, new):
-        with pytest.raises(OSError, match=r"make room or choose another folder: '.*(old|new)'") as caught:
+        with pytest.raises(OSError, match=r"make room or choose another folder: '.*(old|new)[.]png'") as caught:
             write(path)
         assert caught.value.errno == number
     assert old.read_bytes() == b"old"
@@ -303,8 +439,8 @@ def check_refused(write: Write, folder: Path, number: int) -> None:
 def test_a_file_that_finds_no_room_is_an_error_and_leaves_nothing(write: Write, tmp_path: Path) -> None:
     with small_files_only():
         check_refused(write, tmp_path, errno.EFBIG)
-    write(tmp_path / "old")  # with room again
-    assert [each.name for each in tmp_path.iterdir()] == ["old"]
+    write(tmp_path / "old.png")  # with room again
+    assert [each.name for each in tmp_path.iterdir()] == ["old.png"]
 
 
 @pytest.fixture
@@ -362,6 +498,15 @@ def fetch(_requirement: str, _digest: str, folder: Path) -> Path:
     return wheel
 
 
+def save_in_parts(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """What safetensors was before it wrote aside by itself: with it, nothing would be seen of `write_aside`."""
+    content = safetensors.torch.save(tensors, metadata)
+    with Path(path).open("wb", buffering=0) as file:
+        for start in range(0, len(content), 100_000):
+            file.write(content[start : start + 100_000])
+            time.sleep(0.0005)
+
+
 def fill(barrier: Any, answers: Any) -> None:
     try:
         barrier.wait(60)
@@ -386,15 +531,22 @@ def test_several_processes_fill_one_cache(
     monkeypatch.setattr(weights, "timm_weights_from_onnx", lambda _: dict(CONVERTED))
     monkeypatch.setattr(weights, "ONNX_SHA256", hashlib.sha256(b"the graph").hexdigest())
     monkeypatch.setattr(weights, "DINOV2_SMALL_SHA256", sha256_of_tensors(CONVERTED))
+    monkeypatch.setattr("safetensors.torch.save_file", save_in_parts)
     context = mp.get_context("fork")
     barrier, answers = context.Barrier(4), context.Queue()
     children = [context.Process(target=fill, args=(barrier, answers), daemon=True) for _ in range(4)]
+    seen: dict[str, bytes | None] = {}
     for child in children:
         child.start()
+    while any(child.is_alive() for child in children):
+        content = cached.read_bytes() if cached.exists() else None
+        seen[hashlib.sha256(content or b"").hexdigest()] = content
     found = [answers.get(timeout=120) for _ in children]
     for child in children:
         child.join(60)
     assert found == [weights.DINOV2_SMALL_SHA256] * 4
+    for content in seen.values():  # the old one, or a new one that is whole
+        assert content == before or sha256_of_tensors(safetensors.torch.load(content or b"")) == found[0]
     assert list(cached.parent.iterdir()) == [cached]
     whole = weights._read_cached(cached)
     assert whole is not None

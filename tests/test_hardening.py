@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 import elude_nb as en
 from elude_nb import Disentanglement, scores
 from elude_nb.edits import Edit, EditError
+from elude_nb.formats import FORMAT_VERSION
 from elude_nb.identity import ModelMismatchError
 from elude_nb.opening import ImageError, open_rgb, read_rgb
 from elude_nb.permanent import make_permanent
@@ -122,10 +123,11 @@ def sealed_anew(path: Path, tensors: dict[str, torch.Tensor], header: str) -> No
 HOSTILE: list[Any] = [None, True, -1, 0, 1e308, 10**30, "x", "../../x", "", [], [[]], {}, {"a": {}}, "\0", "9" * 5000]
 
 
-def test_hostile_manifests_are_refused_even_if_sealed_anew(split, tmp_path) -> None:
+@pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
+def test_hostile_manifests_are_refused_even_if_sealed_anew(split, tmp_path, version) -> None:
     split.save(tmp_path / "whole.safetensors")
     tensors, manifest = load_result(tmp_path / "whole.safetensors", "disentanglement")
-    whole = {"kind": "disentanglement", "format": 1, **manifest}
+    whole = {"kind": "disentanglement", "format": version, **manifest}
     path = tmp_path / "hostile.safetensors"
 
     def tried(found: dict[str, Any]) -> None:
@@ -151,8 +153,10 @@ def test_versions_that_never_were_are_damage(tmp_path, version) -> None:
 
 
 def test_a_newer_version_says_so(tmp_path) -> None:
-    sealed_anew(tmp_path / "x", {"a": torch.zeros(2)}, json.dumps({"kind": "k", "format": 3}))
-    with pytest.raises(StoreError, match=r"has format 3.*reads up to 2: pip install --upgrade"):
+    sealed_anew(tmp_path / "x", {"a": torch.zeros(2)}, json.dumps({"kind": "k", "format": FORMAT_VERSION + 1}))
+    with pytest.raises(
+        StoreError, match=rf"has format {FORMAT_VERSION + 1}.*reads up to {FORMAT_VERSION}: pip install --upgrade"
+    ):
         load_result(tmp_path / "x", "k")
 
 
