@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from numbers import Integral
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 
-from elude_nb.checks import check_choice, check_count, check_fraction, shortly
+from elude_nb.checks import check_choice, check_count, check_fraction, check_kind, shortly
 from elude_nb.opening import ImageError, open_rgb, to_rgb, upright_rgb
 from elude_nb.scenes import draw_scene, sample_scenes
 
@@ -251,6 +251,7 @@ def load_images(
         array = _as_array(source)
         images = _array(array, labels) if array.dtype.kind not in "OUT" else _list(array.ravel().tolist(), labels)
     else:
+        check_kind("source", source, Iterable, "a folder, images, paths of images, or an array")
         images = _list(list(source), labels)
     return images if count is None else images.sample(count, seed=seed)
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from elude_nb.aside import write_aside
-from elude_nb.checks import check_count
+from elude_nb.checks import check_count, check_kind
 from elude_nb.disentanglement import Disentanglement
 from elude_nb.exactness import verify
 from elude_nb.identity import identity_of
@@ -91,6 +91,7 @@ def write_report(
     check_split(split)
     target = check_target(path)
     check_count("units", units)
+    check_kind("title", title, str | None, "text")
     check_count("k", k, 2)
     check_count("verify_on", verify_on)
     photos = as_image_set(images)

@@ -6,7 +6,6 @@ a batch, and which of its tokens are padding.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb.checks import check_count, near_matches
+from elude_nb.checks import check_count, check_kind, near_matches
 from elude_nb.models import Model, check_dtype, check_name, placed
 from elude_nb.sentences import SentenceSet, as_sentence_set
-from elude_nb.store import sha256_of_file
+from elude_nb.store import read_json, sha256_of_file
 from elude_nb.taps import evaluating
 from elude_nb.weights import Provenance, WeightsError
 
@@ -250,12 +249,12 @@ def _check_pooling(folder: Path) -> None:
     if not listed.is_file():  # a transformer alone: the mean is what it gets
         return
     try:
-        modules = json.loads(listed.read_text(encoding="utf-8"))
+        modules = read_json(listed.read_text(encoding="utf-8"))
         kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
         places = [folder / module["path"] for module, kind in zip(modules, kinds, strict=True) if kind == "Pooling"]
-        pooling = [json.loads((place / "config.json").read_text(encoding="utf-8")) for place in places]
+        pooling = [read_json((place / "config.json").read_text(encoding="utf-8")) for place in places]
         modes = [mode for config in pooling for mode in _modes(config)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{str(listed)!r} does not say how sentences are embedded ({error}).") from error
     others = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
     if others or modes != ["mean"]:
@@ -301,18 +300,32 @@ def _transformer(folder: Path) -> Any:
         import transformers
     except ImportError as error:
         raise ImportError(f"Sentence encoders are built by the package transformers: {_INSTALL}") from error
-    from safetensors import SafetensorError
-
     with _quiet(transformers.utils.logging):
         try:
+            _check_sizes(folder)
             network: Any = transformers.AutoModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        except Exception as error:  # each kind of network stumbles over a wrong configuration in its own way
             raise WeightsError(f"{str(folder)!r} holds no transformer that could be loaded ({error}).") from error
     if getattr(network, "pooler", None) is not None:
         network.pooler = None  # the sentence's embedding is a mean of tokens; the pooler would be an idle site
     return network
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raise ``ValueError`` if a configuration asks for more than the weights fill: it would be made all the same."""
+    from safetensors import safe_open
+
+    config = read_json((folder / "config.json").read_text(encoding="utf-8"))
+    check_kind("config.json", config, dict, "an object")
+    with safe_open(folder / "model.safetensors", framework="pt") as opened:
+        shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118 - not a dict
+    longest = max((length for shape in shapes for length in shape), default=0)
+    for key, value in config.items():
+        most = len(shapes) if "layers" in key else longest
+        if isinstance(value, int) and value > most:
+            raise ValueError(f"config.json asks for {key}={value:,}, and the weights have {most:,} at the most")
 
 
 @contextmanager

@@ -44,6 +44,7 @@ def read_weights(
     {'encoder': (2, 3), 'decoder': (3, 2), 'centre': (2,), 'bias': (3,)}
     """
     tensors = dict(weights) if isinstance(weights, Mapping) else _read_plain(weights)
+    check_kind("names", names, Mapping | None, "a mapping of roles to tensors, such as {'encoder': 'W_enc'}")
     where = _match(tensors, dict(names or {}))
     found = {role: _finite(role, tensors[name]) for role, name in where.items()}
     axes = {role: _LAYOUTS[role].get(name, "") for role, name in where.items()}

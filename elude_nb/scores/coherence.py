@@ -73,6 +73,8 @@ def best_images(activations: Tensor, k: int) -> Tensor:
         raise ValueError(f"activations must be (n, u), not {tuple(activations.shape)}.")
     if len(activations) < k:
         raise ValueError(f"k={k} best of {len(activations)} images cannot be chosen; use more images or a smaller k.")
+    if activations.dtype == torch.bool:  # whether a unit fires: torch ranks only numbers
+        activations = activations.to(torch.uint8)
     return activations.topk(k, dim=0).indices
 
 
