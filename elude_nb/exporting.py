@@ -32,6 +32,7 @@ from elude_nb.interception import is_intercepted
 from elude_nb.models import Model
 from elude_nb.taps import evaluating
 
+_IN_FLOAT32 = "load the model in float32"
 _INSTALL = "pip install 'elude-nb[export]'"
 _PROTOBUF_LIMIT = (2 << 30) - (64 << 20)  # bytes: a message may have 2 GiB, and the graph itself takes some
 
@@ -67,7 +68,9 @@ class OnnxFile:
     largest: float | None
 
     def __str__(self) -> str:
-        compared = "not compared with torch: onnxruntime is missing, or has no kernels for this dtype"
+        missing = find_spec("onnxruntime") is None
+        why = "onnxruntime is not installed" if missing else f"onnxruntime cannot run this dtype; {_IN_FLOAT32}"
+        compared = f"not compared with torch: {why}"
         if self.difference is not None and self.largest is not None:
             share = self.difference / max(self.largest, 1e-30)
             compared = (
@@ -276,7 +279,8 @@ def _compared(data: bytes, batch: Tensor, expected: Sequence[Tensor]) -> tuple[f
     except (NoKernel, TypeError):  # numpy has no bfloat16
         return None, None
     except Exception as error:
-        raise ExportError(f"ONNX Runtime cannot run what was written: {_first_line(error)}") from error
+        cure = "" if batch.dtype == torch.float32 else f" Not all of it runs in {batch.dtype}; {_IN_FLOAT32}."
+        raise ExportError(f"ONNX Runtime cannot run what was written: {_first_line(error)}{cure}") from error
     pairs = [(np.asarray(ours), theirs.cpu().double().numpy()) for ours, theirs in zip(found, expected, strict=True)]
     difference = max(float(np.abs(ours - theirs).max(initial=0)) for ours, theirs in pairs)
     largest = max(float(np.abs(theirs).max(initial=0)) for _, theirs in pairs)
