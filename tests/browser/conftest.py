@@ -36,6 +36,7 @@ def page(browser, request) -> Iterator[Any]:
     """A page in which an uncaught script error fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 1400}, accept_downloads=True)
     page = context.new_page()
+    page.set_default_timeout(90_000)  # a busy machine draws JupyterLab's menus late
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
