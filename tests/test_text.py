@@ -619,11 +619,11 @@ def test_naming_and_effects_work_on_sentences(split, sentences, held_out) -> Non
 
 @needs_minilm
 def test_sentences_without_an_edited_token_choose_no_control(split, sentences, held_out) -> None:
-    found, _ = sentences.split(0.5, seed=0)
+    found, few = sentences.split(0.5, seed=0)[0].sample(60, seed=0), held_out.sample(30, seed=0)
     edit = en.Edit.scale(concept=int(split.units["concept"].dropna().iloc[0]), by=0.0, tokens=[9])
     quick: Any = {"controls": ["best channel"], "draws": 2, "progress": False}
     assert any(len(split.model.spans(sentence)) < 11 for sentence in found.names)  # the test would see it
-    result = en.effect(split, edit, held_out, fit=found, target="computers", **quick)
+    result = en.effect(split, edit, few, fit=found, target="computers", **quick)
     seen = en.Recording.join(list(en.record(split.model, found, split.site, tokens="all")))
     here = seen.positions == 9
     assert found.labels is not None
@@ -635,7 +635,7 @@ def test_sentences_without_an_edited_token_choose_no_control(split, sentences, h
     details = result.table.set_index("method")["detail"]
     assert details["best channel"] == f"channel {int(distance.argmax())}"
     far = en.Edit.scale(concept=int(split.units["concept"].dropna().iloc[0]), by=0.0, tokens=[22])
-    left = en.effect(split, far, held_out, fit=found, target="computers", **quick).left_out
+    left = en.effect(split, far, few, fit=found, target="computers", **quick).left_out
     assert "too few inputs" in " ".join(left)
 
 
