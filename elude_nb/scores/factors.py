@@ -337,6 +337,7 @@ def _fitted_factor(
     kind = RandomForestRegressor if continuous else RandomForestClassifier
     forest = kind(trees, max_features=1.0, min_samples_leaf=_LEAF, n_jobs=-1, random_state=seed)
     forest.fit(inputs[grow], target[grow])
+    forest.set_params(n_jobs=1)  # several threads would add the trees up in any order
     truth, said = target[~grow], forest.predict(inputs[~grow])
     guess = target[grow].mean() if continuous else np.bincount(target[grow]).argmax()
     loss, guessing = (np.square(truth - x).mean() if continuous else np.mean(truth != x) for x in (said, guess))

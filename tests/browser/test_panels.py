@@ -67,16 +67,25 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def run_all(page: Any) -> None:
-    """Run all cells; what is asked for before the kernel has started is lost without a word, so ask again."""
+    """Run all cells; what is asked for before the kernel has started is lost or answered by a dialog, so ask again."""
+    from playwright.sync_api import TimeoutError as TooLate
+
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
     prompt = page.locator(".jp-CodeCell .jp-InputPrompt").first
+    seen: list[str] = []
     for _ in range(20):
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_text("Run All Cells", exact=True).first.click()
+        for dialog in page.locator(".jp-Dialog").all():
+            seen.append(dialog.inner_text())
+            dialog.locator("button.jp-mod-accept").click()
+        try:
+            page.get_by_role("menuitem", name="Run", exact=True).click(timeout=10_000)
+            page.get_by_text("Run All Cells", exact=True).first.click(timeout=10_000)
+        except TooLate:  # a dialog has come meanwhile
+            continue
         page.wait_for_timeout(3000)
         if prompt.inner_text().strip() != "[ ]:":
             return
-    raise AssertionError("The cells do not run.")
+    raise AssertionError(f"The cells do not run; dialogs said {seen}.")
 
 
 def open_tab(page: Any, title: str) -> None:
