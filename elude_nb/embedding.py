@@ -20,8 +20,7 @@ def embed(model: Model, images: Images) -> Tensor:
 
     Any model from `load_model` can be the reference encoder; one that is not the model under study is the fairer judge.
     """
-    found = outputs_of(model, images)
-    return found - found.mean(0)
+    return _centred(outputs_of(model, images))
 
 
 def outputs_of(model: Model, images: Images) -> Tensor:
@@ -39,8 +38,7 @@ class Overheard:
 
     def embeddings(self) -> Tensor:
         """Return what `embed` would make of the images of all batches, (n, e), without another pass."""
-        found = torch.cat(self.parts)
-        return found - found.mean(0)
+        return _centred(torch.cat(self.parts))
 
 
 @contextmanager
@@ -57,6 +55,10 @@ def overheard(model: Model, *, wanted: bool = True) -> Iterator[Overheard]:
     finally:
         if handle is not None:
             handle.remove()
+
+
+def _centred(outputs: Tensor) -> Tensor:
+    return outputs - outputs.mean(0)
 
 
 def _rows(output: Tensor) -> Tensor:

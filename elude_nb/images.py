@@ -275,7 +275,7 @@ def _as_array(source: Any) -> np.ndarray[Any, Any]:
     try:
         if hasattr(source, "detach"):  # a tensor; NumPy has no bfloat16
             source = source.detach().cpu()
-            source = source.float() if source.dtype.is_floating_point else source
+            source = source.float() if source.dtype.is_floating_point and source.dtype.itemsize < 4 else source
         return np.asarray(source)
     except (RuntimeError, TypeError, NotImplementedError) as error:  # of a tensor that is sparse or has no values
         raise TypeError(f"{shortly(source)} cannot be made an array ({error}); give a dense one.") from error
