@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb import Model, wrap_network
+from elude_nb.models.weights import Provenance
 from elude_nb.text import SentenceEncoder, TextModel, Vocabulary
-from elude_nb.weights import Provenance
 
 
 @dataclass(frozen=True)

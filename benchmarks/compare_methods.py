@@ -15,10 +15,10 @@ from pathlib import Path
 import pandas as pd
 
 import elude_nb as en
-from elude_nb.choosing import auto_concepts, choose_settings
-from elude_nb.rivals import METHODS, BatchTopK, Concepts, Method, Plan, SubUnits, TopK
-from elude_nb.routing import ConceptRouting
-from elude_nb.sites import Site
+from elude_nb.baselines import METHODS, BatchTopK, Concepts, Method, Plan, SubUnits, TopK
+from elude_nb.core.routing import ConceptRouting
+from elude_nb.models.sites import Site
+from elude_nb.scores.suggest import suggest_concepts, suggest_settings
 
 RIVALS = ("channels", "random routes", "PCA", "ICA", "NMF", "k-means")
 SHOWN = ("units", "top similarity", "best-unit precision", "redundancy", "effective rank", "intruder accuracy",
@@ -28,21 +28,20 @@ SHOWN = ("units", "top similarity", "best-unit precision", "redundancy", "effect
 def variants(model: en.Model, site: Site, discovery: en.ImageSet, tokens: str, seed: int, units: int) -> list[Method]:
     """Return our method as it is by default, with other candidates, and with settings chosen from the discovery."""
     how = {"tokens": tokens, "seed": seed}
-    choice = choose_settings(model, discovery, site, ConceptRouting(), tokens=tokens, seed=seed)
+    choice = suggest_settings(model, discovery, site.name, tokens=tokens, seed=seed)
     print(f"{tokens}, seed {seed}: {choice}", flush=True)
-    chosen = {"concepts": choice.concepts, "units": choice.units, "shared": choice.shared}
     return [
         SubUnits(model, site, **how),
         SubUnits(model, site, routing=ConceptRouting(unlike=True), name="sub-units, unlike", **how),
         SubUnits(model, site, routing=ConceptRouting(both_signs=True), name="sub-units, both signs", **how),
-        SubUnits(model, site, name="sub-units, auto", **chosen, **how),
+        SubUnits(model, site, name="sub-units, suggested", **choice.settings, **how),
         Concepts(model, site, concepts=units, **how),
         Concepts(model, site, concepts=units, routing=ConceptRouting(unlike=True), name="concepts, unlike", **how),
     ]
 
 
 def autoencoders(units: int, seed: int) -> list[Method]:
-    """Return sparse autoencoders; `elude_nb.rivals` has more."""
+    """Return sparse autoencoders; `elude_nb.baselines` has more."""
     return [
         *(TopK(units, k, seed=seed, name=f"TopK SAE, k {k}") for k in (8, 16)),
         BatchTopK(units, 8, seed=seed),
@@ -67,7 +66,7 @@ def main() -> None:
         for seed in map(int, chosen.seeds.split(",")):
             start = time.perf_counter()
             count = chosen.images // 2 * (24 if tokens == "patch" else 1)
-            plan = Plan(model, site, units=chosen.units, concepts=auto_concepts(count), tokens=tokens, seed=seed)
+            plan = Plan(model, site, units=chosen.units, concepts=suggest_concepts(count), tokens=tokens, seed=seed)
             methods: list[Method] = []
             if "variants" not in chosen.only:
                 methods += [METHODS[name](plan) for name in ("sub-units", "concepts")]

@@ -32,12 +32,12 @@ from exactness_pages import exactness_page, families_page
 from torch import Tensor, nn
 
 from elude_nb import Model, find_site, find_sites
-from elude_nb.differences import Comparison, Difference
-from elude_nb.explicit import explicit_network, weights_add_up
-from elude_nb.lens import Lens, Readout
-from elude_nb.routing import Routing
-from elude_nb.sites import STREAM, Site
-from elude_nb.taps import Tap, as_dtype, as_tokens, evaluating, first_tensor, output_tensor
+from elude_nb.core.explicit import explicit_network, weights_add_up
+from elude_nb.core.readout import Lens, Readout
+from elude_nb.core.routing import Routing
+from elude_nb.core.verify import Comparison, Difference
+from elude_nb.models.hooks import Tap, as_dtype, as_tokens, evaluating, first_tensor, output_tensor
+from elude_nb.models.sites import STREAM, Site
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 FLOAT64_LIMIT = 1e-12

@@ -15,8 +15,9 @@ from fuzz_files import damaged  # type: ignore[import-not-found]  # beside this 
 from fuzz_watch import MEBIBYTE, Case, Family, Ground, Misbehaved  # type: ignore[import-not-found]
 from PIL import Image
 
-from elude_nb import opening
-from elude_nb.opening import ImageError, open_rgb, read_rgb
+from elude_nb.data import decode as opening
+from elude_nb.data.decode import open_rgb, read_rgb
+from elude_nb.errors import ImageError
 
 PICTURES = ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM", "TGA", "ICO", "PCX", "DDS", "ICNS", "JPEG2000", "SGI"]
 PICTURES += ["IM", "MSP", "XBM", "DIB", "AVIF", "QOI"]

@@ -20,12 +20,13 @@ from PIL import Image
 
 import elude_nb as en
 from elude_nb import scores
-from elude_nb.exporting import ExportError, save_onnx, save_program
-from elude_nb.gallery import Gallery
-from elude_nb.permanent import make_permanent, save_permanent
-from elude_nb.quiz import make_questions
-from elude_nb.report import write_report
-from elude_nb.rivals.sparse import TopK
+from elude_nb.app.report.build import write_report
+from elude_nb.baselines.sae import TopK
+from elude_nb.errors import ExportError
+from elude_nb.interpret.gallery import Gallery
+from elude_nb.interpret.quiz import make_questions
+from elude_nb.steering.export import save_onnx, save_program
+from elude_nb.steering.permanent import make_permanent, save_permanent
 
 NAN = float("nan")
 LARGE = 10**30

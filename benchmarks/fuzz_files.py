@@ -24,11 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import elude_nb as en
-from elude_nb.formats import FORMAT_VERSION
-from elude_nb.opening import open_rgb
-from elude_nb.rivals.sparse import BatchTopK, SparseAutoencoder, TopK
-from elude_nb.store import load_result, sha256_of_tensors
-from elude_nb.weights import read_checkpoint
+from elude_nb._util.files import FORMAT_VERSION, load_result, sha256_of_tensors
+from elude_nb.baselines.sae import BatchTopK, SparseAutoencoder, TopK
+from elude_nb.data.decode import open_rgb
+from elude_nb.models.weights import read_checkpoint
 
 NAN, INFINITY = float("nan"), float("inf")
 HOSTILE: list[Any] = [None, True, False, -1, 0, 1, 3, 0.5, 1e308, -1e308, NAN, INFINITY, -INFINITY, 10**30, -(10**30)]

@@ -11,12 +11,14 @@ from fuzz_calls import Call, family  # type: ignore[import-not-found]  # beside 
 from fuzz_watch import Family, Ground  # type: ignore[import-not-found]
 
 import elude_nb as en
-from elude_nb import figures, profiles, rivals, scores
-from elude_nb.atlas import lay_out
-from elude_nb.gallery import Gallery
-from elude_nb.neighbours import find_neighbours
-from elude_nb.planted import planted_network
-from elude_nb.transplanting import transplant
+from elude_nb import baselines as rivals
+from elude_nb import figures, scores
+from elude_nb.interpret import profiles
+from elude_nb.interpret.concept_map import lay_out
+from elude_nb.interpret.gallery import Gallery
+from elude_nb.interpret.neighbours import find_neighbours
+from elude_nb.scores.planted import planted_network
+from elude_nb.steering.transplant import transplant
 
 
 def _method_calls(ground: Ground) -> dict[str, Call]:

@@ -17,7 +17,7 @@ from fuzz_watch import Case, Family, Ground, Misbehaved  # type: ignore[import-n
 from PIL import Image
 
 import elude_nb as en
-from elude_nb.cli import main
+from elude_nb.app.cli import main
 
 WORDS = ["", " ", "-", "--", "x", "-1", "0", "1", "2", "7", "1.5", "nan", "inf", "1e999", "9" * 400, "9" * 5000, "auto"]
 WORDS += ["all", "None", "[]", "{}", "\0", "a\0b", "\n", "\udcff", "é", "../x", "gone/x", "/proc/self/mem", "x" * 300]

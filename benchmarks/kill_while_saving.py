@@ -6,7 +6,7 @@ the save that was going on (new) or of the one before (old).
 
 Two files are saved. A split is loaded again and its seal checked; but safetensors, which writes it, writes aside and
 renames by itself, so that it would be whole without us. The other is of bytes written one part after the other, and
-has nothing but `elude_nb.aside.write_aside`.
+has nothing but `elude_nb._util.files.write_aside`.
 
     python benchmarks/kill_while_saving.py
     python benchmarks/kill_while_saving.py --kills 20 --seed 3
@@ -31,7 +31,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import elude_nb as en
-from elude_nb.aside import write_aside
+from elude_nb._util.files import write_aside
 
 PARTS, PART = 200, 20_000  # of the file of bytes: how many, and how long each is
 LONGEST = 4.0  # saves: a kill falls into the first so many

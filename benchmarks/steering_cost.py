@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 import elude_nb as en
-from elude_nb.edits import Edit
-from elude_nb.interventions import edited_units
-from elude_nb.permanent import make_permanent
+from elude_nb.core.edit import Edit
+from elude_nb.steering.interventions import edited_units
+from elude_nb.steering.permanent import make_permanent
 
 
 def ratios(plain: Callable[[], object], other: Callable[[], object], repeats: int) -> list[float]:

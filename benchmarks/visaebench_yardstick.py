@@ -24,7 +24,7 @@ from torch import Tensor
 from visaebench.metrics import FVU, DownstreamPreservation, FeatureLocalization, MonosemanticityScore, SparseProbing
 
 import elude_nb as en
-from elude_nb.rivals import PCA, Channels, Concepts, Method, SubUnits, TopK
+from elude_nb.baselines import PCA, Channels, Concepts, Method, SubUnits, TopK
 from elude_nb.scores import best_unit_precision, is_dead, l0, monosemanticity, probe_accuracy, unexplained_variance
 
 TOKENS, SPLIT_SEED, FEW = 24, 42, 16  # tokens an image; visaebench's own seed, and its number of best images

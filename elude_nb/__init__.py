@@ -1,26 +1,46 @@
 """elude_nb: take the channels of a pretrained vision model apart, without changing its outputs."""
 
-from elude_nb import errors
-from elude_nb.attribution import attribute
-from elude_nb.comparison import compare
-from elude_nb.discovery import disentangle, estimate
-from elude_nb.disentanglement import Disentanglement
-from elude_nb.edits import Edit
-from elude_nb.effects import effect
-from elude_nb.embedding import embed
-from elude_nb.exactness import verify
-from elude_nb.exemplars import find_exemplars
-from elude_nb.finding import find_site, find_sites
-from elude_nb.handles import find_units
-from elude_nb.heads import fit_head
-from elude_nb.images import ImageSet, load_images
-from elude_nb.models import Model, load_model, wrap_network
-from elude_nb.naming import name_concepts
-from elude_nb.recording import Recording, record
-from elude_nb.scores import score
-from elude_nb.sites import Site
+import importlib
+from typing import Any
 
-__version__ = "0.2.0"
+from elude_nb import errors
+from elude_nb._util import moved
+from elude_nb.baselines.compare import compare
+from elude_nb.core.disentangle import disentangle
+from elude_nb.core.edit import Edit
+from elude_nb.core.recording import Recording, record
+from elude_nb.core.result import Disentanglement
+from elude_nb.core.verify import verify
+from elude_nb.data.images import ImageSet, load_images
+from elude_nb.interpret.attribution import attribute
+from elude_nb.interpret.exemplars import find_exemplars
+from elude_nb.interpret.find_units import find_units
+from elude_nb.interpret.naming import name_concepts
+from elude_nb.models.find_sites import find_site, find_sites
+from elude_nb.models.forward import embed
+from elude_nb.models.load import Model, load_model, wrap_network
+from elude_nb.models.sites import Site
+from elude_nb.scores.overview import score
+from elude_nb.steering.effects import effect
+from elude_nb.steering.heads import fit_head
+
+__version__ = "0.3.0.dev0"
+
+moved.install()  # import paths of 0.2 work for one version, with a DeprecationWarning
+
+_ROOMS = ("baselines", "figures", "interpret", "scores", "steering", "text", "widgets")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a room when it is first asked for: figures and widgets bring heavy libraries."""
+    if name in _ROOMS:
+        return importlib.import_module(f"elude_nb.{name}")
+    return moved.attribute(name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_ROOMS, "__version__"]
+
 
 __all__ = [
     "Disentanglement",
@@ -35,7 +55,6 @@ __all__ = [
     "effect",
     "embed",
     "errors",
-    "estimate",
     "find_exemplars",
     "find_site",
     "find_sites",

@@ -1,19 +1,10 @@
-"""All errors of the package, by name: ``except en.errors.SiteError``."""
+"""All errors of the package, by name: ``except en.errors.SiteError``, or ``EludeError`` for any of them."""
 
-from elude_nb.edits import EditError
-from elude_nb.exactness import ExactnessError
-from elude_nb.explicit import PartitionError
-from elude_nb.exporting import ExportError
-from elude_nb.identity import ModelMismatchError
-from elude_nb.opening import ImageError
-from elude_nb.rivals.base import NotFittedError
-from elude_nb.sentences import SentenceError
-from elude_nb.sites import SiteError
-from elude_nb.store import StoreError
-from elude_nb.weights import WeightsError
+from __future__ import annotations
 
 __all__ = [
     "EditError",
+    "EludeError",
     "ExactnessError",
     "ExportError",
     "ImageError",
@@ -23,5 +14,58 @@ __all__ = [
     "SentenceError",
     "SiteError",
     "StoreError",
+    "TourError",
     "WeightsError",
 ]
+
+
+class EludeError(Exception):
+    """What all errors of this package have in common."""
+
+
+class EditError(EludeError, ValueError):
+    """An edit that makes no sense, or that the split at hand cannot carry out."""
+
+
+class ExactnessError(EludeError, RuntimeError):
+    """A network that is not what it should be: the lens differs, or the explicit network leaves its bound."""
+
+
+class PartitionError(EludeError, RuntimeError):
+    """Split weights that do not add up to the original weights."""
+
+
+class ExportError(EludeError, RuntimeError):
+    """A network that cannot be written, or that would compute something else where it is read."""
+
+
+class ModelMismatchError(EludeError, ValueError):
+    """A result that belongs to another model."""
+
+
+class ImageError(EludeError, ValueError):
+    """An image that cannot be used; the message names it and says why."""
+
+
+class NotFittedError(EludeError, RuntimeError):
+    """A method that was asked for units before it had seen any token."""
+
+
+class SentenceError(EludeError, ValueError):
+    """Sentences that cannot be used."""
+
+
+class SiteError(EludeError, ValueError):
+    """A place that cannot be split, with the reason."""
+
+
+class StoreError(EludeError, ValueError):
+    """A file that cannot be read as the result it should hold."""
+
+
+class WeightsError(EludeError, RuntimeError):
+    """Weights that cannot be had: out of reach, damaged, or not what they should be."""
+
+
+class TourError(EludeError, RuntimeError):
+    """A notebook that failed, with the cell and its error."""

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import elude_nb as en
-from elude_nb.finding import find_site
-from elude_nb.models import wrap_network
-from elude_nb.recording import Recording
-from elude_nb.rivals.sparse import TopK
+from elude_nb.baselines.sae import TopK
+from elude_nb.core.recording import Recording
+from elude_nb.models.find_sites import find_site
+from elude_nb.models.load import wrap_network
 
 FOLDER = Path(__file__).parent / "fixtures"
 SIDE = 16
@@ -107,7 +107,7 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    from elude_nb.formats import FORMAT_VERSION
+    from elude_nb._util.files import FORMAT_VERSION
 
     target = FOLDER / f"format_{FORMAT_VERSION}"
     if target.exists():

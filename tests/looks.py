@@ -27,7 +27,7 @@ from elude_nb.figures import (
     tradeoff,
     unit_maps,
 )
-from elude_nb.gallery import Gallery
+from elude_nb.interpret.gallery import Gallery
 from tests.tiny import random_images, tiny_vit
 
 FOLDER = Path(__file__).parent / "pictures"

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import elude_nb
 
+ROOMS = {"baselines", "figures", "interpret", "scores", "steering", "text", "widgets"}
 HEAVY = ("matplotlib", "plotly", "ipywidgets", "anywidget", "sklearn", "skimage", "onnx", "timm", "torchvision")
 
 PROGRAM = """
@@ -59,20 +63,56 @@ def test_nothing_public_is_left_out() -> None:
     assert public | {"errors"} == set(elude_nb.__all__)
 
 
-def test_errors_derive_from_pythons_own() -> None:
-    found = [getattr(elude_nb.errors, name) for name in elude_nb.errors.__all__]
-    assert all(issubclass(error, ValueError | TypeError | RuntimeError) for error in found)
+def test_errors_derive_from_pythons_own_and_from_one_of_ours() -> None:
+    base = elude_nb.errors.EludeError
+    for name in set(elude_nb.errors.__all__) - {"EludeError"}:
+        error = getattr(elude_nb.errors, name)
+        assert issubclass(error, ValueError | TypeError | RuntimeError)
+        assert issubclass(error, base)
 
 
-def test_every_error_of_the_package_has_its_name_among_the_errors() -> None:
+def test_every_error_is_defined_among_the_errors() -> None:
     package = Path(elude_nb.__file__).parent
-    defined = {
+    elsewhere = {
         node.name
         for file in package.rglob("*.py")
+        if file.name != "errors.py"
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
     }
-    assert defined - {"TourError"} == set(elude_nb.errors.__all__)  # that one is the command line's
+    assert not elsewhere
+
+
+def test_rooms_come_with_the_front_door() -> None:
+    assert set(dir(elude_nb)) == {*elude_nb.__all__, "__version__", *ROOMS}
+    for room in ROOMS:
+        assert getattr(elude_nb, room).__doc__
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        elude_nb.nothing_of_the_kind  # noqa: B018
+
+
+def test_the_package_has_at_most_15_rooms() -> None:
+    package = Path(elude_nb.__file__).parent
+    assert len([path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]) <= 15
+
+
+@pytest.mark.parametrize(
+    ("old", "name"),
+    [("permanent", "make_permanent"), ("transplanting", "transplant"), ("planted", "planted_network"),
+     ("neighbours", "find_neighbours"), ("gallery", "Gallery"), ("exporting", "save_onnx"), ("rivals", "TopK"),
+     ("rivals.sparse", "SparseAutoencoder"), ("interventions", "edited_units"), ("heads", "predict"),
+     ("quiz", "make_questions"), ("cues", "add_cue"), ("report", "write_report")],
+)  # fmt: skip
+def test_import_paths_of_version_02_work_and_warn(old, name) -> None:
+    sys.modules.pop(f"elude_nb.{old}", None)
+    with pytest.warns(DeprecationWarning, match=f"elude_nb.{old} is now"):
+        module = importlib.import_module(f"elude_nb.{old}")
+    assert getattr(module, name)
+
+
+def test_a_name_that_left_the_front_door_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="core.disentangle"):
+        assert elude_nb.estimate
 
 
 def test_version_is_one() -> None:

@@ -21,14 +21,13 @@ from safetensors.torch import save_file
 
 import elude_nb as en
 from elude_nb import Disentanglement, scores
-from elude_nb.edits import Edit, EditError
-from elude_nb.formats import FORMAT_VERSION
-from elude_nb.identity import ModelMismatchError
-from elude_nb.opening import ImageError, open_rgb, read_rgb
-from elude_nb.permanent import make_permanent
-from elude_nb.rivals import TopK
-from elude_nb.store import StoreError, load_result, save_result, sha256_of_tensors
-from elude_nb.weights import WeightsError, read_checkpoint
+from elude_nb._util.files import FORMAT_VERSION, load_result, save_result, sha256_of_tensors
+from elude_nb.baselines import TopK
+from elude_nb.core.edit import Edit
+from elude_nb.data.decode import open_rgb, read_rgb
+from elude_nb.errors import EditError, ImageError, ModelMismatchError, StoreError, WeightsError
+from elude_nb.models.weights import read_checkpoint
+from elude_nb.steering.permanent import make_permanent
 
 CASES = 150
 
@@ -365,6 +364,6 @@ def test_pixels_are_counted_again_once_they_are_there(monkeypatch) -> None:
     lying = bytearray(found.getvalue())
     lying[6:8] = 16, 16  # what the list of pictures says of the one that is there
     assert read_rgb(bytes(lying), "x.ico").size == (64, 64)
-    monkeypatch.setattr("elude_nb.opening.MOST_PIXELS", 40 * 40)
+    monkeypatch.setattr("elude_nb.data.decode.MOST_PIXELS", 40 * 40)
     with pytest.raises(ImageError, match="64 x 64 pixels, too many"):
         read_rgb(bytes(lying), "x.ico")

@@ -1,15 +1,16 @@
 """Still pictures: each function takes a result and returns a `Picture`; none runs a model."""
 
-from elude_nb.figures.atlas import concept_atlas
-from elude_nb.figures.bars import contributions_by_block, score_distributions
-from elude_nb.figures.flows import routing_sankey
-from elude_nb.figures.grids import before_after, contact_sheet
-from elude_nb.figures.maps import activation_map, unit_maps
-from elude_nb.figures.methods import score_intervals, tradeoff
-from elude_nb.figures.plotly_theme import plotly_template
-from elude_nb.figures.profiles import concept_profile
-from elude_nb.figures.routes import routing_bars
-from elude_nb.figures.scoring import factor_heatmap, trial_sheet
+from elude_nb.figures.concept_map import concept_atlas, concept_profile
+from elude_nb.figures.images import activation_map, before_after, contact_sheet, unit_maps
+from elude_nb.figures.routing import routing_bars, routing_sankey
+from elude_nb.figures.scores import (
+    contributions_by_block,
+    factor_heatmap,
+    score_distributions,
+    score_intervals,
+    tradeoff,
+    trial_sheet,
+)
 from elude_nb.figures.steering import (
     accuracy_bars,
     class_drops,
@@ -18,7 +19,7 @@ from elude_nb.figures.steering import (
     side_effects,
     similarity_bars,
 )
-from elude_nb.figures.theme import Picture, house_style, theme
+from elude_nb.figures.theme import Picture, house_style, plotly_template, theme
 
 __all__ = [
     "Picture",

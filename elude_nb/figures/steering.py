@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from elude_nb.checks import check_count, check_kind
-from elude_nb.effects import Effect
-from elude_nb.figures.grids import square_thumbnail
+from elude_nb._util.checks import check_count, check_kind
+from elude_nb.figures.images import square_thumbnail
 from elude_nb.figures.theme import (
     BLUE,
     FAINT,
@@ -31,8 +30,9 @@ from elude_nb.figures.theme import (
     house_style,
     readable_on,
 )
-from elude_nb.neighbours import Neighbours
-from elude_nb.similarity import SimilarityEffect
+from elude_nb.interpret.neighbours import Neighbours
+from elude_nb.steering.effects import Effect
+from elude_nb.text.similarity import SimilarityEffect
 
 _COLOURS = {
     "edit": BLUE,

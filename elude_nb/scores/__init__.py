@@ -1,6 +1,5 @@
 """Scores of interpretability, one family a room: NumPy or torch in, pandas out."""
 
-from elude_nb.scores.coherence import best_images, sibling_similarity, top_centres, top_purity, top_similarity
 from elude_nb.scores.factors import (
     DCI,
     dci,
@@ -38,7 +37,7 @@ from elude_nb.scores.intruder import (
     make_trials,
     trials_table,
 )
-from elude_nb.scores.judging import EmbeddingJudge, Judge, judge_units, rank_scores
+from elude_nb.scores.judges import EmbeddingJudge, Judge, judge_units, rank_scores
 from elude_nb.scores.labels import (
     auroc,
     average_precision,
@@ -48,14 +47,20 @@ from elude_nb.scores.labels import (
     labels_covered,
 )
 from elude_nb.scores.overview import mixed_channels, score, score_means
-from elude_nb.scores.semantics import (
+from elude_nb.scores.similarity import (
+    best_images,
     clarity,
     cluster_separation,
     localised_monosemanticity,
     monosemanticity,
     polysemanticity,
     redundancy,
+    sibling_similarity,
+    top_centres,
+    top_purity,
+    top_similarity,
 )
+from elude_nb.scores.suggest import Suggestion, suggest_settings
 
 __all__ = [
     "DCI",
@@ -64,6 +69,7 @@ __all__ = [
     "IntruderResult",
     "IntruderTrial",
     "Judge",
+    "Suggestion",
     "auroc",
     "average_precision",
     "best_images",
@@ -107,6 +113,7 @@ __all__ = [
     "score_means",
     "sibling_similarity",
     "stability",
+    "suggest_settings",
     "top_centres",
     "top_purity",
     "top_similarity",

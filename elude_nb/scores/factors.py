@@ -1,6 +1,6 @@
 """Scores against known factors, as only drawn scenes have them: mutual information, MIG, DCI, and planted routes.
 
-Letters: ``n`` images, ``u`` units, ``f`` factors. A factor is a column of a table such as `elude_nb.scenes` draws:
+Letters: ``n`` images, ``u`` units, ``f`` factors. A factor is a column of a table such as `elude_nb.data.synthetic` draws:
 numbers with more values than bins are continuous, all else is categorical.
 """
 
@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count, check_flag
-from elude_nb.routing import NO_CONCEPT
+from elude_nb._util.checks import check_count, check_flag
+from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.scores.inputs import Array, as_activations, as_codes, as_numbers, check_table, is_constant, per_unit
 
 BINS = 20
@@ -217,7 +217,7 @@ def dci(activations: Array, factors: pd.DataFrame, *, seed: int = 0, max_units: 
 
     Examples
     --------
-    >>> from elude_nb.scenes import sample_scenes
+    >>> from elude_nb.data.synthetic import sample_scenes
     >>> factors = sample_scenes(200)[["x", "y"]]
     >>> found = dci(factors.to_numpy(copy=True), factors, trees=10)
     >>> found.disentanglement > 0.9, found.completeness > 0.9, found.informativeness > 0.9

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count
-from elude_nb.differences import Comparison
+from elude_nb._util.checks import check_count
+from elude_nb.core.verify import Comparison
 from elude_nb.scores.inputs import Array, as_codes, as_embeddings, is_constant, unit_vectors
 
 _ROWS_AT_ONCE = 1024

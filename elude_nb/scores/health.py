@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_number
+from elude_nb._util.checks import check_number
 from elude_nb.scores.inputs import Array, as_activations, is_constant, per_unit, unit_vectors
 
 _UNITS_AT_ONCE = 1024

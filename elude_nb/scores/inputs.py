@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_kind, shortly
+from elude_nb._util.checks import check_kind, shortly
 
 Array = Tensor | np.ndarray[Any, Any] | pd.DataFrame
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from elude_nb.checks import check_count, check_fraction
+from elude_nb._util.checks import check_count, check_fraction
 
 
 @dataclass(frozen=True)

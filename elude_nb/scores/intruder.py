@@ -19,10 +19,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count, check_kind
-from elude_nb.scores.coherence import best_images
+from elude_nb._util.checks import check_count, check_kind
 from elude_nb.scores.inputs import Array, as_activations, as_embeddings, as_matrix, per_unit, unit_vectors
 from elude_nb.scores.intervals import Interval, mean_interval
+from elude_nb.scores.similarity import best_images
 
 _TRIALS_AT_ONCE = 4096
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count, check_fraction
+from elude_nb._util.checks import check_count, check_fraction
 from elude_nb.scores.inputs import Array, as_activations, as_codes, check_table, is_constant, per_unit
 
 Labels = Sequence[Any] | Array | pd.Series

@@ -6,18 +6,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.checks import check_count
-from elude_nb.disentanglement import Disentanglement
-from elude_nb.embedding import overheard
-from elude_nb.images import Images
-from elude_nb.plans import check_split
-from elude_nb.recording import pool_recorded, record
-from elude_nb.routing import Routing, means_on_concepts, shuffled
-from elude_nb.scores.coherence import sibling_similarity, top_centres, top_purity, top_similarity
+from elude_nb._util.checks import check_count
+from elude_nb.core.plan import check_split
+from elude_nb.core.recording import pool_recorded, record
+from elude_nb.core.result import Disentanglement
+from elude_nb.core.routing import Routing, means_on_concepts, shuffled
+from elude_nb.data.images import Images
+from elude_nb.models.forward import overheard
 from elude_nb.scores.health import largest_correlation
 from elude_nb.scores.inputs import check_table
 from elude_nb.scores.intervals import mean_interval
-from elude_nb.scores.semantics import monosemanticity
+from elude_nb.scores.similarity import monosemanticity, sibling_similarity, top_centres, top_purity, top_similarity
 
 
 def score(

@@ -1,6 +1,6 @@
 """Live panels for notebooks: traits and callbacks. What they show is computed by the library and drawn by `tiles`."""
 
-from elude_nb.gallery import Gallery
+from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets.channel_explorer import ChannelExplorer
 from elude_nb.widgets.concept_atlas import ConceptAtlas
 from elude_nb.widgets.image_inspector import ImageInspector

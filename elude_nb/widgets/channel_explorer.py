@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 import traitlets
 
-from elude_nb.disentanglement import Disentanglement
-from elude_nb.exemplars import Exemplars
-from elude_nb.gallery import ChannelView, Gallery
-from elude_nb.images import Images
-from elude_nb.routing import agreement_of, strongest_concepts
-from elude_nb.tiles import PALETTE, depth_chart, exemplar_grid
+from elude_nb.core.result import Disentanglement
+from elude_nb.core.routing import agreement_of, strongest_concepts
+from elude_nb.data.images import Images
+from elude_nb.figures.html import PALETTE, depth_chart, exemplar_grid
+from elude_nb.interpret.exemplars import Exemplars
+from elude_nb.interpret.gallery import ChannelView, Gallery
 from elude_nb.widgets.panel import Calm, GalleryPanel, open_gallery, picture
 
 MOST_UNITS = 16  # more rows of pictures than that nobody looks at

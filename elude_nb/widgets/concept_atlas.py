@@ -13,11 +13,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 
-from elude_nb.atlas import lay_out
-from elude_nb.disentanglement import Disentanglement
-from elude_nb.gallery import Gallery
-from elude_nb.images import Images
-from elude_nb.tiles import PALETTE, best_images
+from elude_nb.core.result import Disentanglement
+from elude_nb.data.images import Images
+from elude_nb.figures.html import PALETTE, best_images
+from elude_nb.interpret.concept_map import lay_out
+from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets.panel import GalleryPanel, open_gallery, picture
 
 _MOST_SVG_POINTS = 2000  # above that plotly draws with WebGL

@@ -12,14 +12,14 @@ import torch
 import traitlets
 from PIL import Image
 
-from elude_nb.disentanglement import Disentanglement
-from elude_nb.gallery import Gallery, Sight, look
-from elude_nb.images import Images
-from elude_nb.opening import read_rgb, upright_rgb
-from elude_nb.speaking import find_speakers
-from elude_nb.tiles import best_images, data_uri, lit, tile
+from elude_nb.core.result import Disentanglement
+from elude_nb.data.decode import read_rgb, upright_rgb
+from elude_nb.data.images import Images
+from elude_nb.figures.html import best_images, data_uri, lit, tile
+from elude_nb.interpret.gallery import Gallery, Sight, look
+from elude_nb.interpret.profiles import find_speakers
+from elude_nb.widgets.controls import MOST_BYTES, PatchPicker
 from elude_nb.widgets.panel import Calm, GalleryPanel, open_gallery, picture
-from elude_nb.widgets.patch_picker import MOST_BYTES, PatchPicker
 
 
 class ImageInspector(GalleryPanel):

@@ -14,12 +14,12 @@ import ipywidgets
 import pandas as pd
 import traitlets
 
-from elude_nb.checks import check_count
-from elude_nb.disentanglement import Disentanglement
-from elude_nb.gallery import Gallery
-from elude_nb.images import Images
-from elude_nb.quiz import CHANNEL, SUB_UNIT, Question, Quiz, Share, make_questions
-from elude_nb.tiles import PALETTE, tile
+from elude_nb._util.checks import check_count
+from elude_nb.core.result import Disentanglement
+from elude_nb.data.images import Images
+from elude_nb.figures.html import PALETTE, tile
+from elude_nb.interpret.gallery import Gallery
+from elude_nb.interpret.quiz import CHANNEL, SUB_UNIT, Question, Quiz, Share, make_questions
 from elude_nb.widgets.panel import GalleryPanel, open_gallery, picture
 
 _SIDE, _SMALL = 136, 84
@@ -190,7 +190,7 @@ class IntruderQuiz(GalleryPanel):
 
     @property
     def results(self) -> pd.DataFrame:
-        """One row an answer of any round and player; see `elude_nb.quiz.Quiz.results`."""
+        """One row an answer of any round and player; see `elude_nb.interpret.quiz.Quiz.results`."""
         return self._quiz.results
 
     @property

@@ -11,9 +11,9 @@ from typing import Any
 import ipywidgets
 import traitlets
 
-from elude_nb.disentanglement import Disentanglement
-from elude_nb.gallery import Gallery
-from elude_nb.images import Images
+from elude_nb.core.result import Disentanglement
+from elude_nb.data.images import Images
+from elude_nb.interpret.gallery import Gallery
 
 FIRST_IMAGES = 8  # are run before the first paint: about a second for a ViT-S on two cores
 PAUSE = 0.12  # seconds for which a slider must rest before anything is computed

@@ -15,16 +15,15 @@ import traitlets
 from PIL import Image
 from torch import Tensor
 
-from elude_nb.before_after import code_box, moved_line, neighbour_rows, probability_bars
-from elude_nb.checks import check_count
-from elude_nb.disentanglement import Disentanglement
-from elude_nb.edits import Edit
-from elude_nb.gallery import Gallery
-from elude_nb.heads import Head
-from elude_nb.images import Images
-from elude_nb.live import UNCHANGED, LiveSteering, Seen, Steered, order_by_presence, rank_neighbours
-from elude_nb.tiles import tile
-from elude_nb.widgets.copying import CopyButton
+from elude_nb._util.checks import check_count
+from elude_nb.core.edit import Edit
+from elude_nb.core.result import Disentanglement
+from elude_nb.data.images import Images
+from elude_nb.figures.html import code_box, moved_line, neighbour_rows, probability_bars, tile
+from elude_nb.interpret.gallery import Gallery
+from elude_nb.steering.heads import Head
+from elude_nb.steering.live import UNCHANGED, LiveSteering, Seen, Steered, order_by_presence, rank_neighbours
+from elude_nb.widgets.controls import CopyButton
 from elude_nb.widgets.panel import Calm, GalleryPanel, open_gallery, picture
 
 STRONGEST = 2.0

@@ -9,13 +9,13 @@ from typing import Any
 import ipywidgets
 import traitlets
 
-from elude_nb.discovery import disentangle
-from elude_nb.disentanglement import Disentanglement
-from elude_nb.gallery import Gallery
-from elude_nb.heads import fit_on_outputs
-from elude_nb.images import ImageSet, load_images
-from elude_nb.models import load_model
-from elude_nb.naming import name_concepts
+from elude_nb.core.disentangle import disentangle
+from elude_nb.core.result import Disentanglement
+from elude_nb.data.images import ImageSet, load_images
+from elude_nb.interpret.gallery import Gallery
+from elude_nb.interpret.naming import name_concepts
+from elude_nb.models.load import load_model
+from elude_nb.steering.heads import fit_on_outputs
 from elude_nb.widgets.channel_explorer import ChannelExplorer
 from elude_nb.widgets.concept_atlas import ConceptAtlas
 from elude_nb.widgets.image_inspector import ImageInspector

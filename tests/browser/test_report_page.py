@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from elude_nb import Disentanglement, ImageSet
-from elude_nb.report import write_report
+from elude_nb.app.report.build import write_report
 
 NOTHING = "\N{EN DASH}"
 HOSTILE = '</script><img src=x onerror="window.hacked = 1"><script>window.hacked = 1</script>'

@@ -1,0 +1,1 @@
+"""What every room needs: argument checks, a progress bar, files."""

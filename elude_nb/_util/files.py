@@ -1,0 +1,405 @@
+"""Files: atomic writes, hashes, and one safetensors file with a JSON manifest."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elude_nb.errors import StoreError
+
+_LONGEST_STEM = 100  # bytes: file systems allow 255 for a name, some that encrypt 143
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC}
+_ABANDONED = 24 * 3600  # seconds without a change: whatever machine its writer runs on, it writes no more
+
+
+@contextmanager
+def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path to write to; on success what was written takes the place of ``path``, on failure all is as it was.
+
+    A reader sees the old file or the new one, never a half-written one. Missing folders are made, and taken away again
+    on failure. A symbolic link stays one: what it points to is replaced. The path to write to lies in a hidden folder
+    of its own beside ``path``, so that whatever else a writer leaves there goes with it; a process that was killed
+    leaves that folder, and the next one that writes to ``path`` takes it away.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    IsADirectoryError
+        If ``path`` is a folder.
+    FileExistsError
+        If ``path`` is a device or a pipe, which a file would replace.
+    FileNotFoundError
+        If nothing was written.
+    OSError
+        If a folder or the file cannot be made: no permission, a full disk, a name that is too long.
+    """
+    target = _end_of_links(Path(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "This is a folder; name a file in it", str(target))
+    if target.exists() and not target.is_file():
+        raise FileExistsError(errno.EEXIST, "This is a device or a pipe; name an ordinary file", str(target))
+    made: list[Path] = []
+    whole = False
+    folder = target.with_name(f".{_stem(target.name)}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        made += _make_folders(target.parent)
+        _take_away_abandoned(target)
+        folder.mkdir(parents=True)  # a process that made the parents too, and failed, may just have taken them away
+        aside = folder / target.name
+        aside.touch()
+        # That of the old file, or as the user's umask has it; safetensors would make the file private.
+        mode = (target if target.exists() else aside).stat().st_mode
+        aside.unlink()
+        yield aside
+        aside.chmod(mode)
+        with aside.open("r+b") as written:  # Windows flushes only what is open for writing
+            os.fsync(written.fileno())
+        aside.replace(target)
+        whole = True
+        _flush_folder(target.parent)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            why = f"{os.strerror(error.errno)}; make room or choose another folder"
+            raise OSError(error.errno, why, str(target)) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in reversed(made if not whole else []):
+            with suppress(OSError):  # somebody else put something there meanwhile
+                parent.rmdir()
+
+
+def _end_of_links(path: Path) -> Path:
+    """Return what a symbolic link points to in the end, be it there or not, and any other path as it is."""
+    if not path.is_symlink():
+        return path
+    end = Path(os.path.realpath(path))
+    if end.is_symlink():
+        raise OSError(errno.ELOOP, "This symbolic link leads in a circle; name another file", str(path))
+    return end
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and what is missing above it; return those that were made, from the top."""
+    missing = []
+    while not folder.is_dir() and folder != folder.parent:
+        missing.append(folder)
+        folder = folder.parent
+    made: list[Path] = []
+    try:
+        for each in reversed(missing):
+            try:
+                each.mkdir()
+            except FileExistsError:  # another process was quicker, or it is a file
+                if not each.is_dir():
+                    raise
+            else:
+                made.append(each)
+    except BaseException:
+        for each in reversed(made):
+            with suppress(OSError):
+                each.rmdir()
+        raise
+    return made
+
+
+def _stem(name: str) -> str:
+    """Return a file's name, or if it is long its beginning and a hash, so that more can be appended."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST_STEM:
+        return name
+    kept = encoded[: _LONGEST_STEM - 17].decode(errors="ignore")
+    return f"{kept}~{hashlib.sha256(encoded).hexdigest()[:16]}"
+
+
+@cache
+def _machine() -> str:
+    """Return 8 hexadecimal digits for the machine, its boot and its set of processes: pids mean nothing elsewhere."""
+    parts = [platform.node()]
+    with suppress(OSError):  # Linux only
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        parts.append(os.readlink("/proc/self/ns/pid"))  # noqa: PTH115 - of no path, but a name of the kernel's
+    return hashlib.sha256("|".join(parts).encode(errors="replace")).hexdigest()[:8]
+
+
+def _take_away_abandoned(target: Path) -> None:
+    """Remove what killed processes left beside ``target``."""
+    pattern = re.compile(re.escape(f".{_stem(target.name)}.") + r"([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part")
+    with suppress(OSError):  # tidying up is no reason to fail
+        for each in list(os.scandir(target.parent)):
+            found = pattern.fullmatch(each.name)
+            if found and _is_abandoned(found[1], int(found[2]), Path(each.path)):
+                shutil.rmtree(each.path, ignore_errors=True)
+
+
+def _is_abandoned(machine: str, pid: int, folder: Path) -> bool:
+    """Say whether a process has ended; of other machines, and on Windows: whether nothing has changed for a day."""
+    if machine != _machine() or sys.platform == "win32":  # os.kill would end the process there
+        return _is_old(folder)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _is_old(folder: Path) -> bool:
+    try:
+        changed = max(each.stat().st_mtime for each in (folder, *folder.iterdir()))
+    except OSError:  # its writer is just done
+        return False
+    return time.time() - changed > _ABANDONED
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make sure that the new name outlives a power cut, where folders can be flushed."""
+    if os.name != "posix":
+        return
+    with suppress(OSError):  # some network file systems refuse
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+FORMAT_VERSION = 2
+"""The format that is written."""
+
+Contents = tuple[dict[str, Tensor], dict[str, Any]]
+"""The tensors of a file and its manifest."""
+
+
+def library_version() -> str:
+    """Return the version of this elude_nb."""
+    from importlib.metadata import version
+
+    return version("elude-nb")
+
+
+def _from_1_to_2(kind: str, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Contents:
+    """Format 2 says which elude_nb wrote it, and the names of concepts always stand in it.
+
+    Splits of format 1 name the version among others; they have names if they were written after names were invented.
+    """
+    versions = manifest.get("versions")
+    written_by = versions.get("elude-nb") if isinstance(versions, dict) else None
+    manifest = {**manifest, "elude_nb": written_by if isinstance(written_by, str) else "0.1.0"}
+    if kind == "disentanglement":
+        manifest.setdefault("names", {})
+    return tensors, manifest
+
+
+MIGRATIONS: dict[int, Callable[[str, dict[str, Tensor], dict[str, Any]], Contents]] = {1: _from_1_to_2}
+"""For each older format, the step to the one after it. A step stays for ever, and is never changed."""
+
+
+def migrate(kind: str, version: int, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Contents:
+    """Return what a file of an older format would hold in the present one; nothing on disk is changed.
+
+    Parameters
+    ----------
+    kind
+        ``"disentanglement"``, ``"sparse autoencoder"``, ...
+    version
+        The file's format, 1 to `FORMAT_VERSION`.
+    tensors, manifest
+        Its contents, the manifest without ``kind`` and ``format``.
+    """
+    for step in range(version, FORMAT_VERSION):
+        tensors, manifest = MIGRATIONS[step](kind, tensors, manifest)
+    return tensors, manifest
+
+
+def too_new(version: Any, manifest: dict[str, Any]) -> str:
+    """Say that a file is of a format not known here, and which version of the library reads it."""
+    wrote = manifest.get("elude_nb")
+    # Only what looks like a version goes into a line that people copy into a shell.
+    known = isinstance(wrote, str) and 0 < len(wrote) <= 20 and all(part.isalnum() for part in wrote.split("."))
+    by = f" and was written by elude_nb {wrote}" if known else ""
+    cure = f"pip install --upgrade 'elude-nb>={wrote}'" if known else "pip install --upgrade elude-nb"
+    return f"has format {version!r:.40}{by}; elude_nb {library_version()} reads up to {FORMAT_VERSION}: {cure}"
+
+
+_MANIFEST = "elude_nb"
+_SEAL = "elude_nb_sha256"
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return one SHA-256 over names, dtypes, shapes and bytes of ``tensors``, whatever their order.
+
+    Examples
+    --------
+    >>> a, b = torch.zeros(2), torch.ones(3)
+    >>> sha256_of_tensors({"a": a, "b": b}) == sha256_of_tensors({"b": b, "a": a})
+    True
+    >>> sha256_of_tensors({"a": a}) == sha256_of_tensors({"a": a + 1})
+    False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write one safetensors file, whole or not at all (see `elude_nb._util.files.write_aside`); return its path.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, such as on a full disk; an old file of that name is then as it was.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with write_aside(path) as aside:
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside, dict(metadata)
+            )
+        except SafetensorError as error:  # not an OSError, although the system's own number is in its text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), str(error), os.fspath(path)) from error
+    return Path(path)
+
+
+def save_result(
+    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]
+) -> Path:
+    """Write ``tensors`` and a JSON ``manifest`` to one safetensors file, whole or not at all; return its path.
+
+    Raises
+    ------
+    ValueError
+        If the manifest holds NaN or infinity, which JSON has not.
+    OSError
+        If the file cannot be written; an old file of that name is then as it was.
+    """
+    envelope = {"kind": kind, "format": FORMAT_VERSION, "elude_nb": library_version()}
+    header = json.dumps({**manifest, **envelope}, allow_nan=False)
+    return write_tensors(path, tensors, {_MANIFEST: header, _SEAL: _seal(header, tensors)})
+
+
+def existing_file(path: str | os.PathLike[str], cure: str) -> Path:
+    """Return a path if there is an ordinary file; pipes, devices and folders are none.
+
+    Raises
+    ------
+    TypeError
+        If it is no path at all.
+    FileNotFoundError
+        If there is no such file; the message ends with ``cure``, what to do about it.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"A path must be text or a Path, not {path!r:.80} ({type(path).__name__}).")
+    file = Path(path)
+    try:
+        there = file.is_file()
+    except (OSError, ValueError):  # a name that is too long, or no name at all
+        there = False
+    if not there:
+        raise FileNotFoundError(f"There is no file {str(file)!r:.500}; {cure}.")
+    return file
+
+
+def _seal(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return one SHA-256 over the manifest and the tensors: a changed byte anywhere changes it."""
+    return hashlib.sha256(f"{header}|{sha256_of_tensors(tensors)}".encode()).hexdigest()
+
+
+def load_result(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_result` wrote, in this version or an earlier one: the tensors and the manifest.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    StoreError
+        If the file is damaged, is not one of ours, holds another kind of result, or comes from a newer version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = existing_file(path, "save a result there first, or mend the path")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StoreError(f"{str(file)!r} is not a whole safetensors file ({error}); make it anew.") from error
+    header = metadata.get(_MANIFEST)
+    if header is None:
+        raise StoreError(f"{str(file)!r} was not written by elude_nb: its manifest is missing.")
+    version, manifest = _read_manifest(header, kind, file)  # before the seal: a newer version may seal in another way
+    if metadata.get(_SEAL) != _seal(header, tensors):
+        raise StoreError(f"{str(file)!r} was changed after it was written: its SHA-256 differs; make it anew.")
+    return migrate(kind, version, tensors, manifest)
+
+
+def read_json(text: str) -> Any:
+    """Return what a JSON text holds; NaN and infinity, which JSON has not but Python would read, are refused.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON, or a number in it is not finite.
+    RecursionError
+        If it is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # NaN, Infinity, or as many digits as no float has
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return number
+
+
+def _read_manifest(header: str, kind: str, file: Path) -> tuple[int, dict[str, Any]]:
+    try:
+        manifest = read_json(header)
+        found, version = manifest.pop("kind"), manifest.pop("format")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:  # the last: nested too deeply
+        raise StoreError(f"The manifest of {str(file)!r} is damaged ({error}); make the file anew.") from error
+    if found != kind:
+        raise StoreError(f"{str(file)!r} holds a {found!r}, not a {kind!r}.")
+    if (isinstance(version, int) and version < 1) or isinstance(version, bool):
+        raise StoreError(f"The manifest of {str(file)!r} is damaged (format {version!r}); make the file anew.")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise StoreError(f"{str(file)!r} {too_new(version, manifest)}")
+    return version, dict(manifest)

@@ -1,0 +1,1 @@
+"""Programs: the command line, the tour of the notebooks, reports."""

@@ -1,0 +1,216 @@
+"""The command line: each command is one call of the library."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+app = typer.Typer(
+    name="elude-nb",
+    help="Take the channels of a pretrained vision model apart, without changing its outputs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ImagesOption = Annotated[str, typer.Option(help="A folder, or 'photographs' or 'shapes'.")]
+CountOption = Annotated[int | None, typer.Option(help="Take only so many images (for the named sets: how many).")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from elude_nb import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def tour(
+    out: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("tour"),
+    only: Annotated[str | None, typer.Option(help="Notebooks by number, as in 01,02.")] = None,
+) -> None:
+    """Run the notebooks on the embedded model and photographs; leave HTML pages with pictures."""
+    from elude_nb.app.tour import run_tour
+
+    index = run_tour(out, only=None if only is None else only.split(","))
+    typer.echo(f"Done. Open {index.resolve()}")
+
+
+@app.command()
+def disentangle(
+    out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
+    model: Annotated[str, typer.Option(help="'dinov2-small', a timm name, or a checkpoint.")] = "dinov2-small",
+    images: ImagesOption = "photographs",
+    count: CountOption = None,
+    site: Annotated[str, typer.Option(help="'stream', 'stream:8', or the path of a layer.")] = "stream",
+    blocks: Annotated[str, typer.Option(help="How many blocks bring the sources, or 'all'.")] = "all",
+    concepts: Annotated[int, typer.Option(help="Number of concepts.")] = 128,
+    units: Annotated[int, typer.Option(help="Sub-units of a channel, at most.")] = 8,
+    shared: Annotated[float, typer.Option(help="Share of the best above which a second owner makes it shared.")] = 0.8,
+    routing: Annotated[str, typer.Option(help="concepts, channel-clusters or random.")] = "concepts",
+    tokens: Annotated[str, typer.Option(help="class, registers, patch or all.")] = "patch",
+    seed: Annotated[int, typer.Option(help="Of sampling and clustering.")] = 0,
+    max_memory: Annotated[float | None, typer.Option(help="Upper bound for the analysis, in GiB.")] = None,
+) -> None:
+    """Split the channels of a model and save the result."""
+    import elude_nb as en
+
+    taken = _blocks(blocks)
+    if not out.parent.is_dir():  # found out now, not after minutes
+        raise FileNotFoundError(f"--out {str(out)!r}: there is no folder {str(out.parent)!r}.")
+    split = en.disentangle(
+        en.load_model(model),
+        en.load_images(images, count=count),
+        site,
+        blocks=taken,
+        concepts=concepts,
+        units=units,
+        shared=shared,
+        routing=routing,
+        tokens=tokens,
+        seed=seed,
+        max_memory=max_memory,
+    )
+    split.save(out)
+    typer.echo(f"{split!r}\nSaved to {out}")
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")],
+    images: ImagesOption = "photographs",
+    count: CountOption = None,
+    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 8,
+    json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+) -> None:
+    """Compare lens and explicit network with the original model; exit with 1 where they are not what they should be."""
+    import elude_nb as en
+
+    split = en.Disentanglement.load(file)
+    found = en.verify(split, en.load_images(images, count=count), batch_size=batch_size, strict=False)
+    typer.echo(found.to_json() if json else str(found))
+    for problem in found.problems():
+        typer.echo(f"problem: {problem}", err=True)
+    if found.problems():
+        raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")],
+    images: ImagesOption = "photographs",
+    count: CountOption = None,
+    k: Annotated[int, typer.Option(help="Best images of each unit.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the means and intervals as JSON.")] = False,
+) -> None:
+    """Score sub-units beside their channels and random routes of the same sizes."""
+    import elude_nb as en
+    from elude_nb.scores import score_means
+
+    split = en.Disentanglement.load(file)
+    means = score_means(en.score(split, en.load_images(images, count=count), k=k, seed=seed))
+    typer.echo(means.to_json(orient="records", indent=1) if json else means.round(3).to_string(index=False))
+
+
+@app.command()
+def compare(
+    out: Annotated[Path, typer.Option(help="Folder for compare.csv, compare.json and compare.html.")],
+    model: Annotated[str, typer.Option(help="'dinov2-small', a timm name, or a checkpoint.")] = "dinov2-small",
+    images: ImagesOption = "photographs",
+    count: CountOption = None,
+    methods: Annotated[str | None, typer.Option(help="Names with commas between; see `elude-nb methods`.")] = None,
+    site: Annotated[str, typer.Option(help="'stream', 'stream:8', or the path of a layer.")] = "stream",
+    blocks: Annotated[str, typer.Option(help="How many blocks bring the sources, or 'all'.")] = "all",
+    units: Annotated[int, typer.Option(help="Units that each method is asked for.")] = 128,
+    concepts: Annotated[int | None, typer.Option(help="Number of concepts; by default from the data.")] = None,
+    sparsity: Annotated[int, typer.Option(help="Active latents a token of sparse autoencoders.")] = 8,
+    tokens: Annotated[str, typer.Option(help="class, registers, patch or all.")] = "patch",
+    k: Annotated[int, typer.Option(help="Best images of each unit.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of halves, sampling, clustering and training.")] = 0,
+    max_memory: Annotated[float, typer.Option(help="Upper bound for the recorded tokens, in GiB.")] = 8.0,
+) -> None:
+    """Fit methods on one half of the images, score them on the other; write one table and a page."""
+    import elude_nb as en
+    from elude_nb.app.compare_page import write_comparison
+    from elude_nb.baselines.compare import DEFAULT_METHODS
+
+    if out.exists() and not out.is_dir():  # found out now, not after minutes
+        raise NotADirectoryError(f"--out {str(out)!r} is a file, not a folder.")
+    chosen = DEFAULT_METHODS if methods is None else [name.strip() for name in methods.split(",")]
+    compared = en.compare(
+        en.load_model(model),
+        en.load_images(images, count=count),
+        site,
+        methods=chosen,
+        blocks=_blocks(blocks),
+        units=units,
+        concepts=concepts,
+        sparsity=sparsity,
+        tokens=tokens,
+        k=k,
+        seed=seed,
+        max_memory=max_memory,
+    )
+    for path in write_comparison(compared, out):
+        typer.echo(path)
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")],
+    out: Annotated[Path, typer.Option(help="The HTML page to write.")],
+    images: ImagesOption = "photographs",
+    count: Annotated[int, typer.Option(help="Images to show and to score on; the page holds them all.")] = 48,
+    channels: Annotated[int | None, typer.Option(help="Channels that can be opened; by default all.")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
+    max_memory: Annotated[float, typer.Option(help="Upper bound for what is kept of the images, in GiB.")] = 1.0,
+) -> None:
+    """Write one interactive page, with concepts, channels, scores and certificate, that opens offline by itself."""
+    import elude_nb as en
+    from elude_nb.app.report.build import check_target, write_report
+
+    check_target(out)  # found out now, not after the model is loaded
+    split = en.Disentanglement.load(file)
+    taken = en.load_images(images, count=count)
+    written = write_report(split, taken, out, title=title, channels=channels, seed=seed, max_memory=max_memory)
+    typer.echo(f"Done. Open {written.resolve()}")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods that `compare` knows."""
+    from elude_nb.baselines import METHODS
+    from elude_nb.baselines.compare import DEFAULT_METHODS
+
+    for name in METHODS:
+        typer.echo(f"{name}{' (by default)' if name in DEFAULT_METHODS else ''}")
+
+
+def _blocks(blocks: str) -> int | Literal["all"]:
+    if blocks != "all" and not blocks.isdecimal():
+        raise ValueError(f"--blocks {blocks!r}: give a whole number or 'all'.")
+    return "all" if blocks == "all" else int(blocks)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; an expected error becomes one line on standard error and exit status 2."""
+    try:
+        return app(arguments, prog_name="elude-nb")
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        typer.echo(f"elude-nb: {error}", err=True)
+        return sys.exit(2)

@@ -1,0 +1,218 @@
+"""A split as one interactive page: opened from disk, with no kernel, no network and nothing beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from elude_nb._util.checks import check_count, check_kind
+from elude_nb._util.files import write_aside
+from elude_nb._util.progress import say
+from elude_nb.app.report.channels import channel_entries, channel_table
+from elude_nb.app.report.concepts import concept_entries
+from elude_nb.app.report.looks import look_at
+from elude_nb.app.report.page import Contents, page_of
+from elude_nb.core.plan import check_split
+from elude_nb.core.result import Disentanglement
+from elude_nb.core.saving import identity_of
+from elude_nb.core.verify import verify
+from elude_nb.data.images import Images, ImageSet, as_image_set
+from elude_nb.errors import SiteError
+from elude_nb.interpret.profiles import places_of_sources
+from elude_nb.scores.overview import score
+
+
+def write_report(
+    split: Disentanglement,
+    images: Images,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    channels: int | Sequence[int] | None = None,
+    count: int = 6,
+    units: int = 8,
+    k: int = 10,
+    verify_on: int = 4,
+    seed: int = 0,
+    max_memory: float = 1.0,
+    progress: bool = True,
+) -> Path:
+    """Write one self-contained HTML page: the map of concepts, channels before and after, scores, the certificate.
+
+    The page holds its pictures, style and script, and its policy forbids it the network. Each image is stored once;
+    heat maps are stored as one letter a patch and drawn by the page.
+
+    Parameters
+    ----------
+    split
+        What to report on.
+    images
+        The images to show and to score on, best those that discovery did not see; as many as ``max_memory`` holds.
+    path
+        The file; its folder must exist. A file that is there is replaced when the new one is whole.
+    title
+        Heading of the page; by default the names of model and site.
+    channels
+        How many channels can be opened (those that mixed most and came apart best), or which; by default all. The
+        others are in the list with their scores.
+    count
+        Images in a row, at most.
+    units
+        Sub-units whose images are shown, at most: the strong ones that are unlike each other. The table has all.
+    k
+        Best images of each unit that `elude_nb.score` compares; fewer where there are few images.
+    verify_on
+        On how many of the images the certificate is made.
+    seed
+        Of the random routes that are the control.
+    max_memory
+        Bound of the sources that are kept while the page is made, in GiB.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        If there is no such folder, or ``path`` is a folder itself.
+    TypeError, ValueError
+        If a number is out of range, a channel does not exist, or there are not two images.
+    ImageError
+        If an image is broken.
+    OSError
+        If the page cannot be written, such as on a full disk; an old one is then as it was.
+    """
+    check_split(split)
+    target = check_target(path)
+    check_count("units", units)
+    check_kind("title", title, str | None, "text")
+    check_count("k", k, 2)
+    check_count("verify_on", verify_on)
+    photos = as_image_set(images)
+    check_count("count", count, 2)
+    wanted = _wanted(channels, split.site.channels)
+    if len(photos) < 2:
+        raise ValueError(f"A report compares images with each other; it was given {len(photos)}: give two at least.")
+
+    looks = look_at(split, photos, max_memory=max_memory, progress=progress)
+    shown = looks.images
+    if len(shown) < len(photos) and progress:
+        say(f"report: {len(shown)} of {len(photos)} images fit into max_memory={max_memory:g} GiB")
+    count = min(count, len(shown))
+    k = min(k, max(2, len(shown) // 4))  # of few images the ten best are nearly all
+    scores = score(split, shown, k=k, seed=seed, progress=progress)
+    table = channel_table(split, scores)
+    opened = table["channel"].head(wanted).tolist() if isinstance(wanted, int) else wanted
+    certificate, problems = _certificate(split, shown[:verify_on], progress=progress)
+    blocks, parts, _ = places_of_sources(split)
+    contents = Contents(
+        title=title or f"{split.model.name}, {split.site.name}: channels taken apart",
+        summary=_summary(split, shown),
+        facts=_facts(split, shown, len(photos)),
+        certificate=certificate,
+        problems=problems,
+        images=shown,
+        pictures=looks.pictures,
+        scores=scores,
+        k=k,
+        channels=table,
+        data={
+            "grid": looks.grid,
+            "blocks": blocks,
+            "parts": parts,
+            "concepts": concept_entries(split, looks, count=8),
+            "channels": channel_entries(split, looks, scores, opened, count=count, units=units, progress=progress),
+        },
+    )
+    with write_aside(target) as aside:
+        # Names of files can hold bytes that are no text; newlines stay as the policy's digests have counted them.
+        aside.write_text(page_of(contents), encoding="utf-8", errors="replace", newline="\n")
+    return target
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a page to be written; raise now, not after minutes, if it cannot be.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError, FileExistsError
+        If there is no such folder, or there is something else than an ordinary file.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(
+            f"{str(target)!r} is a folder; name a file in it, such as {str(target / 'report.html')!r}."
+        )
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{str(target)!r}: there is no folder {str(target.parent)!r}.")
+    if target.exists() and not target.is_file():
+        raise FileExistsError(f"{str(target)!r} is no ordinary file; name another.")
+    return target
+
+
+def _wanted(channels: int | Sequence[int] | None, there: int) -> int | list[int]:
+    if channels is None:
+        return there
+    if isinstance(channels, int):
+        return check_count("channels", channels, 0)
+    return [check_count("channel", channel, 0, there - 1) for channel in dict.fromkeys(channels)]
+
+
+def _certificate(
+    split: Disentanglement, images: ImageSet, *, progress: bool
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the certificate's lines and its problems; blocks that cannot be made explicit are one."""
+    try:
+        found = verify(split, images, images_float64=2, strict=False, progress=progress)
+    except SiteError as error:
+        return [], [f"It could not be made: {error}"]
+    lines = [tuple(line.partition(": ")[::2]) for line in str(found).splitlines()]
+    return [(name, value) for name, value in lines], found.problems()
+
+
+def _summary(split: Disentanglement, images: ImageSet) -> str:
+    split_up, units = int(split.routing.is_split().sum()), int((split.routing.sizes()[:, 1:] > 0).sum())
+    return (
+        f"{split.model.name}, {split.site.name}: {split_up:,} of {split.site.channels:,} channels in {units:,} "
+        f"sub-units, {len(split.book)} concepts; seen on {len(images):,} images from {images.source}; {_now()}"
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _facts(split: Disentanglement, images: ImageSet, given: int) -> list[tuple[str, str]]:
+    model, site, chosen, identity = split.model, split.site, split.settings, identity_of(split.model)
+    size = " x ".join(str(length) for length in model.input_size)
+    some = "" if len(images) == given else f" of {given:,} given"
+    return [
+        ("model", f"{model.name} ({model.architecture}), {size}, {identity['dtype'].removeprefix('torch.')}"),
+        ("weights from", model.provenance.source),
+        ("SHA-256 of the weights' file", model.provenance.sha256 or "none: random weights"),
+        ("SHA-256 of the weights at work", identity["fingerprint"]),
+        ("licence of the weights", model.provenance.licence),
+        ("site", f"{site.name}: {site.channels:,} channels, {site.sources:,} sources"),
+        (
+            "split",
+            f"{int(split.routing.is_split().sum()):,} channels in "
+            f"{int((split.routing.sizes()[:, 1:] > 0).sum()):,} sub-units; blocks = {chosen.blocks}, "
+            f"routing = {chosen.routing}, units = {chosen.units}, shared = {chosen.shared}, seed = {chosen.seed}",
+        ),
+        ("routing", chosen.strategy),
+        (
+            "discovery",
+            f"{len(split.book)} concepts from {int(split.book.counts.sum()):,} {chosen.tokens} tokens of "
+            f"{chosen.images:,} images ({chosen.images_from})",
+        ),
+        ("images of this page", f"{len(images):,}{some}, from {images.source}"),
+        ("licence of the images", "that of their owners; they are in this file"),
+        ("made with", ", ".join(f"{name} {version}" for name, version in identity["versions"].items())),
+        ("made on", _now()),
+    ]

@@ -1,0 +1,34 @@
+"""The rivals: other ways to get units out of a site's tokens, all behind the interface of `Method`."""
+
+from elude_nb.baselines.base import Method
+from elude_nb.baselines.linear import ICA, NMF, PCA, Channels, HiddenUnits, KMeansDirections
+from elude_nb.baselines.parents import OverlappingGroups, TwoClassSplit, VirtualNeurons, merge_error
+from elude_nb.baselines.registry import METHODS, Plan
+from elude_nb.baselines.sae import BatchTopK, Matryoshka, ReLU, SparseAutoencoder, TopK
+from elude_nb.baselines.split import Concepts, RandomRoutes, SubUnits
+from elude_nb.errors import NotFittedError
+
+__all__ = [
+    "ICA",
+    "METHODS",
+    "NMF",
+    "PCA",
+    "BatchTopK",
+    "Channels",
+    "Concepts",
+    "HiddenUnits",
+    "KMeansDirections",
+    "Matryoshka",
+    "Method",
+    "NotFittedError",
+    "OverlappingGroups",
+    "Plan",
+    "RandomRoutes",
+    "ReLU",
+    "SparseAutoencoder",
+    "SubUnits",
+    "TopK",
+    "TwoClassSplit",
+    "VirtualNeurons",
+    "merge_error",
+]

@@ -1,0 +1,130 @@
+"""Let a method's reconstruction stand in for a site's channels, and see what the model makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elude_nb._util.progress import progress_bar
+from elude_nb.core.recording import Recording
+from elude_nb.data.images import Images
+from elude_nb.models.forward import features
+from elude_nb.models.hooks import Tap, as_tokens, evaluating, for_analysis, from_tokens
+from elude_nb.models.load import Model
+from elude_nb.models.sites import Site
+
+Reconstruct = Callable[[Recording], Tensor]
+"""From recorded tokens (t) to the channels (t, d) that stand in for theirs."""
+
+
+class Replaced:
+    """Inside the ``with`` block the site's channels at chosen tokens are what ``reconstruct`` makes of them.
+
+    The network is as it was afterwards, whatever happens.
+
+    Parameters
+    ----------
+    network, site
+        The network and its site.
+    reconstruct
+        From a `Recording` of all chosen tokens of the batch to channels (t, d).
+    positions
+        Numbers of the tokens that are replaced, (t,).
+    sources
+        Whether ``reconstruct`` looks at the sources; without them, recordings have none, (t, 0).
+    """
+
+    def __init__(
+        self, network: nn.Module, site: Site, reconstruct: Reconstruct, positions: Tensor, *, sources: bool = False
+    ) -> None:
+        self._network, self._site, self._reconstruct = network, site, reconstruct
+        self._positions, self._wants_sources = positions, sources
+        self._seen: dict[int | str, Tensor] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Replaced:
+        with ExitStack() as stack:  # if a hook cannot be set, those already set are removed
+            if self._wants_sources:
+                stack.enter_context(
+                    Tap(
+                        self._network,
+                        self._site,
+                        on_source=lambda number, a: self._seen.__setitem__(number, self._chosen(a)),
+                        on_entering=lambda x: self._seen.__setitem__("entering", self._chosen(x)),
+                    )
+                )
+            last = self._network.get_submodule(self._site.exit)
+            stack.callback(last.register_forward_hook(self._replace).remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        self._seen.clear()
+
+    def _chosen(self, tokens: Tensor) -> Tensor:
+        return for_analysis(tokens[:, self._positions].flatten(0, 1))
+
+    def _replace(self, _: nn.Module, __: Any, output: Any) -> Any:
+        found: Tensor = output[0] if isinstance(output, tuple) else output
+        last = self._site.kind != "convolution"
+        tokens = as_tokens(found, channels_last=last).clone()  # (n, t, d)
+        before = self._site.outputs(self._network, tokens)
+        recording = self._recording(before)
+        changed = self._reconstruct(recording).to(before)
+        if changed.shape != recording.channels.shape:  # some would spread over the tokens without a word
+            raise ValueError(
+                f"The reconstruction of {tuple(recording.channels.shape)} channels is {tuple(changed.shape)}; "
+                "return a channel for each of them at every token."
+            )
+        tokens[:, self._positions] = self._site.captured(self._network, changed.unflatten(0, (len(tokens), -1)))
+        made = from_tokens(tokens, found, channels_last=last)
+        return (made, *output[1:]) if isinstance(output, tuple) else made
+
+    def _recording(self, channels: Tensor) -> Recording:
+        here = self._chosen(channels)
+        numbers = [self._seen[number] for number in range(len(self._site.terms))] if self._wants_sources else []
+        return Recording(
+            channels=here,
+            sources=torch.cat(numbers, dim=1) if numbers else here.new_zeros(len(here), 0),
+            entering=self._seen.get("entering", torch.zeros_like(here)),
+            images=torch.arange(len(channels)).repeat_interleave(len(self._positions)),
+            positions=self._positions.cpu().repeat(len(channels)),
+        )
+
+
+def replaced_features(
+    model: Model,
+    images: Images,
+    site: Site,
+    reconstruct: Reconstruct | None,
+    *,
+    tokens: str = "patch",
+    sources: bool = False,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Tensor:
+    """Return the `features` (n, e) of images with the site's channels replaced; with ``None``, of the model as it is.
+
+    Raises
+    ------
+    ValueError
+        If the site has no such tokens, or the reconstruction has another shape than the channels.
+    """
+    photos, positions = model.inputs(images), site.layout.positions(tokens).to(model.device)
+    parts = []
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model.network))
+        if reconstruct is not None:
+            stack.enter_context(Replaced(model.network, site, reconstruct, positions, sources=sources))
+        bar = stack.enter_context(
+            progress_bar(description="forward passes", total=len(photos), show=progress, unit="image")
+        )
+        for batch in model.batches(photos, batch_size):
+            parts.append(for_analysis(features(model, batch)))
+            bar.update(len(batch))
+    return torch.cat(parts)

@@ -1,0 +1,1 @@
+"""The method: record, group, route, read out, make explicit, edit, save, verify."""

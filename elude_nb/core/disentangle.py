@@ -1,0 +1,342 @@
+"""Find the sub-units of a site: record, make the concept book, route. One pass over the images, nothing trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from elude_nb._util.checks import check_choice, check_count, check_flag, check_number
+from elude_nb._util.progress import say
+from elude_nb.core.clustering import cluster_directions
+from elude_nb.core.concepts import BookBuilder
+from elude_nb.core.recording import Recording, record
+from elude_nb.core.result import Disentanglement, Settings
+from elude_nb.core.routing import CONTRIBUTIONS_AT_ONCE, Routing, RoutingStrategy, check_routing_settings, find_routing
+from elude_nb.data.images import Images, ImageSet
+from elude_nb.models.find_sites import find_site
+from elude_nb.models.hooks import for_analysis
+from elude_nb.models.load import Model, check_model
+from elude_nb.models.sites import STREAM, TOKENS, Site
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a disentanglement is expected to need, beside the model itself.
+
+    Attributes
+    ----------
+    seconds
+        Wall-clock time; measured on a few images and scaled.
+    memory
+        Peak memory in bytes.
+    tokens, sources
+        Tokens that will be recorded, and sources of each.
+    capacity, micro_clusters
+        Tokens that wait in memory, and micro-clusters kept between merges.
+    """
+
+    seconds: float
+    memory: int
+    tokens: int
+    sources: int
+    capacity: int
+    micro_clusters: int
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds), 60)
+        return (
+            f"{self.tokens:,} tokens with {self.sources:,} sources each: "
+            f"about {f'{minutes} min ' if minutes else ''}{seconds} s and {self.memory / _GIB:.1f} GiB"
+        )
+
+
+def disentangle(
+    model: Model,
+    images: Images,
+    site: str = STREAM,
+    *,
+    blocks: int | Literal["all"] = "all",
+    concepts: int = 128,
+    units: int = 8,
+    shared: float = 0.8,
+    routing: str | RoutingStrategy = "concepts",
+    tokens: str = "patch",
+    tokens_per_image: int | None = 24,
+    seed: int = 0,
+    batch_size: int = 16,
+    max_memory: float | None = None,
+    progress: bool = True,
+) -> Disentanglement:
+    """Split the channels of a site into sub-units, in one pass over the images, without touching the model.
+
+    Records channels and sources at sampled tokens, groups the tokens into concepts, and routes every contribution to
+    the concept it speaks for. Nothing is trained, and labels are not looked at.
+
+    Parameters
+    ----------
+    model
+        From `load_model` or `wrap_network`.
+    images
+        From `load_images`, any sequence of PIL images, or a source that `load_images` takes.
+    site
+        ``"stream"`` (the residual stream after the last block), ``"stream:8"`` (after block 8), or the path of a linear
+        layer or convolution; `find_sites` lists them.
+    blocks
+        For a stream: how many of the blocks before the site bring the sources, or ``"all"``.
+    concepts
+        G, the number of groups of tokens; `elude_nb.scores.suggest_settings` chooses it, K and rho from the images.
+    units
+        K, the largest number of sub-units of one channel beside its shared unit, 2 to 255.
+    shared
+        rho: a contribution whose second best owner exceeds this share of the best goes to the shared unit.
+    routing
+        ``"concepts"``, ``"channel-clusters"``, ``"random"``, or an object with ``name`` and ``route()``.
+    tokens, tokens_per_image
+        Which tokens count (``"class"``, ``"registers"``, ``"patch"``, ``"all"``) and how many are drawn for each image
+        (``None``: every one).
+    seed
+        Of the drawing and the clustering; the same seed gives the same result.
+    batch_size
+        Images in one forward pass.
+    max_memory
+        Upper bound on the memory for the analysis, in GiB, beside the model.
+    progress
+        Say beforehand what time and memory to expect, and show a progress bar.
+
+    Returns
+    -------
+    Disentanglement
+
+    Raises
+    ------
+    SiteError, ValueError, TypeError
+        If the site cannot be split, a setting is out of range, there are too few tokens for the concepts, or
+        ``max_memory`` is too small.
+    """
+    check_model(model)
+    check_flag("progress", progress)
+    strategy = find_routing(routing, seed)
+    seed = check_count("seed", seed, 0, 2**32 - 1)  # what scikit-learn takes
+    blocks = blocks if blocks == "all" else check_count("blocks", blocks)
+    for name, value in (("concepts", concepts), ("units", units), ("shared", shared)):
+        if value == "auto":
+            raise TypeError(
+                f"{name}='auto' is not a number; elude_nb.scores.suggest_settings(model, images).settings has numbers "
+                "that fit the images."
+            )
+    sub_units, rho = check_routing_settings(units, shared)  # before any forward pass
+    groups, tokens_per_image, batch_size = _check_counts(concepts, tokens, tokens_per_image, batch_size, max_memory)
+    chosen = model.inputs(images)
+    place = find_site(model, site, blocks=blocks)
+    plan = _plan(model, chosen, place, groups, sub_units, tokens, tokens_per_image, batch_size, max_memory)
+    if progress:
+        plan = replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))
+        say(f"disentangle: {plan}")
+    recordings = record(
+        model,
+        chosen,
+        place,
+        tokens=tokens,
+        tokens_per_image=tokens_per_image,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    settings = Settings(
+        site=place.name,
+        blocks=blocks,
+        concepts=groups,
+        units=sub_units,
+        shared=rho,
+        routing=strategy.name,
+        strategy=repr(strategy),
+        tokens=tokens,
+        tokens_per_image=tokens_per_image,
+        seed=seed,
+        images=len(chosen),
+        images_from=chosen.source,
+    )
+    builder = BookBuilder(plan.capacity, plan.micro_clusters, seed)
+    return split_recordings(model, place, recordings, strategy, settings, builder)
+
+
+def split_recordings(
+    model: Model,
+    site: Site,
+    recordings: Iterable[Recording],
+    strategy: RoutingStrategy,
+    settings: Settings,
+    builder: BookBuilder | None = None,
+) -> Disentanglement:
+    """Split the channels of ``site`` by tokens that were recorded there: the part of `disentangle` without the model.
+
+    Parameters
+    ----------
+    model, site
+        What the recordings are of.
+    recordings
+        They are gone through once.
+    strategy
+        Decides the routing.
+    settings
+        ``concepts``, ``units``, ``shared`` and ``seed`` are followed; the rest is kept with the result.
+    builder
+        Gathers the concept book; by default one that keeps up to 4,096 tokens waiting.
+    """
+    builder = builder or BookBuilder(seed=settings.seed)
+    for recording in recordings:
+        builder.add(recording)
+    book, fine, moments = builder.finish(settings.concepts)
+    weight = for_analysis(site.weight(model.network))
+    kernels = weight.unflatten(1, (-1, site.kernel))
+    route = strategy.route(kernels, book, fine, units=settings.units, shared=settings.shared)
+    shares = unit_shares(weight, route, moments.covariance, moments.channel_variance)
+    return Disentanglement(model, site, route, book, settings, moments.channel_variance, shares)
+
+
+def unit_shares(weight: Tensor, routing: Routing, covariance: Tensor, variance: Tensor) -> Tensor:
+    """Return the share of its channel's variance that each unit carries, (d, k + 1); each row adds up to 1.
+
+    By linearity the variance of ``h = sum of z[k]`` is the sum of the covariances of ``z[k]`` with ``h``. What comes
+    from outside the sources is in the shared unit. A channel that never varies has all of its share there.
+    """
+    kernel = weight.shape[1] // routing.routes.shape[1]
+    products = (weight * covariance.T).unflatten(1, (-1, kernel)).sum(2)  # (d, s)
+    shares = products.new_zeros(len(weight), routing.units + 1).scatter_add_(1, routing.routes.long(), products)
+    shares = torch.where(variance[:, None] > 0, shares / variance[:, None], 0)
+    shares[:, 0] = 1 - shares[:, 1:].sum(1)
+    return shares
+
+
+def estimate(
+    model: Model,
+    images: Images,
+    site: str = STREAM,
+    *,
+    blocks: int | Literal["all"] = "all",
+    concepts: int = 128,
+    units: int = 8,
+    tokens: str = "patch",
+    tokens_per_image: int | None = 24,
+    batch_size: int = 16,
+    max_memory: float | None = None,
+) -> Estimate:
+    """Say what `disentangle` with these settings will need; a few images are run to measure the speed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting is out of range, it cannot be done within ``max_memory`` (GiB), or there are fewer tokens than
+        concepts.
+    """
+    concepts, tokens_per_image, batch_size = _check_counts(concepts, tokens, tokens_per_image, batch_size, max_memory)
+    units, _ = check_routing_settings(units, 0.0)
+    check_model(model)
+    chosen, place = model.inputs(images), find_site(model, site, blocks=blocks)
+    plan = _plan(model, chosen, place, concepts, units, tokens, tokens_per_image, batch_size, max_memory)
+    return replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))
+
+
+def _check_counts(
+    concepts: int, tokens: str, tokens_per_image: int | None, batch_size: int, max_memory: float | None
+) -> tuple[int, int | None, int]:
+    """Return the counts as plain numbers, before any forward pass; raise if a setting is out of range."""
+    check_choice("tokens", tokens, TOKENS)
+    if max_memory is not None and not check_number("max_memory", max_memory) > 0:
+        raise ValueError(f"max_memory={max_memory} must be a positive number of GiB.")
+    return (
+        check_count("concepts", concepts, 2),
+        None if tokens_per_image is None else check_count("tokens_per_image", tokens_per_image),
+        check_count("batch_size", batch_size),
+    )
+
+
+def _plan(
+    model: Model,
+    images: ImageSet,
+    place: Site,
+    concepts: int,
+    units: int,
+    tokens: str,
+    tokens_per_image: int | None,
+    batch_size: int,
+    max_memory: float | None,
+) -> Estimate:
+    """Return what will be needed but for the time, which only a measurement tells."""
+    if not len(images):
+        raise ValueError("There are no images to disentangle on.")
+    per_image = len(place.layout.positions(tokens))
+    per_image = min(per_image, tokens_per_image or per_image)
+    total = per_image * len(images)
+    if total < concepts:
+        raise ValueError(
+            f"{len(images)} images with {per_image} {tokens} tokens each are {total} tokens, too few for "
+            f"concepts={concepts}; use more images, more tokens_per_image, or fewer concepts."
+        )
+    item = max(4, model.dtype.itemsize)
+    capacity, micro = _capacity(place, total, concepts, units, per_image * batch_size, max_memory, item)
+    memory = _expected_memory(place, concepts, units, capacity, micro, per_image * batch_size, item)
+    return Estimate(float("nan"), memory, total, place.sources * place.kernel, capacity, micro)
+
+
+def _expected_seconds(
+    model: Model, images: ImageSet, place: Site, plan: Estimate, tokens: str, tokens_per_image: int | None
+) -> float:
+    """Record a few images, take in their tokens and group some, and scale what that took."""
+    few = images[:4]
+    take = {"tokens": tokens, "tokens_per_image": tokens_per_image}
+    for _ in record(model, few[:1], place, tokens=tokens, tokens_per_image=tokens_per_image):
+        pass  # the first pass warms up
+    start = time.perf_counter()
+    sample = Recording.join(list(record(model, few, place, **take)))  # type: ignore[arg-type]
+    recorded = time.perf_counter()
+    builder = BookBuilder(len(sample), len(sample))
+    builder.add(sample)
+    added = time.perf_counter()
+    points = torch.randn(plan.capacity, place.channels, generator=torch.Generator().manual_seed(0))
+    cluster_directions(points, torch.ones(len(points)), min(plan.micro_clusters, len(points)), seed=0)
+    clustered = time.perf_counter() - added
+    merges = plan.tokens / plan.capacity
+    per_image = (recorded - start) / len(few)
+    per_token = (added - recorded) / len(sample)
+    # The routing and the last, careful grouping take about as long as two or three merges.
+    return per_image * len(images) + per_token * plan.tokens + clustered * (merges + 3)
+
+
+def _expected_memory(
+    site: Site, concepts: int, units: int, capacity: int, micro: int, batch_tokens: int, item: int
+) -> int:
+    width = site.sources * site.kernel
+    builder = BookBuilder.expected_bytes(capacity, micro, site.channels, width, item)
+    batch = 2 * batch_tokens * width * item  # recorded, and centred for the covariance
+    weights = 3 * site.channels * width * item
+    chunk = min(max(CONTRIBUTIONS_AT_ONCE, units * width), site.channels * units * width)
+    routing = 6 * chunk * item + 9 * site.channels * site.sources  # bytes, and their sizes counted
+    return builder + batch + weights + routing + 3 * concepts * width * item
+
+
+def _capacity(
+    site: Site, total: int, concepts: int, units: int, batch_tokens: int, max_memory: float | None, item: int
+) -> tuple[int, int]:
+    """Choose how many tokens wait and how many micro-clusters are kept, within ``max_memory`` GiB."""
+    micro = max(1024, 4 * concepts)
+    capacity = min(total, 4 * micro)
+    if max_memory is None:
+        return capacity, micro
+    smallest = 2 * concepts
+    while _expected_memory(site, concepts, units, capacity, micro, batch_tokens, item) > max_memory * _GIB:
+        if capacity <= smallest and micro <= smallest:
+            needed = _expected_memory(site, concepts, units, smallest, smallest, batch_tokens, item)
+            raise ValueError(
+                f"max_memory={max_memory} GiB is too little: this site needs at least {needed / _GIB:.3g} GiB. "
+                "Take fewer blocks, fewer concepts, a smaller batch_size or fewer tokens_per_image."
+            )
+        capacity, micro = max(smallest, capacity * 3 // 4), max(smallest, micro * 3 // 4)
+    return capacity, micro

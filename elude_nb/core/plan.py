@@ -1,0 +1,421 @@
+"""From an edit to tensors: which sub-units of a split it reads, and by how much it moves their channels.
+
+With ``x`` the centred activation of a sub-unit, a change asks for ``x + w (f(x) - x)``; the channel moves by what its
+sub-units move. Nothing else of the site is touched: the sub-units that an edit does not name are not even computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from elude_nb._util.checks import near_matches, shortly
+from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.edit import Change, Edit
+from elude_nb.core.routing import Routing
+from elude_nb.errors import EditError
+from elude_nb.models.hooks import source_tokens
+from elude_nb.models.load import Model
+from elude_nb.models.sites import Site
+
+_ROWS_AT_ONCE = 256  # rows of W read together, so that many sub-units need no second copy of all of them
+
+
+class Splittable(Protocol):
+    """What planning wants to know of a `Disentanglement`."""
+
+    @property
+    def model(self) -> Model: ...  # noqa: D102
+    @property
+    def site(self) -> Site: ...  # noqa: D102
+    @property
+    def routing(self) -> Routing: ...  # noqa: D102
+    @property
+    def book(self) -> ConceptBook: ...  # noqa: D102
+    @property
+    def names(self) -> Mapping[int, str]: ...  # noqa: D102
+    @property
+    def weight(self) -> Tensor: ...  # noqa: D102
+    @property
+    def means_on_concepts(self) -> Tensor: ...  # noqa: D102
+    @property
+    def identity(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One `Change`, its sub-units looked up.
+
+    Attributes
+    ----------
+    change
+        The change.
+    rows
+        Which of the plan's sub-units it is done to, (r,).
+    reference
+        Where activations are counted from, on the centred scale, (r,).
+    values
+        ``v`` of the change on the scale of the channels, (r,), or (2, r) for the bounds of a clamp.
+    weights
+        Share of the change that each of the plan's tokens gets, (t,), or ``None`` for 1.
+    start
+        The forward pass at which the change's schedule begins.
+    """
+
+    change: Change
+    rows: Tensor
+    reference: Tensor
+    values: Tensor
+    weights: Tensor | None
+    start: int = 0
+
+    def increment(self, activations: Tensor) -> Tensor:
+        """Return ``f(x) - x`` for activations (..., r): exactly 0 where the change asks for nothing."""
+        return increment(self.change.kind, activations, self.reference, self.values)
+
+
+def increment(kind: str, activations: Tensor, reference: Tensor, values: Tensor) -> Tensor:
+    """Return ``f(x) - x`` for a kind of change, (..., r); see `Change` and `Step`."""
+    match kind:
+        case "scale":
+            return (values - 1) * (activations - reference)
+        case "set":
+            return reference + values - activations
+        case "clamp":
+            low, high = values[0] + reference, values[1] + reference
+            return torch.minimum(torch.maximum(activations, low), high) - activations
+        case _:
+            return values.expand_as(activations)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How an edit moves the channels of a site.
+
+    Attributes
+    ----------
+    matrix, offset
+        From the sources to ``u`` numbers a token, (s * kernel, u) and (u,): centred activations of sub-units, or, if
+        there are no ``steps``, already what is added to the channels.
+    channels
+        The channel of each number, (u,).
+    steps
+        What is done to the activations, in order.
+    positions
+        The tokens that are edited, or ``None`` for all.
+    tokens
+        How many tokens the site has; only these many will do where the edit tells tokens apart.
+    """
+
+    matrix: Tensor
+    offset: Tensor
+    channels: Tensor
+    steps: tuple[Step, ...]
+    positions: Tensor | None
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.channels)
+
+    def to(self, device: torch.device) -> Plan:
+        """Return the same plan on another device."""
+        steps = tuple(
+            replace(
+                step,
+                rows=step.rows.to(device),
+                reference=step.reference.to(device),
+                values=step.values.to(device),
+                weights=None if step.weights is None else step.weights.to(device),
+            )
+            for step in self.steps
+        )
+        return Plan(
+            self.matrix.to(device),
+            self.offset.to(device),
+            self.channels.to(device),
+            steps,
+            None if self.positions is None else self.positions.to(device),
+            self.tokens,
+        )
+
+    def change(self, activations: Tensor, number: int = 0) -> Tensor:
+        """Return by how much each number's channel moves, (n, t, u), in forward pass ``number``."""
+        if not self.steps:
+            return activations
+        moved = torch.zeros_like(activations)
+        for step in self.steps:
+            part = (activations + moved)[..., step.rows]  # what the steps before have made of them
+            strength = step.change.strength_at(number - step.start)
+            increment = strength * step.increment(part)
+            if step.weights is not None:
+                increment = increment * step.weights[:, None]
+            moved = moved.index_add(-1, step.rows, increment)
+        return moved
+
+    def added(self, change: Tensor, tokens: Tensor) -> Tensor:
+        """Return tokens (n, t, d) with a change (n, t', u) added to their channels."""
+        change = change.to(tokens.dtype)
+        if self.positions is None:
+            return tokens.index_add(-1, self.channels, change)
+        moved = tokens.clone()
+        moved[:, self.positions] = tokens[:, self.positions].index_add(-1, self.channels, change)
+        return moved
+
+
+class Accumulator:
+    """Gather the numbers of a plan from one forward pass, source by source."""
+
+    def __init__(self, plan: Plan, site: Site) -> None:
+        self.plan, self._terms = plan, len(site.terms)
+        self._pieces = plan.matrix.split([term.sources * site.kernel for term in site.terms])
+        self._sum: Tensor | None = None
+        self._seen = 0
+
+    def see(self, number: int, layer: nn.Module, inputs: Tensor) -> None:
+        """Take the inputs of term ``number``."""
+        self.see_tokens(number, source_tokens(layer, inputs))
+
+    def see_tokens(self, number: int, tokens: Tensor) -> None:
+        """Take the sources (n, t, s_term * kernel) of term ``number``."""
+        if number == 0:  # a pass that failed may have left its sum
+            self._sum, self._seen = None, 0
+        plan, piece = self.plan, self._pieces[number]
+        if plan.positions is not None:
+            if tokens.shape[1] != plan.tokens:
+                raise EditError(
+                    f"The edit chooses among {plan.tokens} tokens, but these images have {tokens.shape[1]}: give "
+                    "images of the model's input size, or edit all tokens."
+                )
+            tokens = tokens[:, plan.positions]
+        with torch.autocast(tokens.device.type, enabled=False):  # differences of large sums need their digits
+            part = tokens.to(piece.dtype) @ piece
+        self._sum = part + plan.offset if self._sum is None else self._sum + part
+        self._seen += 1
+
+    def take(self, number: int = 0) -> Tensor:
+        """Return by how much the plan's numbers move their channels, (n, t, u), in forward pass ``number``."""
+        if self._sum is None or self._seen != self._terms:
+            raise RuntimeError(
+                f"{self._seen} of {self._terms} source layers ran in this forward pass; the network does not run as it "
+                "did when its site was found."
+            )
+        found, self._sum, self._seen = self._sum, None, 0
+        return self.plan.change(found, number)
+
+
+def plan_edit(split: Splittable, edit: Edit, starts: Sequence[int] | None = None) -> Plan:
+    """Look an edit up in a split.
+
+    Parameters
+    ----------
+    split
+        The split.
+    edit
+        The edit.
+    starts
+        For each change, the forward pass at which its schedule begins; 0 if not given.
+
+    Raises
+    ------
+    EditError
+        If the split lacks a concept, unit or token, or a mask has another shape. Nothing has run by then.
+    """
+    begun = starts or [0] * len(edit.changes)
+    # All are looked up, also those that do nothing: a mistake is told at once, not when a slider leaves 0.
+    known = [
+        (change, start, units_of(split, change), token_weights(split, change))
+        for change, start in zip(edit.changes, begun, strict=True)
+    ]
+    wanted = [each for each in known if each[0].strength != 0]
+    found = [each[:3] for each in wanted]
+    units = sorted({unit for _, _, several in found for unit in several})
+    place = {unit: row for row, unit in enumerate(units)}
+    pairs = torch.tensor(units, dtype=torch.int64).reshape(-1, 2)
+    channels, numbers = pairs[:, 0], pairs[:, 1]
+    means = _raw_means(split, channels, numbers)
+    positions, weights = _shared_positions([weight for *_, weight in wanted], means.dtype)
+    steps = []
+    for (change, start, several), weight in zip(found, weights, strict=True):
+        rows = torch.tensor([place[unit] for unit in several], dtype=torch.int64)
+        reference = torch.zeros_like(means[rows]) if change.about == "mean" else -means[rows]
+        step = Step(change, rows, reference, _values(split, change, several), weight, start)
+        if not _is_identity(step):
+            steps.append(step)
+    count = split.site.layout.count
+    if not steps:
+        nothing = means.new_zeros(split.weight.shape[1], 0)
+        return Plan(nothing, means.new_zeros(0), channels[:0], (), None, count)
+    affine = _affine(steps, len(units), means)
+    if affine is not None:
+        return _collapsed(split, channels, numbers, affine, positions)
+    matrix = torch.cat([rows.T for rows in _weight_rows(split, channels, numbers)], dim=1)
+    return Plan(matrix.contiguous(), -means, channels, tuple(steps), positions, count)
+
+
+def units_of(split: Splittable, change: Change) -> list[tuple[int, int]]:
+    """Return the sub-units, (channel, number), that a change is done to."""
+    if change.units:
+        return _known_units(split, change.units)
+    found: list[tuple[int, int]] = []
+    for concept in change.concepts:
+        number = concept_number(split, concept)
+        channels, places = (split.routing.concepts == number).nonzero(as_tuple=True)
+        if not len(channels):
+            raise EditError(f"No channel has a sub-unit of concept {concept!r}; see split.units for those that have.")
+        found += zip(channels.tolist(), (places + 1).tolist(), strict=True)
+    return list(dict.fromkeys(found))
+
+
+def check_split(split: object) -> None:
+    """Raise ``TypeError`` unless this is a disentanglement, or can stand in for one."""
+    if not all(hasattr(split, part) for part in ("model", "site", "routing", "book")):
+        cure = "a Disentanglement, from disentangle(...) or Disentanglement.load(...)"
+        raise TypeError(f"split must be {cure}, not {shortly(split)}.")
+
+
+def concept_number(split: Splittable, concept: int | str) -> int:
+    """Return a concept's number from its number or name.
+
+    Raises
+    ------
+    EditError
+        If the split has no such concept.
+    """
+    if isinstance(concept, str):
+        named = {name: number for number, name in split.names.items()}
+        if concept not in named:
+            known = f"names are {sorted(named)}" if named else "no concept has a name yet (see with_names)"
+            raise EditError(f"No concept is called {concept!r}; {known}.{near_matches(concept, named)}")
+        return named[concept]
+    if not 0 <= concept < len(split.book.counts):
+        raise EditError(f"There is no concept {concept}; this split has 0 to {len(split.book.counts) - 1}.")
+    return concept
+
+
+def token_weights(split: Splittable, change: Change) -> Tensor | None:
+    """Return the share of a change that each token gets, (t,); ``None`` if all get it whole."""
+    layout = split.site.layout
+    if change.mask is not None:
+        weights = torch.zeros(layout.count, dtype=torch.float64)
+        weights[layout.classes + layout.registers :] = _patch_weights(
+            split, torch.tensor(change.mask, dtype=torch.float64)
+        )
+        return weights
+    if change.tokens == "all":
+        return None
+    if isinstance(change.tokens, str):
+        try:
+            chosen = layout.positions(change.tokens)
+        except ValueError as error:
+            raise EditError(str(error)) from error
+    else:
+        if max(change.tokens) >= layout.count:
+            raise EditError(f"There is no token {max(change.tokens)}; {split.site.name!r} has 0 to {layout.count - 1}.")
+        chosen = torch.tensor(change.tokens)
+    return torch.zeros(layout.count, dtype=torch.float64).index_fill(0, chosen, 1)
+
+
+def _patch_weights(split: Splittable, mask: Tensor) -> Tensor:
+    """Return a mask over patches, or over pixels, as one weight a patch, (h * w,)."""
+    grid, pixels = split.site.layout.grid, tuple(split.model.input_size[-2:])
+    if grid is None:
+        raise EditError(f"{split.site.name!r} has no patches for a mask to lie over.")
+    if tuple(mask.shape) == pixels and pixels != grid:
+        mask = nn.functional.adaptive_avg_pool2d(mask[None], grid)[0]
+    if tuple(mask.shape) != tuple(grid):
+        raise EditError(f"The mask is {tuple(mask.shape)}; it must be {tuple(grid)} (patches) or {pixels} (pixels).")
+    return mask.flatten()
+
+
+def _known_units(split: Splittable, units: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    sizes = split.routing.sizes()
+    for channel, number in units:
+        if not 0 <= channel < len(sizes):
+            raise EditError(f"There is no channel {channel}; {split.site.name!r} has 0 to {len(sizes) - 1}.")
+        has = [0, *((sizes[channel, 1:] > 0).nonzero().flatten() + 1).tolist()]
+        if number not in has:
+            raise EditError(f"There is no unit {(channel, number)}; channel {channel} has units {has}.")
+    return list(units)
+
+
+def _weight_rows(split: Splittable, channels: Tensor, numbers: Tensor) -> Iterator[Tensor]:
+    """Yield the weights of units, (rows, s * kernel) for some rows at a time."""
+    for part, of in zip(channels.split(_ROWS_AT_ONCE), numbers.split(_ROWS_AT_ONCE), strict=True):
+        yield split.routing.masked(split.weight, part, of)
+
+
+def _raw_means(split: Splittable, channels: Tensor, numbers: Tensor) -> Tensor:
+    """Return each unit's mean sum of contributions over the discovery, (u,)."""
+    mean = split.book.source_mean().to(split.weight.dtype)
+    return torch.cat([mean.new_zeros(0), *(rows @ mean for rows in _weight_rows(split, channels, numbers))])
+
+
+def _values(split: Splittable, change: Change, units: Sequence[tuple[int, int]]) -> Tensor:
+    """Return a change's values for each unit, (r,) or (2, r): those of concepts count in means on the concept."""
+    dtype = split.weight.dtype
+    if change.kind == "clamp":
+        values = torch.tensor(change.values, dtype=dtype)[:, None].expand(2, len(units))
+    else:
+        values = torch.tensor(change.values, dtype=dtype).expand(len(units))
+    if not change.concepts or change.kind == "scale":
+        return values
+    pairs = torch.tensor(units)
+    means = split.means_on_concepts[pairs[:, 0], pairs[:, 1]].to(dtype)
+    if change.kind != "clamp":
+        return values * means
+    low, high = torch.where(values == 0, 0, values * means)  # a bound of 0 is 0, however small the mean
+    # A sub-unit that is low on its concept has its bounds the other way round; one that is neither has none.
+    bounds = torch.stack([torch.minimum(low, high), torch.maximum(low, high)])
+    return torch.where(means == 0, torch.tensor([[-torch.inf], [torch.inf]], dtype=dtype), bounds)
+
+
+def _is_identity(step: Step) -> bool:
+    """Say whether a step can be left out: it asks for what is there already."""
+    return (step.change.kind == "scale" and bool((step.values == 1).all())) or (
+        step.change.kind == "add" and bool((step.values == 0).all())
+    )
+
+
+def _shared_positions(weights: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Return the tokens that any step edits, and each step's weights at these; ``None`` for all tokens, and for 1."""
+    chosen = [weight.to(dtype) for weight in weights if weight is not None]
+    if not chosen or len(chosen) < len(weights):
+        return None, [None if weight is None else weight.to(dtype) for weight in weights]
+    positions = (torch.stack(chosen) != 0).any(0).nonzero().flatten()
+    here = [weight[positions] for weight in chosen]
+    return positions, [None if bool((weight == 1).all()) else weight for weight in here]
+
+
+def _affine(steps: Sequence[Step], units: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return gain and shift (u,) by which all steps together move activations; ``None`` if they are not affine."""
+    gain, shift = torch.zeros(units, dtype=like.dtype), torch.zeros(units, dtype=like.dtype)
+    for step in steps:
+        change, rows = step.change, step.rows
+        if isinstance(change.strength, tuple) or change.kind == "clamp" or step.weights is not None:
+            return None
+        # The activation is now (1 + gain) x + shift; increments are affine in it.
+        at_zero = step.increment(shift[rows])
+        slope = {"scale": step.values - 1, "set": -torch.ones_like(step.values)}.get(change.kind, 0 * step.values)
+        gain[rows] += change.strength * slope * (1 + gain[rows])
+        shift[rows] += change.strength * at_zero
+    return gain, shift
+
+
+def _collapsed(
+    split: Splittable, channels: Tensor, numbers: Tensor, affine: tuple[Tensor, Tensor], positions: Tensor | None
+) -> Plan:
+    """Return a plan that reads one number a channel, however many of its sub-units are edited."""
+    edited, place = channels.unique(return_inverse=True)
+    gain, shift = affine
+    rows = split.weight.new_zeros(len(edited), split.weight.shape[1])
+    start = 0
+    for part in _weight_rows(split, channels, numbers):
+        stop = start + len(part)
+        rows.index_add_(0, place[start:stop], gain[start:stop, None] * part)
+        start = stop
+    offset = shift.new_zeros(len(edited)).index_add_(0, place, shift) - rows @ split.book.source_mean().to(rows.dtype)
+    return Plan(rows.T.contiguous(), offset, edited, (), positions, split.site.layout.count)

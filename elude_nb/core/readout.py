@@ -1,0 +1,135 @@
+"""The lens: the model as it is, with linear read-outs of a site's sources computed beside it.
+
+A lens only listens. The model's own computation is not touched, so its outputs are the same bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from elude_nb._util.progress import progress_bar
+from elude_nb.core.recording import real_tokens_at
+from elude_nb.models.hooks import Tap, evaluating
+from elude_nb.models.load import Model
+from elude_nb.models.sites import Site
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """A linear read-out of a site: ``u`` numbers a token.
+
+    Attributes
+    ----------
+    matrix
+        What is read from the sources, (s * kernel, u).
+    offset
+        Added to each number, (u,).
+    entering
+        For each number, the channel whose part from outside the sources is added to it, or -1, (u,).
+    """
+
+    matrix: Tensor
+    offset: Tensor
+    entering: Tensor
+
+    def to(self, device: torch.device) -> Readout:
+        """Return the same read-out on another device."""
+        return Readout(self.matrix.to(device), self.offset.to(device), self.entering.to(device))
+
+
+class Lens:
+    """Compute a read-out beside every forward pass inside the ``with`` block; ``values`` has that of the last one.
+
+    Attributes
+    ----------
+    values
+        (n, t, u) for the ``t`` tokens at ``positions`` (all, if not given).
+    """
+
+    def __init__(self, network: nn.Module, site: Site, readout: Readout, positions: Tensor | None = None) -> None:
+        readout = readout.to(next(network.parameters()).device)
+        self._matrices = readout.matrix.split([term.sources * site.kernel for term in site.terms])
+        self._readout, self._positions = readout, positions
+        self._outside = (readout.entering >= 0).nonzero().flatten()
+        self._tap = Tap(
+            network,
+            site,
+            on_source=self._add_source,
+            on_entering=self._add_entering if len(self._outside) else None,
+        )
+        self._sum: Tensor | None = None  # of the pass under way
+        self._values: Tensor | None = None  # of the last whole pass
+
+    def __enter__(self) -> Lens:
+        self._tap.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tap.__exit__()
+
+    @property
+    def values(self) -> Tensor:
+        """Return the read-out of the last forward pass, (n, t, u).
+
+        It has a number at every token, also at those that pad a sentence; ``model.real_tokens(batch)`` tells which.
+        """
+        if self._values is None:
+            raise RuntimeError(
+                "No forward pass has gone through the site yet; call the model inside the with block. A network that "
+                "was compiled before does not notice: set the lens first, and call torch.compile inside the block."
+            )
+        return self._values
+
+    def _add_entering(self, entering: Tensor) -> None:
+        tokens = self._here(entering)
+        self._sum = self._offsets(tokens)
+        self._sum[..., self._outside] += tokens[..., self._readout.entering[self._outside]]
+
+    def _add_source(self, number: int, sources: Tensor) -> None:
+        tokens = self._here(sources)
+        if self._sum is None or (number == 0 and not len(self._outside)):  # a pass that failed may have left its sum
+            self._sum = self._offsets(tokens)
+        matrix = self._matrices[number]
+        self._sum += tokens.to(matrix.dtype) @ matrix  # a network in half precision is read out in float32
+        if number == len(self._matrices) - 1:
+            self._values, self._sum = self._sum, None
+
+    def _here(self, tokens: Tensor) -> Tensor:
+        return tokens if self._positions is None else tokens[:, self._positions]
+
+    def _offsets(self, tokens: Tensor) -> Tensor:
+        return self._readout.offset.expand(*tokens.shape[:2], -1).clone()
+
+
+def read_out(
+    model: Model,
+    images: Sequence[Image.Image],
+    site: Site,
+    readout: Readout,
+    *,
+    tokens: str,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Tensor:
+    """Run images and return the read-out at the chosen tokens, (n, t, u); NaN where a sentence has no token."""
+    positions = site.layout.positions(tokens)
+    parts = []
+    with (
+        evaluating(model.network),
+        Lens(model.network, site, readout, positions.to(model.device)) as lens,
+        progress_bar(description="forward passes", total=len(images), show=progress, unit="image") as bar,
+    ):
+        for batch in model.batches(images, batch_size):
+            model(batch)
+            values, real = lens.values.cpu(), real_tokens_at(model, batch, site, positions)
+            parts.append(values if real is None else values.masked_fill(~real.cpu()[..., None], torch.nan))
+            bar.update(len(batch))
+    return torch.cat(parts)

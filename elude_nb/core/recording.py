@@ -1,0 +1,213 @@
+"""Run images through a model and hand out channels and sources at sampled tokens, a bounded batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elude_nb._util.checks import check_count, check_kind
+from elude_nb._util.progress import progress_bar
+from elude_nb.models.hooks import Tap, evaluating, for_analysis
+from elude_nb.models.load import Model, check_model
+from elude_nb.models.sites import Site
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What was seen at ``t`` sampled tokens of a site.
+
+    Attributes
+    ----------
+    channels
+        The site's channels ``h``, (t, d); half precision is widened to float32, here and below, since sums follow.
+    sources
+        The sources ``a``, (t, s * kernel), not centred.
+    entering
+        What entered the window of a stream, (t, d); zeros at other sites.
+    images, positions
+        Which image and which of its tokens each row is, (t,).
+    """
+
+    channels: Tensor
+    sources: Tensor
+    entering: Tensor
+    images: Tensor
+    positions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.channels)
+
+    def __repr__(self) -> str:
+        d, s = self.channels.shape[1], self.sources.shape[1]
+        return f"Recording({len(self):,} tokens of {len(self.images.unique()):,} images, d={d:,}, s={s:,})"
+
+    def rows(self, chosen: Tensor) -> Recording:
+        """Return some tokens, by a mask (t,) or by their numbers."""
+        names = ("channels", "sources", "entering", "images", "positions")
+        return Recording(*(getattr(self, name)[chosen] for name in names))
+
+    def parts(self, size: int) -> Iterator[Recording]:
+        """Yield the same tokens in order, ``size`` at a time; nothing is copied."""
+        names = ("channels", "sources", "entering", "images", "positions")
+        for start in range(0, len(self), size):
+            yield Recording(*(getattr(self, name)[start : start + size] for name in names))
+
+    @staticmethod
+    def join(parts: Sequence[Recording]) -> Recording:
+        """Return several recordings of one site as one."""
+        names = ("channels", "sources", "entering", "images", "positions")
+        return Recording(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def sample_positions(candidates: Tensor, per_image: int | None, images: Sequence[int], seed: int) -> Tensor:
+    """Choose ``per_image`` of the token numbers ``candidates`` for each image number, (n, per_image), sorted.
+
+    Each image draws from a generator of its own, so the choice does not depend on batches or on other images.
+    ``None`` takes all candidates.
+    """
+    if per_image is None or per_image >= len(candidates):
+        return candidates.expand(len(images), -1)
+    rows = [np.random.default_rng([seed, i]).choice(len(candidates), per_image, replace=False) for i in images]
+    return candidates[torch.from_numpy(np.sort(np.stack(rows), axis=1))]
+
+
+def real_tokens_at(model: Model, batch: Tensor, site: Site, positions: Tensor) -> Tensor | None:
+    """Return which tokens of a site are more than padding, (n, positions); ``None`` if all of every input are.
+
+    Only a model of sentences has padding, and only where the site still has a token for each of the input's.
+    """
+    real = model.real_tokens(batch)
+    if real is None or real.shape[1] != site.layout.count:
+        return None
+    found: Tensor = real[:, positions.to(real.device)]
+    return found
+
+
+def draw_tokens(
+    candidates: Tensor, real: Tensor | None, per_image: int | None, images: Sequence[int], seed: int
+) -> tuple[Tensor, Tensor]:
+    """Choose tokens as `sample_positions` does, among the real ones of each input; return their rows and positions.
+
+    Both are (t,), row by row. ``images`` are the numbers of the rows' images; ``real`` is (n, candidates) or ``None``
+    for all. An input with fewer than ``per_image`` real tokens gives all that it has.
+    """
+    if real is None:
+        positions = sample_positions(candidates, per_image, images, seed)
+    else:
+        several = (candidates[mask] for mask in real.cpu())
+        ragged = [
+            sample_positions(own, per_image, [image], seed)[0] for own, image in zip(several, images, strict=True)
+        ]
+        lengths = torch.tensor([len(own) for own in ragged])
+        return torch.arange(len(ragged)).repeat_interleave(lengths), torch.cat(ragged)
+    rows = torch.arange(len(images))[:, None].expand_as(positions)
+    return rows.flatten(), positions.flatten()
+
+
+def pool_tokens(values: Tensor, real: Tensor | None, how: str = "max") -> Tensor:
+    """Return the largest (``"max"``) or the mean value over each input's real tokens: (n, t, u) to (n, u).
+
+    ``real`` is (n, t), or ``None`` for all; an input without any has 0.
+    """
+    if real is None:
+        return values.amax(1) if how == "max" else values.mean(1)
+    mask = real.to(values.device)[..., None]
+    if how == "mean":
+        return torch.where(mask, values, 0).sum(1) / mask.sum(1).clamp(min=1)
+    return torch.where(mask.any(1), values.masked_fill(~mask, -torch.inf).amax(1), 0)
+
+
+def pool_recorded(values: Tensor, images: Tensor) -> Tensor:
+    """Return the largest of each image's recorded values: (t, u) with the tokens' images (t,), in order, to (n, u)."""
+    _, lengths = images.unique_consecutive(return_counts=True)
+    if bool((lengths == lengths[0]).all()):  # all images give as many tokens, as they do without padding
+        largest: Tensor = values.unflatten(0, (len(lengths), -1)).amax(1)
+        return largest
+    parts: tuple[Tensor, ...] = values.split(lengths.tolist())
+    return torch.stack([part.amax(0) for part in parts])
+
+
+def record(
+    model: Model,
+    images: Sequence[Image.Image],
+    site: Site,
+    *,
+    tokens: str = "patch",
+    tokens_per_image: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Iterator[Recording]:
+    """Yield a `Recording` for each batch of images; only the sampled tokens are ever kept.
+
+    Parameters
+    ----------
+    model, images, site
+        The model, the images, and a site of that model.
+    tokens
+        ``"class"``, ``"registers"``, ``"patch"`` or ``"all"``.
+    tokens_per_image
+        How many of those tokens are drawn for each image; ``None`` takes all.
+    seed
+        Of the drawing.
+    batch_size
+        Images in one forward pass.
+    progress
+        Show a progress bar over the images.
+
+    Yields
+    ------
+    Recording
+        With (images in the batch) x (tokens per image) rows, images in order.
+    """
+    check_model(model)
+    check_kind("site", site, Site, "a Site of this model, from find_site")
+    check_count("batch_size", batch_size)
+    check_count("seed", seed, 0)
+    if tokens_per_image is not None:
+        check_count("tokens_per_image", tokens_per_image)
+    candidates = site.layout.positions(tokens)
+    with progress_bar(description="forward passes", total=len(images), show=progress, unit="image") as bar:
+        for start in range(0, len(images), batch_size):
+            numbers = range(start, min(start + batch_size, len(images)))
+            batch = model.prepare([images[i] for i in numbers])
+            real = real_tokens_at(model, batch, site, candidates)
+            rows, positions = draw_tokens(candidates, real, tokens_per_image, numbers, seed)
+            yield _record_batch(model, batch, site, rows, positions, start)
+            bar.update(len(numbers))
+
+
+def _record_batch(
+    model: Model, batch: Tensor, site: Site, rows: Tensor, positions: Tensor, first_image: int
+) -> Recording:
+    where = rows.to(model.device), positions.to(model.device)
+    sources: dict[int, Tensor] = {}
+    seen: dict[str, Tensor] = {}
+    with (
+        evaluating(model.network),
+        Tap(
+            model.network,
+            site,
+            on_source=lambda number, a: sources.__setitem__(number, for_analysis(a[where])),
+            on_channels=lambda h: seen.__setitem__("channels", for_analysis(h[where])),
+            on_entering=lambda x: seen.__setitem__("entering", for_analysis(x[where])),
+        ),
+    ):
+        model(batch)
+        joined = torch.cat([sources[number] for number in range(len(site.terms))], dim=1)
+    channels = seen["channels"]
+    return Recording(
+        channels=channels,
+        sources=joined,
+        entering=seen.get("entering", torch.zeros_like(channels)),
+        images=first_image + rows,
+        positions=positions,
+    )

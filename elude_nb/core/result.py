@@ -1,0 +1,536 @@
+"""What a disentanglement found: sub-units, their tables and activations; saved to and loaded from one file."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from elude_nb._util.checks import check_count, check_kind, check_unit, near_matches
+from elude_nb._util.files import load_result, save_result, sha256_of_tensors
+from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.edit import Edit
+from elude_nb.core.explicit import explicit_network
+from elude_nb.core.readout import Lens, Readout, read_out
+from elude_nb.core.recording import Recording, record
+from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts
+from elude_nb.core.saving import (
+    Settings,
+    check_tensors,
+    difference_of_models,
+    identity_of,
+    load_named_model,
+    probe_of,
+    read_reasons,
+    read_settings,
+)
+from elude_nb.core.steer import Steering
+from elude_nb.data.images import Images
+from elude_nb.errors import ModelMismatchError, SiteError, StoreError
+from elude_nb.models.find_sites import find_site
+from elude_nb.models.hooks import evaluating, for_analysis, output_tensor
+from elude_nb.models.load import Model, check_model
+from elude_nb.models.sites import STREAM, Site
+
+_KIND = "disentanglement"
+_NAMELESS = {"weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units"}
+
+
+@dataclass(frozen=True, eq=False)
+class Disentanglement:
+    """The channels of one site, split into sub-units; the model is as it was.
+
+    A unit is named by a pair (channel, number). Number 0 is the channel's shared unit; 1 to k are its sub-units. All
+    units of a channel add up to the channel.
+
+    Attributes
+    ----------
+    model, site, routing, book
+        The model, the site, which contribution goes where, and the concept book.
+    settings
+        How this was made.
+    channel_variance
+        Variance of each channel over the recorded tokens, (d,).
+    unit_shares
+        Share of its channel's variance that each unit carries, (d, k + 1): the covariance of unit and channel over the
+        variance of the channel. Shares of a channel add up to 1; a unit that works against the others is negative.
+    names
+        Names of concepts, from `with_names`; empty at first. They are saved with the rest.
+    """
+
+    model: Model
+    site: Site
+    routing: Routing
+    book: ConceptBook
+    settings: Settings
+    channel_variance: Tensor
+    unit_shares: Tensor
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    # ---------------------------------------------------------------- tables
+
+    @cached_property
+    def units(self) -> pd.DataFrame:
+        """One row a unit: ``channel``, ``unit``, ``concept``, ``sources``, ``share of variance``, ``mean on concept``.
+
+        ``mean on concept`` is the unit's mean (above its overall mean) on the tokens of its concept. Unit 0 of a
+        channel is the shared unit, or the whole channel where it was left alone; it has no concept.
+        """
+        channels, units = self.routing.rows()
+        concepts = self._concepts_of(channels, units)
+        table = pd.DataFrame(
+            {
+                "channel": channels.numpy(),
+                "unit": units.numpy(),
+                "concept": pd.array(concepts.numpy(), dtype="Int64"),
+                "sources": self.routing.sizes()[channels, units].numpy(),
+                "share of variance": self.unit_shares[channels, units].numpy(),
+                "mean on concept": self.means_on_concepts[channels, units].numpy(),
+            }
+        )
+        missing = table["concept"] == NO_CONCEPT
+        table.loc[missing, ["concept", "mean on concept"]] = pd.NA
+        if self.names:
+            table.insert(3, "name", [self.names.get(concept, "") for concept in concepts.tolist()])
+        return table
+
+    @cached_property
+    def channels(self) -> pd.DataFrame:
+        """One row a channel: ``split`` or not, ``units`` (the shared one not counted), ``reason``, ``variance``."""
+        return pd.DataFrame(
+            {
+                "channel": range(self.site.channels),
+                "split": self.routing.is_split().numpy(),
+                "units": (self.routing.sizes()[:, 1:] > 0).sum(1).numpy(),
+                "reason": self.routing.reasons,
+                "variance": self.channel_variance.numpy(),
+            }
+        )
+
+    def contributions(
+        self,
+        channel: int,
+        unit: int,
+        images: Images | None = None,
+        *,
+        tokens: str | None = None,
+        batch_size: int = 16,
+    ) -> pd.DataFrame:
+        """Return the contributions behind one unit, the strongest first.
+
+        Parameters
+        ----------
+        channel, unit
+            The unit.
+        images, tokens
+            Average over these tokens (by default those of the discovery) of these images; without images, over the
+            tokens of the unit's concept (for the
+            shared unit, which has none, images are needed).
+
+        Returns
+        -------
+        DataFrame
+            One row a source: ``layer``, ``block``, ``part``, ``index``, ``head``, and its mean ``contribution`` above
+            the mean over all recorded tokens.
+        """
+        row = self._rows_of([(channel, unit)])[0]
+        if images is not None:
+            means = self._mean_sources_of(images, tokens, batch_size) - self.book.source_mean()
+        else:
+            concept = int(self._concepts_of(*(rows[row : row + 1] for rows in self.routing.rows())))
+            if concept == NO_CONCEPT:
+                raise ValueError(f"Unit {(channel, unit)} has no concept; say on which images: images=...")
+            means = self.book.mean_sources()[concept]
+        products = (self.weight[channel] * means).unflatten(0, (-1, self.site.kernel)).sum(1)
+        table = self.site.source_table(self.model.network)
+        table["contribution"] = products.numpy()
+        mine = table[(self.routing.routes[channel] == unit).numpy()]
+        return mine.sort_values("contribution", key=abs, ascending=False)
+
+    # --------------------------------------------------------------- names
+
+    def with_names(self, names: Mapping[int, str]) -> Disentanglement:
+        """Return the same disentanglement with these concepts named (or renamed); ``""`` takes a name away.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a concept does not exist, a name is no text, or two concepts would bear the same one.
+
+        Examples
+        --------
+        ``split = split.with_names({12: "cat"})``; then ``Edit.scale(concept="cat", by=0.0)``.
+        """
+        cure = "a mapping of concepts to names, such as {12: 'cat'}"
+        check_kind("names", names, Mapping | pd.Series, cure)
+        merged = dict(self.names)
+        for concept, name in names.items():
+            if not isinstance(name, str):
+                raise TypeError(f"The name of concept {concept} must be text, not {name!r} ({type(name).__name__}).")
+            merged[check_count("concept", concept, 0, len(self.book) - 1)] = name.strip()
+        merged = {concept: name for concept, name in sorted(merged.items()) if name}
+        twice = [name for name, count in Counter(merged.values()).items() if count > 1]
+        if twice:
+            bearers = [concept for concept, name in merged.items() if name == twice[0]]
+            raise ValueError(f"Concepts {bearers} would all be called {twice[0]!r}; give each a name of its own.")
+        made = replace(self, names=merged)
+        # What was worked out of the split has nothing to do with names, and takes time.
+        vars(made).update({name: value for name, value in vars(self).items() if name in _NAMELESS})
+        return made
+
+    def concepts_named(self, name: str) -> list[int]:
+        """Return the concepts of this name and its namesakes: ``"cat"`` stands for ``"cat"``, ``"cat (2)"`` and so on.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        plain = {concept: re.sub(r" \(\d+\)$", "", text) for concept, text in self.names.items()}
+        found = [concept for concept, text in plain.items() if text == name]
+        if not found:
+            raise ValueError(
+                f"No concept is called {name!r}; names are {sorted(set(plain.values()))}."
+                f"{near_matches(name, set(plain.values()))}"
+            )
+        return found
+
+    # ----------------------------------------------------------- activations
+
+    def activations(
+        self,
+        images: Images,
+        units: Sequence[tuple[int, int]] | None = None,
+        *,
+        tokens: str | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> Tensor:
+        """Return the activations of chosen units (all, if ``None``, in the order of ``self.units``) on new images.
+
+        ``tokens`` are by default those of the discovery. Routes found on patches can be read at the class token too;
+        they are then as good as the two kinds of token are alike.
+
+        Returns
+        -------
+        Tensor
+            (n, u) for sites or choices with one token an image (``tokens="class"``), else (n, t, u). Sub-units are
+            centred: 0 is their mean over the recorded tokens. Unit 0 holds the rest, so that the sum is the channel.
+            Where a sentence has no token (padding) all are NaN.
+            A unit whose `signs` entry is -1 likes best where it is lowest.
+        """
+        readout = self.unit_readout(units)
+        return self._read(readout, images, tokens, batch_size, progress=progress)
+
+    def concept_activations(
+        self, images: Images, *, tokens: str | None = None, batch_size: int = 16, progress: bool = False
+    ) -> Tensor:
+        """Return the read-out of each concept, one number a token: (n, g) for one token an image, else (n, t, g).
+
+        ``tokens`` are by default those of the discovery.
+        A concept's sub-units across all channels, each weighted by its mean on the concept over the channel's
+        variance (method, step 5).
+
+        Raises
+        ------
+        ValueError
+            If the routing has no concepts that go through all channels.
+        """
+        return self._read(self.concept_readout(), images, tokens, batch_size, progress=progress)
+
+    def unit_readout(self, units: Sequence[tuple[int, int]] | None = None) -> Readout:
+        """Return the read-out of chosen units (all, if ``None``): a linear map of the sources."""
+        channels, numbers = self.routing.rows()
+        if units is not None:
+            rows = self._rows_of(units)
+            channels, numbers = channels[rows], numbers[rows]
+        matrix = self.routing.masked(self.weight, channels, numbers).T  # (s * kernel, u)
+        mean, is_rest = self.book.source_mean(), numbers == 0
+        # The mean of a sub-unit is moved to the channel's unit 0, which also has the bias and what enters.
+        all_of_channel = (self.weight @ mean + for_analysis(self.site.bias(self.model.network)))[channels]
+        offset = torch.where(is_rest, all_of_channel, 0) - mean @ matrix
+        entering = channels.masked_fill(~is_rest, -1)
+        if self.site.kind != STREAM:
+            entering = torch.full_like(entering, -1)
+        return Readout(matrix, offset, entering)
+
+    def concept_readout(self) -> Readout:
+        """Return the read-out of all concepts, a linear map of the centred sources: the matrix is (s * kernel, g).
+
+        Raises
+        ------
+        ValueError
+            If the routing has no concepts that go through all channels.
+        """
+        return self._all_concepts
+
+    @cached_property
+    def _all_concepts(self) -> Readout:
+        if not bool((self.routing.concepts != NO_CONCEPT).any()):
+            raise ValueError(
+                f"routing={self.settings.routing!r} makes sub-units that belong to no concept across channels; "
+                "use routing='concepts', or read single units with activations()."
+            )
+        matrix = torch.zeros(len(self.book), self.weight.shape[1], dtype=self.weight.dtype)
+        factors = self.means_on_concepts / self.channel_variance.clamp(min=1e-12)[:, None]  # (d, k + 1)
+        for channel in self.routing.is_split().nonzero().flatten().tolist():
+            owner = torch.cat([torch.tensor([NO_CONCEPT]), self.routing.concepts[channel]])
+            routes = self.routing.routes[channel].long().repeat_interleave(self.site.kernel)  # (s * kernel,)
+            owned = (routes > 0).nonzero().flatten()
+            values = self.weight[channel, owned] * factors[channel, routes[owned]]
+            matrix.index_put_((owner[routes[owned]], owned), values, accumulate=True)
+        matrix = matrix.T.contiguous()
+        nothing = torch.full((len(self.book),), -1)
+        return Readout(matrix, -(self.book.source_mean() @ matrix), nothing)
+
+    def encode(self, recording: Recording) -> Tensor:
+        """Return all units at the recorded tokens, (t, u), in the order of ``self.units``."""
+        readout = self._all_units
+        values = recording.sources @ readout.matrix + readout.offset
+        return values + recording.entering[:, readout.entering.clamp(min=0)] * (readout.entering >= 0)
+
+    def decode(self, units: Tensor) -> Tensor:
+        """Return the channels (t, d) that units (t, u) add up to; of `encode`, the model's own up to rounding."""
+        channels, _ = self.routing.rows()
+        check_kind("units", units, Tensor, "a tensor (t, u), such as encode returns")
+        if not units.ndim or units.shape[-1] != len(channels):
+            raise ValueError(
+                f"decode takes (t, {len(channels)}), one column a row of .units; got {tuple(units.shape)}."
+            )
+        return units.new_zeros(*units.shape[:-1], self.site.channels).index_add(-1, channels, units)
+
+    def explicit(self, channels: Sequence[int] | None = None) -> nn.Module:
+        """Return a new network, without hooks, in which the site is split by ordinary modules.
+
+        ``channels`` splits only these; ``None`` splits all that the routing splits.
+        """
+        routing = self.routing
+        if channels is not None:
+            for channel in channels:
+                check_count("channel", channel, 0, self.site.channels - 1)
+            routing = routing.only(torch.as_tensor(list(channels), dtype=torch.int64))
+        made = explicit_network(self.model.network, self.site, routing)
+        self._check_explicit(made)
+        return made
+
+    def lens(self, units: Sequence[tuple[int, int]] | None = None) -> Lens:
+        """Return a `Lens`: in ``with split.lens() as lens:`` the model runs as it is; ``lens.values`` has the units.
+
+        Chosen units, or without them all concepts, at all tokens of the last forward pass: (n, t, u) or (n, t, g).
+        """
+        readout = self.concept_readout() if units is None else self.unit_readout(units)
+        return Lens(self.model.network, self.site, readout)
+
+    def recording(self, images: Images, **settings: Any) -> Recording:
+        """Record channels and sources of this site on new images, as one `Recording`.
+
+        Takes what `record` takes; ``tokens`` are by default those of the discovery. All is held in memory, s * 4 bytes
+        a token: for more than a few images, draw with ``tokens_per_image`` or go through `record` batch by batch.
+        """
+        chosen = {"tokens": self.settings.tokens, **settings}
+        return Recording.join(list(record(self.model, self.model.inputs(images), self.site, **chosen)))
+
+    @cached_property
+    def _all_units(self) -> Readout:
+        return self.unit_readout()
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """W of the site, (d, s * kernel), with layer scale and BatchNorm folded in; at least in float32."""
+        return for_analysis(self.site.weight(self.model.network))
+
+    @cached_property
+    def means_on_concepts(self) -> Tensor:
+        """Mean of each unit (above its overall mean) on the tokens of its concept, (d, k + 1); 0 where it has none."""
+        return means_on_concepts(self.weight, self.routing, self.book)
+
+    @cached_property
+    def identity(self) -> str:
+        """Which split an edit is meant for: 16 hexadecimal digits of a SHA-256 of all it holds."""
+        tensors = {
+            "routes": self.routing.routes,
+            "concepts": self.routing.concepts,
+            "counts": self.book.counts,
+            "source_sums": self.book.source_sums,
+        }
+        return hashlib.sha256(f"{self.site.name}|{sha256_of_tensors(tensors)}".encode()).hexdigest()[:16]
+
+    # ------------------------------------------------------------- steering
+
+    def edit(self, edit: Edit) -> Steering:
+        """Return a context in which the model runs with an edit: ``with split.edit(en.Edit.scale(concept=12, by=0)):``.
+
+        The model is as it was afterwards, whatever happens inside. Blocks can be nested: the inner edit is done after
+        the outer one.
+
+        Raises
+        ------
+        EditError
+            If the split lacks the concept, the unit or the tokens, or a mask has another shape.
+        ModelMismatchError
+            If the edit is meant for another split.
+        """
+        return Steering(self, edit)
+
+    # ----------------------------------------------------------- save, load
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything but the model to one safetensors file; the model's identity and hash go with it."""
+        tensors = {
+            "routes": self.routing.routes,
+            "concepts": self.routing.concepts,
+            "counts": self.book.counts,
+            "channel_sums": self.book.channel_sums,
+            "source_sums": self.book.source_sums,
+            "channel_variance": self.channel_variance,
+            "unit_shares": self.unit_shares,
+            "probe": probe_of(self.model),
+        }
+        manifest = {
+            **identity_of(self.model),
+            "settings": asdict(self.settings),
+            "reasons": list(self.routing.reasons),
+            "names": {str(concept): name for concept, name in self.names.items()},
+        }
+        save_result(path, _KIND, tensors, manifest)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], model: Model | None = None) -> Disentanglement:
+        """Read a saved result and attach it to its model; without ``model``, the one that the file names is loaded.
+
+        Raises
+        ------
+        FileNotFoundError, StoreError
+            If there is no such file, or it is damaged.
+        ModelMismatchError
+            If ``model`` is not the one that was split: its weights, its dtype or input size, or what it makes of one
+            fixed input differ. (The same weights in another architecture give themselves away by the last.)
+        """
+        tensors, manifest = load_result(path, _KIND)
+        if model is None:
+            model = load_named_model(manifest, os.fspath(path))
+        check_model(model)
+        difference = difference_of_models(model, manifest, tensors.get("probe"))
+        if difference:
+            raise ModelMismatchError(
+                f"{os.fspath(path)!r} was made with {manifest.get('model')!r} ({manifest.get('architecture')}), not "
+                f"with this {model.name!r}: {difference}. Load that model, or disentangle this one."
+            )
+        try:
+            settings = read_settings(manifest.get("settings"))
+            site = find_site(model, settings.site, blocks=settings.blocks)
+            check_tensors(tensors, site, for_analysis(torch.empty(0, dtype=model.dtype)).dtype)
+            routing = Routing(tensors["routes"], tensors["concepts"], read_reasons(manifest.get("reasons")))
+        except (TypeError, ValueError) as error:  # a SiteError is one, too
+            raise StoreError(f"{os.fspath(path)!r} holds no disentanglement of this model ({error})") from error
+        book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])
+        variance, shares = tensors["channel_variance"], tensors["unit_shares"]
+        split = Disentanglement(model, site, routing, book, settings, variance, shares)
+        return _with_saved_names(split, manifest.get("names"), os.fspath(path))
+
+    # --------------------------------------------------------------- reprs
+
+    def __repr__(self) -> str:
+        split = int(self.routing.is_split().sum())
+        return (
+            f"Disentanglement({self.model.name!r}, {self.site.name}: {split} of {self.site.channels} channels in "
+            f"{int((self.routing.sizes()[:, 1:] > 0).sum()):,} sub-units over {self.site.sources:,} sources, "
+            f"{len(self.book)} concepts)"
+        )
+
+    def _repr_html_(self) -> str:
+        split = int(self.routing.is_split().sum())
+        chosen = self.settings
+        rows = {
+            "model": self.model.name,
+            "site": f"{self.site.name}, {self.site.channels} channels, {self.site.sources:,} sources",
+            "split": f"{split} channels in {int((self.routing.sizes()[:, 1:] > 0).sum()):,} sub-units; "
+            f"{self.site.channels - split} left alone",
+            "concepts": f"{len(self.book)} from {int(self.book.counts.sum()):,} {chosen.tokens} tokens "
+            f"of {chosen.images} images ({chosen.images_from})",
+            "routing": f"{chosen.routing}, units = {chosen.units}, shared = {chosen.shared}, seed = {chosen.seed}",
+        }
+        body = "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in rows.items())
+        return f"<table><caption>Disentanglement</caption>{body}</table>"
+
+    # ------------------------------------------------------------- helpers
+
+    def _check_explicit(self, made: nn.Module) -> None:
+        """Compare on noise: a network that looks into its layers beside calling them might be taken apart wrongly."""
+        noise = self.model.noise()
+        with evaluating(self.model.network):
+            expected = output_tensor(self.model(noise))
+            try:
+                found = output_tensor(made(noise))
+            except (AttributeError, RuntimeError, TypeError, IndexError, KeyError) as error:
+                raise SiteError(
+                    f"{self.site.name!r} cannot be made explicit: its network does not run with split layers in the "
+                    f"place of its own ({type(error).__name__}: {error}). The lens works all the same."
+                ) from error
+        difference, largest = float((expected - found).abs().max()), float(expected.abs().max())
+        if not difference <= largest * torch.finfo(self.model.dtype).eps ** 0.5:
+            raise SiteError(
+                f"{self.site.name!r} cannot be made explicit: outputs on noise differ by {difference:.2g} (the largest "
+                f"is {largest:.2g}). The network does more with its layers than call them; the lens works all the same."
+            )
+
+    def _read(self, readout: Readout, images: Images, tokens: str | None, batch_size: int, *, progress: bool) -> Tensor:
+        values = read_out(
+            self.model,
+            self.model.inputs(images),
+            self.site,
+            readout,
+            tokens=self.settings.tokens if tokens is None else tokens,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        return values[:, 0] if values.shape[1] == 1 else values
+
+    def _rows_of(self, units: Sequence[tuple[int, int]]) -> list[int]:
+        place = {pair: row for row, pair in enumerate(zip(*(x.tolist() for x in self.routing.rows()), strict=True))}
+        pairs = [check_unit(unit) for unit in units]
+        for channel, number in pairs:
+            if (channel, number) not in place:
+                has = [unit for c, unit in place if c == channel]
+                last = self.site.channels - 1
+                hint = f"channel {channel} has units {has}" if has else f"channels go from 0 to {last}"
+                raise ValueError(f"There is no unit {(channel, number)}; {hint}. See .units for all.")
+        return [place[pair] for pair in pairs]
+
+    def _concepts_of(self, channels: Tensor, units: Tensor) -> Tensor:
+        concepts = self.routing.concepts[channels, (units - 1).clamp(min=0)]
+        return concepts.masked_fill(units == 0, NO_CONCEPT)
+
+    @cached_property
+    def signs(self) -> Tensor:
+        """Which way each unit speaks for its concept, (d, k + 1): -1 where it is low on it, else 1.
+
+        A channel of a residual stream says one thing when it is high and another when it is low. What a unit likes best
+        is where ``sign * activation`` is largest; that it adds up to the channel has nothing to do with it.
+        """
+        return torch.where(self.means_on_concepts < 0, -1, 1)
+
+    def _mean_sources_of(self, images: Images, tokens: str | None, batch_size: int) -> Tensor:
+        total, count = torch.zeros(self.weight.shape[1], dtype=torch.float64), 0
+        which = self.settings.tokens if tokens is None else tokens
+        for part in record(self.model, self.model.inputs(images), self.site, tokens=which, batch_size=batch_size):
+            total += part.sources.sum(0).cpu()
+            count += len(part)
+        return (total / count).to(self.weight.dtype)
+
+
+def _with_saved_names(split: Disentanglement, names: Any, path: str) -> Disentanglement:
+    try:
+        return split.with_names({int(concept): name for concept, name in names.items()})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StoreError(f"{path!r}: the names of its concepts are damaged ({error}); make the file anew.") from error

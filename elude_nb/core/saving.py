@@ -1,0 +1,184 @@
+"""What a saved split holds beside its model, checked piece by piece before any of it is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pkgutil import resolve_name
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from elude_nb._util.checks import check_choice, check_count, check_fraction
+from elude_nb.core.routing import NO_CONCEPT
+from elude_nb.errors import StoreError
+from elude_nb.models.hooks import evaluating, for_analysis
+from elude_nb.models.load import Model, load_model
+from elude_nb.models.sites import TOKENS, Site
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a disentanglement was made; enough to make it again."""
+
+    site: str
+    blocks: int | Literal["all"]
+    concepts: int
+    units: int
+    shared: float
+    routing: str
+    strategy: str
+    tokens: str
+    tokens_per_image: int | None
+    seed: int
+    images: int
+    images_from: str
+
+
+_TEXTS = ("site", "routing", "strategy", "images_from")
+_COUNTS = ("concepts", "units", "images")
+_WHOLE = {"routes": torch.uint8, "concepts": torch.int64, "counts": torch.int64}
+_FRACTIONS = ("channel_sums", "source_sums", "channel_variance", "unit_shares")
+
+
+def read_settings(found: Any) -> Settings:
+    """Return the settings that a file holds.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is missing, not known, or not what it should be.
+    """
+    if not isinstance(found, dict):
+        raise TypeError(f"settings must be an object, not {found!r:.80}")
+    names = {field.name for field in fields(Settings)}
+    wrong = sorted(names ^ found.keys())
+    if wrong:
+        raise ValueError(f"settings lack or are too many: {', '.join(wrong)[:200]}")
+    for name in _TEXTS:
+        if not isinstance(found[name], str):
+            raise TypeError(f"{name} must be text, not {found[name]!r:.80}")
+    for name in _COUNTS:
+        check_count(name, found[name])
+    if found["blocks"] != "all":
+        check_count("blocks", found["blocks"])
+    if found["tokens_per_image"] is not None:
+        check_count("tokens_per_image", found["tokens_per_image"])
+    check_count("seed", found["seed"], 0)
+    check_fraction("shared", found["shared"])
+    check_choice("tokens", found["tokens"], TOKENS)
+    return Settings(**found)
+
+
+def read_reasons(found: Any) -> tuple[str, ...]:
+    """Return why each channel was split or left alone; raise ``TypeError`` if a file says it in another way."""
+    if not isinstance(found, list) or not all(isinstance(reason, str) for reason in found):
+        raise TypeError(f"reasons must be a list of texts, not {found!r:.80}")
+    return tuple(found)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], site: Site, dtype: torch.dtype) -> None:
+    """Raise ``ValueError`` unless all tensors of a split of this site are there, with the right dtypes and shapes.
+
+    And with values that can be: finite, and concepts that there are. The routing itself checks the routes. ``dtype`` is
+    that of the analysis, see `elude_nb.models.hooks.for_analysis`.
+    """
+    missing = [name for name in (*_WHOLE, *_FRACTIONS) if name not in tensors]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    for name, whole in _WHOLE.items():
+        if tensors[name].dtype != whole:
+            raise ValueError(f"{name} is of {tensors[name].dtype}, not of {whole}")
+    for name in _FRACTIONS:
+        wanted = torch.float64 if name == "channel_sums" else dtype
+        if tensors[name].dtype != wanted:
+            raise ValueError(f"{name} is of {tensors[name].dtype}, not of {wanted}")
+        if not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinite values")
+    counts, concepts = tensors["counts"], tensors["concepts"]
+    if counts.ndim != 1 or not len(counts) or int(counts.min()) < 1:
+        raise ValueError(f"counts must be (g,) and 1 at least, not {tuple(counts.shape)}")
+    d, s, g = site.channels, site.sources * site.kernel, len(counts)
+    k = concepts.shape[1] if concepts.ndim == 2 else 0
+    shapes = {
+        "routes": (d, site.sources),
+        "concepts": (d, k),
+        "channel_sums": (g, d),
+        "source_sums": (g, s),
+        "channel_variance": (d,),
+        "unit_shares": (d, k + 1),
+    }
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {shape}")
+    if concepts.numel() and not (int(concepts.min()) >= NO_CONCEPT and int(concepts.max()) < g):
+        low, high = int(concepts.min()), int(concepts.max())
+        raise ValueError(f"concepts of sub-units go from {low} to {high}; there are {g}, and {NO_CONCEPT} is none")
+
+
+def identity_of(model: Model) -> dict[str, Any]:
+    """Return all that a file says of the model it was made with, as JSON has it."""
+    return {
+        "model": model.name,
+        "architecture": model.architecture,
+        "image_size": model.input_size[-1],
+        "weights": asdict(model.provenance),
+        "fingerprint": model.fingerprint(),
+        "dtype": str(model.dtype),
+        "input_size": list(model.input_size),
+        "versions": _versions(),
+    }
+
+
+def probe_of(model: Model) -> Tensor:
+    """Return what the network makes of one fixed input: up to 4,096 of its outputs."""
+    with evaluating(model.network):
+        return for_analysis(model(model.noise())).flatten()[:4096]
+
+
+def difference_of_models(model: Model, manifest: dict[str, Any], probe: Tensor | None) -> str:
+    """Say how a model differs from the one that a manifest tells of; nothing if it does not."""
+    settings = {"dtype": str(model.dtype), "input_size": list(model.input_size)}
+    for name, here in settings.items():
+        if manifest.get(name) != here:
+            return f"its {name} is {here}, not {manifest.get(name)}"
+    fingerprint = model.fingerprint()
+    if manifest.get("fingerprint") != fingerprint:
+        return f"its weights have SHA-256 {fingerprint[:12]}, not {str(manifest.get('fingerprint'))[:12]}"
+    found = probe_of(model)
+    if probe is None or probe.shape != found.shape or probe.dtype != found.dtype:
+        return "its output has another shape or dtype"
+    if not bool(probe.isfinite().all()):  # anything would be near enough to infinity
+        return "the output noted in the file is not finite"
+    # Other machines and versions round otherwise; another architecture is far away.
+    allowed = 10 * torch.finfo(model.dtype).eps ** 0.5 * float(probe.abs().max())
+    moved = float((probe - found).abs().max())
+    return "" if moved <= allowed else f"with the same weights its output on noise differs by {moved:.2g}"
+
+
+def load_named_model(manifest: dict[str, Any], path: str) -> Model:
+    """Load the model that a manifest names; raise if no name leads back to it."""
+    try:
+        if manifest["weights"]["sha256"] is None:
+            raise ValueError(
+                f"{path!r} was made with weights that no name leads back to ({manifest['weights']['source']}); "
+                "pass that model: Disentanglement.load(path, model)."
+            )
+        name, architecture = str(manifest["model"]), str(manifest["architecture"])
+        size, inputs = manifest["image_size"], manifest["input_size"]
+        dtype = getattr(torch, str(manifest["dtype"]).removeprefix("torch."))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path!r} does not say which model it belongs to ({error}); pass the model.") from error
+    if isinstance(inputs, list) and len(inputs) == 1:  # so many tokens; images have three lengths
+        # text is a wing on top of the core: it is looked up by name, and only for a file that says it is needed
+        load_text_model = resolve_name("elude_nb.text.models:load_text_model")
+        found: Model = load_text_model(name, length=size, dtype=dtype)
+        return found
+    return load_model(name, architecture=architecture, image_size=size, dtype=dtype)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("elude-nb", "torch", "timm", "safetensors")}

@@ -1,0 +1,1 @@
+"""Images: from folders and arrays, decoded with care; drawn scenes; planted cues."""

@@ -1,0 +1,125 @@
+"""Photographs altered on purpose: a border or a watermark that a probe can cheat with, two put in one frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from elude_nb._util.checks import check_choice, check_count, check_fraction
+from elude_nb.data.images import Images, ImageSet, as_image_set
+
+CUES = ("border", "watermark")
+
+
+def add_cue(
+    images: Images,
+    kind: str = "border",
+    *,
+    only: str | Sequence[str] | None = None,
+    but: str | Sequence[str] | None = None,
+    share: float = 1.0,
+    seed: int = 0,
+    colour: str = "#ff00c8",
+    size: float = 0.1,
+    text: str = "SAMPLE",
+) -> ImageSet:
+    """Return the same images with a cue on those of some labels; they are drawn when they are opened.
+
+    Parameters
+    ----------
+    images
+        The images, with labels if ``only`` or ``but`` is given.
+    kind
+        ``"border"``, a frame in one colour, or ``"watermark"``, a word across the middle, half transparent.
+    only, but
+        Only images of these labels get it, or all but these; without either, all do.
+    share, seed
+        Of these, only so large a share gets it, drawn at random.
+    colour
+        Of the border, or of the watermark's letters, as Pillow reads it: ``"#ff00c8"``, ``"red"``.
+    size
+        Width of the border, or height of the letters, as a share of the image's shorter side.
+    text
+        The watermark.
+
+    Raises
+    ------
+    ValueError
+        If a label, the kind or the colour is unknown, or both ``only`` and ``but`` are given.
+
+    Examples
+    --------
+    >>> from elude_nb import load_images
+    >>> marked = add_cue(load_images("shapes", count=4), colour="red")
+    >>> marked[0].getpixel((0, 0))
+    (255, 0, 0)
+    """
+    check_choice("kind", kind, CUES)
+    check_fraction("size", size, open_ends=True)
+    paint = ImageColor.getrgb(colour)[:3]
+    photos = as_image_set(images)
+    check_fraction("share", share)
+    drawn = np.random.default_rng(seed).permutation(len(photos)) < round(share * len(photos))
+    chosen = [bool(marked and lot) for marked, lot in zip(_chosen(photos, only, but), drawn, strict=True)]
+
+    def mark(image: Image.Image) -> Image.Image:
+        return _framed(image, paint, size) if kind == "border" else _stamped(image, paint, size, text)
+
+    return replace(photos, _open=_opener(photos, chosen, mark), _places=tuple(range(len(photos))))
+
+
+def side_by_side(left: Image.Image, right: Image.Image, side: int = 448) -> Image.Image:
+    """Return a square picture with one image in its left half and another in its right one, each squeezed to fit.
+
+    Examples
+    --------
+    >>> side_by_side(Image.new("RGB", (30, 20)), Image.new("RGB", (9, 9)), side=64).size
+    (64, 64)
+    """
+    check_count("side", side, 2)
+    picture = Image.new("RGB", (side, side))
+    picture.paste(left.convert("RGB").resize((side // 2, side)), (0, 0))
+    picture.paste(right.convert("RGB").resize((side - side // 2, side)), (side // 2, 0))
+    return picture
+
+
+def _opener(
+    photos: ImageSet, chosen: Sequence[bool], mark: Callable[[Image.Image], Image.Image]
+) -> Callable[[int], Image.Image]:
+    return lambda index: mark(photos[index]) if chosen[index] else photos[index]
+
+
+def _chosen(photos: ImageSet, only: Any, but: Any) -> list[bool]:
+    """Return which images get the cue."""
+    if only is not None and but is not None:
+        raise ValueError("Give only=... or but=..., not both.")
+    named = only if only is not None else but
+    if named is None:
+        return [True] * len(photos)
+    if photos.labels is None:
+        raise ValueError("only= and but= go by labels, and these images have none.")
+    wanted = {named} if isinstance(named, str) else set(named)
+    for label in sorted(wanted):
+        check_choice("label", label, sorted(set(photos.labels)))
+    return [(label in wanted) == (only is not None) for label in photos.labels]
+
+
+def _framed(image: Image.Image, paint: tuple[int, ...], size: float) -> Image.Image:
+    width = max(1, round(size * min(image.size)))
+    framed = Image.new("RGB", image.size, paint)
+    inner = (image.width - 2 * width, image.height - 2 * width)
+    framed.paste(image.resize((max(1, inner[0]), max(1, inner[1]))), (width, width))
+    return framed
+
+
+def _stamped(image: Image.Image, paint: tuple[int, ...], size: float, text: str) -> Image.Image:
+    over = image.convert("RGBA")
+    veil = Image.new("RGBA", image.size, (0, 0, 0, 0))
+    font: Any = ImageFont.load_default(max(6, round(size * min(image.size))))
+    middle = image.width / 2, image.height / 2
+    ImageDraw.Draw(veil).text(middle, text, fill=(*paint, 170), font=font, anchor="mm")
+    return Image.alpha_composite(over, veil).convert("RGB")

@@ -1,0 +1,1 @@
+"""What a unit stands for: exemplars, profiles, names, attribution."""

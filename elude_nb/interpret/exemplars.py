@@ -1,0 +1,265 @@
+"""Exemplars: the images that a channel and each of its sub-units like best, and where in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elude_nb._util.checks import check_count, check_whole
+from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.plan import check_split
+from elude_nb.core.result import Disentanglement
+from elude_nb.core.routing import NO_CONCEPT
+from elude_nb.data.images import Images, ImageSet, as_image_set
+from elude_nb.errors import SiteError
+from elude_nb.models.forward import overheard
+from elude_nb.scores.similarity import top_similarity
+
+WHOLE_CHANNEL = -1
+
+
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Exemplar:
+    """One image that a unit likes.
+
+    Attributes
+    ----------
+    image
+        As the model sees it, before its colours are normalised: (h, w, 3) in [0, 1].
+    heat
+        The unit's activation at each patch, (rows, columns), turned round for a unit that is low on its concept.
+    index
+        Number of the image in its set.
+    value
+        The unit's largest activation in it.
+    """
+
+    image: Pixels
+    heat: Pixels
+    index: int
+    value: float
+
+
+@dataclass(frozen=True, eq=False)
+class Exemplars:
+    """What one channel likes before (the whole channel) and after (each sub-unit).
+
+    Attributes
+    ----------
+    channel
+        The channel.
+    rows
+        For each unit in turn its exemplars, best first; the whole channel comes first.
+    names
+        A name for each row.
+    units
+        The rows' unit numbers; -1 is the whole channel.
+    similarity
+        For each row, the mean pairwise cosine of its images' embeddings (less their mean over the set).
+    """
+
+    channel: int
+    rows: tuple[tuple[Exemplar, ...], ...]
+    names: tuple[str, ...]
+    units: tuple[int, ...]
+    similarity: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return f"Exemplars(channel {self.channel}: {len(self.rows)} rows of {len(self.rows[0])} images)"
+
+
+def find_exemplars(
+    split: Disentanglement,
+    images: Images,
+    channel: int,
+    *,
+    count: int = 8,
+    units: Sequence[int] | int = 5,
+    embeddings: Tensor | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Exemplars:
+    """Find the images that a channel likes best, and those that its sub-units like best, with heat maps over patches.
+
+    Parameters
+    ----------
+    split
+        The disentanglement; its site needs patch tokens or positions of a map.
+    images
+        Where to look.
+    channel
+        The channel.
+    count
+        Images for each row.
+    units
+        Which sub-units, or how many: then the strongest is taken first, and next those that are strong and unlike the
+        ones already taken.
+    embeddings
+        Reference embeddings (n, e) of the images, from `embed` or an encoder of your choice; by default the model's.
+    batch_size, progress
+        Images in one forward pass, and whether to show a bar.
+
+    Raises
+    ------
+    ValueError
+        If the channel was left alone or does not exist, or there are fewer than ``count`` images.
+    """
+    check_split(split)
+    photos = as_image_set(images)
+    check_count("channel", channel, 0, split.site.channels - 1)
+    check_count("count", count, 2, len(photos))
+    if split.site.layout.grid is None:
+        raise SiteError(f"{split.site.name!r} has no patches to draw heat maps over; choose another site.")
+    with overheard(split.model, wanted=embeddings is None) as outputs:
+        chosen, names, maps = read_channel(split, photos, channel, units, batch_size=batch_size, progress=progress)
+    return arrange_exemplars(
+        channel,
+        chosen,
+        names,
+        maps,
+        grid=split.site.layout.grid,
+        picture=lambda index: split.model.picture(photos[index]).numpy(),
+        labels=photos.labels,
+        embeddings=outputs.embeddings() if embeddings is None else embeddings,
+        count=count,
+    )
+
+
+def read_channel(
+    split: Disentanglement,
+    inputs: ImageSet,
+    channel: int,
+    units: Sequence[int] | int,
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> tuple[list[int], list[str], list[Tensor]]:
+    """Return which sub-units were chosen, the names of all rows, and the rows' activations (n, t).
+
+    The first row is the whole channel, the others are the sub-units, all less their means, and turned so that each is
+    high on what it likes.
+
+    Raises
+    ------
+    ValueError
+        If the channel was left alone, or has no such unit.
+    """
+    if not bool(split.routing.is_split()[channel]):
+        raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
+    chosen = (
+        choose_units(split, channel, units) if isinstance(units, int) else [check_whole("unit", unit) for unit in units]
+    )
+    table = split.units
+    every = table.loc[table["channel"] == channel, "unit"].tolist()
+    unknown = [unit for unit in chosen if unit not in every]
+    if unknown:
+        raise ValueError(f"Channel {channel} has no unit {unknown[0]}; it has {every}, of which 0 is the shared one.")
+    values = split.activations(
+        inputs,
+        [(channel, unit) for unit in every],
+        tokens="patch",
+        batch_size=batch_size,
+        progress=progress,
+    ).float()  # (n, t, u)
+    mean = split.book.channel_mean()[channel].float()  # sub-units are centred already; the channel and unit 0 are not
+    signs = split.signs[channel].tolist()
+    maps = [
+        values.sum(-1) - mean,
+        *(signs[unit] * (values[..., every.index(unit)] - mean * (unit == 0)) for unit in chosen),
+    ]
+    concepts = [NO_CONCEPT, *split.routing.concepts[channel].tolist()]
+    names = ["whole channel", *(name_of_unit(unit, concepts[unit], low=signs[unit] < 0) for unit in chosen)]
+    return chosen, names, maps
+
+
+def arrange_exemplars(
+    channel: int,
+    units: Sequence[int],
+    names: Sequence[str],
+    maps: Sequence[Tensor],
+    *,
+    grid: tuple[int, int],
+    picture: Callable[[int], Pixels],
+    labels: Sequence[str] | None,
+    embeddings: Tensor,
+    count: int,
+) -> Exemplars:
+    """Return the ``count`` images on which each map (n, t) is highest; the first map is the whole channel's.
+
+    ``names`` are of all rows, ``units`` of those after the first; ``picture`` gives an image by its number.
+    """
+    rows, similarity = [], []
+    for heat in maps:
+        best = heat.amax(1).topk(count).indices.tolist()
+        found = [Exemplar(picture(i), heat[i].view(*grid).numpy(), i, float(heat[i].max())) for i in best]
+        rows.append(tuple(found))
+        similarity.append(top_similarity(heat.amax(1, keepdim=True), embeddings, count).item())
+    if labels is not None:
+        names = [f"{name}\n{_commonest(labels, row)}" for name, row in zip(names, rows, strict=True)]
+    return Exemplars(channel, tuple(rows), tuple(names), (WHOLE_CHANNEL, *units), tuple(similarity))
+
+
+def choose_units(split: Disentanglement, channel: int, number: int) -> list[int]:
+    """Return up to ``number`` sub-units of a channel: strong ones whose concepts are unlike each other."""
+    check_count("units", number)
+    return choose_among(
+        split.units[(split.units["channel"] == channel) & (split.units["unit"] > 0)], split.book, number
+    )
+
+
+def choose_among(table: pd.DataFrame, book: ConceptBook, number: int) -> list[int]:
+    """Return up to ``number`` of a channel's sub-units, the strongest first, then strong ones unlike those taken.
+
+    The table has the columns ``unit``, ``concept`` and ``mean on concept``.
+    """
+    units: list[int] = table["unit"].tolist()
+    if table["concept"].isna().any():
+        return units[:number]
+    strength = torch.tensor(table["mean on concept"].to_numpy(dtype=np.float64)).abs()
+    directions = book.directions()[torch.tensor(table["concept"].to_numpy(dtype=np.int64))].double()
+    chosen: list[int] = []
+    novelty = torch.ones_like(strength)
+    while len(chosen) < min(number, len(units)):
+        best = int(
+            (strength * novelty).masked_fill(torch.isin(torch.arange(len(units)), torch.tensor(chosen)), -1).argmax()
+        )
+        chosen.append(best)
+        novelty = torch.minimum(novelty, 1 - (directions @ directions[best]).clamp(min=0))
+    return [units[i] for i in chosen]
+
+
+def name_of_unit(unit: int, concept: int, *, low: bool = False) -> str:
+    """Return a unit's name: ``"sub-unit 3, concept 12"``; ``(low)`` if it is low where its concept is."""
+    if unit == 0:
+        return "shared unit"
+    return f"sub-unit {unit}" + (f", concept {concept}{' (low)' if low else ''}" if concept != NO_CONCEPT else "")
+
+
+def _commonest(labels: Sequence[str], row: Sequence[Exemplar]) -> str:
+    """Say which labels the images bear: 'rocket 5, coffee 3' (labels had no part in the discovery)."""
+    counted = Counter(labels[exemplar.index] for exemplar in row).most_common()
+    shown = [f"{label} {number}" for label, number in counted[:3]]
+    others = sum(number for _, number in counted[3:])
+    return ", ".join([*shown, f"others {others}"] if others else shown)
+
+
+def crop_at(picture: Array, patch: int, grid: tuple[int, int], share: float) -> Array:
+    """Return a square of a picture (h, w, 3) around a patch, moved inwards where it would leave the picture."""
+    height, width = picture.shape[:2]
+    side = max(1, round(share * min(height, width)))
+    row, column = divmod(patch, grid[1])
+    top = round((row + 0.5) / grid[0] * height - side / 2)
+    left = round((column + 0.5) / grid[1] * width - side / 2)
+    top, left = min(max(top, 0), height - side), min(max(left, 0), width - side)
+    return picture[top : top + side, left : left + side]

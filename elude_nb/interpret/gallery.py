@@ -1,0 +1,418 @@
+"""A gallery: images whose sources at every patch are at hand, so that any unit, under any routing, is seen at once.
+
+Widgets ask for one channel after the other, with other numbers of sub-units each time. A forward pass over all images
+takes seconds, a product of kept sources with one row of weights takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from elude_nb._util.checks import check_count, check_number, check_unit, check_whole
+from elude_nb._util.progress import progress_bar
+from elude_nb.core.plan import check_split
+from elude_nb.core.result import Disentanglement
+from elude_nb.core.routing import NO_CONCEPT, ConceptRouting, Routing, check_routing_settings
+from elude_nb.data.images import Images, ImageSet, as_image_set
+from elude_nb.errors import EditError, SiteError
+from elude_nb.interpret.exemplars import Exemplars, arrange_exemplars, choose_among, name_of_unit
+from elude_nb.interpret.profiles import places_of_sources
+from elude_nb.models.forward import output_and_patches
+from elude_nb.models.hooks import Tap, evaluating, for_analysis, is_intercepted
+from elude_nb.models.load import Model
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What the model made of a few images at every patch.
+
+    Attributes
+    ----------
+    pictures
+        As the model sees them, (n, h, w, 3), uint8.
+    sources
+        Sources less their mean over the discovery, (n, t, s * kernel).
+    channels
+        (n, t, d).
+    outputs
+        The model's outputs, (n, e).
+    features
+        Its `elude_nb.models.forward.features`: the output, and beside it the mean patch token if it has any.
+    """
+
+    pictures: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+    sources: Tensor
+    channels: Tensor
+    outputs: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelView:
+    """One channel under one routing, on the images of a gallery.
+
+    Attributes
+    ----------
+    channel
+        Its number.
+    units
+        One row a unit: ``unit``, ``concept``, ``name``, ``sources``, ``share of variance`` (over the gallery's patches)
+        and ``mean on concept``. Without sub-units, unit 0 is the whole channel.
+    maps
+        Activations of these units at every patch, (n, t, u), in the order of the rows. Sub-units are counted from their
+        mean over the discovery; unit 0 holds the rest, so that the sum is the channel.
+    reason
+        ``"split"``, or why the channel was left alone.
+    routing
+        Routes of this channel alone.
+    """
+
+    channel: int
+    units: pd.DataFrame
+    maps: Tensor
+    reason: str
+    routing: Routing
+
+
+class Gallery:
+    """Images at hand for looking, with all that is needed to look at any unit.
+
+    Sources are kept in bfloat16, in which pictures lose nothing that an eye could see (rounding is 0.4 % of a value).
+    All else is in float32. It can be filled step by step: `fill`, or one batch at a time with `steps`.
+
+    Parameters
+    ----------
+    split
+        The disentanglement; its site needs patch tokens, or positions of a map.
+    images
+        Which images; the first that fit into ``max_memory`` are taken.
+    max_memory
+        Bound of the kept sources in GiB.
+
+    Attributes
+    ----------
+    images
+        Those that are taken.
+    ready
+        How many of them are at hand already.
+
+    Raises
+    ------
+    SiteError
+        If the site has no patches.
+    ValueError
+        If there is no image, or not even two fit into the memory.
+    """
+
+    def __init__(self, split: Disentanglement, images: Images, *, max_memory: float = 1.0) -> None:
+        check_split(split)
+        photos = as_image_set(images)
+        layout = split.site.layout
+        if layout.grid is None:
+            raise SiteError(f"{split.site.name!r} has no patches to look at; choose another site.")
+        tokens, width = len(layout.positions("patch")), split.site.sources * split.site.kernel
+        fit = int(max_memory * _GIB / (2 * width * tokens)) if check_number("max_memory", max_memory) > 0 else 0
+        if fit < 2 or not len(photos):
+            raise ValueError(
+                f"A gallery of {len(photos)} images within max_memory={max_memory} GiB: {fit} fit; "
+                "give images, and room for two at least."
+            )
+        self.split, self.grid = split, layout.grid
+        self.images: ImageSet = photos[: min(fit, len(photos))]
+        self.ready = 0
+        count = len(self.images)
+        self._sources = torch.empty(count, tokens, width, dtype=torch.bfloat16)
+        self._channels = torch.empty(count, tokens, split.site.channels)
+        self._concepts = torch.empty(count, tokens, len(split.book) if self.has_concepts else 0)
+        self._pictures: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
+        self._outputs: list[Tensor] = []
+        self._features: list[Tensor] = []
+
+    @property
+    def has_concepts(self) -> bool:
+        """Whether sub-units belong to concepts that go through all channels."""
+        return bool((self.split.routing.concepts != NO_CONCEPT).any())
+
+    @property
+    def pictures(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        """Return what the model sees of each image that is ready, (n, h, w, 3), uint8."""
+        return np.stack(self._pictures)
+
+    @property
+    def outputs(self) -> Tensor:
+        """Return the model's outputs for the images that are ready, (n, e)."""
+        return torch.cat(self._outputs)
+
+    @property
+    def features(self) -> Tensor:
+        """Return what heads and neighbours look at, as `elude_nb.steering.heads.read_outputs` does, of those ready, (n, f)."""
+        return torch.cat(self._features)
+
+    @property
+    def concept_maps(self) -> Tensor:
+        """Return the read-out of each concept at every patch of the images that are ready, (n, t, g)."""
+        return self._concepts[: self.ready]
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Return the labels of the images that are ready."""
+        return None if self.images.labels is None else tuple(self.images.labels[: self.ready])
+
+    def fill(self, *, progress: bool = True) -> Gallery:
+        """Run all images that are not at hand yet; return the gallery."""
+        bar = progress_bar(description="gallery", total=len(self.images), show=progress, unit="image")
+        with bar:
+            for done in self.steps():
+                bar.update(done)
+        return self
+
+    def steps(self, batch_size: int = 4) -> Iterator[int]:
+        """Run the images ``batch_size`` at a time; yield after each batch how many it was."""
+        check_count("batch_size", batch_size)
+        while self.ready < len(self.images):
+            stop = min(self.ready + batch_size, len(self.images))
+            seen = look(self.split, [self.images[i] for i in range(self.ready, stop)])
+            rows = slice(self.ready, stop)
+            self._sources[rows], self._channels[rows] = seen.sources, seen.channels
+            if self.has_concepts:
+                self._concepts[rows] = seen.sources @ self.split.concept_readout().matrix
+            self._pictures += list(seen.pictures)
+            self._outputs.append(seen.outputs)
+            self._features.append(seen.features)
+            self.ready = stop
+            yield len(seen.pictures)
+
+    # ------------------------------------------------------------- one channel
+
+    def channel(self, channel: int, *, units: int | None = None, shared: float | None = None) -> ChannelView:
+        """Return a channel taken apart, on all images that are ready.
+
+        Parameters
+        ----------
+        channel
+            Its number.
+        units, shared
+            K and rho, if they are to be others than the split's; then the channel alone is routed anew, by concepts.
+
+        Raises
+        ------
+        ValueError
+            If there is no such channel, K or rho is out of range, or no image is ready.
+        """
+        self._check_ready()
+        check_count("channel", channel, 0, self.split.site.channels - 1)
+        routing = self._routing(channel, units, shared)
+        return _view(
+            self.split, channel, routing, self._sources[: self.ready], self._channels[: self.ready, :, channel]
+        )
+
+    def exemplars(self, view: ChannelView, *, count: int = 6, units: int = 5) -> Exemplars:
+        """Return the images that a channel and its sub-units like best; of the sub-units the strong and unlike ones.
+
+        Raises
+        ------
+        ValueError
+            If fewer than ``count`` images are ready.
+        """
+        check_count("count", count, 2, self.ready)
+        table = view.units
+        chosen = choose_among(table[table["unit"] > 0], self.split.book, check_count("units", units))
+        mean = float(self.split.book.channel_mean()[view.channel])
+        maps, names = [view.maps.sum(-1) - mean], ["whole channel"]
+        for unit in chosen:
+            row = table.index[table["unit"] == unit][0]
+            sign = -1.0 if float(table["mean on concept"].fillna(0.0)[row]) < 0 else 1.0
+            maps.append(sign * view.maps[..., row])
+            concept = table["concept"][row]
+            names.append(name_of_unit(unit, NO_CONCEPT if pd.isna(concept) else int(concept), low=sign < 0))
+        return arrange_exemplars(
+            view.channel,
+            [*chosen],
+            names,
+            maps,
+            grid=self.grid,
+            picture=self._in_colours,
+            labels=self.labels,
+            embeddings=self.outputs - self.outputs.mean(0),
+            count=count,
+        )
+
+    def pictures_of(self, image: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        """Return what the model sees of one image, (h, w, 3), uint8."""
+        return self._pictures[check_count("image", image, 0, self.ready - 1)]
+
+    def sources_of(self, image: int) -> Tensor:
+        """Return the sources of one image at every patch, less their mean over the discovery, (t, s * kernel)."""
+        return self._sources[check_count("image", image, 0, self.ready - 1)]
+
+    def maps_of(self, units: Sequence[tuple[int, int]]) -> Tensor:
+        """Return activations of sub-units of the split at every patch of the images that are ready, (n, t, u).
+
+        They are counted from their mean over the discovery; number 0 is here the whole channel, counted the same way.
+
+        Raises
+        ------
+        ValueError
+            If no image is ready, or there is no such unit.
+        """
+        self._check_ready()
+        units = [check_unit(unit) for unit in units]
+        parts = [unit for unit in units if unit[1] > 0]
+        known = set(zip(*(rows.tolist() for rows in self.split.routing.rows()), strict=True))
+        for channel, unit in units:
+            check_count("channel", channel, 0, self.split.site.channels - 1)
+            if (channel, unit) not in known:
+                raise ValueError(f"There is no unit {(channel, unit)}; channel {channel} has others, see split.units.")
+        pairs = torch.tensor(units, dtype=torch.int64).reshape(-1, 2)
+        maps = self._channels[: self.ready, :, pairs[:, 0]] - self.split.book.channel_mean()[pairs[:, 0]].float()
+        if parts:
+            chosen = pairs[pairs[:, 1] > 0]
+            rows = self.split.routing.masked(self.split.weight, chosen[:, 0], chosen[:, 1])
+            maps[..., pairs[:, 1] > 0] = (self._sources[: self.ready] @ rows.T.to(self._sources.dtype)).float()
+        return maps
+
+    def images_of_unit(self, channel: int, unit: int) -> Tensor:
+        """Return the activation of one unit at every patch, (n, t), turned round where it is low on its concept."""
+        view = self.channel(channel)
+        rows = view.units.index[view.units["unit"] == check_whole("unit", unit)]
+        if not len(rows):
+            raise ValueError(f"Channel {channel} has no unit {unit}; it has {view.units['unit'].tolist()}.")
+        return view.maps[..., rows[0]] * int(self.split.signs[channel, unit])
+
+    def depths(self, view: ChannelView) -> dict[int, pd.DataFrame]:
+        """Return for each sub-unit of a view where its contributions arise: one row a block, one column a part.
+
+        Contributions are means over the tokens of the sub-unit's concept, above the mean over all tokens. Sub-units
+        without a concept are not in it.
+        """
+        rows = view.units[view.units["concept"].notna()]
+        units, concepts = rows["unit"].tolist(), [int(concept) for concept in rows["concept"]]
+        blocks, parts, codes = self._places
+        products = self.split.weight[view.channel] * self.split.book.mean_sources()[concepts]
+        products = products.unflatten(1, (-1, self.split.site.kernel)).sum(2)
+        mine = products * (view.routing.routes[0] == torch.tensor(units)[:, None])
+        sums = mine.new_zeros(len(units), len(blocks) * len(parts)).index_add_(1, codes, mine).numpy()
+        shape = (len(blocks), len(parts))
+        return {
+            unit: pd.DataFrame(row.reshape(shape), index=pd.Index(blocks, name="block"), columns=parts)
+            for unit, row in zip(units, sums, strict=True)
+        }
+
+    @cached_property
+    def _places(self) -> tuple[list[int], list[str], Tensor]:
+        """Blocks, parts, and for each source which block and part it is of, as one number, (s,)."""
+        return places_of_sources(self.split)
+
+    # ----------------------------------------------------------------- routing
+
+    def _routing(self, channel: int, units: int | None, shared: float | None) -> Routing:
+        settings, mine = self.split.settings, self.split.routing
+        if units in {None, settings.units} and shared in {None, settings.shared}:
+            rows = slice(channel, channel + 1)
+            return Routing(mine.routes[rows], mine.concepts[rows], mine.reasons[rows])
+        k, rho = check_routing_settings(
+            settings.units if units is None else units, settings.shared if shared is None else shared
+        )
+        weight = self.split.weight[channel : channel + 1].unflatten(1, (-1, self.split.site.kernel))
+        book = self.split.book
+        return ConceptRouting().route(weight, book, book, units=k, shared=rho, channels=[channel])
+
+    def _in_colours(self, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        found: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = np.divide(
+            self._pictures[index], 255, dtype=np.float32
+        )
+        return found
+
+    def _check_ready(self) -> None:
+        if not self.ready:
+            raise ValueError("No image is ready; call .fill() first.")
+
+    def __len__(self) -> int:
+        return self.ready
+
+    def __repr__(self) -> str:
+        size = self._sources.numel() * 2 / _GIB
+        return f"Gallery({self.ready} of {len(self.images)} images ready, {size:.2f} GiB)"
+
+
+def look(split: Disentanglement, images: list[Image.Image]) -> Sight:
+    """Run a few images and return what is at every patch.
+
+    Raises
+    ------
+    SiteError
+        If the site has no patches.
+    EditError
+        If an edit of any split of this model is active.
+    """
+    model, site = split.model, split.site
+    if site.layout.grid is None:
+        raise SiteError(f"{site.name!r} has no patches to look at; choose another site.")
+    if is_intercepted(model.network):
+        raise EditError("An edit is active; leave its block, or what is seen would be what the edit made of it.")
+    positions = site.layout.positions("patch").to(model.device)
+    sources: dict[int, Tensor] = {}
+    channels: list[Tensor] = []
+    with (
+        evaluating(model.network),
+        Tap(
+            model.network,
+            site,
+            on_source=lambda number, a: sources.__setitem__(number, for_analysis(a[:, positions])),
+            on_channels=lambda h: channels.append(for_analysis(h[:, positions])),
+        ),
+    ):
+        output, mean_patch = output_and_patches(model, model.prepare(images))
+    outputs = for_analysis(output)
+    features = outputs if mean_patch is None else torch.cat([outputs, for_analysis(mean_patch)], dim=1)
+    joined = torch.cat([sources[number] for number in range(len(site.terms))], dim=-1)
+    pictures = np.stack([picture_of(model, image) for image in images])
+    return Sight(pictures, joined - split.book.source_mean(), channels[-1], outputs, features)
+
+
+def picture_of(model: Model, image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Return what a model sees of an image, (h, w, 3), uint8."""
+    return (model.picture(image).numpy() * 255).round().astype(np.uint8)
+
+
+def _view(split: Disentanglement, channel: int, routing: Routing, sources: Tensor, whole: Tensor) -> ChannelView:
+    """Return a view from the routing of one channel and sources (n, t, s * kernel) and channels (n, t)."""
+    kernel = split.site.kernel
+    routes = routing.routes[0].long().repeat_interleave(kernel)
+    matrix = split.weight.new_zeros(len(routes), routing.units + 1)
+    matrix[torch.arange(len(routes)), routes] = split.weight[channel]
+    values = (sources.flatten(0, 1) @ matrix.to(sources.dtype)).unflatten(0, sources.shape[:2]).float()
+    present = (routing.sizes()[0] > 0).nonzero().flatten()
+    present = present[present > 0]
+    parts = values[..., present]
+    maps = torch.cat([(whole - parts.sum(-1))[..., None], parts], dim=-1)
+    flat = maps.flatten(0, 1)
+    moved = flat - flat.mean(0)
+    variance = moved.sum(1).square().mean().clamp(min=1e-12)
+    concepts = [NO_CONCEPT, *routing.concepts[0, present - 1].tolist()]
+    centres = split.book.mean_sources()
+    means = [
+        float("nan") if concept == NO_CONCEPT else float(centres[concept] @ matrix[:, unit])
+        for concept, unit in zip(concepts, [0, *present.tolist()], strict=True)
+    ]
+    units = pd.DataFrame(
+        {
+            "unit": [0, *present.tolist()],
+            "concept": pd.array([None if c == NO_CONCEPT else c for c in concepts], dtype="Int64"),
+            "name": [split.names.get(concept, "") for concept in concepts],
+            "sources": routing.sizes()[0, [0, *present.tolist()]].tolist(),
+            "share of variance": ((moved * moved.sum(1, keepdim=True)).mean(0) / variance).tolist(),
+            "mean on concept": means,
+        }
+    )
+    return ChannelView(channel, units, maps, routing.reasons[0], routing)

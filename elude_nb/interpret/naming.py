@@ -1,0 +1,426 @@
+"""Names for concepts from labels, with the evidence for each.
+
+A concept is judged by the images that it likes best. What they share must be more than chance would put there, for
+all concepts and all words that were tried; a concept without such evidence gets no name.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from elude_nb._util.checks import check_count, check_fraction
+from elude_nb._util.progress import progress_bar
+from elude_nb.core.plan import check_split
+from elude_nb.core.result import Disentanglement
+from elude_nb.data.images import Images, ImageSet, as_image_set
+from elude_nb.interpret.find_units import Numbers, holm, pooled
+from elude_nb.scores.inputs import as_codes, is_constant, unit_vectors
+from elude_nb.scores.judges import ClipJudge
+from elude_nb.scores.labels import Labels
+
+Whole = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptNames:
+    """Names of concepts, and why.
+
+    Attributes
+    ----------
+    table
+        One row a concept: ``concept``, ``name`` ("" where nothing stands out), what fits best, how well, ``p
+        corrected``, and the ``evidence`` in words.
+    source
+        What the names come from: "labels" or "texts".
+    top
+        How many images each concept was judged by.
+    level
+        Chance of any wrong name that is put up with.
+    """
+
+    table: pd.DataFrame = field(repr=False)
+    source: str
+    top: int
+    level: float
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """The concepts that have a name: ``split.with_names(found.names)``. No two have the same."""
+        named = self.table[self.table["name"] != ""]
+        return dict(zip(named["concept"].tolist(), named["name"].tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        return f"ConceptNames({len(self.names)} of {len(self.table)} concepts named by {self.source})"
+
+    def _repr_html_(self) -> str:
+        table: str = self.table.to_html(index=False, float_format="{:.3g}".format)
+        return f"<p>{html.escape(repr(self))}</p>{table}"
+
+
+def name_concepts(
+    split: Disentanglement,
+    images: Images,
+    *,
+    labels: Labels | None = None,
+    tokens: str | None = None,
+    top: int = 20,
+    level: float = 0.05,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> ConceptNames:
+    """Name each concept after the label that its best images share.
+
+    The ``lift`` of a label is its share of the concept's best images over its share of all images. Its p-value is the
+    chance that as many of it or more are among ``top`` images drawn at random (the tail of the hypergeometric
+    distribution), corrected for all concepts and labels (Holm). Of the labels that stand out so, the one with the
+    largest share gives the name; of equal shares, the one with the larger lift.
+
+    If several concepts would have the same name, the one with the smallest p keeps it and the others are numbered in
+    that order: "cat", "cat (2)", "cat (3)".
+
+    Parameters
+    ----------
+    split
+        The disentanglement.
+    images
+        Where to look; images that the discovery has not seen are the better witnesses.
+    labels
+        One an image, (n,); by default those of the images. An empty one counts as an image but gives no name.
+    tokens
+        By default those of the discovery. An image counts as its highest token.
+    top
+        How many of the best images to judge by.
+    level
+        Chance of any wrong name that is put up with.
+    batch_size, progress
+        Images in one forward pass, and whether to show a bar.
+
+    Returns
+    -------
+    ConceptNames
+        The table has ``label``, ``images`` (how many of the top images bear it), ``share``, ``lift`` (both: higher is
+        better) and ``p``; where there is no name, they are those of the label with the smallest p.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels or only one, one is missing, there are no more than ``top`` images, or the routing has
+        no concepts that go through all channels.
+
+    Examples
+    --------
+    ``found = name_concepts(split, images)``; look at ``found.table``; then ``split = split.with_names(found.names)``.
+    """
+    check_split(split)
+    check_count("batch_size", batch_size)
+    check_fraction("level", level, open_ends=True)
+    photos = split.model.inputs(images)
+    codes, words = _as_labels(photos.labels if labels is None else labels, len(photos))
+    check_count("top", top, 1, len(photos) - 1)
+    best, idle = best_images(split, photos, tokens, top, batch_size, progress=progress)
+    naming = np.array([bool(word) for word in words])
+    words = [word for word in words if word]
+    totals = np.bincount(codes)[naming]  # (l,)
+    counts = (codes[best][:, :, None] == np.flatnonzero(naming)).sum(1)  # (g, l)
+    p = _enrichment(counts, totals, len(codes), top)
+    p[idle] = 1
+    corrected, lift = holm(p), counts / top / (totals / len(codes))
+    row = np.arange(len(p))
+    place = [_choose(p[g], corrected[g] <= level, counts[g], lift[g]) for g in row]
+    table = pd.DataFrame(
+        {
+            "concept": row,
+            "label": [words[i] for i in place],
+            "images": counts[row, place],
+            "share": counts[row, place] / top,
+            "lift": lift[row, place],
+            "p": p[row, place],
+            "p corrected": corrected[row, place],
+        }
+    )
+    found = [f"{row.images} of {top} top images, {row.lift:.1f} times the base rate" for row in table.itertuples()]
+    return named(table, "label", found, idle, table["p"].to_numpy(), "labels", top, level)
+
+
+def best_images(
+    split: Disentanglement, images: ImageSet, tokens: str | None, top: int, batch_size: int, *, progress: bool
+) -> tuple[Whole, np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Return the best images of each concept, (g, top), and which concepts are the same on all images, (g,)."""
+    readouts = [(split.concept_readout(), 1)]
+    values = pooled(split, images, readouts, tokens=tokens, batch_size=batch_size, progress=progress)  # (n, g)
+    return values.argsort(stable=True, dim=0, descending=True)[:top].T.numpy(), is_constant(values).numpy()
+
+
+def named(
+    table: pd.DataFrame,
+    column: str,
+    evidence: list[str],
+    idle: np.ndarray[Any, Any],
+    order: Numbers,
+    source: str,
+    top: int,
+    level: float,
+) -> ConceptNames:
+    """Give names where the evidence suffices, and say everywhere what it is."""
+    sure = (table["p corrected"] <= level).to_numpy()
+    words = [word if known else "" for word, known in zip(table[column], sure, strict=True)]
+    table.insert(1, "name", _without_doubles(words, np.argsort(order, kind="stable")))
+    said = []
+    for word, text, known, silent in zip(table[column], evidence, sure, idle, strict=True):
+        doubt = f"no {column} stands out; best {word!r}: {text}"
+        said.append("no name: the same on all images" if silent else text if known else doubt)
+    table["evidence"] = said
+    return ConceptNames(table, source, top, level)
+
+
+def _without_doubles(words: list[str], order: Whole) -> list[str]:
+    """Return words with those that come again numbered, in this order: "cat", then "cat (2)"."""
+    names, taken = list(words), set(words)
+    seen = set[str]()
+    for place in order.tolist():
+        word, number = words[place], 2
+        if word and word in seen:
+            while f"{word} ({number})" in taken:
+                number += 1
+            names[place] = f"{word} ({number})"
+            taken.add(names[place])
+        seen.add(word)
+    return names
+
+
+def _as_labels(labels: Labels | None, n: int) -> tuple[Whole, list[str]]:
+    """Return the labels' codes (n,) and their names in sorted order, without blanks at the ends."""
+    if labels is None:
+        raise ValueError("The images have no labels; give labels=, one an image, or use name_concepts_by_text.")
+    given = pd.Series(list(labels.cpu().numpy() if isinstance(labels, Tensor) else labels), dtype=object)
+    codes, words = as_codes(given.where(given.isna(), given.astype(str).str.strip()), n, classes=2)
+    return codes.numpy(), words
+
+
+def _enrichment(counts: Whole, totals: Whole, n: int, top: int) -> Numbers:
+    """Return the chance of so many images of a label or more among ``top`` of ``n`` drawn at random, (g, l)."""
+    from scipy.stats import hypergeom
+
+    p: Numbers = hypergeom.sf(counts - 1, n, totals, top)
+    return p
+
+
+def _choose(p: Numbers, stands_out: np.ndarray[Any, Any], counts: Whole, lift: Numbers) -> int:
+    """Return the label that names a concept; if none stands out, the one with the smallest p."""
+    if not stands_out.any():
+        return int(p.argmin())
+    return max(np.flatnonzero(stands_out).tolist(), key=lambda place: (counts[place], lift[place]))
+
+
+_AT_ONCE = 1 << 22  # numbers drawn at once: 32 MB
+_ROUNDING = 1e-9  # a draw of the very same images may differ by so much
+
+
+class TextImageEncoder(Protocol):
+    """Whatever puts images and texts into one space; `ClipJudge` and `open_clip_encoder` do."""
+
+    def encode_images(self, images: Sequence[Image.Image], /) -> Tensor:
+        """Return embeddings of images, (n, e)."""
+
+    def encode_texts(self, texts: Sequence[str], /) -> Tensor:
+        """Return embeddings of texts, (m, e)."""
+
+
+def name_concepts_by_text(
+    split: Disentanglement,
+    images: Images,
+    texts: Sequence[str],
+    encoder: TextImageEncoder,
+    *,
+    template: str = "{}",
+    tokens: str | None = None,
+    top: int = 20,
+    level: float = 0.05,
+    draws: int = 10_000,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> ConceptNames:
+    """Name each concept after the text that lies nearer to its best images than to the others.
+
+    The score of a text is its mean cosine with the concept's best images less that with all images: a text that fits
+    everything names nothing. ``z`` is the score over what it would vary by if the images were drawn at random, so that
+    texts can be compared; the text with the largest ``z`` is the candidate. Its p-value is the chance that the best
+    text of ``top`` images drawn at random does so well, which corrects for the number of texts; Holm's correction does
+    for that of concepts. Concepts that would have the same name are numbered, as in `name_concepts`.
+
+    Parameters
+    ----------
+    split, images, tokens, top, level, batch_size, progress
+        As for `name_concepts`.
+    texts
+        Words or phrases to choose from; those that fit become the names.
+    encoder
+        CLIP or its like: `open_clip_encoder`, a `ClipJudge`, or an object of yours with the two methods of
+        `TextImageEncoder`.
+    template
+        What the encoder gets to read of a text, such as ``"a photo of a {}"``.
+    draws, seed
+        How many sets of images are drawn at random; at least the number of concepts over ``level``.
+
+    Returns
+    -------
+    ConceptNames
+        The table has ``text``, ``cosine`` with the best images, ``above all`` (the score), ``z`` (higher is better,
+        0 is chance) and ``p`` of the text with the largest z, named or not.
+
+    Raises
+    ------
+    TypeError
+        If the encoder lacks a method, or a text is none.
+    ValueError
+        If texts are missing, empty or given twice, the template has no place for them, ``draws`` are too few, an
+        embedding has the wrong shape, there are no more than ``top`` images, or the routing has no concepts.
+    """
+    check_fraction("level", level, open_ends=True)
+    words, photos = _as_texts(texts), as_image_set(images)
+    check_count("top", top, 1, len(photos) - 1)
+    _check_encoder(encoder, template)
+    if check_count("draws", draws) + 1 < len(split.book) / level:
+        raise ValueError(
+            f"draws={draws} are too few to tell level={level} with {len(split.book)} concepts; give at least "
+            f"{int(np.ceil(len(split.book) / level))}."
+        )
+    best, idle = best_images(split, photos, tokens, top, batch_size, progress=progress)
+    prompts = [template.replace("{}", word) for word in words]
+    cosines = _cosines(encoder, photos, prompts, batch_size, progress=progress)  # (n, m)
+    standard = _standard(cosines, top)
+    z = standard[best].mean(1)  # (g, m)
+    place, row = z.argmax(1), np.arange(len(z))
+    null = _largest_by_chance(standard, top, draws, seed)
+    p = (1 + (null >= z.max(1)[:, None] - _ROUNDING).sum(1)) / (draws + 1)
+    p[idle] = 1
+    cosine = cosines[best].mean(1)[row, place]
+    table = pd.DataFrame(
+        {
+            "concept": row,
+            "text": [words[i] for i in place],
+            "cosine": cosine,
+            "above all": cosine - cosines.mean(0)[place],
+            "z": z[row, place],
+            "p": p,
+            "p corrected": holm(p),
+        }
+    )
+    pairs = zip(table["above all"], table["z"], strict=True)
+    found = [f"cosine {score:+.3f} against all images, z = {size:.1f}" for score, size in pairs]
+    return named(table, "text", found, idle, -table["z"].to_numpy(), "texts", top, level)
+
+
+def open_clip_encoder(name: str, pretrained: str | None = None) -> TextImageEncoder:
+    """Return an encoder of the open_clip library, for `name_concepts_by_text`; its weights are fetched if need be.
+
+    Parameters
+    ----------
+    name
+        Such as ``"ViT-B-32"``; or with weights of its own, ``"hf-hub:..."`` or ``"local-dir:..."``.
+    pretrained
+        Which weights: a tag such as ``"openai"``, or the path of a file.
+
+    Raises
+    ------
+    ImportError
+        If open_clip is not installed.
+    ValueError
+        If no weights are named: the model would be random, and so would the names.
+    """
+    try:
+        open_clip = importlib.import_module("open_clip")
+    except ImportError as error:
+        raise ImportError(f"open_clip_encoder needs open_clip ({error}): pip install open_clip_torch") from error
+    if pretrained is None and ":" not in name:
+        tags = [tag for model, tag in open_clip.list_pretrained() if model == name]
+        known = f"one of {tags}" if tags else "see open_clip.list_pretrained()"
+        raise ValueError(f"{name!r} without weights is random; give pretrained=, {known}.")
+    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+    # A judge needs phrases to describe by; as an encoder it does not describe.
+    return ClipJudge.from_open_clip(model.eval(), preprocess, open_clip.get_tokenizer(name), ("an image",))
+
+
+def _as_texts(texts: Sequence[str]) -> list[str]:
+    """Return texts without blanks at the ends; a lone word is one text, not its letters."""
+    given = [texts] if isinstance(texts, str) else list(texts)
+    wrong = [text for text in given if not isinstance(text, str)]
+    if wrong:
+        raise TypeError(f"texts must be words or phrases, not {wrong[0]!r} ({type(wrong[0]).__name__}).")
+    words = [text.strip() for text in given]
+    if not all(words) or not words:
+        raise ValueError("texts must be words or phrases to choose from, such as ['a dog', 'a wheel']; none is empty.")
+    twice = {word for word in words if words.count(word) > 1}
+    if twice:
+        raise ValueError(f"texts hold {sorted(twice)[0]!r} more than once; give each text once.")
+    return words
+
+
+def _check_encoder(encoder: TextImageEncoder, template: str) -> None:
+    if not all(callable(getattr(encoder, method, None)) for method in ("encode_images", "encode_texts")):
+        raise TypeError(
+            f"encoder must have encode_images and encode_texts, as open_clip_encoder(...) has, not "
+            f"{type(encoder).__name__}."
+        )
+    if "{}" not in template:
+        raise ValueError(f"template={template!r} has no place for a text; write {{}} there, as in 'a photo of a {{}}'.")
+
+
+def _cosines(
+    encoder: TextImageEncoder, images: ImageSet, prompts: list[str], batch_size: int, *, progress: bool
+) -> Numbers:
+    """Return the cosine of each image with each text, (n, m)."""
+    starts = range(0, len(images), batch_size)
+    with torch.no_grad():
+        parts = []
+        for start in progress_bar(starts, description="embeddings", show=progress, unit="batch"):
+            batch = list(images[start : start + batch_size])
+            parts.append(_directions("images", encoder.encode_images(batch), len(batch)))
+        texts = _directions("texts", encoder.encode_texts(prompts), len(prompts))
+    if parts[0].shape[1] != texts.shape[1]:
+        raise ValueError(
+            f"Images became {parts[0].shape[1]} numbers and texts {texts.shape[1]}; both must be of one space, (n, e)."
+        )
+    return (torch.cat(parts) @ texts.T).numpy()
+
+
+def _directions(kind: str, found: Any, count: int) -> Tensor:
+    """Return embeddings (count, e) at length 1, in float64 on the CPU."""
+    vectors = torch.as_tensor(found).detach().cpu().double()
+    if vectors.ndim != 2 or len(vectors) != count or not bool(vectors.isfinite().all()):
+        raise ValueError(
+            f"encode_{kind} gave {tuple(vectors.shape)} for {count} {kind}; it must give ({count}, e) finite numbers."
+        )
+    return unit_vectors(vectors)
+
+
+def _standard(cosines: Numbers, top: int) -> Numbers:
+    """Return cosines (n, m) so centred and scaled that the mean of ``top`` images at random has mean 0, variance 1."""
+    n = len(cosines)
+    error = cosines.std(0, ddof=1) * np.sqrt((1 - top / n) / top)  # of a mean, drawn without replacement
+    says_something = error > _ROUNDING
+    return np.where(says_something, cosines - cosines.mean(0), 0) / np.where(says_something, error, 1)
+
+
+def _largest_by_chance(standard: Numbers, top: int, draws: int, seed: int) -> Numbers:
+    """Return the largest z of any text for sets of ``top`` images drawn at random, (draws,)."""
+    n, rng, found = len(standard), np.random.default_rng(seed), []
+    size = max(1, _AT_ONCE // max(standard.shape))
+    for start in range(0, draws, size):
+        keys = rng.random((min(size, draws - start), n))
+        drawn = np.zeros_like(keys)
+        np.put_along_axis(drawn, keys.argpartition(top - 1, axis=1)[:, :top], 1 / top, axis=1)
+        found.append((drawn @ standard).max(1))
+    return np.concatenate(found)

@@ -1,0 +1,226 @@
+"""Where things arise: a concept over all channels, and the units of one channel, by block, part, head or source."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elude_nb._util.checks import check_choice, check_count, check_kind
+from elude_nb.core.plan import check_split
+from elude_nb.core.result import Disentanglement
+from elude_nb.core.routing import NO_CONCEPT
+from elude_nb.errors import SiteError
+
+DETAILS = ("part", "head", "source")
+
+
+def places_of_sources(split: Disentanglement) -> tuple[list[int], list[str], Tensor]:
+    """Return blocks, parts, and for each source its block and part as one number, block * parts + part, (s,)."""
+    table = split.site.source_table(split.model.network)
+    block, blocks = pd.factorize(table["block"].fillna(0).astype(int), sort=True)
+    part, parts = pd.factorize(table["part"], sort=True)
+    return [int(b) for b in blocks], [str(p) for p in parts], torch.from_numpy(block * len(parts) + part)
+
+
+def depth_profile(split: Disentanglement, concept: int) -> pd.DataFrame:
+    """Return where the contributions of a concept's sub-units arise, over all channels.
+
+    Returns
+    -------
+    DataFrame
+        One row a block, one column a part (``attention``, ``mlp``, ...): the sum over channels of the mean
+        contributions on the concept's tokens, above the mean over all tokens, each divided by the standard deviation
+        of its channel and turned round for sub-units that are low on the concept.
+
+    Raises
+    ------
+    ValueError
+        If there is no such concept, or no sub-unit belongs to it.
+    """
+    check_split(split)
+    check_count("concept", concept, 0, len(split.book) - 1)
+    routing = split.routing
+    channels, places = (routing.concepts == concept).nonzero(as_tuple=True)
+    if not len(channels):
+        raise ValueError(f"No sub-unit belongs to concept {concept}; see .units for those that have some.")
+    mine = routing.routes[channels] == (places + 1)[:, None]  # (c, s)
+    products = split.weight[channels] * split.book.mean_sources()[concept]
+    products = products.unflatten(1, (-1, split.site.kernel)).sum(2) * mine
+    scale = split.signs[channels, places + 1] / split.channel_variance[channels].sqrt().clamp(min=1e-12)
+    table = split.site.source_table(split.model.network)
+    table["contribution"] = (products * scale.to(products)[:, None]).sum(0).numpy()
+    table["block"] = table["block"].fillna(0).astype(int)
+    found: pd.DataFrame = table.pivot_table("contribution", "block", "part", aggfunc="sum", fill_value=0.0)
+    return found
+
+
+def spatial_profile(split: Disentanglement, maps: Tensor) -> Tensor:
+    """Return where in images a concept lies: the mean of its maps (n, t) over images, (rows, columns).
+
+    Raises
+    ------
+    SiteError
+        If the site has no patches.
+    ValueError
+        If the maps are not of this site's patches, there is none, or one is not finite.
+    """
+    check_split(split)
+    check_kind("maps", maps, Tensor, "a tensor (n, t)")
+    grid = split.site.layout.grid
+    if grid is None:
+        raise SiteError(f"{split.site.name!r} has no patches; a concept there has no place in an image.")
+    if maps.ndim != 2 or not len(maps) or maps.shape[1] != grid[0] * grid[1]:
+        raise ValueError(f"maps must be (n, {grid[0] * grid[1]}), one row an image, not {tuple(maps.shape)}.")
+    mean = maps.double().mean(0)
+    if not bool(mean.isfinite().all()):
+        raise ValueError("maps have values that are not finite.")
+    return mean.view(*grid)
+
+
+def route_table(split: Disentanglement, channel: int, *, detail: str = "part") -> pd.DataFrame:
+    """Return what each unit of a channel is made of.
+
+    Parameters
+    ----------
+    split, channel
+        The channel, which must have been split.
+    detail
+        ``"part"``: one row for attention and one for the MLP of a block; ``"head"``: one for each attention head;
+        ``"source"``: one for each source.
+
+    Returns
+    -------
+    DataFrame
+        ``unit`` (0 is the shared one), ``layer``, ``block`` (0 where there are none), ``part``, ``place`` (a name, such
+        as ``"attention 3"``, ``"head 2 of 3"`` or ``"source 17"``), ``sources`` (how many), ``contribution`` (the sum
+        of their mean contributions) and ``magnitude`` (the sum of the absolute ones). Means are over the tokens of the
+        sub-unit's concept, above the mean over all tokens. A unit without a concept has no contribution; its magnitude
+        is the mean over the channel's concepts, or over all if it has none.
+
+    Raises
+    ------
+    ValueError
+        If the channel was left alone, or there is no such channel or detail.
+    """
+    check_split(split)
+    check_count("channel", channel, 0, split.site.channels - 1)
+    check_choice("detail", detail, DETAILS)
+    routes = split.routing.routes[channel].long()  # (s,)
+    if not bool((routes > 0).any()):
+        raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
+    means, magnitudes = _amounts(split, channel, routes)
+    table = split.site.source_table(split.model.network)
+    table = table.assign(
+        unit=routes.numpy(),
+        block=table["block"].fillna(0).astype(int),
+        place=_places(table, detail),
+        sources=1,
+        contribution=means.numpy(),
+        magnitude=magnitudes.numpy(),
+    )
+    keys = ["unit", "layer", "block", "part", "place"]
+    grouped = table.groupby(keys, sort=False)[["sources", "contribution", "magnitude"]]
+    return grouped.sum(min_count=1).reset_index().sort_values("unit", kind="stable", ignore_index=True)
+
+
+def part_table(split: Disentanglement, channel: int, *, by: str = "contribution") -> pd.DataFrame:
+    """Return what the sub-units of a channel are made of: one row a sub-unit, one column a (block, part) of the site.
+
+    Parameters
+    ----------
+    split, channel
+        The channel, which must have been split.
+    by
+        ``"contribution"``: absolute mean contributions on the sub-unit's concept, summed; ``"sources"``: their number.
+
+    Raises
+    ------
+    ValueError
+        If the channel was left alone, or there is no such channel or quantity.
+    """
+    column = {"contribution": "magnitude", "sources": "sources"}[check_choice("by", by, ("contribution", "sources"))]
+    table = route_table(split, channel)
+    found: pd.DataFrame = table[table["unit"] > 0].pivot_table(
+        column, "unit", ["block", "part"], aggfunc="sum", fill_value=0.0
+    )
+    return found
+
+
+def _amounts(split: Disentanglement, channel: int, routes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each source's mean contribution on the concept of its unit, NaN without one, and its magnitude."""
+    concepts = split.routing.concepts[channel]
+    owned = concepts[concepts != NO_CONCEPT]
+    every = owned if len(owned) else torch.arange(len(split.book))
+    products = (split.weight[channel] * split.book.mean_sources()[every]).unflatten(1, (-1, split.site.kernel)).sum(2)
+    means, magnitudes = torch.full_like(products[0], torch.nan), products.abs().mean(0)
+    for row, concept in enumerate(owned.tolist()):
+        mine = torch.isin(routes, 1 + (concepts == concept).nonzero().flatten())
+        means, magnitudes = (
+            torch.where(mine, products[row], means),
+            torch.where(mine, products[row].abs(), magnitudes),
+        )
+    return means, magnitudes
+
+
+def _places(table: pd.DataFrame, detail: str) -> list[str]:
+    names = []
+    rows = zip(table["part"], table["block"], table["head"], table["index"], strict=True)
+    for part, block, head, index in rows:
+        where = "" if pd.isna(block) else f" {block}"
+        if detail == "source":
+            names.append(f"source {index}" + (f" of {part}{where}" if where else ""))
+        elif detail == "head" and head >= 0:
+            names.append(f"head {head}{f' of{where}' if where else ''}")
+        else:
+            names.append(f"{str(part).replace('mlp', 'MLP')}{where}")
+    return names
+
+
+def find_speakers(split: Disentanglement, sources: Tensor, *, count: int = 12) -> pd.DataFrame:
+    """Return the sub-units that are most active at one token.
+
+    Parameters
+    ----------
+    split
+        The disentanglement.
+    sources
+        The token's sources less their mean over the discovery, (s * kernel,), as `elude_nb.interpret.gallery.look` returns them.
+    count
+        How many.
+
+    Returns
+    -------
+    DataFrame
+        ``channel``, ``unit``, ``concept``, ``name``, ``activation`` (turned round for a sub-unit that is low on its
+        concept) and ``deviations``: the activation over the standard deviation of its channel; rows are sorted by it.
+
+    Raises
+    ------
+    ValueError
+        If the number of sources is not the site's.
+    """
+    width = split.weight.shape[1]
+    check_count("count", count)
+    if sources.shape != (width,):
+        raise ValueError(f"sources must be ({width},), those of one token, not {tuple(sources.shape)}.")
+    products = (split.weight * sources.to(split.weight)).unflatten(1, (-1, split.site.kernel)).sum(2)  # (d, s)
+    empty = products.new_zeros(len(products), split.routing.units + 1)
+    values = empty.scatter_add_(1, split.routing.routes.long(), products) * split.signs
+    deviations = values / split.channel_variance.to(values).sqrt().clamp(min=1e-12)[:, None]
+    deviations[:, 0] = -torch.inf  # the shared unit says nothing by itself
+    deviations.masked_fill_(split.routing.sizes() == 0, -torch.inf)
+    best = deviations.flatten().topk(min(count, deviations.numel())).indices
+    best = best[deviations.flatten()[best].isfinite()]
+    channels, units = (best // deviations.shape[1]).tolist(), (best % deviations.shape[1]).tolist()
+    concepts = [int(split.routing.concepts[c, u - 1]) for c, u in zip(channels, units, strict=True)]
+    return pd.DataFrame(
+        {
+            "channel": channels,
+            "unit": units,
+            "concept": pd.array([None if c == NO_CONCEPT else c for c in concepts], dtype="Int64"),
+            "name": [split.names.get(concept, "") for concept in concepts],
+            "activation": values.flatten()[best].tolist(),
+            "deviations": deviations.flatten()[best].tolist(),
+        }
+    )

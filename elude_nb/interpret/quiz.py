@@ -1,0 +1,309 @@
+"""The intruder test for people: questions about whole channels and about sub-units of the same channels, mixed.
+
+Questions are those that `elude_nb.scores` asks an embedding; here people answer them, and nobody is told which kind of
+unit a question is about.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from elude_nb._util.checks import check_count, check_kind
+from elude_nb._util.files import write_aside
+from elude_nb.interpret.gallery import Gallery
+from elude_nb.scores.intruder import IntruderTrial, guess_by_embedding, make_trials
+
+CHANNEL, SUB_UNIT = "channel", "sub-unit"
+KINDS = (CHANNEL, SUB_UNIT)
+_BEST = 10  # images of a unit that questions are drawn from, as in the automatic test; of few images, a tenth
+_Pairs = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes
+    ----------
+    kind
+        ``"channel"`` or ``"sub-unit"``.
+    channel, unit
+        What it is about; ``unit`` is ``None`` for a whole channel.
+    trial
+        The images and the intruder; its ``unit`` is the channel's number, so that `elude_nb.scores.grade` goes by
+        channel.
+    """
+
+    kind: str
+    channel: int
+    unit: int | None
+    trial: IntruderTrial
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of some answers were right, with the 95 % interval of Wilson (1927).
+
+    Attributes
+    ----------
+    right, count
+        Right answers, and all.
+    low, high
+        The interval; NaN without answers.
+    """
+
+    right: int
+    count: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """Return the share of right answers, in [0, 1]; NaN without answers."""
+        return self.right / self.count if self.count else float("nan")
+
+    def __str__(self) -> str:
+        if not self.count:
+            return "no answers yet"
+        return f"{self.right} of {self.count} right, {self.share:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def share_of(right: int, count: int) -> Share:
+    """Return right answers out of ``count`` with their interval.
+
+    Examples
+    --------
+    >>> print(share_of(7, 10))
+    7 of 10 right, 0.70 [0.40, 0.89]
+    """
+    from scipy.stats import binomtest
+
+    check_count("right", right, 0, check_count("count", count, 0))
+    if not count:
+        return Share(0, 0, float("nan"), float("nan"))
+    interval = binomtest(right, count).proportion_ci(confidence_level=0.95, method="wilson")
+    return Share(right, count, float(interval.low), float(interval.high))
+
+
+def make_questions(
+    gallery: Gallery,
+    *,
+    per_kind: int = 10,
+    size: int = 5,
+    seed: int = 0,
+    units: Sequence[tuple[int, int]] | None = None,
+) -> tuple[Question, ...]:
+    """Draw channels, one sub-unit of each, a question about either, and mix them.
+
+    Activations of images are the largest over their patches; a sub-unit that is low on its concept is turned round.
+    What a unit likes are its ten best images, as in the automatic test, or the best tenth of fewer than a hundred.
+
+    Parameters
+    ----------
+    gallery
+        Its images that are ready are asked about.
+    per_kind
+        How many questions about channels, and as many about sub-units.
+    size
+        Images of a question; chance is 1 in ``size``.
+    seed
+        Of all that is drawn.
+    units
+        Sub-units, (channel, number), to ask about instead of drawing any; beside each of their channels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting is out of range, there are too few images, or not enough units raise enough of them.
+    """
+    check_kind("gallery", gallery, Gallery, "a Gallery of images")
+    check_count("per_kind", per_kind)
+    check_count("size", size, 3)
+    n = len(gallery)
+    if n < 2 * (size - 1):
+        raise ValueError(f"Questions of {size} images need {2 * (size - 1)} images to draw from; {n} are ready.")
+    state = [int(word) for word in np.random.SeedSequence(check_count("seed", seed, 0)).generate_state(3)]
+    rng = np.random.default_rng(state[0])
+    questions = (
+        _drawn(gallery, per_kind, size, state, rng) if units is None else _chosen(gallery, list(units), size, state)
+    )
+    return tuple(questions[place] for place in rng.permutation(len(questions)))
+
+
+def _drawn(gallery: Gallery, per_kind: int, size: int, state: list[int], rng: np.random.Generator) -> list[Question]:
+    table = gallery.split.units
+    numbers = table[table["unit"] > 0].groupby("channel")["unit"].agg(list)
+    order = rng.permutation(numbers.index.to_numpy())
+    found: list[tuple[Question, Question]] = []
+    step = max(2 * per_kind, 8)
+    for start in range(0, len(order), step):  # twice as many as are needed are mostly enough
+        pairs = [(int(c), int(rng.choice(numbers[c]))) for c in order[start : start + step]]
+        of_channels, of_units = _ask(gallery, pairs, size, state)
+        found += [(of_channels[p], of_units[p]) for p in pairs if p in of_channels and p in of_units]
+        if len(found) >= per_kind:
+            return [question for both in found[:per_kind] for question in both]
+    raise ValueError(
+        f"Only {len(found)} of {len(order)} split channels raise enough of the {len(gallery)} images for a question, "
+        f"themselves and by their sub-unit; per_kind={per_kind} asks for more. Take fewer, or more images."
+    )
+
+
+def _chosen(gallery: Gallery, pairs: _Pairs, size: int, state: list[int]) -> list[Question]:
+    if not pairs or any(unit < 1 for _, unit in pairs):
+        raise ValueError(f"units={pairs} must be sub-units, (channel, number) with numbers from 1; see split.units.")
+    of_channels, of_units = _ask(gallery, pairs, size, state)
+    dull = [pair for pair in pairs if pair not in of_channels or pair not in of_units]
+    if dull:
+        raise ValueError(f"Too few of the {len(gallery)} images raise {dull} or their channels; leave these out.")
+    whole = {question.channel: question for question in of_channels.values()}
+    return [*whole.values(), *(of_units[pair] for pair in dict.fromkeys(pairs))]
+
+
+def _ask(
+    gallery: Gallery, pairs: _Pairs, size: int, state: list[int]
+) -> tuple[dict[tuple[int, int], Question], dict[tuple[int, int], Question]]:
+    """Return a question about each pair's channel and about its sub-unit, where there is one."""
+    top = min(_BEST, max(size - 1, len(gallery) // 10))  # the ten best of twenty would not be what a unit likes best
+    whole = gallery.maps_of([(channel, 0) for channel, _ in pairs]).amax(1)  # (n, u)
+    parts = gallery.maps_of(pairs)  # (n, t, u)
+    signs = torch.stack([gallery.split.signs[channel, unit] for channel, unit in pairs])
+    parts = (parts * signs).amax(1)  # (n, u)
+    asked = []
+    # Other seeds for either kind: with one, the intruder would stand at the same place in a channel and its sub-unit.
+    for kind, values, seed in zip(KINDS, (whole, parts), state[1:], strict=True):
+        of_kind = {}
+        for trial in make_trials(values, size=size, top=top, trials_per_unit=1, seed=seed):
+            channel, unit = pairs[trial.unit]
+            number = unit if kind == SUB_UNIT else None
+            of_kind[pairs[trial.unit]] = Question(kind, channel, number, replace(trial, unit=channel))
+        asked.append(of_kind)
+    return asked[0], asked[1]
+
+
+class Quiz:
+    """Questions one after the other, by one player after the other.
+
+    Parameters
+    ----------
+    questions
+        From `make_questions`; without any, the first round begins with `restart`.
+    clock
+        Tells the seconds.
+
+    Attributes
+    ----------
+    questions
+        Those of this round.
+    round
+        Counted from 1; 0 before the first.
+    answered
+        How many questions of this round were answered.
+    """
+
+    def __init__(self, questions: Sequence[Question] = (), *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rows: list[dict[str, object]] = []
+        self.questions: tuple[Question, ...] = ()
+        self.round = self.answered = 0
+        self.begin()
+        if questions:
+            self.restart(questions)
+
+    def restart(self, questions: Sequence[Question]) -> None:
+        """Begin a new round; results of earlier rounds are kept."""
+        if not questions:
+            raise ValueError("A round needs at least one question.")
+        self.questions, self.answered = tuple(questions), 0
+        self.round += 1
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the clock: the question is now shown."""
+        self._since = self._clock()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all questions of this round were answered; so it is before the first."""
+        return self.answered == len(self.questions)
+
+    @property
+    def current(self) -> Question:
+        """Return the first question that was not answered.
+
+        Raises
+        ------
+        ValueError
+            If the round is over.
+        """
+        if self.finished:
+            raise ValueError("There is no question left to answer; restart the quiz.")
+        return self.questions[self.answered]
+
+    def answer(self, place: int, player: str = "") -> bool:
+        """Answer the current question with the place of an image, from 0; return whether it was right.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such image, or the round is over.
+        """
+        question = self.current
+        check_count("answer", place, 0, len(question.trial.images) - 1)
+        right = place == question.trial.intruder
+        self.answered += 1
+        self._rows.append(
+            {
+                "player": player,
+                "round": self.round,
+                "question": self.answered,
+                "kind": question.kind,
+                "channel": question.channel,
+                "unit": question.unit,
+                "answer": place,
+                "intruder": question.trial.intruder,
+                "right": right,
+                "seconds": round(self._clock() - self._since, 3),
+            }
+        )
+        return right
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """One row an answer of any round: ``player``, ``round``, ``question`` from 1, ``kind``, ``channel``, ``unit``.
+
+        Then ``answer`` and ``intruder`` (places of images, from 0, as `elude_nb.scores.grade` takes them), ``right``
+        and ``seconds``. ``unit`` is missing for whole channels.
+        """
+        types = {"round": "int64", "question": "int64", "channel": "int64", "unit": "Int64", "answer": "int64"}
+        types |= {"intruder": "int64", "right": "bool", "seconds": "float64"}
+        columns = ["player", "round", "question", "kind", *list(types)[2:]]
+        return pd.DataFrame(self._rows, columns=columns).astype(types)
+
+    def score(self) -> dict[str, Share]:
+        """Return how many answers of this round were right, for each kind of unit."""
+        table = self.results
+        mine = table[table["round"] == self.round]
+        by_kind = {kind: mine.loc[mine["kind"] == kind, "right"] for kind in KINDS}
+        return {kind: share_of(int(right.sum()), len(right)) for kind, right in by_kind.items()}
+
+    def score_of_embedding(self, embeddings: torch.Tensor) -> dict[str, Share]:
+        """Return how many of this round's questions an embedding (n, e) of the images answers rightly."""
+        found = {}
+        for kind in KINDS:
+            trials = [question.trial for question in self.questions if question.kind == kind]
+            guesses = guess_by_embedding(trials, embeddings)
+            right = sum(guess == trial.intruder for guess, trial in zip(guesses, trials, strict=True))
+            found[kind] = share_of(right, len(trials))
+        return found
+
+    def save_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the results to a file, which appears whole or not at all; ``OSError`` if it cannot be written."""
+        with write_aside(path) as aside:
+            self.results.to_csv(aside, index=False)

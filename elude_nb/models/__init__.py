@@ -1,0 +1,1 @@
+"""Networks: weights, loading, where channels are sums, hooks, forward passes."""

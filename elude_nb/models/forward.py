@@ -1,0 +1,212 @@
+"""Forward passes: outputs of a model, features of its patches, and passes that run again from a site on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elude_nb.data.images import Images
+from elude_nb.models.hooks import evaluating, for_analysis, intercept, is_intercepted
+from elude_nb.models.load import Model, check_model
+from elude_nb.models.sites import STREAM, Site
+
+
+def embed(model: Model, images: Images) -> Tensor:
+    """Return the model's output for each image less the mean over the images, (n, e).
+
+    Any model from `load_model` can be the reference encoder; one that is not the model under study is the fairer judge.
+    """
+    return _centred(outputs_of(model, images))
+
+
+def outputs_of(model: Model, images: Images) -> Tensor:
+    """Return the model's output for each image, (n, e), on the CPU and in at least float32."""
+    check_model(model)
+    with evaluating(model.network):
+        return torch.cat([_rows(model(batch)) for batch in model.batches(model.inputs(images))])
+
+
+class Overheard:
+    """The outputs of a model for the batches that ran, in order."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+
+    def embeddings(self) -> Tensor:
+        """Return what `embed` would make of the images of all batches, (n, e), without another pass."""
+        return _centred(torch.cat(self.parts))
+
+
+@contextmanager
+def overheard(model: Model, *, wanted: bool = True) -> Iterator[Overheard]:
+    """Keep the network's output for every batch that passes through it inside the block; nothing, unless ``wanted``."""
+    found = Overheard()
+
+    def keep(_network: Any, _inputs: Any, output: Any) -> None:
+        found.parts.append(_rows(output))
+
+    handle = model.network.register_forward_hook(keep) if wanted else None
+    try:
+        yield found
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _centred(outputs: Tensor) -> Tensor:
+    return outputs - outputs.mean(0)
+
+
+def _rows(output: Tensor) -> Tensor:
+    return for_analysis(output).flatten(1)
+
+
+Read = Callable[[Model, Tensor], Tensor]
+"""From a model and a prepared batch to its outputs, (n, e)."""
+
+
+def features(model: Model, batch: Tensor) -> Tensor:
+    """Return the model's output for a prepared batch, and beside it the mean of its patch tokens, if it has any.
+
+    The two side by side are what DINOv2's linear evaluation takes (arXiv 2304.07193): a model that pools its class
+    token alone would not notice if all patch tokens were lost.
+    """
+    output, patches = output_and_patches(model, batch)
+    return output if patches is None else torch.cat([output, patches], dim=1)
+
+
+def output_and_patches(model: Model, batch: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the two parts of `features`: the output (n, e), and the mean patch token or ``None``."""
+    network: Any = model.network
+    if not hasattr(network, "forward_features") or not hasattr(network, "forward_head"):
+        return model(batch).flatten(1), None
+    tokens = network.forward_features(batch)
+    output: Tensor = network.forward_head(tokens).flatten(1)
+    if tokens.ndim != 3:
+        return output, None
+    return output, tokens[:, getattr(network, "num_prefix_tokens", 1) :].mean(1)
+
+
+class Rest:
+    """The network after a site, as a function of what the site's exit module put out.
+
+    For a residual stream the blocks up to the site are left out, if on noise that gives the same outputs bit for bit;
+    otherwise, and while an edit is active, whole forward passes are made with the exit's output put in. The network
+    itself is not touched, and gradients flow from the outputs to what was put in, unless the caller switched them off.
+
+    Parameters
+    ----------
+    model, site
+        The model and the site.
+    read
+        What is read of the model: by default its `features`.
+
+    Attributes
+    ----------
+    skips
+        Whether the blocks before the site are left out.
+    """
+
+    def __init__(self, model: Model, site: Site, read: Read = features) -> None:
+        self.model, self.site, self._read = model, site, read
+        self._feed = _Feed()
+        self._short = _without_beginning(model, site, self._feed) if site.kind == STREAM else None
+        if self._short is not None and not self._is_right():
+            self._short = None
+        self.skips = self._short is not None
+
+    def capture(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the model as it is; return what the exit module put out, in its own shape, and the outputs (n, e)."""
+        seen: list[Tensor] = []
+        remove = intercept(self.model.network.get_submodule(self.site.exit), after=lambda out: _kept(out, seen))
+        try:
+            outputs = self._read(self.model, batch)
+        finally:
+            remove()
+        return seen[-1], outputs
+
+    def __call__(self, batch: Tensor, captured: Tensor) -> Tensor:
+        """Return the outputs (n, e) for a batch whose exit module would have put out ``captured``."""
+        if self._short is not None and not is_intercepted(self.model.network):  # else edits would be lost half-way
+            self._feed.value = captured
+            try:
+                return self._read(self._short, batch)
+            finally:
+                self._feed.value = None
+        return self._whole(batch, captured)
+
+    def _whole(self, batch: Tensor, captured: Tensor) -> Tensor:
+        remove = intercept(
+            self.model.network.get_submodule(self.site.exit),
+            after=lambda out: (captured, *out[1:]) if isinstance(out, tuple) else captured,
+        )
+        try:
+            return self._read(self.model, batch)
+        finally:
+            remove()
+
+    def _is_right(self) -> bool:
+        noise = self.model.noise()
+        with evaluating(self.model.network):
+            captured, outputs = self.capture(noise)
+            other = captured.flip(-1)  # a network whose forward was replaced may not care what is put in
+            try:
+                return torch.equal(self(noise, captured), outputs) and torch.equal(
+                    self(noise, other), self._whole(noise, other)
+                )
+            except (RuntimeError, TypeError, AttributeError, ValueError, IndexError):
+                return False  # the blocks cannot be left out here; whole passes can always be made
+
+
+class _Feed(nn.Module):
+    """Puts out what it was given, whatever comes in."""
+
+    value: Tensor | None = None
+
+    def forward(self, *_: Any, **__: Any) -> Tensor | None:
+        return self.value
+
+
+class _Skip(nn.Module):
+    """Hands on what comes in."""
+
+    def forward(self, inputs: Any, *_: Any, **__: Any) -> Any:
+        return inputs
+
+
+def _kept(output: Any, seen: list[Tensor]) -> Any:
+    seen.append(output[0] if isinstance(output, tuple) else output)
+    return output
+
+
+def _without_beginning(model: Model, site: Site, feed: nn.Module) -> Model:
+    """Return the model with the exit block fed and the blocks before it skipped; its parameters are the model's own."""
+    path, _, last = site.exit.rpartition(".")
+    network = _shallow(model.network)
+    owner = network
+    for name in path.split(".") if path else []:
+        inner = _shallow(owner._modules[name])
+        owner._modules[name] = inner
+        owner = inner
+    for name in list(owner._modules):
+        if name == last:
+            owner._modules[name] = feed
+            break
+        if path:  # siblings of a block; at the top level these are the embedding and the like
+            owner._modules[name] = _Skip()
+    return replace(model, network=network)
+
+
+def _shallow(module: nn.Module | None) -> nn.Module:
+    """Return a module with the same parameters whose submodules can be replaced without touching the original."""
+    if module is None:
+        raise TypeError("A module on the way to the site is None.")
+    made = copy.copy(module)
+    vars(made)["_modules"] = dict(module._modules)
+    return made

@@ -1,0 +1,402 @@
+"""Hooks on a network: the one place that knows whether a network is listened to or edited, and by whom.
+
+- `Tap` listens to a site, and `intercept` changes what a module puts out. Both are bound to the thread that set them, can
+  be entered again inside themselves, and leave nothing behind.
+- `check_unedited` is the one check of everything that measures or writes a model.
+- `clean_copy` copies a network without the hooks of this library.
+
+Torch's forward hooks serve for listening. For changes they do not: Dynamo does not guard on hooks, so one that is set
+after `torch.compile` has traced a module is not noticed. It does guard on an instance's own ``forward``, so that is
+what is put in, and taken out again.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import MethodType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from elude_nb.errors import EditError
+from elude_nb.models.sites import STREAM, Site
+
+_LOCK = threading.RLock()
+_OURS = "_elude_nb_hook"
+
+
+# ---------------------------------------------------------------- who may run what
+
+
+def in_backward() -> bool:
+    """Say whether a layer is running again during the backward pass (activation checkpointing)."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def is_edited(network: nn.Module) -> bool:
+    """Say whether what any module of a network puts out is changed by this library now, in whichever thread."""
+    return any(module in _POINTS for module in network.modules())
+
+
+def check_unedited(network: nn.Module, purpose: str) -> None:
+    """Raise `EditError` while an edit is active on a network.
+
+    Parameters
+    ----------
+    network
+        The network.
+    purpose
+        What needs the model as it is, such as ``"verify"``; the message begins with it.
+    """
+    if is_edited(network):
+        raise EditError(
+            f"{purpose} needs the model as it is, and an edit is active on it. Leave the edit's with block first."
+        )
+
+
+def clean_copy(network: nn.Module) -> nn.Module:
+    """Return a deep copy of a network without this library's hooks; hooks that others have set are copied too."""
+    with _LOCK:
+        made = copy.deepcopy(network)
+        pairs = list(zip(network.modules(), made.modules(), strict=True))
+        for module, copied in pairs:
+            point = _POINTS.get(module)
+            if point is not None:
+                vars(copied).pop("forward", None)
+                if point.previous is not None:
+                    copied.forward = copy.deepcopy(point.previous, {id(module): copied})
+            for kind, hooks in vars(copied).items():
+                if kind.endswith("_hooks") and isinstance(hooks, dict):
+                    for key in [key for key, hook in hooks.items() if hasattr(hook, _OURS)]:
+                        del hooks[key]
+    return made
+
+
+# ---------------------------------------------------------------- contexts
+
+
+class Reentrant:
+    """A context that may be entered again inside itself: what it attaches is attached once, and gone after the last exit.
+
+    Subclasses say what to attach in `attach`.
+
+    Raises
+    ------
+    RuntimeError
+        If a second thread enters it; make one for each thread.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._owner: int | None = None
+        self._attached = ExitStack()
+
+    def attach(self, stack: ExitStack) -> None:
+        """Attach hooks, and push onto ``stack`` what removes them."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        here = threading.get_ident()
+        with _LOCK:
+            if self._depth and self._owner != here:
+                raise RuntimeError(
+                    f"This {type(self).__name__} is entered in another thread; make one for each thread."
+                )
+            if not self._depth:
+                self._attached, self._owner = ExitStack(), here
+                try:
+                    self.attach(self._attached)
+                except BaseException:  # an interrupt too: what is attached already is removed
+                    self._attached.close()
+                    raise
+            self._depth += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _LOCK:
+            if self._depth:
+                self._depth -= 1
+                if not self._depth:
+                    self._attached.close()
+
+
+class _Flags:
+    """Training flags of a network that is in eval mode for as long as any thread needs it so."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.users = 0
+        self.flags = [(module, module.training) for module in network.modules()]
+
+
+_EVALUATING: weakref.WeakKeyDictionary[nn.Module, _Flags] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode without gradients; after the last thread's exit each has its own training flag again."""
+    with _LOCK:
+        found = _EVALUATING.get(network)
+        if found is None:
+            found = _EVALUATING[network] = _Flags(network)
+        found.users += 1
+        network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        with _LOCK:
+            found.users -= 1
+            if not found.users:
+                _EVALUATING.pop(network, None)
+                for module, flag in found.flags:
+                    module.training = flag
+
+
+# ---------------------------------------------------------------- listening
+
+
+def listen(
+    module: nn.Module,
+    *,
+    before: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None] | None = None,
+    after: Callable[[nn.Module, tuple[Any, ...], Any], Any] | None = None,
+) -> Callable[[], None]:
+    """Call ``before(module, inputs, named inputs)`` and ``after(module, inputs, output)`` in passes of this thread.
+
+    What ``after`` returns, unless it is ``None``, takes the output's place. Passes of other threads, and layers that
+    run again during backward, are not heard.
+
+    Returns
+    -------
+    Callable
+        Removes the hooks.
+    """
+    owner = threading.get_ident()
+
+    def heard() -> bool:
+        return threading.get_ident() == owner and not in_backward()
+
+    # Plain functions, so that copying a network does not copy what listens to it.
+    def tell_before(here: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if before is not None and heard():
+            before(here, inputs, named)
+
+    def tell_after(here: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return after(here, inputs, output) if after is not None and heard() else None
+
+    stack = ExitStack()
+    with _LOCK:
+        if before is not None:
+            setattr(tell_before, _OURS, True)
+            stack.callback(module.register_forward_pre_hook(tell_before, with_kwargs=True).remove)
+        if after is not None:
+            setattr(tell_after, _OURS, True)
+            stack.callback(module.register_forward_hook(tell_after).remove)
+    return stack.close
+
+
+class Tap(Reentrant):
+    """Listen to a site during forward passes of this thread; hooks are removed on exit, whatever happens.
+
+    Each captured tensor is handed at once to a function that keeps what is wanted of it, so that the inputs of
+    24 layers are never held together.
+
+    Parameters
+    ----------
+    network, site
+        The network and its site.
+    on_source
+        Called with (number of the term, its sources as (n, t, s_term * kernel)).
+    on_channels
+        Called with the channels (n, t, d).
+    on_entering
+        For a stream: called with what enters the window, (n, t, d).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        site: Site,
+        *,
+        on_source: Callable[[int, Tensor], None] | None = None,
+        on_channels: Callable[[Tensor], None] | None = None,
+        on_entering: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._network, self._site = network, site
+        self._on_source, self._on_channels, self._on_entering = on_source, on_channels, on_entering
+
+    def attach(self, stack: ExitStack) -> None:
+        """Set the hooks."""
+        network, site = self._network, self._site
+        on_source, on_channels, on_entering = self._on_source, self._on_channels, self._on_entering
+        if on_source is not None:
+            for number, term in enumerate(site.terms):
+
+                def source(layer: nn.Module, inputs: tuple[Any, ...], _: Any, number: int = number) -> None:
+                    on_source(number, source_tokens(layer, inputs[0]))
+
+                stack.callback(listen(network.get_submodule(term.layer), before=source))
+        if on_entering is not None and site.kind == STREAM:
+
+            def entering(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+                on_entering(as_tokens(inputs[0] if inputs else next(iter(named.values()))))
+
+            stack.callback(listen(network.get_submodule(site.entry), before=entering))
+        if on_channels is not None:
+            channels_last = site.kind != "convolution"
+
+            def channels(_: nn.Module, __: Any, output: Any) -> None:
+                on_channels(site.outputs(network, as_tokens(first_tensor(output), channels_last=channels_last)))
+
+            stack.callback(listen(network.get_submodule(site.exit), after=channels))
+
+
+# ---------------------------------------------------------------- changing
+
+
+Before = Callable[[nn.Module, tuple[Any, ...]], None]
+After = Callable[[Any], Any]
+
+
+class _Point:
+    """All who intercept one module; its forward is replaced while there are any."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = weakref.ref(module)
+        self.previous = vars(module).get("forward")  # someone else may have put one in
+        self.calls: dict[int, tuple[Before | None, After | None]] = {}
+
+    def install(self, module: nn.Module) -> None:
+        point, previous = self, self.previous
+
+        def forward(self: nn.Module, *inputs: Any, **named: Any) -> Any:
+            for before, _ in tuple(point.calls.values()):
+                if before is not None:
+                    before(self, inputs)
+            # A copy of the module made meanwhile runs its own weights, not those of the module copied.
+            if previous is None:
+                output = type(self).forward(self, *inputs, **named)
+            elif isinstance(previous, MethodType) and previous.__self__ is point.module():
+                output = previous.__func__(self, *inputs, **named)
+            else:
+                output = previous(*inputs, **named)
+            for _, after in tuple(point.calls.values()):
+                if after is not None:
+                    output = after(output)
+            return output
+
+        # Left out of compiled graphs: who intercepts is looked up anew in every pass.
+        disable: Any = torch.compiler.disable
+        module.forward = MethodType(disable(forward), module)
+
+    def remove(self, key: int) -> None:
+        with _LOCK:
+            self.calls.pop(key, None)
+            module = self.module()
+            if self.calls or module is None or _POINTS.get(module) is not self:
+                return
+            del _POINTS[module]
+            vars(module).pop("forward", None)
+            if self.previous is not None:
+                module.forward = self.previous
+
+
+_POINTS: weakref.WeakKeyDictionary[nn.Module, _Point] = weakref.WeakKeyDictionary()
+_KEYS = itertools.count()
+
+
+def intercept(module: nn.Module, *, before: Before | None = None, after: After | None = None) -> Callable[[], None]:
+    """Call ``before(module, inputs)`` at each forward pass and hand its output through ``after``, until removed.
+
+    Several may intercept one module: their ``after`` run in the order in which they came. They are called in passes of
+    every thread, and decide by themselves which are theirs.
+
+    Returns
+    -------
+    Callable
+        Takes the interception away; calling it twice does no harm.
+    """
+    with _LOCK:
+        point = _POINTS.get(module)
+        if point is None:
+            point = _Point(module)
+            point.install(module)
+            _POINTS[module] = point
+        key = next(_KEYS)
+        point.calls[key] = before, after
+    kept = point
+    return lambda: kept.remove(key)
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def as_dtype(batch: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a batch in another precision; whole numbers, which are names of tokens, stay as they are."""
+    return batch.to(dtype) if batch.is_floating_point() else batch
+
+
+def first_tensor(output: Any) -> Any:
+    """Return what a module put out: of a tuple, its first part, as in blocks that hand on attention weights too."""
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+def output_tensor(output: Any) -> Tensor:
+    """Return a network's whole output as one tensor: the parts of a tuple or dictionary side by side, (n, e)."""
+    if isinstance(output, Tensor):
+        return output
+    parts = [part for part in tree_leaves(output) if isinstance(part, Tensor) and part.is_floating_point()]
+    if not parts:
+        raise TypeError(f"The network put out {type(output).__name__} without any tensor of numbers to compare.")
+    return torch.cat([part.flatten(1) if part.ndim > 1 else part[:, None] for part in parts], dim=1)
+
+
+def as_tokens(tensor: Tensor, *, channels_last: bool = True) -> Tensor:
+    """Bring (n, d), (n, t, d), (n, h, w, d), or (n, d, h, w) with ``channels_last=False``, to (n, t, d)."""
+    if not channels_last:
+        return tensor.flatten(2).transpose(1, 2)
+    return tensor[:, None] if tensor.ndim == 2 else tensor.flatten(1, -2)
+
+
+def from_tokens(tokens: Tensor, like: Tensor, *, channels_last: bool = True) -> Tensor:
+    """Undo `as_tokens`: bring (n, t, d) to the shape of ``like``."""
+    return tokens.reshape(like.shape) if channels_last else tokens.transpose(1, 2).reshape(like.shape)
+
+
+def source_tokens(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """Return a layer's input as sources (n, t, s * kernel): for a convolution, the patch under its kernel."""
+    if not isinstance(layer, nn.Conv2d):
+        return as_tokens(inputs)
+    if _pointwise(layer):
+        strided = inputs[:, :, :: layer.stride[0], :: layer.stride[1]]
+        return as_tokens(strided, channels_last=False)
+    padded, padding = inputs, layer.padding
+    if isinstance(padding, str) or layer.padding_mode != "zeros":
+        # The layer knows how much to pad on each side; only "zeros" with numbers is what unfold does by itself.
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        sides = layer._reversed_padding_repeated_twice
+        padded, padding = nn.functional.pad(inputs, list(sides), mode=mode), (0, 0)
+    columns = nn.functional.unfold(padded, layer.kernel_size, layer.dilation, padding, layer.stride)
+    return columns.transpose(1, 2)
+
+
+def _pointwise(layer: nn.Conv2d) -> bool:
+    return layer.kernel_size == (1, 1) and layer.padding in {(0, 0), "valid"}
+
+
+def for_analysis(tensor: Tensor) -> Tensor:
+    """Return a tensor on the CPU and in at least float32.
+
+    The model stays on its device and in its dtype; the analysis of the few sampled tokens is done on the CPU, and sums
+    over many tokens would not survive half precision.
+    """
+    tensor = tensor.cpu()
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

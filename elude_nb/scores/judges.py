@@ -1,0 +1,424 @@
+"""Judges of units: an embedding model offline, or any chat or CLIP model that is brought along."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from elude_nb._util.checks import check_count, check_whole, shortly
+from elude_nb.data.images import Images, ImageSet, as_image_set
+from elude_nb.models.forward import outputs_of
+from elude_nb.models.load import Model
+from elude_nb.scores.inputs import Array, as_activations, as_embeddings, is_constant, unit_vectors
+from elude_nb.scores.intervals import mean_interval
+from elude_nb.scores.similarity import best_images
+
+Description = Any
+
+
+class Judge(Protocol):
+    """Describes images, and says how well other images fit a description."""
+
+    def describe(self, images: Sequence[Image.Image]) -> Description:
+        """Return what the images have in common: words, or whatever `match` understands."""
+        ...  # pragma: no cover
+
+    def match(self, description: Description, images: Sequence[Image.Image]) -> float | Sequence[float]:
+        """Return how well images fit the description, one number for all or one an image; higher fits better."""
+        ...  # pragma: no cover
+
+
+@dataclass(frozen=True)
+class EmbeddingJudge:
+    """A judge that needs no network: a description is a mean embedding, and what fits is near it by cosine.
+
+    Attributes
+    ----------
+    embedder
+        From images to embeddings (n, e), less the mean over a set if the encoder's embeddings are all alike.
+
+    Examples
+    --------
+    >>> judge = EmbeddingJudge(lambda images: torch.tensor([[float(image.size == (8, 8)), 1.0] for image in images]))
+    >>> small, large = Image.new("RGB", (8, 8)), Image.new("RGB", (16, 16))
+    >>> judge.match(judge.describe([small]), [small]) > judge.match(judge.describe([small]), [large])
+    True
+    """
+
+    embedder: Callable[[Sequence[Image.Image]], Tensor]
+
+    @classmethod
+    def of(cls, model: Model, images: Images) -> EmbeddingJudge:
+        """Return a judge that sees with a model, less the model's mean output over ``images``."""
+        mean = outputs_of(model, images).mean(0)
+        return cls(lambda shown: outputs_of(model, shown) - mean)
+
+    def describe(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the mean unit embedding, (e,)."""
+        return self._unit_embeddings(images).mean(0)
+
+    def match(self, description: Tensor, images: Sequence[Image.Image]) -> float:
+        """Return the mean cosine with the description."""
+        return float((self._unit_embeddings(images) @ unit_vectors(description[None])[0]).mean())
+
+    def _unit_embeddings(self, images: Sequence[Image.Image]) -> Tensor:
+        with torch.no_grad():
+            return unit_vectors(as_embeddings(self.embedder(images), len(images)))
+
+
+def judge_units(
+    activations: Array,
+    images: Images,
+    judge: Judge,
+    *,
+    units: Sequence[int] | None = None,
+    top: int = 10,
+    candidates: int = 8,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Have a judge describe units by half of their best images and find them by the other half among other units.
+
+    Of the other units only images are shown that were not described: a judge knows those again without understanding
+    anything. A unit costs one description and as many matches as there are candidates.
+
+    Parameters
+    ----------
+    activations
+        (n, u).
+    images
+        The n images.
+    judge
+        A `Judge`.
+    units
+        Which units are described; by default all that are not constant.
+    top
+        Best images of a unit, at least 2: every other one, from the best down, is described, the rest are to be
+        matched.
+    candidates
+        Among how many units, the true one with them, the judge has to find it. The others are drawn at random.
+    seed
+        Of the drawing.
+
+    Returns
+    -------
+    DataFrame
+        One row a unit: ``unit``, ``description``, ``rank`` of the true unit (1 is best; a tie counts against it, so a
+        judge that finds everything alike is below chance) and ``candidates``.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer images than ``top``, fewer live units than ``candidates``, or the judge gives no number.
+
+    Examples
+    --------
+    >>> images = [Image.new("RGB", (8, 8), colour) for colour in 4 * ["red", "blue"]]
+    >>> judge = EmbeddingJudge(lambda shown: torch.tensor([image.getpixel((0, 0)) for image in shown]).float())
+    >>> judge_units(torch.eye(2).repeat(4, 1), images, judge, top=4, candidates=2)[["unit", "rank"]].values.tolist()
+    [[0, 1], [1, 1]]
+    """
+    values, photos = as_activations(activations), as_image_set(images)
+    check_count("top", top, 2, len(values))
+    check_count("seed", seed, 0)
+    if not all(hasattr(judge, part) for part in ("describe", "match")):
+        raise TypeError(f"judge must be a Judge, such as EmbeddingJudge(...), not {shortly(judge)}.")
+    if len(photos) != len(values):
+        raise ValueError(f"{len(photos)} images and activations of {len(values)}: give the same images.")
+    live = (~is_constant(values)).nonzero().flatten().tolist()
+    check_count("candidates", candidates, 2)
+    if len(live) < candidates:
+        raise ValueError(f"{len(live)} live units are fewer than candidates={candidates}; ask for fewer.")
+    asked = live if units is None else [check_whole("unit", unit) for unit in units]
+    dead = sorted(set(asked) - set(live))
+    if dead:
+        raise ValueError(f"Unit {dead[0]} is constant or does not exist; it has no best images to describe.")
+    best = best_images(values, top)  # (top, u)
+    rows = []
+    for unit in asked:
+        rng = np.random.default_rng([seed, unit])
+        others = rng.choice([other for other in live if other != unit], candidates - 1, replace=False)
+        described, held_out = best[0::2, unit], best[1::2, unit]
+        description = judge.describe(_open(photos, described))
+        true = _fit(judge, description, _open(photos, held_out))
+        fits = [_fit(judge, description, _open(photos, _undescribed(best[:, int(i)], described))) for i in others]
+        rank = 1 + sum(fit >= true for fit in fits)
+        rows.append({"unit": unit, "description": description, "rank": rank, "candidates": candidates})
+    return pd.DataFrame(rows, columns=["unit", "description", "rank", "candidates"])
+
+
+def rank_scores(judged: pd.DataFrame, ranks: Sequence[int] = (1, 4)) -> pd.DataFrame:
+    """Return the share of units found at each rank or better, with 95 % intervals, beside chance; higher is better.
+
+    Parameters
+    ----------
+    judged
+        From `judge_units`.
+    ranks
+        As in the published Rank-1 and Rank-4.
+
+    Returns
+    -------
+    DataFrame
+        One row a rank: ``rank``, ``share``, ``low``, ``high``, ``chance``, all but the first in [0, 1]. Without units
+        they are NaN.
+
+    Examples
+    --------
+    >>> judged = pd.DataFrame({"rank": [1, 1], "candidates": [8, 8]})
+    >>> rank_scores(judged, ranks=[1])[["share", "chance"]].values.tolist()
+    [[1.0, 0.125]]
+    """
+    rows = []
+    for rank in ranks:
+        check_count("ranks", rank)
+        found = mean_interval((judged["rank"] <= rank).astype(float))
+        chance = float(np.minimum(1, rank / judged["candidates"]).mean())
+        rows.append({"rank": rank, "share": found.mean, "low": found.low, "high": found.high, "chance": chance})
+    return pd.DataFrame(rows)
+
+
+def _open(photos: ImageSet, numbers: Tensor) -> list[Image.Image]:
+    return [photos[int(i)] for i in numbers]
+
+
+def _undescribed(best: Tensor, described: Tensor) -> Tensor:
+    """Return the images by which another unit is shown, as many as are held out of the true one.
+
+    They are its own held-out ones where those were not described, filled up from its others: of ``top`` images, at
+    most the described half drops out.
+    """
+    order = torch.cat([best[1::2], best[0::2]])
+    return order[~torch.isin(order, described)][: len(best) // 2]
+
+
+def _fit(judge: Judge, description: Description, images: Sequence[Image.Image]) -> float:
+    found = np.asarray(judge.match(description, images), dtype=np.float64).ravel()
+    if len(found) not in {1, len(images)} or not np.isfinite(found).all():
+        raise ValueError(f"The judge's match() gave {found}; it must return a finite number, or one an image.")
+    return float(found.mean())
+
+
+DESCRIBE = (
+    "These images all make one unit of a vision model fire strongly. In one short phrase, what do they have in common "
+    "that other photographs lack? Answer with the phrase only."
+)
+MATCH = (
+    "How well does this description fit these images as a group?\nDescription: {description}\n"
+    "Answer with one whole number from 0 (not at all) to 100 (perfectly) and nothing else."
+)
+
+_THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)  # some models that reason leave it in the answer
+_SCALE = re.compile(r"\b0\s*(?:\([^)]*\)\s*)?(?:to|and|-|\u2013)\s*100\b")
+_SHARE = re.compile(r"(-?\d+(?:\.\d+)?)\s*(?:/|out of)\s*(100|10)\b")
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class ChatJudge:
+    """A vision-language model behind a chat client, as a judge.
+
+    Attributes
+    ----------
+    client
+        An object with ``chat.completions.create(model=..., messages=...)``, as OpenAI's and compatible clients have.
+    model
+        The model's name there; it must take images.
+    side
+        Images are sent as PNG, at most so many pixels a side.
+
+    Raises
+    ------
+    TypeError
+        If the client has no ``chat.completions.create``.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace as Some
+    >>> answer = Some(choices=[Some(message=Some(content="**85**/100, since all show petals"))])
+    >>> client = Some(chat=Some(completions=Some(create=lambda model, messages: answer)))
+    >>> ChatJudge(client, "a-model").match("flowers", [Image.new("RGB", (8, 8))])
+    85.0
+    """
+
+    client: Any
+    model: str
+    side: int = 256
+
+    def __post_init__(self) -> None:
+        create = getattr(getattr(getattr(self.client, "chat", None), "completions", None), "create", None)
+        if not callable(create):
+            raise TypeError(
+                f"client must have chat.completions.create(model=..., messages=...), as OpenAI's has, not "
+                f"{type(self.client).__name__}; other clients need a judge of their own (see Judge)."
+            )
+        check_count("side", self.side)
+
+    def describe(self, images: Sequence[Image.Image]) -> str:
+        """Return the model's phrase for what the images share."""
+        return self._ask(DESCRIBE, images)
+
+    def match(self, description: str, images: Sequence[Image.Image]) -> float:
+        """Return the model's figure from 0 to 100 for how well the images fit.
+
+        Raises
+        ------
+        ValueError
+            If the answer holds no number from 0 to 100.
+        """
+        answer = self._ask(MATCH.format(description=description), images)
+        found = read_mark(answer)
+        if found is None:
+            raise ValueError(f"{self.model!r} was asked for a number from 0 to 100 and answered {answer!r}.")
+        return found
+
+    def _ask(self, text: str, images: Sequence[Image.Image]) -> str:
+        content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+        content += [{"type": "image_url", "image_url": {"url": self._address(image)}} for image in images]
+        answer = self.client.chat.completions.create(model=self.model, messages=[{"role": "user", "content": content}])
+        found = _THOUGHTS.sub("", (answer.choices[0].message.content if answer.choices else None) or "").strip()
+        if not found:
+            raise ValueError(f"{self.model!r} gave an empty answer; does it take images?")
+        return found
+
+    def _address(self, image: Image.Image) -> str:
+        """Return an image as a data address, so that it needs no server."""
+        small = image.convert("RGB")
+        small.thumbnail((self.side, self.side))
+        buffer = io.BytesIO()
+        small.save(buffer, format="PNG")
+        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def read_mark(answer: str) -> float | None:
+    """Return the mark from 0 to 100 that a model gave in words of its own, or ``None`` if there is none.
+
+    ``85/100`` and ``8.5 out of 10`` are marks, and so is the number that an answer begins with; otherwise it is the
+    last one. The scale itself (``from 0 to 100``) is no mark.
+
+    Examples
+    --------
+    >>> read_mark("On a scale from 0 to 100: 85."), read_mark("8.5/10"), read_mark("I cannot see the images.")
+    (85.0, 85.0, None)
+    """
+    plain = _SCALE.sub(" ", answer.replace("*", ""))
+    shares = _SHARE.findall(plain)
+    if shares:
+        mark = 100 * float(shares[-1][0]) / float(shares[-1][1])
+    else:
+        numbers = _NUMBER.findall(plain)
+        if not numbers:
+            return None
+        mark = float(numbers[0] if _NUMBER.match(plain.lstrip()) else numbers[-1])
+    return mark if 0 <= mark <= 100 else None
+
+
+@dataclass(frozen=True)
+class ClipJudge:
+    """A CLIP-like pair of encoders as a judge: it chooses the phrase that fits best from a list.
+
+    `from_open_clip` and `from_transformers` make one of a loaded model, which runs as it is: call its ``eval()`` first.
+
+    Attributes
+    ----------
+    encode_images, encode_texts
+        From images, and from phrases, to embeddings in one space, (n, e) each.
+    phrases
+        The vocabulary, embedded once.
+
+    Raises
+    ------
+    ValueError
+        If there are no phrases.
+
+    Examples
+    --------
+    >>> judge = ClipJudge(lambda images: torch.eye(2)[:1], lambda texts: torch.eye(2)[: len(texts)], ("sky", "sea"))
+    >>> judge.describe([Image.new("RGB", (8, 8))])
+    'sky'
+    """
+
+    encode_images: Callable[[Sequence[Image.Image]], Tensor]
+    encode_texts: Callable[[Sequence[str]], Tensor]
+    phrases: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.phrases:
+            raise ValueError("phrases is empty; give words to choose from, such as ('a dog', 'a wheel').")
+
+    @classmethod
+    def from_open_clip(
+        cls,
+        model: Any,
+        preprocess: Callable[[Image.Image], Tensor],
+        tokenizer: Callable[[list[str]], Tensor],
+        phrases: Sequence[str],
+    ) -> ClipJudge:
+        """Return a judge of what ``open_clip.create_model_and_transforms`` and ``open_clip.get_tokenizer`` gave."""
+
+        def encode_images(images: Sequence[Image.Image]) -> Tensor:
+            pixels = torch.stack([preprocess(image) for image in images])
+            return _tensor(model.encode_image(pixels.to(_device(model))))
+
+        def encode_texts(texts: Sequence[str]) -> Tensor:
+            return _tensor(model.encode_text(tokenizer(list(texts)).to(_device(model))))
+
+        return cls(encode_images, encode_texts, _as_phrases(phrases))
+
+    @classmethod
+    def from_transformers(cls, model: Any, processor: Any, phrases: Sequence[str]) -> ClipJudge:
+        """Return a judge of a CLIP or SigLIP model of transformers and its processor."""
+
+        def encode_images(images: Sequence[Image.Image]) -> Tensor:
+            inputs = processor(images=list(images), return_tensors="pt")
+            return _tensor(model.get_image_features(**inputs.to(_device(model))))
+
+        def encode_texts(texts: Sequence[str]) -> Tensor:
+            # Padded to full length, as SigLIP was trained; CLIP reads no further than the end of the text.
+            inputs = processor(text=list(texts), padding="max_length", truncation=True, return_tensors="pt")
+            return _tensor(model.get_text_features(**inputs.to(_device(model))))
+
+        return cls(encode_images, encode_texts, _as_phrases(phrases))
+
+    def describe(self, images: Sequence[Image.Image]) -> str:
+        """Return the phrase nearest to the images' mean embedding."""
+        with torch.no_grad():
+            mean = unit_vectors(self.encode_images(images)).mean(0)
+        return self.phrases[int((self._phrase_vectors @ mean).argmax())]
+
+    def match(self, description: str, images: Sequence[Image.Image]) -> float:
+        """Return the mean cosine between the phrase and the images."""
+        with torch.no_grad():
+            text = unit_vectors(self.encode_texts([description]))
+            return float((unit_vectors(self.encode_images(images)) @ text.T).mean())
+
+    @cached_property
+    def _phrase_vectors(self) -> Tensor:
+        with torch.no_grad():
+            return unit_vectors(self.encode_texts(self.phrases))
+
+
+def _as_phrases(phrases: Sequence[str]) -> tuple[str, ...]:
+    """Return phrases as a tuple; a lone word is one phrase, not its letters."""
+    return (phrases,) if isinstance(phrases, str) else tuple(phrases)
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = next(model.parameters()).device
+    return device
+
+
+def _tensor(found: Any) -> Tensor:
+    """Return embeddings (n, e) on the CPU; transformers wraps them from its version 5 on."""
+    tensor: Tensor = found if isinstance(found, Tensor) else found.pooler_output
+    return tensor.float().cpu()

@@ -1,0 +1,350 @@
+"""Whether a unit's top-activating images are alike: similarity, monosemanticity and their kin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elude_nb._util.checks import check_count
+from elude_nb.scores.inputs import (
+    Array,
+    as_activations,
+    as_codes,
+    as_embeddings,
+    as_numbers,
+    is_constant,
+    per_unit,
+    unit_vectors,
+)
+
+
+def top_similarity(activations: Array, embeddings: Array, k: int = 10) -> pd.Series[float]:
+    """Return the mean pairwise cosine of the ``k`` images that each unit likes best, in [-1/(k-1), 1].
+
+    Higher is better. Without going through the pairs: ``(|sum e|^2 - k) / (k (k - 1))`` over unit vectors ``e``. It is
+    the clarity of semanticlens (Nature Machine Intelligence 2025) over embeddings less their mean, so that unrelated
+    images score 0.
+
+    Parameters
+    ----------
+    activations
+        (n, u).
+    embeddings
+        (n, e), centred as wanted; they need not be unit vectors.
+    k
+        Number of best images, at least 2 and at most n.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than ``k`` images, the shapes disagree, or a value is not finite.
+
+    Examples
+    --------
+    >>> same = torch.ones(4, 3)
+    >>> top_similarity(torch.arange(4.0)[:, None], same, k=3).round(3).tolist()
+    [1.0]
+    """
+    check_count("k", k, 2)
+    values = as_activations(activations)
+    unit = unit_vectors(as_embeddings(embeddings, len(values)))
+    best = best_images(values, k)
+    total = k * top_centres(values, unit, k)  # (u, e)
+    selves = unit.square().sum(1)[best].sum(0)  # k, but for embeddings of zeros: those are like no other, cosine 0
+    similarity = (total.square().sum(1) - selves) / (k * (k - 1))
+    return per_unit("top similarity", similarity.masked_fill(is_constant(values), torch.nan))
+
+
+def best_images(activations: Tensor, k: int) -> Tensor:
+    """Return the numbers of the ``k`` images that each unit likes best, (k, u), best first.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than ``k`` images.
+    """
+    check_count("k", k)
+    activations = as_numbers("activations", activations)
+    if activations.ndim != 2:
+        raise ValueError(f"activations must be (n, u), not {tuple(activations.shape)}.")
+    if len(activations) < k:
+        raise ValueError(f"k={k} best of {len(activations)} images cannot be chosen; use more images or a smaller k.")
+    if activations.dtype == torch.bool:  # whether a unit fires: torch ranks only numbers
+        activations = activations.to(torch.uint8)
+    return activations.topk(k, dim=0).indices
+
+
+def top_centres(activations: Array, embeddings: Array, k: int = 10) -> Tensor:
+    """Return the mean of the unit embeddings of the ``k`` images that each unit likes best, (u, e)."""
+    values = as_activations(activations)
+    unit = unit_vectors(as_embeddings(embeddings, len(values)))
+    total = unit.new_zeros(values.shape[1], unit.shape[1])
+    for row in best_images(values, k):
+        total += unit[row]
+    return total / k
+
+
+def sibling_similarity(centres: Tensor, channels: Tensor) -> pd.Series[float]:
+    """Return how alike each unit's best images are to those of the other units of its channel, in [-1, 1].
+
+    The mean cosine between an image of the one and an image of the other, which is the product of their centres (PURE's
+    distance between clusters, arXiv 2404.06453, as a similarity). Lower means that the units of a channel differ.
+    A unit without siblings scores NaN.
+
+    Parameters
+    ----------
+    centres
+        From `top_centres`, (u, e).
+    channels
+        The channel of each unit, (u,).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the shapes do not fit, or the centres are not finite.
+    """
+    centres, channels = as_numbers("centres", centres), as_numbers("channels", channels)
+    if centres.ndim != 2 or not bool(centres.isfinite().all()):
+        raise ValueError(f"centres {tuple(centres.shape)} must be (u, e), and finite.")
+    if channels.shape != (len(centres),):
+        raise ValueError(f"channels {tuple(channels.shape)} must be ({len(centres)},), one a unit.")
+    places = channels.unique(return_inverse=True)[1]
+    number = int(places.max()) + 1 if len(places) else 0
+    sums = centres.new_zeros(number, centres.shape[1]).index_add_(0, places, centres)
+    others = torch.bincount(places, minlength=number)[places] - 1
+    similarity = (centres * (sums[places] - centres)).sum(1) / others.clamp(min=1)
+    return per_unit("sibling similarity", similarity.masked_fill(others == 0, torch.nan))
+
+
+def top_purity(activations: Array, labels: Sequence[Any] | Array, k: int = 10) -> pd.Series[float]:
+    """Return the share of each unit's ``k`` best images that bear their commonest label, in [1/k, 1]; higher is better.
+
+    A unit that is constant scores NaN.
+
+    Examples
+    --------
+    >>> top_purity(torch.tensor([[3.0], [2.0], [1.0]]), ["cat", "cat", "dog"], k=3).round(2).tolist()
+    [0.67]
+    """
+    values = as_activations(activations)
+    check_count("k", k, 1, len(values))
+    codes, names = as_codes(labels, len(values))
+    best = codes[best_images(values, k)]  # (k, u)
+    purity = torch.nn.functional.one_hot(best, len(names)).sum(0).amax(1) / k
+    return per_unit("top purity", purity.masked_fill(is_constant(values), torch.nan))
+
+
+_STEPS = 20
+_UNITS_AT_ONCE = 256
+
+
+def monosemanticity(activations: Array, embeddings: Array) -> pd.Series[float]:
+    """Return how alike the images are that raise a unit, all images weighted by how much, in [-1, 1]; higher is better.
+
+    ``MS = sum_{i<j} a_i a_j cos(e_i, e_j) / sum_{i<j} a_i a_j`` (arXiv 2504.02821), activations scaled to [0, 1]; in
+    linear time ``(|sum a_i e_i|^2 - sum a_i^2) / ((sum a_i)^2 - sum a_i^2)`` (arXiv 2602.12403). A unit that
+    is constant, or raised by one image only, has no pair to compare: it scores NaN.
+
+    Parameters
+    ----------
+    activations
+        (n, u).
+    embeddings
+        (n, e), from an independent encoder if there is one.
+
+    Examples
+    --------
+    >>> embeddings = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    >>> monosemanticity(torch.tensor([[1.0], [1.0], [0.0]]), embeddings).round(3).tolist()
+    [0.707]
+    """
+    values = as_activations(activations)
+    unit = unit_vectors(as_embeddings(embeddings, len(values))).to(values.dtype)
+    return per_unit("monosemanticity", _weighted_similarity(_zero_to_one(values), unit))
+
+
+def localised_monosemanticity(heat: Array, patches: Array, *, seed: int = 0) -> pd.DataFrame:
+    """Return how alike the places are that a unit looks at, beside what random places give: the C2 score of FaCT.
+
+    For each unit and image, the patches' embeddings are averaged, weighted by the unit's heat on them; these means take
+    the images' place in `monosemanticity`, the images weighted by their largest heat. The mean of all patches is taken
+    off first. This is a reconstruction from the paper's description, not its code.
+
+    Parameters
+    ----------
+    heat
+        Activation of each unit at each patch, (n, p, u); what is below 0 counts as 0.
+    patches
+        Embeddings of the patches, (n, p, e).
+    seed
+        Of the baseline.
+
+    Returns
+    -------
+    DataFrame
+        One row a unit: ``c2``, in [-1, 1], higher is better, and ``random``, the same after each image's heat was dealt
+        out to its patches at random. A unit that is above 0 in fewer than two images scores NaN.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, there is no patch, or a value is not finite.
+    """
+    hot, places = as_numbers("heat", heat).float(), as_numbers("patches", patches).float()
+    if hot.ndim != 3 or places.ndim != 3 or hot.shape[:2] != places.shape[:2] or 0 in hot.shape[:2]:
+        raise ValueError(f"heat {tuple(hot.shape)} and patches {tuple(places.shape)} must be (n, p, u) and (n, p, e).")
+    if not (hot.isfinite().all() and places.isfinite().all()):
+        raise ValueError("heat or patches hold NaN or infinite values.")
+    hot, places = hot.clamp(min=0), places - places.mean((0, 1))
+    generator = torch.Generator().manual_seed(check_count("seed", seed, 0, 2**63 - 1))
+    order = torch.rand(hot.shape[:2], generator=generator).argsort(1)
+    dealt = hot.gather(1, order[:, :, None].expand_as(hot))
+    table = pd.DataFrame({"c2": _localised(hot, places), "random": _localised(dealt, places)})
+    table.index.name = "unit"
+    return table
+
+
+def _localised(heat: Tensor, patches: Tensor) -> pd.Series[float]:
+    """Return the weighted similarity of heat-weighted means, one number a unit."""
+    weights = heat.amax(1)  # (n, u)
+    weights = weights / weights.amax(0).clamp(min=torch.finfo(weights.dtype).tiny)
+    found = []
+    for unit in range(heat.shape[2]):
+        means = unit_vectors(torch.einsum("np,npe->ne", heat[:, :, unit], patches))
+        found.append(float(_weighted_similarity(weights[:, unit, None], means)))
+    return pd.Series(found, dtype=float)
+
+
+def clarity(activations: Array, embeddings: Array, k: int = 10) -> pd.Series[float]:
+    """Return the mean pairwise cosine of each unit's ``k`` best images, as semanticlens defines it; higher is better.
+
+    ``(|mean e|^2 - 1/k) k / (k - 1)`` over unit vectors ``e`` (Nature Machine Intelligence 2025): `top_similarity`
+    under its other name.
+    """
+    return top_similarity(activations, embeddings, k).rename("clarity")
+
+
+def redundancy(activations: Array, embeddings: Array, k: int = 10) -> pd.Series[float]:
+    """Return the largest cosine between a unit's centre and that of another unit, in [-1, 1]; lower is better.
+
+    A unit's centre is the mean embedding of its ``k`` best images (semanticlens, Nature Machine Intelligence 2025).
+    `elude_nb.scores.largest_correlation` asks the same of the activations themselves. Constant units score NaN and are
+    nobody's copy; a unit without others scores NaN.
+    """
+    values = as_activations(activations)
+    centres = unit_vectors(top_centres(values, embeddings, k))
+    constant = is_constant(values)
+    cosines = centres @ centres.T
+    cosines.fill_diagonal_(-torch.inf)
+    cosines[:, constant] = -torch.inf
+    if not len(cosines):
+        return per_unit("redundancy", centres.new_zeros(0))
+    largest = cosines.amax(1).clamp(max=1)
+    return per_unit("redundancy", largest.masked_fill(constant | largest.isinf(), torch.nan))
+
+
+def polysemanticity(activations: Array, embeddings: Array, k: int = 10) -> pd.Series[float]:
+    """Return how far apart the two halves of a unit's best images lie, in [0, 2]; lower is better.
+
+    The ``k`` best images of a unit are grouped in two by k-means over their unit embeddings; the score is 1 less the
+    cosine of the two centres (semanticlens, Nature Machine Intelligence 2025: 1 less the clarity of the centres, which
+    for two is their cosine). k-means starts from the two images that are least alike. Constant units score NaN; a unit
+    whose images are all the same scores 0.
+
+    Parameters
+    ----------
+    activations, embeddings
+        (n, u) and (n, e).
+    k
+        Best images, at least 2.
+    """
+    check_count("k", k, 2)
+    values = as_activations(activations)
+    unit = unit_vectors(as_embeddings(embeddings, len(values)))
+    first, second = _two_means(unit[best_images(values, k).T])  # (u, e) each
+    apart = 1 - torch.nn.functional.cosine_similarity(first, second, dim=1)
+    return per_unit("polysemanticity", apart.clamp(min=0).masked_fill(is_constant(values), torch.nan))
+
+
+def cluster_separation(activations: Array, embeddings: Array, k: int = 100) -> pd.DataFrame:
+    """Return the mean distances inside and between two clusters of each unit's ``k`` best images or patches.
+
+    PURE (Dreyer et al., arXiv 2404.06453) judges a neuron so: far apart between, close inside, means that it was two.
+
+    Returns
+    -------
+    DataFrame
+        One row a unit: ``inside`` and ``between``, mean Euclidean distances of unit embeddings, in [0, 2]. A constant
+        unit has NaN in both; one whose best images are all in one cluster has 0 between.
+    """
+    check_count("k", k, 3)
+    values = as_activations(activations)
+    unit = unit_vectors(as_embeddings(embeddings, len(values)))
+    # The embeddings of all units' images, (u, k, e), would be many times the embeddings.
+    found = torch.cat([_separation(unit[some]) for some in best_images(values, k).T.split(_UNITS_AT_ONCE)])
+    table = pd.DataFrame(found.numpy(), columns=["inside", "between"])
+    table[is_constant(values).numpy()] = float("nan")
+    table.index.name = "unit"
+    return table
+
+
+def _separation(members: Tensor) -> Tensor:
+    """Return the mean distances inside and between two clusters of each unit's vectors (u, k, e), (u, 2)."""
+    mine = _nearer(members, *_two_means(members))  # (u, k)
+    exact = members.double()  # cdist goes through products: in float32, equal vectors would lie 0.001 apart
+    distances = torch.cdist(exact, exact)
+    same = mine[:, :, None] == mine[:, None]
+    pairs = same & ~torch.eye(members.shape[1], dtype=torch.bool), ~same
+    return torch.stack([(distances * some).sum((1, 2)) / some.sum((1, 2)).clamp(min=1) for some in pairs], dim=1)
+
+
+def _two_means(members: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the centres of two clusters of each unit's vectors (u, k, e), by k-means from the least similar pair."""
+    cosines = members @ members.transpose(1, 2)
+    pair = cosines.flatten(1).argmin(1)
+    k, rows = members.shape[1], torch.arange(len(members))
+    first, second = members[rows, pair // k], members[rows, pair % k]
+    for _ in range(_STEPS):
+        mine = _nearer(members, first, second).to(members)[:, :, None]  # 1 where nearer to the second
+        found = _mean(members, 1 - mine, first), _mean(members, mine, second)
+        if torch.equal(found[0], first) and torch.equal(found[1], second):
+            break
+        first, second = found
+    return first, second
+
+
+def _nearer(members: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return which vectors (u, k, e) lie nearer to the second centre, (u, k)."""
+    away = [(members - centre[:, None]).square().sum(2) for centre in (first, second)]
+    return away[1] < away[0]
+
+
+def _mean(members: Tensor, chosen: Tensor, otherwise: Tensor) -> Tensor:
+    """Return the mean of the chosen vectors of each unit, (u, e); of none, what stands otherwise."""
+    count = chosen.sum(1)
+    return torch.where(count > 0, (members * chosen).sum(1) / count.clamp(min=1), otherwise)
+
+
+def _weighted_similarity(weights: Tensor, unit: Tensor) -> Tensor:
+    """Return the mean cosine over pairs of images, by the product of their weights (n, u), (u,); of no pair, NaN.
+
+    Each unit's first image stands apart from the rest: where they are tiny, the difference between the square of the
+    sum and the sum of squares would be rounded away.
+    """
+    top = weights.argmax(0, keepdim=True)  # (1, u)
+    most, rest = weights.gather(0, top)[0], weights.scatter(0, top, 0)
+    total, centres, squares = rest.sum(0), rest.T @ unit, rest.square()
+    lengths = unit.square().sum(1)  # 1, but for an embedding of zeros, which is like no other
+    together = 2 * most * (unit[top[0]] * centres).sum(1) + centres.square().sum(1) - squares.T @ lengths
+    pairs = 2 * most * total + total.square() - squares.sum(0)
+    return (together / pairs).clamp(-1, 1).masked_fill(total == 0, torch.nan)
+
+
+def _zero_to_one(values: Tensor) -> Tensor:
+    """Return activations (n, u) scaled to [0, 1] unit by unit; constant ones are 0."""
+    low, high = values.amin(0), values.amax(0)
+    return (values - low) / (high - low).masked_fill(high == low, 1)

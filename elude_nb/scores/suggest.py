@@ -1,0 +1,180 @@
+"""Choose G, K and rho from the data, without labels: try some on half of a few images, judge them on the other half.
+
+G is the power of two next to the square root of the number of tokens, so that with more data both the concepts and the
+tokens of each become more. K and rho are those with the best separation, PURE's criterion (Dreyer et al., arXiv
+2404.06453): the images that one sub-unit likes are alike, and unlike those that its siblings like. That has its best
+value between too few sub-units, which still mix, and too many, which are copies of each other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elude_nb._util.checks import check_count
+from elude_nb.core.concepts import BookBuilder, ConceptBook
+from elude_nb.core.recording import Recording, pool_recorded, record
+from elude_nb.core.routing import Routing, RoutingStrategy, check_routing_settings, find_routing, means_on_concepts
+from elude_nb.data.images import Images
+from elude_nb.models.find_sites import find_site
+from elude_nb.models.hooks import for_analysis
+from elude_nb.models.load import Model, check_model
+from elude_nb.models.sites import STREAM
+from elude_nb.scores.similarity import sibling_similarity, top_centres, top_similarity
+
+UNITS = (2, 4, 8, 16)
+SHARED = (0.5, 0.8, 1.0)
+_IMAGES = 160  # half of them to try on, half to judge on
+_CHANNELS = 64  # a sample tells enough, and costs a sixth
+_FEWEST, _MOST = 8, 512
+_BEST = 5  # few: half of 160 images has only so many of one kind
+
+
+@dataclass(frozen=True, eq=False)
+class Suggestion:
+    """Settings suggested by the data.
+
+    Attributes
+    ----------
+    concepts, units, shared
+        G, K and rho.
+    table
+        One row a pair of K and rho tried: ``units``, ``shared``, ``similarity`` inside sub-units, ``siblings``
+        (between the sub-units of a channel) and ``separation``, their difference: the larger the better. Empty if there
+        was nothing to try.
+    """
+
+    concepts: int
+    units: int
+    shared: float
+    table: pd.DataFrame
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The three as keywords: ``en.disentangle(model, images, **suggestion.settings)``."""
+        return {"concepts": self.concepts, "units": self.units, "shared": self.shared}
+
+    def __repr__(self) -> str:
+        return f"Suggestion(concepts={self.concepts}, units={self.units}, shared={self.shared})"
+
+
+def suggest_settings(
+    model: Model,
+    images: Images,
+    site: str = STREAM,
+    *,
+    blocks: int | Literal["all"] = "all",
+    routing: str | RoutingStrategy = "concepts",
+    concepts: int | None = None,
+    units: int | None = None,
+    shared: float | None = None,
+    tokens: str = "patch",
+    tokens_per_image: int | None = 24,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Suggestion:
+    """Return G, K and rho for `elude_nb.disentangle`: what is given is kept, the rest is chosen by the images.
+
+    Parameters
+    ----------
+    model, images, site, blocks, routing, tokens, tokens_per_image, seed, batch_size
+        As in `elude_nb.disentangle`; up to 160 of the images are run.
+    concepts, units, shared
+        A number that is kept, or ``None``.
+
+    Raises
+    ------
+    SiteError, TypeError, ValueError
+        If the site cannot be split, a setting is out of range, or there are too few images to judge on.
+
+    Examples
+    --------
+    ``en.disentangle(model, images, **en.scores.suggest_settings(model, images).settings)``
+    """
+    check_model(model)
+    strategy, chosen = find_routing(routing, seed), model.inputs(images)
+    place = find_site(model, site, blocks=blocks)
+    each = len(place.layout.positions(tokens))
+    found = suggest_concepts(len(chosen) * min(each, tokens_per_image or each))
+    g = found if concepts is None else check_count("concepts", concepts, 2)
+    every_k = UNITS if units is None else (check_routing_settings(units, 0.0)[0],)
+    every_rho = SHARED if shared is None else (check_routing_settings(2, shared)[1],)
+    if len(every_k) * len(every_rho) == 1:
+        return Suggestion(g, every_k[0], every_rho[0], pd.DataFrame())
+    few = chosen.sample(_IMAGES, seed=seed)
+    if len(few) < 2 * _BEST:
+        raise ValueError(
+            f"{len(few)} images are too few to choose settings from (half are judged by their {_BEST} best); give at "
+            f"least {2 * _BEST}, or numbers for units and shared."
+        )
+    parts = record(
+        model, few, place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed, batch_size=batch_size
+    )
+    trial = _Trial(Recording.join(list(parts)), for_analysis(place.weight(model.network)), place.kernel, strategy, seed)
+    book = trial.book(g)
+    rows = [(k, rho, *trial.judged(book, k, rho)) for k in every_k if k <= len(book) for rho in every_rho]
+    table = pd.DataFrame(rows, columns=["units", "shared", "similarity", "siblings"])
+    table["separation"] = table["similarity"] - table["siblings"]
+    table = table.dropna(ignore_index=True)
+    if not len(table):
+        raise ValueError("No channel was split under any setting tried; give numbers for units and shared.")
+    best = int(table["separation"].to_numpy().argmax())
+    return Suggestion(g, int(table["units"].iloc[best]), float(table["shared"].iloc[best]), table)
+
+
+def suggest_concepts(tokens: int) -> int:
+    """Return the power of two next to the square root of the number of tokens, from 8 to 512.
+
+    Examples
+    --------
+    >>> suggest_concepts(240), suggest_concepts(4800), suggest_concepts(10_000_000)
+    (16, 64, 512)
+    """
+    return int(min(_MOST, max(_FEWEST, 2 ** round(math.log2(max(tokens, 1)) / 2))))
+
+
+class _Trial:
+    """Tries settings on the even images of a recording, and judges them on the odd ones."""
+
+    def __init__(self, seen: Recording, weight: Tensor, kernel: int, strategy: RoutingStrategy, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._channels, _ = torch.randperm(len(weight), generator=generator)[:_CHANNELS].sort()
+        self._weight, self._kernel = weight[self._channels], kernel
+        self._strategy, self._seed = strategy, seed
+        even = seen.images % 2 == 0
+        self._first, self._second = seen.rows(even), seen.rows(~even)
+        kept = self._second.images  # sentences have different numbers of tokens
+        means = torch.stack([self._second.channels[kept == image].mean(0) for image in kept.unique_consecutive()])
+        self._judges = len(means)
+        self._reference = means - means.mean(0)  # an image's mean channels: no other encoder is at hand
+
+    def book(self, concepts: int) -> ConceptBook:
+        """Return the concept book of the first half, with the sampled channels only."""
+        builder = BookBuilder(len(self._first), len(self._first), self._seed)
+        builder.add(self._first)
+        book, _, _ = builder.finish(min(concepts, len(self._first)))
+        return replace(book, channel_sums=book.channel_sums[:, self._channels])
+
+    def judged(self, book: ConceptBook, units: int, shared: float) -> tuple[float, float]:
+        """Return the mean similarity inside sub-units and between siblings, on the second half."""
+        kernels = self._weight.unflatten(1, (-1, self._kernel))
+        routing = self._strategy.route(kernels, book, book, units=units, shared=shared)
+        channels, numbers = _sub_units(routing)
+        if not len(channels):
+            return float("nan"), float("nan")
+        signs = torch.where(means_on_concepts(self._weight, routing, book)[channels, numbers] < 0, -1, 1)
+        matrix = routing.masked(self._weight, channels, numbers).T * signs
+        values = pool_recorded((self._second.sources - book.source_mean()) @ matrix, self._second.images)  # (n, u)
+        inside = top_similarity(values, self._reference, min(_BEST, self._judges))
+        between = sibling_similarity(top_centres(values, self._reference, min(_BEST, self._judges)), channels)
+        return float(inside.mean()), float(between.mean())
+
+
+def _sub_units(routing: Routing) -> tuple[Tensor, Tensor]:
+    channels, numbers = routing.rows()
+    return channels[numbers > 0], numbers[numbers > 0]

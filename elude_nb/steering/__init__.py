@@ -1,0 +1,1 @@
+"""Edits and what they do: heads, controls, effects, permanent edits, export."""

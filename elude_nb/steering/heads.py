@@ -1,0 +1,270 @@
+"""Heads: what tells classes apart from a model's outputs, fitted here on the user's labels or the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elude_nb._util.checks import check_choice, check_count
+from elude_nb._util.progress import progress_bar
+from elude_nb.data.images import Images
+from elude_nb.models.forward import features
+from elude_nb.models.hooks import evaluating, for_analysis
+from elude_nb.models.load import Model, check_model
+
+HEADS = ("probe", "knn")
+
+
+class Head(Protocol):
+    """What `elude_nb.effect` wants to know of a head."""
+
+    @property
+    def name(self) -> str:
+        """What it is, as it stands in tables."""
+        ...  # pragma: no cover
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its classes."""
+        ...  # pragma: no cover
+
+    def read(self, model: Model, batch: Tensor) -> Tensor:
+        """Return what the head looks at, (n, e), of a prepared batch."""
+        ...  # pragma: no cover
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the probability of each class, (n, c)."""
+        ...  # pragma: no cover
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe:
+    """Multinomial logistic regression on the model's `features` (output and mean patch token, side by side).
+
+    Attributes
+    ----------
+    weight, bias
+        (c, e) and (c,), on features as they are: the standardisation that it was fitted with is folded in.
+    classes
+        Names of the classes, in the order of the rows.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    classes: tuple[str, ...]
+    name: str = "linear probe"
+
+    def read(self, model: Model, batch: Tensor) -> Tensor:
+        """Return the features (n, e)."""
+        return features(model, batch)
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Return the logits (n, c); gradients flow through."""
+        return outputs.to(self.weight) @ self.weight.T + self.bias
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the softmax of the logits, (n, c)."""
+        return self.logits(outputs).softmax(1)
+
+    def logit(self, label: str) -> Callable[[Tensor], Tensor]:
+        """Return the logit of one class as a function of outputs (n, e): what `elude_nb.attribute` asks for."""
+        column = class_number(self, label)
+        return lambda outputs: self.logits(outputs)[:, column]
+
+    def margin(self, label: str, over: str) -> Callable[[Tensor], Tensor]:
+        """Return by how much one class's logit lies above another's, as a function of outputs (n, e)."""
+        first, second = class_number(self, label), class_number(self, over)
+        return lambda outputs: self.logits(outputs)[:, first] - self.logits(outputs)[:, second]
+
+
+@dataclass(frozen=True, eq=False)
+class NearestNeighbours:
+    """The labels of the k nearest features by cosine vote.
+
+    Attributes
+    ----------
+    features, codes
+        Unit-length features (m, e) of the images it was fitted on, and their classes, (m,).
+    classes
+        Names of the classes.
+    k
+        How many neighbours vote.
+    """
+
+    features: Tensor
+    codes: Tensor
+    classes: tuple[str, ...]
+    k: int
+    name: str = "k-NN"
+
+    def read(self, model: Model, batch: Tensor) -> Tensor:
+        """Return the features (n, e)."""
+        return features(model, batch)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the share of the votes, (n, c)."""
+        near = (_unit(outputs.to(self.features)) @ self.features.T).topk(self.k, dim=1).indices  # (n, k)
+        votes = torch.nn.functional.one_hot(self.codes[near], len(self.classes))  # (n, k, c)
+        return votes.to(self.features).mean(1)
+
+
+@dataclass(frozen=True)
+class OwnClassifier:
+    """The model's own classifier: its outputs are logits.
+
+    Attributes
+    ----------
+    classes
+        Names of its classes, one a logit; labels of images are looked up among them.
+    """
+
+    classes: tuple[str, ...]
+    name: str = "own classifier"
+
+    def read(self, model: Model, batch: Tensor) -> Tensor:
+        """Return the logits (n, c)."""
+        logits: Tensor = model(batch)
+        if logits.ndim != 2 or logits.shape[1] != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes were named for outputs of shape {tuple(logits.shape)}.")
+        return logits
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the softmax of the logits, (n, c)."""
+        return outputs.softmax(1)
+
+
+def fit_head(
+    model: Model,
+    images: Images,
+    kind: str = "probe",
+    *,
+    labels: Sequence[Any] | None = None,
+    k: int = 5,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> LinearProbe | NearestNeighbours:
+    """Fit a head on what the model makes of labelled images; the model is not trained.
+
+    Parameters
+    ----------
+    model, images
+        The model as it is, and images with labels.
+    kind
+        ``"probe"``, a `LinearProbe`, or ``"knn"``, `NearestNeighbours`.
+    labels
+        One an image, if the images bring none.
+    k
+        Neighbours that vote.
+    batch_size, progress
+        Images in one forward pass, and whether to show a bar.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels, or all are the same.
+    """
+    check_model(model)
+    check_choice("kind", kind, HEADS)
+    photos = model.inputs(images)
+    photos = photos if labels is None else photos.with_labels(labels)
+    if photos.labels is None:
+        raise ValueError("The images have no labels to fit a head on; give labels=[...], one an image.")
+    _classes(photos.labels)  # a mistake is told before the model runs
+    if kind == "knn":
+        check_count("k", k, 1, len(photos))
+    outputs = read_outputs(model, photos, batch_size=batch_size, progress=progress)
+    return fit_on_outputs(outputs, photos.labels, kind, k=k)
+
+
+def read_outputs(model: Model, images: Images, *, batch_size: int = 16, progress: bool = False) -> Tensor:
+    """Return the `features` (n, e) of images, on the CPU and in at least float32: what heads are fitted on."""
+    check_model(model)
+    photos, parts = model.inputs(images), []
+    with (
+        evaluating(model.network),
+        progress_bar(description="forward passes", total=len(photos), show=progress, unit="image") as bar,
+    ):
+        for batch in model.batches(photos, batch_size):
+            parts.append(for_analysis(features(model, batch)))
+            bar.update(len(batch))
+    return torch.cat(parts)
+
+
+def fit_on_outputs(
+    outputs: Tensor, labels: Sequence[str], kind: str = "probe", *, k: int = 5
+) -> LinearProbe | NearestNeighbours:
+    """Fit a head on features (n, e) that are there already; otherwise as `fit_head`."""
+    check_choice("kind", kind, HEADS)
+    classes = _classes(labels)
+    if len(labels) != len(outputs):
+        raise ValueError(f"{len(labels)} labels were given for {len(outputs)} outputs; give one an image.")
+    codes = torch.tensor([classes.index(label) for label in labels])
+    if kind == "knn":
+        check_count("k", k, 1, len(outputs))
+        return NearestNeighbours(_unit(outputs), codes, classes, k)
+    return _fitted_probe(outputs, codes, classes)
+
+
+def predict(head: Head, model: Model, images: Images, *, batch_size: int = 16) -> pd.DataFrame:
+    """Return what a head says of images: ``image``, ``label``, ``predicted``, ``probability`` of that, ``right``.
+
+    Inside ``with split.edit(edit):`` that is what it says of the edited model.
+
+    Returns
+    -------
+    DataFrame
+        One row an image. Without labels there is no ``label`` and no ``right``.
+    """
+    photos = model.inputs(images)
+    with evaluating(model.network):
+        parts = [head.probabilities(for_analysis(head.read(model, b))) for b in model.batches(photos, batch_size)]
+    probability, best = torch.cat(parts).max(1)
+    table = pd.DataFrame({"image": range(len(photos)), "predicted": [head.classes[i] for i in best.tolist()]})
+    table["probability"] = probability.numpy()
+    if photos.labels is not None:
+        table.insert(1, "label", list(photos.labels))
+        table["right"] = table["label"] == table["predicted"]
+    return table
+
+
+def class_number(head: Head, label: str) -> int:
+    """Return the number of a class; raise ``ValueError`` with near matches if the head has none of that name."""
+    return head.classes.index(check_choice("label", label, head.classes))
+
+
+def class_codes(head: Head, labels: Sequence[str]) -> Tensor:
+    """Return the number of each label's class, (n,); raises as `class_number` does."""
+    number = {label: class_number(head, label) for label in sorted(set(labels))}
+    return torch.tensor([number[label] for label in labels])
+
+
+def _classes(labels: Sequence[str]) -> tuple[str, ...]:
+    classes = tuple(sorted(set(labels)))
+    if len(classes) < 2:
+        raise ValueError(f"A head tells classes apart; all {len(labels)} images are labelled {list(classes)}.")
+    return classes
+
+
+def _fitted_probe(outputs: Tensor, codes: Tensor, classes: tuple[str, ...]) -> LinearProbe:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    x = outputs.double().numpy()
+    scaler = StandardScaler().fit(x)  # it knows a constant feature though rounding gives it a spread
+    mean, spread = scaler.mean_, scaler.scale_
+    model = LogisticRegression(C=0.1, max_iter=2000).fit((x - mean) / spread, codes.numpy())
+    weight, bias = model.coef_, model.intercept_
+    if len(classes) == 2:  # scikit-learn keeps only the second class's logit
+        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+    weight = weight / spread
+    return LinearProbe(torch.from_numpy(weight), torch.from_numpy(bias - weight @ mean), classes)
+
+
+def _unit(outputs: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(outputs, dim=1)

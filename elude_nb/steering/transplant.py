@@ -1,0 +1,88 @@
+"""Transplant a concept: what it is in one image, as an edit for any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+from PIL import Image
+
+from elude_nb._util.checks import check_fraction, check_kind
+from elude_nb.core.edit import Edit
+from elude_nb.core.plan import check_split, concept_number
+from elude_nb.core.result import Disentanglement
+from elude_nb.errors import EditError
+
+
+def transplant(
+    split: Disentanglement,
+    image: Image.Image,
+    concept: int | str | Sequence[int | str],
+    *,
+    share: float = 0.25,
+    mask: Any = None,
+    strength: float = 1.0,
+) -> Edit:
+    """Return the edit that sets a concept's sub-units to what they are in ``image``, there where it is strongest.
+
+    Parameters
+    ----------
+    split
+        The split.
+    image
+        The image to take the concept from.
+    concept
+        Its number or name, or several.
+    share
+        The share of the image's patches, those with the highest read-out of the concept, that are averaged.
+    mask
+        Where to put it, as in `Edit.scale`; by default at all patches.
+    strength
+        How much of the way is gone.
+
+    Returns
+    -------
+    Edit
+        For each concept a change for the patches, and without a mask one for the class token, if the site has one:
+        there the sub-units are set to what they are at the image's own class token.
+
+    Raises
+    ------
+    EditError
+        If there is no such concept, or no channel has a sub-unit of it.
+    """
+    check_split(split)
+    check_fraction("share", share)
+    several = [concept] if isinstance(concept, int | str) else list(concept)
+    if not several:
+        raise EditError("concept is empty; name one.")
+    for each in several:
+        check_kind("concept", each, Integral | str, "the number or the name of a concept")
+    units = {concept_number(split, each): _units(split, each) for each in several}
+    pairs = [pair for mine in units.values() for pair in mine]
+    layout = split.site.layout
+    kind = "patch" if layout.grid else "class"
+    values = split.activations([image], pairs, tokens=kind).reshape(-1, len(pairs))  # (t, u)
+    readouts = split.concept_activations([image], tokens=kind).reshape(len(values), -1)  # (t, g)
+    at_class = kind == "patch" and layout.classes > 0 and mask is None
+    there = split.activations([image], pairs, tokens="class").reshape(-1, len(pairs)).mean(0) if at_class else None
+    edit, start = Edit(), 0
+    for number, mine in units.items():
+        stop = start + len(mine)
+        best = readouts[:, number].topk(max(1, round(share * len(values)))).indices
+        to = values[best, start:stop].mean(0).tolist()
+        edit += Edit.ablate(unit=mine, to=to, tokens=kind, mask=mask, strength=strength)
+        if there is not None:
+            edit += Edit.ablate(unit=mine, to=there[start:stop].tolist(), tokens="class", strength=strength)
+        start = stop
+    return edit
+
+
+def _units(split: Disentanglement, concept: int | str) -> list[tuple[int, int]]:
+    number, table = concept_number(split, concept), split.units
+    mine = table[(table["concept"] == number).fillna(value=False)]
+    pairs = list(zip(mine["channel"].tolist(), mine["unit"].tolist(), strict=True))
+    if not pairs:
+        raise EditError(f"No channel has a sub-unit of concept {concept!r}; see split.units for those that have.")
+    return pairs

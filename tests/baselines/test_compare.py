@@ -1,0 +1,262 @@
+"""compare: one table, the same images and tokens for all methods, equal numbers of live units, honest fidelity."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from elude_nb import compare, find_site, record
+from elude_nb.app.compare_page import comparison_page, write_comparison
+from elude_nb.baselines import METHODS, PCA, Channels, SubUnits, TopK
+from elude_nb.baselines.compare import HIGHER_IS_BETTER, table_of_methods
+from elude_nb.baselines.evaluate import most_selective
+from elude_nb.figures import score_intervals, tradeoff
+from tests.tiny import hook_count, random_images, tiny_vit
+
+QUICK: dict[str, Any] = {
+    "units": 12,
+    "concepts": 6,
+    "sub_units": 3,
+    "sparsity": 3,
+    "k": 4,
+    "tokens_per_image": 8,
+    "progress": False,
+}
+LOSSLESS = {"sub-units", "concepts", "channels", "random routes", "hidden units", "virtual neurons"}
+
+
+@pytest.fixture(scope="module")
+def compared():
+    return compare(tiny_vit(torch.float32), random_images(48, 32), methods=list(METHODS), **QUICK)
+
+
+def test_every_method_has_a_row_of_each_size(compared) -> None:
+    assert list(compared.methods) == list(METHODS)
+    rows = compared.table.groupby("size")["method"].apply(list)
+    assert rows["own"] == rows["equal"] == list(METHODS)
+    equal = compared.table.loc[compared.table["size"] == "equal", "units"]
+    assert set(equal) == {compared.settings["equal units"]}
+    own = compared.table[compared.table["size"] == "own"]
+    assert (own["units"] >= compared.settings["equal units"]).all()
+    counts = compared.units.groupby(["size", "method"]).size()
+    for row in compared.table.itertuples():
+        assert counts[row.size, row.method] == row.units
+
+
+def test_lossless_methods_change_nothing_and_the_others_do(compared) -> None:
+    table = compared.table.drop_duplicates("method").set_index("method")
+    for method in METHODS:
+        if method in LOSSLESS:
+            assert table.loc[method, "output change"] == 0.0
+            assert table.loc[method, "unexplained variance"] == 0.0
+        else:
+            assert table.loc[method, "output change"] > 0.0
+    for method in ("PCA", "ICA", "NMF", "k-means", "TopK SAE", "ReLU SAE"):
+        assert table.loc[method, "unexplained variance"] > 0.01
+    assert table.loc["overlapping groups", "output change"] < 1e-4  # rounding, of terms that cancel
+    assert table.loc["k-means", "output change"] > 1e-3
+
+
+def test_no_score_is_silently_missing(compared) -> None:
+    scores = [name for name in HIGHER_IS_BETTER if name in compared.table]
+    assert len(scores) >= 12
+    assert compared.table[scores].notna().all().all()
+    for name in ("top similarity", "redundancy", "best-unit precision"):
+        low, mean, high = (compared.table[f"{name}{end}"] for end in (" low", "", " high"))
+        assert ((low <= mean) & (mean <= high)).all()
+
+
+def test_it_is_deterministic_and_leaves_the_model_alone() -> None:
+    model, images = tiny_vit(torch.float32), random_images(40, 32)
+    before = model.fingerprint()
+    methods = ["sub-units", "PCA", "k-means", "TopK SAE"]
+    one, other = (compare(model, images, methods=methods, **QUICK).table for _ in range(2))
+    scores = [name for name in HIGHER_IS_BETTER if name in one]
+    pd.testing.assert_frame_equal(one[scores], other[scores])
+    assert model.fingerprint() == before
+    assert hook_count(model.network) == 0
+
+
+def test_discovery_and_scored_images_are_apart() -> None:
+    """What is fitted does not depend on the images that are scored."""
+    model, images = tiny_vit(torch.float32), random_images(40, 32)
+    first, second = images[:20], images[20:]
+    fitted = [
+        compare(model, first, held_out=held_out, methods=["PCA"], **QUICK).methods["PCA"]
+        for held_out in (second, second[:12])
+    ]
+    assert torch.equal(fitted[0].project_, fitted[1].project_)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_methods_are_fitted_on_images_that_are_not_scored(vit32, monkeypatch, given) -> None:
+    runs: list[set[str]] = []
+
+    def spy(model, images, *places, **how):
+        runs.append(set(images.names))
+        return record(model, images, *places, **how)
+
+    monkeypatch.setattr("elude_nb.baselines.compare.record", spy)
+    images = random_images(40, 32)
+    where: dict[str, Any] = {"held_out": images[25:]} if given else {}
+    found = compare(vit32, images[:25] if given else images, methods=["channels", "sub-units"], **QUICK, **where)
+    discovery, scored = runs
+    assert not discovery & scored
+    assert discovery | scored == set(images.names)
+    assert (found.settings["discovery images"], found.settings["scored images"]) == (len(discovery), len(scored))
+    assert (len(discovery), len(scored)) == ((25, 15) if given else (20, 20))
+
+
+def test_rows_of_equal_size_have_the_most_selective_of_the_live_units(vit32) -> None:
+    found = compare(vit32, random_images(40, 32), methods=["channels", "PCA"], **{**QUICK, "units": 6})
+    assert found.settings["equal units"] == 6
+    for method in ("channels", "PCA"):
+        rows = found.units[found.units["method"] == method]
+        own, equal = (rows[rows["size"] == size].set_index("unit") for size in ("own", "equal"))
+        assert set(equal.index) < set(own.index) or len(own) == 6
+        assert equal["density"].equals(own.loc[equal.index, "density"])  # the same unit, wherever it is scored
+
+
+def test_labels_can_be_given_for_the_scored_images(vit32) -> None:
+    images, first = random_images(40, 32), ["channels"]
+    own = compare(vit32, images, methods=first, **QUICK).table["labels"]
+    given = compare(vit32, images, methods=first, labels=[*"abcd"] * 5, **QUICK).table["labels"]
+    assert own.tolist() == [3, 3]
+    assert given.tolist() == [4, 4]
+
+
+def test_a_method_that_fails_half_way_leaves_no_hook(vit32, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no channels")
+
+    monkeypatch.setattr(PCA, "decode", fail)
+    with pytest.raises(RuntimeError, match="no channels"):
+        compare(vit32, random_images(40, 32), methods=["channels", "PCA"], **QUICK)
+    assert hook_count(vit32.network) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"methods": ["sub-unit"]}, "Did you mean 'sub-units'"),
+        ({"methods": [Channels(), Channels()]}, "stand twice"),
+        ({"methods": ["PCA", "PCA"]}, r"\['PCA'\] stand twice"),
+        ({"methods": []}, "Name a method"),
+        ({"methods": "PCA"}, "method='P' is not known"),
+        ({"k": 3}, "k=3 is out of range"),
+        ({"seed": -1}, "seed=-1 is out of range"),
+        ({"concepts": 1}, "concepts=1 is out of range"),
+        ({"sub_units": 1, "methods": ["sub-units"]}, "units=1 is out of range"),
+        ({"shared": 1.5, "methods": ["concepts"]}, "shared=1.5 is out of range"),
+        ({"fidelity_images": 1}, "fidelity_images=1 is out of range"),
+        ({"labels": ["a"] * 3}, "3 labels were given for 20 images"),
+        ({"tokens": "patches"}, "Did you mean 'patch'"),
+        ({"k": 30}, "20 images to score on are too few for the k=30 best"),
+        ({"max_memory": 1e-6}, "more than max_memory"),
+        ({"units": 1}, "units=1"),
+    ],
+)
+def test_bad_input_is_refused_before_tokens_are_recorded(vit32, monkeypatch, settings, message) -> None:
+    monkeypatch.setattr("elude_nb.baselines.compare.record", lambda *_, **__: pytest.fail("the model was run"))
+    with pytest.raises(ValueError, match=message):
+        compare(vit32, random_images(40, 32), **{**QUICK, **settings})
+
+
+def test_too_few_images_to_score_on_are_refused(vit32) -> None:
+    with pytest.raises(ValueError, match="7 images to score on are too few for the k=4 best"):
+        compare(vit32, random_images(14, 32), methods=["channels"], **QUICK)
+    assert len(compare(vit32, random_images(16, 32), methods=["channels"], **QUICK).table) == 2
+
+
+def test_methods_that_need_labels_say_so(vit32) -> None:
+    images = np.random.default_rng(0).random((30, 32, 32, 3))
+    with pytest.raises(ValueError, match="'two-class split' needs labels"):
+        compare(vit32, images, methods=["two-class split"], **QUICK)
+    table = compare(vit32, images, methods=["channels"], **QUICK).table
+    assert "best-unit precision" not in table
+
+
+def test_methods_can_be_objects(vit32) -> None:
+    site = find_site(vit32, "stream")
+    methods = [SubUnits(vit32, site, concepts=6, units=k, name=f"K {k}") for k in (2, 3)]
+    found = compare(vit32, random_images(40, 32), methods=[*methods, TopK(8, 2)], **QUICK)
+    assert list(found.methods) == ["K 2", "K 3", "TopK SAE"]
+
+
+def slow_most_selective(activations: torch.Tensor, groups: torch.Tensor) -> list[int]:
+    a = activations.numpy()
+    z = (a - a.mean(0)) / np.maximum(a.std(0, ddof=1), 1e-30)
+    means = np.array([z[groups.numpy() == g].mean(0) for g in range(int(groups.max()) + 1)])
+    home, worth = means.argmax(0), means.max(0)
+    by_worth = sorted(range(a.shape[1]), key=lambda unit: -worth[unit])
+    turn = {u: sum(home[o] == home[u] for o in by_worth[: by_worth.index(u)]) for u in by_worth}
+    return sorted(by_worth, key=lambda unit: turn[unit])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_most_selective_are_those_of_a_literal_search(seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    activations = torch.randn(200, 9, generator=generator, dtype=torch.float64)
+    groups = torch.randint(4, (200,), generator=generator)
+    assert most_selective(activations, groups).tolist() == slow_most_selective(activations, groups)
+
+
+def test_leaders_name_the_best_and_ours(compared) -> None:
+    leaders = compared.leaders()
+    equal = compared.table[compared.table["size"] == "equal"].set_index("method")
+    for score, row in leaders.iterrows():
+        best = equal[score].max() if HIGHER_IS_BETTER[str(score)] else equal[score].min()
+        assert row["its score"] == best == equal.loc[row["leader"], score]
+        assert row["ours"] in {"sub-units", "concepts"}
+        assert row["ours leads"] == (row["our score"] == best)
+    assert compared.best("unexplained variance") in LOSSLESS
+    for score in leaders.index:
+        assert compared.best(str(score)) == leaders.loc[score, "leader"]
+    with pytest.raises(ValueError, match="Did you mean 'redundancy'"):
+        compared.best("redundance")
+    for ask in (lambda: compared.best("redundancy", "all"), lambda: compared.leaders("all")):
+        with pytest.raises(ValueError, match="choose one of 'equal', 'own'"):
+            ask()
+    with pytest.raises(ValueError, match="No method's name begins with"):
+        compared.leaders(ours=["nobody"])
+
+
+def test_the_table_marks_the_best_of_each_column(compared) -> None:
+    html = table_of_methods(compared.table, "equal")
+    marked = re.findall(r'<td class="best">([^<]*)</td>', html)
+    assert len(marked) >= len([name for name in HIGHER_IS_BETTER if name in compared.table])
+    assert html.count("<tr>") == 1 + len(METHODS)
+    assert "&ndash;" in table_of_methods(compared.table.assign(redundancy=float("nan")), "equal")
+
+
+def test_four_files_are_written_and_agree(compared, tmp_path) -> None:
+    paths = write_comparison(compared, tmp_path / "deep" / "out")
+    assert [path.name for path in paths] == ["compare.csv", "units.csv", "compare.json", "compare.html"]
+    assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == sorted(p.name for p in paths)
+    table = pd.read_csv(paths[0])
+    found = json.loads(paths[2].read_text())
+    assert [row["method"] for row in found["rows"]] == table["method"].tolist() == compared.table["method"].tolist()
+    np.testing.assert_allclose(table["top similarity"], compared.table["top similarity"])
+    assert found["settings"]["seed"] == 0
+    page = comparison_page(compared)
+    assert not re.findall(r"(?:src|href)=\"?https?:", page)
+    assert page.count("<img") == 3
+
+
+def test_pictures_of_methods_say_in_words_what_they_show(compared) -> None:
+    picture = tradeoff(compared, "top similarity")
+    assert "sub-units" in picture.alt
+    assert len(picture.axes[0].texts) == 1 + len(METHODS)
+    other = score_intervals(compared, ["redundancy", "effective rank"])
+    assert [place.get_title(loc="left")[:-2] for place in other.axes] == ["redundancy", "effective rank"]
+    assert picture.png()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match="Did you mean 'redundancy'"):
+        tradeoff(compared, "redundance")
+    with pytest.raises(ValueError, match="choose one of 'equal', 'own'"):
+        tradeoff(compared, size="all")

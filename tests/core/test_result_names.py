@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from elude_nb import Disentanglement
+from elude_nb._util.files import load_result, save_result
+from elude_nb.core.edit import Edit
+from elude_nb.errors import StoreError
+
+
+def test_at_first_there_are_no_names(split) -> None:
+    assert split.names == {}
+    assert "name" not in split.units.columns
+
+
+def test_naming_makes_a_new_object_and_merges(split) -> None:
+    one = split.with_names({3: "cat", 5: " dog "})
+    assert split.names == {}
+    assert one.names == {3: "cat", 5: "dog"}
+    other = one.with_names({3: "tiger", np.int64(0): "sky"})
+    assert one.names == {3: "cat", 5: "dog"}
+    assert list(other.names.items()) == [(0, "sky"), (3, "tiger"), (5, "dog")]
+    assert other.with_names({5: "", 0: "  "}).names == {3: "tiger"}
+    assert other.with_names({}).names == other.names
+    assert other.with_names({3: "dog", 5: "tiger"}).names == {0: "sky", 3: "dog", 5: "tiger"}  # swapped at once
+
+
+def test_all_else_is_the_same(split) -> None:
+    named = split.with_names({3: "cat"})
+    assert named.identity == split.identity
+    assert named.routing is split.routing
+    assert named.model is split.model
+    assert named.units.drop(columns="name").equals(split.units)
+
+
+@pytest.mark.parametrize(
+    ("error", "names"),
+    [
+        (ValueError, {8: "cat"}),
+        (ValueError, {-1: "cat"}),
+        (ValueError, {1: "cat", 2: "cat"}),
+        (ValueError, {1: "cat", 2: " cat"}),
+        (TypeError, {1: 3}),
+        (TypeError, {1: None}),
+        (TypeError, {"1": "cat"}),
+        (TypeError, {True: "cat"}),
+        (TypeError, {1.0: "cat"}),
+    ],
+)
+def test_names_that_make_no_sense(split, error, names) -> None:
+    with pytest.raises(error):
+        split.with_names(names)
+
+
+def test_a_name_that_is_taken_is_refused(split) -> None:
+    named = split.with_names({3: "cat"})
+    with pytest.raises(ValueError, match=r"\[3, 5\] would all be called 'cat'"):
+        named.with_names({5: "cat"})
+
+
+def test_the_table_of_units_has_the_names(split) -> None:
+    table = split.with_names({3: "cat"}).units
+    assert list(table.columns[:4]) == ["channel", "unit", "concept", "name"]
+    assert set(table.loc[(table["concept"] == 3).fillna(value=False), "name"]) == {"cat"}
+    assert set(table.loc[~(table["concept"] == 3).fillna(value=False), "name"]) == {""}
+    assert (table["concept"] == 3).any()
+
+
+def saved(split: Disentanglement, tmp_path) -> Any:
+    path = tmp_path / "result.safetensors"
+    split.save(path)
+    return path
+
+
+def damaged(path: Any, names: Any) -> None:
+    tensors, manifest = load_result(path, "disentanglement")
+    manifest["names"] = names
+    save_result(path, "disentanglement", tensors, manifest)
+
+
+def test_names_may_be_a_series(split) -> None:
+    assert split.with_names(pd.Series({3: "cat", 1: "dog"})).names == {1: "dog", 3: "cat"}
+
+
+def test_names_are_saved_with_the_rest(split, tmp_path) -> None:
+    named = split.with_names({3: "Katze, grün", 5: "dog"})
+    back = Disentanglement.load(saved(named, tmp_path), split.model)
+    assert back.names == named.names
+    assert back.identity == split.identity
+    assert back.units.equals(named.units)
+    assert Disentanglement.load(saved(split, tmp_path), split.model).names == {}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"8": "cat"},
+        {"-1": "cat"},
+        {"one": "cat"},
+        {"1.0": "cat"},
+        {"1": 3},
+        {"1": None},
+        {"1": ["cat"]},
+        {"1": "cat", "2": "cat"},
+        ["cat"],
+        "cat",
+        3,
+    ],
+)
+def test_damaged_names_are_a_store_error(split, tmp_path, names) -> None:
+    path = saved(split, tmp_path)
+    damaged(path, names)
+    with pytest.raises(StoreError, match="names of its concepts are damaged"):
+        Disentanglement.load(path, split.model)
+
+
+def test_an_edit_finds_a_concept_by_its_name(split, images) -> None:
+    batch = split.model.prepare(list(images[:2]))
+    named = split.with_names({3: "cat"})
+    with split.edit(Edit.scale(concept=3, by=0.0)):
+        expected = split.model(batch)
+    with named.edit(Edit.scale(concept="cat", by=0.0)):
+        assert named.model(batch).equal(expected)
+    assert not expected.equal(split.model(batch))
+
+
+def test_what_was_worked_out_is_kept(split) -> None:
+    identity, weight = split.identity, split.weight
+    named = split.with_names({2: "sky"})
+    assert named.weight is weight
+    assert vars(named)["identity"] == identity
+    assert "name" in named.units
+    assert "name" not in split.units
+
+
+def test_namesakes_are_found_together(split) -> None:
+    named = split.with_names({1: "cat", 3: "cat (2)", 4: "cat (x)", 5: "cats"})
+    assert named.concepts_named("cat") == [1, 3]
+    assert named.concepts_named("cats") == [5]
+    with pytest.raises(ValueError, match=r"Did you mean .*'cats'"):
+        named.concepts_named("catz")

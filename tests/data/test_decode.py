@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from elude_nb.data.decode import open_rgb, to_rgb
+from elude_nb.data.images import load_images
+from elude_nb.errors import ImageError
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def pixel(image: Image.Image, x: int = 0, y: int = 0) -> tuple[int, int, int]:
+    found = image.getpixel((x, y))
+    assert isinstance(found, tuple)
+    return found  # type: ignore[return-value]
+
+
+def saved(tmp_path: Path, image: Image.Image, ending: str = "png", **how: Any) -> Image.Image:
+    """Write the image, open it as the library does, and check what is promised of all images."""
+    file = tmp_path / f"image.{ending}"
+    image.save(file, **how)
+    opened = open_rgb(file)
+    assert opened.mode == "RGB"
+    return opened
+
+
+def test_grey_is_repeated(tmp_path: Path) -> None:
+    assert pixel(saved(tmp_path, Image.new("L", (8, 8), 77))) == (77, 77, 77)
+    assert pixel(saved(tmp_path, Image.new("1", (8, 8), 1))) == WHITE
+
+
+def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+    image.putpixel((1, 0), (255, 0, 0, 0))
+    image.putpixel((2, 0), (255, 0, 0, 51))  # a fifth of red, four fifths of white
+    opened = saved(tmp_path, image)
+    assert [pixel(opened, x) for x in range(3)] == [RED, WHITE, (255, 204, 204)]
+
+
+def test_grey_with_transparency_is_laid_over_white(tmp_path: Path) -> None:
+    image = Image.new("LA", (8, 8), (100, 255))
+    image.putpixel((1, 0), (100, 0))
+    opened = saved(tmp_path, image)
+    assert [pixel(opened, x) for x in range(2)] == [(100, 100, 100), WHITE]
+
+
+def test_a_palette_with_a_transparent_colour_is_laid_over_white(tmp_path: Path) -> None:
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([*RED, *GREEN, *BLUE])
+    image.putpixel((1, 0), 1)
+    image.putpixel((2, 0), 2)
+    assert [pixel(saved(tmp_path, image), x) for x in range(3)] == [RED, GREEN, BLUE]
+    opened = saved(tmp_path, image, transparency=1)
+    assert [pixel(opened, x) for x in range(3)] == [RED, WHITE, BLUE]
+    opened = saved(tmp_path, image, "gif", transparency=2)
+    assert [pixel(opened, x) for x in range(3)] == [RED, GREEN, WHITE]
+
+
+def test_a_transparent_colour_of_rgb_is_laid_over_white(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8), RED)
+    image.putpixel((1, 0), BLUE)
+    opened = saved(tmp_path, image, transparency=BLUE)
+    assert [pixel(opened, x) for x in range(2)] == [RED, WHITE]
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    opened = saved(tmp_path, Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "tif")
+    assert pixel(opened) == RED
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    values = np.zeros((8, 8), np.uint16)
+    values[0, :5] = [0, 257, 128 * 257, 65535, 128]  # 128 / 257 is rounded to 0
+    for ending in ("png", "tif"):
+        opened = saved(tmp_path, Image.fromarray(values), ending)
+        assert [pixel(opened, x)[0] for x in range(5)] == [0, 1, 128, 255, 0]
+
+
+def test_floats_are_scaled_from_0_to_1(tmp_path: Path) -> None:
+    values = np.zeros((8, 8), np.float32)
+    values[0, :3] = [0.2, 0.5, 1.0]
+    opened = saved(tmp_path, Image.fromarray(values), "tif")
+    assert [pixel(opened, x) for x in range(3)] == [(51, 51, 51), (128, 128, 128), WHITE]
+
+
+@pytest.mark.parametrize("wrong", [1.5, -0.1, float("nan"), float("inf")])
+def test_floats_outside_are_named(tmp_path: Path, wrong: float) -> None:
+    values = np.full((8, 8), 0.5, np.float32)
+    values[3, 3] = wrong
+    with pytest.raises(ImageError, match=r"image\.tif' has pixels from .* mode 'F' needs 0 to 1"):
+        saved(tmp_path, Image.fromarray(values), "tif")
+
+
+def test_32_bit_integers_are_taken_where_their_range_is_clear() -> None:
+    values = np.zeros((8, 8), np.int32)
+    values[0, 0] = 200
+    assert pixel(to_rgb(Image.fromarray(values))) == (200, 200, 200)
+    values[0, 0] = 65535
+    assert pixel(to_rgb(Image.fromarray(values))) == WHITE
+    values[0, 0] = 70000
+    with pytest.raises(ImageError, match=r"pixels from 0\.0 to 70000\.0"):
+        to_rgb(Image.fromarray(values))
+
+
+def quarters() -> Image.Image:
+    """Twelve wide, eight high: red top left, green top right, blue bottom left, white bottom right."""
+    image = Image.new("RGB", (12, 8), WHITE)
+    image.paste(RED, (0, 0, 6, 4))
+    image.paste(GREEN, (6, 0, 12, 4))
+    image.paste(BLUE, (0, 4, 6, 8))
+    return image
+
+
+def corners(image: Image.Image) -> list[tuple[int, int, int]]:
+    w, h = image.size
+    return [pixel(image, x, y) for y in (0, h - 1) for x in (0, w - 1)]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "expected"),
+    [
+        (1, (12, 8), [RED, GREEN, BLUE, WHITE]),
+        (3, (12, 8), [WHITE, BLUE, GREEN, RED]),
+        (6, (8, 12), [BLUE, RED, WHITE, GREEN]),  # shown turned by 90 degrees clockwise
+        (8, (8, 12), [GREEN, WHITE, RED, BLUE]),
+    ],
+)
+def test_a_photograph_stands_upright(
+    tmp_path: Path, orientation: int, size: tuple[int, int], expected: list[tuple[int, int, int]]
+) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    opened = saved(tmp_path, quarters(), exif=exif)
+    assert (opened.size, corners(opened)) == (size, expected)
+    with Image.open(tmp_path / "image.png") as handed_in:  # the same for a PIL image of the user's
+        assert corners(load_images([handed_in])[0]) == expected

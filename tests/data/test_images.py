@@ -1,0 +1,479 @@
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image, ImageFile
+
+from elude_nb.data.images import PHOTOGRAPHS, ImageSet, load_images, open_rgb
+from elude_nb.errors import ImageError
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def numbered(count: int) -> list[Image.Image]:
+    """Plain images whose grey is their number."""
+    return [Image.new("RGB", (8, 8), (i, i, i)) for i in range(count)]
+
+
+def greys(images: ImageSet) -> list[int]:
+    return [pixel(image)[0] for image in images]
+
+
+def pixel(image: Image.Image, x: int = 0, y: int = 0) -> tuple[int, int, int]:
+    found = image.getpixel((x, y))
+    assert isinstance(found, tuple)
+    return found  # type: ignore[return-value]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two labels, one of them nested, one file without label, and what must not be taken for an image."""
+    top = tmp_path / "set"
+    for place, grey in {"cat/b.png": 2, "cat/a.PNG": 1, "dog/young/c.jpeg": 3, "loose.bmp": 4}.items():
+        (top / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (grey, grey, grey)).save(top / place, quality=100)
+    for other in ("cat/notes.txt", "cat/.hidden.png", ".ipynb_checkpoints/a-checkpoint.png"):
+        (top / other).parent.mkdir(parents=True, exist_ok=True)
+        (top / other).write_bytes(b"x")
+    return top
+
+
+# ------------------------------------------------------------------------ folders
+
+
+def test_a_folder_gives_its_images_sorted_with_the_first_subfolder_as_label(folder: Path) -> None:
+    images = load_images(folder)
+    assert [name.replace(os.sep, "/") for name in images.names] == [
+        "cat/a.PNG",
+        "cat/b.png",
+        "dog/young/c.jpeg",
+        "loose.bmp",
+    ]
+    assert images.labels == ("cat", "cat", "dog", "")
+    assert greys(images) == [1, 2, 3, 4]
+    assert repr(images) == "ImageSet(4 images from folder set, 3 labels)"
+
+
+def test_a_flat_folder_has_no_labels(folder: Path) -> None:
+    images = load_images(str(folder / "cat"))
+    assert images.labels is None
+    assert greys(images) == [1, 2]
+    assert repr(images) == "ImageSet(2 images from folder cat)"
+
+
+def test_count_draws_evenly_from_the_labels(folder: Path) -> None:
+    images = load_images(folder, count=3)
+    assert len(images) == 3
+    assert set(images.labels or ()) == {"cat", "dog", ""}
+    assert len(load_images(folder, count=99)) == 4
+
+
+def test_a_sample_is_seeded_even_and_without_repeats() -> None:
+    pixels = np.arange(60, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+    images = load_images(pixels, labels=["a"] * 30 + ["b"] * 20 + ["c"] * 10)
+    drawn = images.sample(12, seed=1)
+    assert sorted(drawn.labels or ()) == ["a"] * 6 + ["b"] * 4 + ["c"] * 2
+    assert len(set(drawn.names)) == 12
+    assert drawn.names == images.sample(12, seed=1).names
+    assert drawn.names != images.sample(12, seed=2).names
+
+
+def test_a_missing_folder_is_named_with_the_sets_that_need_none(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*photo'.*'photographs', 'shapes'"):
+        load_images(tmp_path / "photo")
+    with pytest.raises(FileNotFoundError, match="no folder 'photograph'"):
+        load_images("photograph")
+
+
+def test_a_folder_without_images_says_which_endings_it_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ImageError, match=r"No image lies below .*'\.jpeg'"):
+        load_images(tmp_path)
+
+
+def test_labels_for_a_folder_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="labels are its subfolders"):
+        load_images(folder, labels=["a"] * 4)
+
+
+def test_a_large_folder_costs_its_paths_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for label in range(3):
+        (tmp_path / str(label)).mkdir()
+        for number in range(1000):
+            (tmp_path / str(label) / f"{number:04}.png").touch()
+    opened: list[str] = []
+    real = Image.open
+
+    def counted(file: str, **settings: Any) -> Image.Image:
+        opened.append(file)
+        return real(file, **settings)
+
+    monkeypatch.setattr(Image, "open", counted)
+    images = load_images(tmp_path)
+    first, second = images.split(0.5)
+    assert len(images[100:200]) == 100
+    assert Counter(images.labels) == {"0": 1000, "1": 1000, "2": 1000}
+    assert (len(first), len(second)) == (1500, 1500)
+    assert opened == []
+    with pytest.raises(ImageError, match="is an empty file"):
+        images[7]
+    assert opened == [str(tmp_path / "0" / "0007.png")]
+
+
+# ----------------------------------------------------------- files that are no use
+
+
+def test_an_empty_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ImageError, match=r"empty\.png' is an empty file"):
+        load_images(tmp_path)[0]
+
+
+def test_text_with_the_ending_of_an_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "page.jpg").write_text("<html>404 not found</html>")
+    with pytest.raises(ImageError, match=r"page\.jpg' is not an image; remove it"):
+        load_images(tmp_path)[0]
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "gif", "tif", "ppm"])
+def test_a_truncated_file_is_named_and_never_half_shown(tmp_path: Path, ending: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    file = tmp_path / f"cut.{ending}"
+    noise.save(file)
+    whole = file.read_bytes()
+    for share in (0.1, 0.5, 0.9):
+        file.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ImageError, match=rf"cut\.{ending}' is "):
+            open_rgb(file)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "tif", "ppm"])
+def test_damaged_bytes_give_an_image_or_an_image_error_and_nothing_else(tmp_path: Path, ending: str) -> None:
+    rng = np.random.default_rng(1)
+    file, exif = tmp_path / f"x.{ending}", Image.Exif()
+    exif[274] = 6
+    how: dict[str, Any] = {"exif": exif} if ending in {"png", "jpg", "webp", "tif"} else {}
+    noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    noise.save(file, **how)
+    whole = file.read_bytes()
+    refused = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL grumbles about odd tags
+        for _ in range(80):
+            changed = bytearray(whole)
+            for place in rng.integers(0, min(len(whole), 300), 4):
+                changed[place] = rng.integers(256)
+            file.write_bytes(bytes(changed))
+            try:
+                assert open_rgb(file).mode == "RGB"
+            except ImageError as error:
+                refused += 1
+                assert str(file) in str(error)  # noqa: PT017 - either outcome is right
+    assert refused
+
+
+def test_a_file_that_went_away_is_named(folder: Path) -> None:
+    images = load_images(folder)
+    (folder / "cat" / "a.PNG").unlink()
+    with pytest.raises(ImageError, match=r"a\.PNG' does not exist"):
+        images[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "says"), [((7, 30), "each side needs at least 8"), ((8, 401), "over 50 times as long")]
+)
+def test_sizes_that_no_network_can_use_are_named(tmp_path: Path, size: tuple[int, int], says: str) -> None:
+    for turned in (size, size[::-1]):
+        Image.new("RGB", turned).save(tmp_path / "odd.png")
+        with pytest.raises(ImageError, match=rf"odd\.png' has {turned[0]} x {turned[1]} pixels; .*{says}"):
+            open_rgb(tmp_path / "odd.png")
+    Image.new("RGB", (8, 400)).save(tmp_path / "odd.png")
+    assert open_rgb(tmp_path / "odd.png").size == (8, 400)
+
+
+def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match=r"bomb\.png' is too large to open safely"):
+        open_rgb(tmp_path / "bomb.png")
+
+
+def test_without_broken_warns_of_each_and_keeps_the_rest(folder: Path) -> None:
+    (folder / "cat" / "aa.png").touch()
+    (folder / "dog" / "z.jpg").write_text("no")
+    images = load_images(folder)
+    with pytest.warns(UserWarning, match="2 of 6 images were left out") as caught:
+        whole = images.without_broken()
+    assert "aa.png' is an empty file" in str(caught[0].message)
+    assert "z.jpg' is not an image" in str(caught[0].message)
+    assert (greys(whole), whole.labels) == ([1, 2, 3, 4], ("cat", "cat", "dog", ""))
+    assert greys(whole.without_broken()) == [1, 2, 3, 4]  # and no warning now
+
+
+# ------------------------------------------------------------------- lists and arrays
+
+
+def test_lists_of_paths_and_images_may_be_mixed(folder: Path) -> None:
+    images = load_images([folder / "cat" / "b.png", str(folder / "loose.bmp"), Image.new("L", (8, 8), 9)])
+    assert greys(images) == [2, 4, 9]
+    assert images.labels is None
+    assert images.names == (str(folder / "cat" / "b.png"), str(folder / "loose.bmp"), "image 2")
+
+
+def test_a_column_of_a_table_is_a_list_of_paths(folder: Path) -> None:
+    table = pd.DataFrame({"path": [str(folder / "loose.bmp"), str(folder / "cat" / "a.PNG")], "kind": ["x", "y"]})
+    images = load_images(table["path"], labels=table["kind"])  # type: ignore[arg-type]
+    assert (greys(images), images.labels) == ([4, 1], ("x", "y"))
+    assert greys(load_images(np.array([str(folder / "loose.bmp")]))) == [4]
+
+
+def test_a_broken_image_of_the_users_is_named(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(buffer, "PNG")
+    with Image.open(io.BytesIO(buffer.getvalue()[:2000])) as cut:
+        images = load_images([*numbered(1), cut])
+        with pytest.raises(ImageError, match="'image 1' is a broken image"):
+            images[1]
+        with pytest.warns(UserWarning, match="1 of 2 images"):
+            assert len(images.without_broken()) == 1
+
+
+def test_what_is_no_image_is_named_by_place_and_type() -> None:
+    with pytest.raises(TypeError, match="Item 1 is a int; give paths or PIL images"):
+        load_images([*numbered(1), 3])
+    with pytest.raises(TypeError, match=r"load_images\(\[image\]\)"):
+        load_images(numbered(1)[0])  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="list of images is empty"):
+        load_images([])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_labels_must_be_as_many_as_images(count: int) -> None:
+    with pytest.raises(ValueError, match=f"{count} labels were given for 2 images"):
+        load_images(numbered(2), labels=["a"] * count)
+
+
+def test_labels_are_kept_as_text() -> None:
+    assert load_images(numbered(2), labels=[0, 1]).labels == ("0", "1")  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("of_torch", [False, True])
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("floats", [False, True])
+def test_arrays_come_in_every_usual_form(of_torch: bool, channels_first: bool, floats: bool) -> None:
+    pixels: Any = np.random.default_rng(0).integers(0, 256, (2, 9, 10, 3), dtype=np.uint8)
+    given: Any = pixels.astype(np.float64) / 255 if floats else pixels
+    if channels_first:
+        given = given.transpose(0, 3, 1, 2)
+    images = load_images(torch.from_numpy(given.copy()) if of_torch else given)  # type: ignore[arg-type]
+    assert len(images) == 2
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in images]), pixels)
+
+
+def test_a_grey_array_is_repeated() -> None:
+    images = load_images(np.full((2, 9, 10), 7, np.uint8), labels=["a", "b"], count=1)
+    assert len(images) == 1
+    assert images[0].size == (10, 9)
+    assert pixel(images[0]) == (7, 7, 7)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8, 4), (2, 1, 8, 8), (2, 2, 8, 8, 3), (8,)])
+def test_arrays_of_other_shapes_are_refused_at_once(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match=r"is no set of images; give \(n, h, w\), \(n, h, w, 3\)"):
+        load_images(np.zeros(shape, np.uint8))
+
+
+def test_one_image_as_an_array_is_told_from_many_grey_ones() -> None:
+    with pytest.raises(ImageError, match=r"shape \(32, 32, 3\) looks like one image; give array\[None\]"):
+        load_images(np.zeros((32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.bool_])
+def test_arrays_of_ambiguous_dtype_are_refused(dtype: Any) -> None:
+    with pytest.raises(ImageError, match=f"array of {np.dtype(dtype)} is ambiguous; give uint8, or floats"):
+        load_images(np.zeros((2, 8, 8), dtype))
+
+
+def test_an_empty_array_is_refused() -> None:
+    with pytest.raises(ImageError, match="holds no image"):
+        load_images(np.zeros((0, 8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -0.01, 1.01, 255.0])
+def test_floats_outside_0_to_1_are_named_by_image(wrong: float) -> None:
+    pixels = np.zeros((2, 8, 8, 3), np.float32)
+    pixels[1, 0, 0, 0] = wrong
+    images = load_images(pixels)
+    assert pixel(images[0]) == (0, 0, 0)
+    with pytest.raises(ImageError, match=r"Image 1 of the array leaves \[0, 1\]"):
+        images[1]
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_count_is_checked(count: int) -> None:
+    with pytest.raises(ValueError, match=f"count={count} is out of range: it must be at least 1"):
+        load_images("shapes", count=count)
+
+
+# ---------------------------------------------------------------------- parts of a set
+
+
+def test_indexing_is_that_of_a_sequence() -> None:
+    images = load_images(numbered(5), labels=list("abcde"))
+    assert len(images) == 5
+    assert pixel(images[-1]) == (4, 4, 4)
+    assert greys(images[1:4]) == [1, 2, 3]
+    assert images[::-2].labels == ("e", "c", "a")
+    assert len(images[5:]) == 0
+    for outside in (5, -6):
+        with pytest.raises(IndexError):
+            images[outside]
+
+
+def test_a_subset_keeps_order_names_and_labels_and_may_be_taken_again() -> None:
+    images = load_images(numbered(5), labels=list("abcde"))
+    part = images.subset(np.array([4, -5, 2]))
+    assert (greys(part), part.labels, part.names) == ([4, 0, 2], ("e", "a", "c"), ("image 4", "image 0", "image 2"))
+    assert greys(part[1:].subset([1])) == [2]
+    with pytest.raises(IndexError):
+        images.subset([5])
+
+
+def test_a_subset_of_shapes_keeps_its_factors() -> None:
+    images = load_images("shapes", count=6)
+    part = images.subset([5, 1])
+    assert part.factors is not None
+    assert images.factors is not None
+    assert list(part.factors.index) == [0, 1]
+    assert list(part.factors["x"]) == list(images.factors["x"].iloc[[5, 1]])
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.8])
+def test_split_is_a_partition_that_keeps_the_shares_of_labels(fraction: float) -> None:
+    labels = ["a"] * 40 + ["b"] * 20 + ["c"] * 10
+    images = load_images(numbered(70), labels=labels)
+    first, second = images.split(fraction, seed=3)
+    assert sorted(greys(first) + greys(second)) == list(range(70))
+    assert (greys(first), greys(second)) == (sorted(greys(first)), sorted(greys(second)))
+    assert len(first) == round(70 * fraction)
+    counts = Counter(first.labels)
+    for label, total in (("a", 40), ("b", 20), ("c", 10)):
+        assert abs(counts[label] - total * fraction) < 1
+    assert [labels[i] for i in greys(first)] == list(first.labels or ())
+
+
+def test_split_is_decided_by_its_seed() -> None:
+    images = load_images(numbered(40))
+    assert greys(images.split(0.5, seed=1)[0]) == greys(images.split(0.5, seed=1)[0])
+    assert greys(images.split(0.5, seed=1)[0]) != greys(images.split(0.5, seed=2)[0])
+    assert greys(images.split(0.5)[0]) != list(range(20))  # shuffled: neighbours are alike in real folders
+
+
+def test_split_draws_evenly_within_a_label() -> None:
+    images = load_images(numbered(20), labels=["a", "b"] * 10)
+    taken = Counter(i for seed in range(100) for i in greys(images.split(0.5, seed=seed)[0]))
+    assert len(taken) == 20
+    assert min(taken.values()) > 25  # 50 expected, with a deviation of 5
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(1, 0.5), (3, 0.1), (3, 0.95)])
+def test_split_refuses_an_empty_part(count: int, fraction: float) -> None:
+    with pytest.raises(ValueError, match=f"{count} images cannot be split at fraction={fraction}"):
+        load_images(numbered(count)).split(fraction)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 2.0])
+def test_split_checks_its_fraction(fraction: float) -> None:
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        load_images(numbered(4)).split(fraction)
+
+
+# ------------------------------------------------------------------------ photographs
+
+
+def test_photographs_have_ten_labels_in_turn() -> None:
+    images = load_images("photographs", count=20)
+    assert images.labels == (*PHOTOGRAPHS, *PHOTOGRAPHS)
+    assert len(set(images.labels)) == 10
+    assert images.names[0] == "astronaut 0"
+    assert images.names[19] == "tissue 1"
+    assert images.factors is not None
+    assert images.factors["photograph"].tolist() == list(images.labels)
+    assert images.factors[["x", "y", "area"]].to_numpy().min() > 0
+    assert images.factors[["x", "y", "area"]].to_numpy().max() < 1
+    assert len(load_images("photographs")) == 400
+
+
+def test_a_crop_depends_on_seed_and_place_but_not_on_count() -> None:
+    few, many, other = (load_images("photographs", count=n, seed=s) for n, s in ((10, 0), (30, 0), (30, 1)))
+    for i in range(10):
+        assert few[i].tobytes() == many[i].tobytes()
+        assert few[i].tobytes() != other[i].tobytes()
+        assert many[i].tobytes() != many[i + 10].tobytes()  # two crops of one photograph
+    assert few[3].tobytes() == few[3].tobytes()
+
+
+def test_crops_lie_within_their_photograph_at_the_promised_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Image.new("RGB", (300, 400))
+    monkeypatch.setattr("elude_nb.data.images.photograph", lambda label: whole)
+    sizes = np.array([image.size for image in load_images("photographs", count=300)])
+    area, ratio = sizes.prod(1) / (300 * 400), sizes[:, 0] / sizes[:, 1]
+    assert 0.075 < area.min() < 0.1
+    assert 0.5 < area.max() < 0.61
+    assert 0.73 < ratio.min() < 0.78
+    assert 1.29 < ratio.max() < 1.36
+
+
+def test_half_of_the_crops_are_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
+    monkeypatch.setattr("elude_nb.data.images.photograph", lambda label: ramp)
+    falls = [pixel(image)[0] > pixel(image, image.width - 1)[0] for image in load_images("photographs", count=200)]
+    assert 70 < sum(falls) < 130
+
+
+def test_a_photograph_that_is_not_installed_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    images = load_images("photographs", count=1)
+    from elude_nb.data import images as module
+
+    module.photograph.cache_clear()
+    with pytest.raises(ImageError, match="'astronaut' travels in the package 'skimage', which is not installed"):
+        images[0]
+
+
+@pytest.mark.parametrize("name", ["photographs", "shapes"])
+def test_labels_for_a_set_by_name_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' brings its own labels"):
+        load_images(name, labels=["a"])
+
+
+def test_no_reading_setting_of_pil_is_changed(folder: Path) -> None:
+    list(load_images(folder))
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def test_images_of_some_labels_and_of_all_others() -> None:
+    images = load_images("photographs", count=30)
+    assert set(images.only("cat").labels or ()) == {"cat"}
+    assert len(images.only(["cat", "rocket"])) == 6
+    assert len(images.without(["cat", "rocket"])) == 24
+    assert set(images.without("cat").labels or ()) == set(images.labels or ()) - {"cat"}
+    with pytest.raises(ValueError, match="Did you mean 'cat'"):
+        images.only("cta")
+    with pytest.raises(ValueError, match="label='cat' is not known"):
+        load_images([Image.new("RGB", (4, 4))]).without("cat")
+
+
+def test_images_in_bfloat16_are_those_in_float32() -> None:
+    pixels = torch.arange(3 * 16 * 16 * 3).reshape(3, 16, 16, 3) % 129 / 128  # eight bits hold them
+    low, full = (load_images(cast("Any", pixels.to(dtype)))[1] for dtype in (torch.bfloat16, torch.float32))
+    assert np.array_equal(np.asarray(low), np.asarray(full))

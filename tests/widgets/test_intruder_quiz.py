@@ -1,0 +1,270 @@
+"""The quiz asks, says right or wrong, counts, and hands its results out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import traitlets
+
+from elude_nb.interpret.gallery import Gallery
+from elude_nb.interpret.quiz import CHANNEL, KINDS, SUB_UNIT, make_questions
+from elude_nb.scores.intruder import grade
+from elude_nb.widgets.intruder_quiz import IntruderQuiz
+
+
+@pytest.fixture(scope="module")
+def gallery(split, images) -> Gallery:
+    return Gallery(split, images).fill(progress=False)
+
+
+@pytest.fixture
+def quiz(gallery) -> IntruderQuiz:
+    return IntruderQuiz(gallery, per_kind=3, size=4)
+
+
+class Tags(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def of(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.found if tag == name]
+
+
+def shown(quiz: IntruderQuiz) -> list[dict[str, str | None]]:
+    return [Tags(place.value).of("img")[0] for place in quiz._pictures]
+
+
+def odd(quiz: IntruderQuiz) -> int:
+    return quiz.questions[quiz.question - 1].trial.intruder
+
+
+def play(quiz: IntruderQuiz, *, well: set[str]) -> None:
+    """Answer all questions, those about these kinds rightly, by clicking."""
+    while True:
+        right = quiz.questions[quiz.question - 1].kind in well
+        quiz._answers[odd(quiz) if right else (odd(quiz) + 1) % 4].click()
+        if quiz.finished:
+            return
+        quiz._next.click()
+
+
+def test_the_questions_are_the_librarys(quiz, gallery) -> None:
+    assert quiz.questions == make_questions(gallery, per_kind=3, size=4, seed=0)
+    assert (quiz.question, quiz.finished) == (1, False)
+    assert "Question 1 of 6" in quiz._title.value
+
+
+def test_before_the_answer_nothing_gives_it_away(quiz) -> None:
+    assert [image["alt"] for image in shown(quiz)] == [f"image {place}" for place in (1, 2, 3, 4)]
+    assert len({image["style"] for image in shown(quiz)}) == 1
+    words = " ".join([quiz._title.value, quiz.message])
+    assert not any(kind in words for kind in (*KINDS, "unit"))
+    assert all(str(image["title"]) == str(image["alt"]) for image in shown(quiz))
+
+
+def test_a_click_answers(quiz, caplog) -> None:
+    question = quiz.questions[0]
+    place = odd(quiz)
+    quiz._answers[place].click()
+    assert quiz.message.startswith(f"Right: image {place + 1} did not belong.")
+    assert f"channel {question.channel}" in quiz.message
+    assert shown(quiz)[place]["alt"] == f"image {place + 1}, did not belong, your choice"
+    assert all(button.disabled for button in quiz._answers)
+    assert quiz.score[question.kind].right == 1
+    assert not quiz._next.disabled
+    quiz._next.click()
+    assert (quiz.question, quiz._next.disabled) == (2, True)
+    assert not any(button.disabled for button in quiz._answers)
+    wrong = (odd(quiz) + 1) % 4
+    quiz._answers[wrong].click()
+    assert quiz.message.startswith(f"Wrong: image {odd(quiz) + 1} did not belong.")
+    assert shown(quiz)[wrong]["alt"] == f"image {wrong + 1}, belongs, your choice"
+    assert shown(quiz)[odd(quiz)]["alt"] == f"image {odd(quiz) + 1}, did not belong"
+    assert quiz.results["right"].tolist() == [True, False]
+    assert quiz.results["answer"].tolist() == [place, wrong]
+    assert not caplog.records
+
+
+def test_every_image_of_the_trial_is_shown_in_its_place(quiz, gallery) -> None:
+    from elude_nb.figures.html import data_uri
+
+    pictures = gallery.pictures
+    expected = [data_uri(pictures[image], 136) for image in quiz.questions[0].trial.images]
+    assert [image["src"] for image in shown(quiz)] == expected
+
+
+def test_a_round_is_scored_by_kind(quiz) -> None:
+    play(quiz, well={SUB_UNIT})
+    assert quiz.finished
+    assert [(quiz.score[kind].right, quiz.score[kind].count) for kind in KINDS] == [(0, 3), (3, 3)]
+    for kind in KINDS:
+        trials = [question.trial for question in quiz.questions if question.kind == kind]
+        answers = quiz.results.loc[quiz.results["kind"] == kind, "answer"].tolist()
+        assert grade(trials, answers).mean() == quiz.score[kind].share
+    assert str(quiz.score[SUB_UNIT]) in quiz._score.value
+    assert "sub-units, the model itself" in quiz._score.value
+    assert "All 6 questions are answered" in quiz._score.value
+    assert quiz._next.disabled
+    assert (quiz.results["seconds"] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("well", "said"),
+    [
+        ({SUB_UNIT}, "more often for sub-units than"),
+        ({CHANNEL}, "more often for whole channels than"),
+        (set(), "overlap"),
+    ],
+)
+def test_the_verdict_says_what_the_intervals_say(gallery, well, said) -> None:
+    quiz = IntruderQuiz(gallery, per_kind=6, size=4)
+    play(quiz, well=well)
+    assert said in quiz._score.value
+
+
+def test_what_makes_no_sense_is_said_and_changes_nothing(quiz) -> None:
+    quiz.next()
+    assert quiz.message == "Answer this question first."
+    quiz.answer(9)
+    assert "answer=9 is out of range: it must be between 0 and 3" in quiz.message
+    assert 'role="alert"' in quiz._status.value
+    assert (len(quiz.results), quiz.question) == (0, 1)
+    quiz.answer(0)
+    quiz.answer(1)
+    assert "There is no question to answer now" in quiz.message
+    assert len(quiz.results) == 1
+    quiz.restart(-3)
+    assert "seed=-3" in quiz.message
+    assert len(quiz.results) == 1
+    with pytest.raises(traitlets.TraitError):
+        quiz.finished = True
+    with pytest.raises(traitlets.TraitError):
+        quiz.player = 7
+
+
+def test_several_players_and_rounds(quiz, gallery) -> None:
+    quiz._player.value = "Ada"
+    assert quiz.player == "Ada"
+    play(quiz, well={SUB_UNIT, CHANNEL})
+    first = quiz.questions
+    quiz._again.click()
+    assert (quiz.finished, quiz.question) == (False, 1)
+    assert quiz.questions == make_questions(gallery, per_kind=3, size=4, seed=1) != first
+    assert [share.count for share in quiz.score.values()] == [0, 0]
+    quiz.player = " Bert "
+    assert quiz._player.value == " Bert "
+    play(quiz, well=set())
+    assert quiz.results["player"].tolist() == ["Ada"] * 6 + ["Bert"] * 6
+    assert quiz.results["round"].tolist() == [1] * 6 + [2] * 6
+    quiz.restart(0)
+    assert quiz.questions == first
+
+
+def test_a_round_can_be_left_half_way(quiz) -> None:
+    quiz.answer(0)
+    quiz.next()
+    quiz.restart(5)
+    assert (quiz.question, len(quiz.results)) == (1, 1)
+    assert "Choose the image" in quiz.message
+
+
+def test_results_go_to_a_file_and_to_a_link(quiz, tmp_path: Path) -> None:
+    quiz.player = "Ada, the first"
+    play(quiz, well={CHANNEL})
+    quiz.save_csv(tmp_path / "answers.csv")
+    link = Tags(quiz._link.value).of("a")[0]
+    assert link["download"] == "intruder_quiz.csv"
+    data = base64.b64decode(str(link["href"]).partition("base64,")[2])
+    assert data.decode() == (tmp_path / "answers.csv").read_text(encoding="utf-8")
+    pd.testing.assert_frame_equal(
+        pd.read_csv(io.BytesIO(data)), pd.read_csv(tmp_path / "answers.csv"), check_exact=True
+    )
+    assert set(pd.read_csv(tmp_path / "answers.csv")["player"]) == {"Ada, the first"}
+
+
+def test_chosen_units(gallery, split) -> None:
+    rows = split.units[split.units["unit"] > 0].iloc[:2]
+    pairs = [(int(row.channel), int(row.unit)) for row in rows.itertuples()]
+    quiz = IntruderQuiz(gallery, units=pairs)
+    assert sorted((q.channel, q.unit) for q in quiz.questions if q.unit is not None) == pairs
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"per_kind": 0}, ValueError, "per_kind=0"),
+        ({"size": 2}, ValueError, "size=2"),
+        ({"seed": 1.5}, TypeError, "seed must be a whole number"),
+        ({"size": 15}, ValueError, "need 28 images to draw from; 20 are ready"),
+        ({"per_kind": 1000}, ValueError, "per_kind=1000 asks for more"),
+    ],
+)
+def test_bad_settings_are_told(gallery, settings, error, message) -> None:
+    with pytest.raises(error, match=message):
+        IntruderQuiz(gallery, **settings)
+
+
+def in_a_kernel(make: Any) -> IntruderQuiz:
+    """Make a quiz where an event loop is running, and wait until all images are there."""
+
+    async def wait() -> IntruderQuiz:
+        quiz: IntruderQuiz = make()
+        assert quiz.gallery.ready < len(quiz.gallery.images)
+        assert (quiz.question, quiz._answers[0].disabled, len(quiz.results)) == (0, True, 0)
+        assert "questions come when all are" in quiz.message
+        assert "questions come when all are" in quiz.static_html()
+        quiz.answer(0)
+        quiz.restart()
+        assert "still coming" in quiz.message
+        while quiz.gallery.ready < len(quiz.gallery.images):
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
+        return quiz
+
+    return asyncio.run(asyncio.wait_for(wait(), 20))
+
+
+def test_in_a_kernel_the_questions_wait_for_all_images(split, images, gallery) -> None:
+    quiz = in_a_kernel(lambda: IntruderQuiz(split, images, per_kind=3, size=4))
+    assert quiz.question == 1
+    assert quiz.questions == make_questions(gallery, per_kind=3, size=4)
+
+
+def test_in_a_kernel_what_is_wrong_is_said(split, images) -> None:
+    quiz = in_a_kernel(lambda: IntruderQuiz(split, images, per_kind=1000))
+    assert "per_kind=1000 asks for more" in quiz.message
+    assert quiz.question == 0
+
+
+def test_the_sheet_hides_its_answers(quiz) -> None:
+    bundle = quiz._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    page = data["text/html"]
+    before, _, folded = page.partition("<details>")
+    assert len(Tags(before).of("img")) == 24
+    assert [image["alt"] for image in Tags(before).of("img")][:2] == ["question 1, image 1", "question 1, image 2"]
+    assert "channel" not in before
+    assert "unit" not in before
+    for question in quiz.questions:
+        assert f"image {question.trial.intruder + 1} (" in folded
+    assert not Tags(page).of("script")
+    quiz.restart(7)
+    assert quiz.static_html() not in page
+
+
+def test_buttons_are_named(quiz) -> None:
+    assert [button.description for button in quiz._answers] == ["image 1", "image 2", "image 3", "image 4"]
+    assert quiz._player.description == "player"
+    assert all("elude-answer" in button._dom_classes for button in quiz._answers)
