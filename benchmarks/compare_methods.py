@@ -21,8 +21,8 @@ from elude_nb.models.sites import Site
 from elude_nb.scores.suggest import suggest_concepts, suggest_settings
 
 RIVALS = ("channels", "random routes", "PCA", "ICA", "NMF", "k-means")
-SHOWN = ("units", "top similarity", "best-unit precision", "redundancy", "effective rank", "intruder accuracy",
-         "polysemanticity", "unexplained variance", "output change", "seconds to fit")  # fmt: skip
+SHOWN = ("units", "top_similarity", "best_unit_precision", "redundancy", "effective_rank", "intruder_accuracy",
+         "polysemanticity", "unexplained_variance", "output_change", "seconds_to_fit")  # fmt: skip
 
 
 def variants(model: en.Model, site: Site, discovery: en.ImageSet, tokens: str, seed: int, units: int) -> list[Method]:

@@ -109,7 +109,7 @@ def measure(entry: Entry, seed: int = 0, *, everything: bool = True) -> tuple[pd
 
 def _chosen(entry: Entry, table: pd.DataFrame) -> list[str]:
     """Return the last stream, if there is one, and the entry's own layers or the first, a middle and the last."""
-    can = table.loc[table["can be split"], ["site", "kind"]]
+    can = table.loc[table["can_be_split"], ["site", "kind"]]
     streams = can.loc[can["kind"] == STREAM, "site"].tolist()
     layers = can.loc[can["kind"] != STREAM, "site"].tolist()
     own = list(entry.sites) or [layers[number] for number in sorted({0, len(layers) // 2, len(layers) - 1})]

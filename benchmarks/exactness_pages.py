@@ -244,15 +244,15 @@ def families_page(entries: Sequence[Entry], tables: Mapping[str, pd.DataFrame], 
         layers = table[~table["site"].str.startswith("stream:")]
         mine = [row for row in rows if row.model == entry.name]
         problems = [problem for row in mine for problem in row.problems()]
-        can = layers["can be split"].astype(bool)
-        remarks = [_why_no_stream(streams)] if len(streams) and not streams["can be split"].iloc[-1] else []
+        can = layers["can_be_split"].astype(bool)
+        remarks = [_why_no_stream(streams)] if len(streams) and not streams["can_be_split"].iloc[-1] else []
         remarks += [REMARKS.get(entry.family, "")]
         remarks += [f"{count} {reason}" for reason, count in _reasons(layers.loc[~can, "reason"]).most_common()]
         lines.append(
             [
                 entry.family,
                 entry.name,
-                "yes" if len(streams) and streams["can be split"].iloc[-1] else "no",
+                "yes" if len(streams) and streams["can_be_split"].iloc[-1] else "no",
                 f"{can.sum()} of {len(layers)}",
                 "yes" if mine and not problems else "; ".join(problems) or "no",
                 "; ".join(remark for remark in remarks if remark),

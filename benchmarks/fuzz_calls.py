@@ -22,6 +22,7 @@ import elude_nb as en
 from elude_nb import scores
 from elude_nb.app.report.build import write_report
 from elude_nb.baselines.sae import TopK
+from elude_nb.core.disentangle import estimate
 from elude_nb.errors import ExportError
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.quiz import make_questions
@@ -166,7 +167,7 @@ def _calls(ground: Ground) -> dict[str, Call]:
             {"model": model, "images": images, "site": "stream", "routing": "concepts", **book, **quick},
         ),
         "estimate": (
-            en.estimate,
+            estimate,
             {"model": model, "images": images, "site": "stream", "concepts": 4, "units": 2, "tokens_per_image": 4},
         ),
         "find_site": (en.find_site, {"model": model, "name": "stream", "blocks": 1}),

@@ -154,9 +154,9 @@ def _look_calls(ground: Ground) -> dict[str, Call]:
         "routing_sankey": (figures.routing_sankey, {"split": split, "channel": channel, "most": 4, "most_blocks": 2}),
         "score_intervals": (
             figures.score_intervals,
-            {"compared": compared, "scores": ["top similarity"], "size": "equal"},
+            {"compared": compared, "scores": ["top_similarity"], "size": "equal"},
         ),
-        "tradeoff": (figures.tradeoff, {"compared": compared, "score": "top similarity", "size": "equal"}),
+        "tradeoff": (figures.tradeoff, {"compared": compared, "score": "top_similarity", "size": "equal"}),
         "trial_sheet": (figures.trial_sheet, {"trials": trials, "images": images, "answers": [0] * len(trials)}),
         "unit_maps": (figures.unit_maps, {"gallery": gallery, "image": 0, "channel": channel, "units": 2}),
         "theme": (_theme, {"name": "dark"}),

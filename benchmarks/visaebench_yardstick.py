@@ -131,7 +131,7 @@ def rows_of(method: Method, seen: en.Recording, labels: list[str], embeddings: T
     row("FVU, centred", centred.value, ours, float(variance_of_theirs(lost) / variance_of_theirs(x - mean)))
     row("L0", fvu.metadata["l0"], l0(units), float((units != 0).sum(1).double().mean()))
     dead = (units == 0).all(0)
-    row("dead units", fvu.metadata["dead_features"], int(is_dead(units).sum()), int(dead.sum()))
+    row("dead_units", fvu.metadata["dead_features"], int(is_dead(units).sum()), int(dead.sum()))
 
     grid, pooled = x.unflatten(0, (n, -1)), units.unflatten(0, (n, -1)).amax(1)
     ours_ms, alive = monosemanticity(pooled, embeddings), (pooled.amax(0) > 0).numpy()
@@ -155,7 +155,7 @@ def rows_of(method: Method, seen: en.Recording, labels: list[str], embeddings: T
         by_hand = float(probe.score(values[test], codes[test]))
         row(f"probe accuracy, {name}", kept[f"accuracy_{name}"], accuracy, by_hand)
     probed = SparseProbing(list(KS), test_size=0.5).compute(plain, grid, **known).value
-    precision = best_unit_precision(pooled, labels, choose=np.isin(np.arange(n), train))["average precision"].mean()
+    precision = best_unit_precision(pooled, labels, choose=np.isin(np.arange(n), train))["average_precision"].mean()
     for name, theirs, choose in (("", probed, np.arange(n)), (", chosen on training half", np.nan, train)):
         by_hand = sparse_probe(pooled.numpy(), codes, train, test, choose)
         row(f"sparse probing{name}", theirs, precision, by_hand, comparable=False)

@@ -48,7 +48,7 @@ def scores() -> pd.DataFrame:
     means = {"channel": (0.30, 60), "random route": (0.27, 200), "sub-unit": (0.55, 200)}
     kinds = np.repeat(list(means), [count for _, count in means.values()])
     values = np.concatenate([rng.normal(mean, 0.08, count) for mean, count in means.values()])
-    return pd.DataFrame({"kind": kinds, "top similarity": values})
+    return pd.DataFrame({"kind": kinds, "top_similarity": values})
 
 
 def methods() -> pd.DataFrame:
@@ -58,8 +58,8 @@ def methods() -> pd.DataFrame:
             "method": ["sub-units", "channels", "PCA", "TopK SAE"],
             "size": "equal",
             "units": 8,
-            "top similarity": [0.5, 0.49, 0.3, 0.6],
-            "unexplained variance": [0.0, 0.0, 0.25, 0.5],
+            "top_similarity": [0.5, 0.49, 0.3, 0.6],
+            "unexplained_variance": [0.0, 0.0, 0.25, 0.5],
         }
     )
 

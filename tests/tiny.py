@@ -118,4 +118,4 @@ def sites_of(model: Model) -> list[str]:
     from elude_nb import find_sites
 
     table = find_sites(model)
-    return [str(name) for name in table.loc[table["can be split"], "site"]]
+    return [str(name) for name in table.loc[table["can_be_split"], "site"]]

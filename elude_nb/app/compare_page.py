@@ -51,10 +51,10 @@ def write_comparison(compared: Compared, out: Path) -> list[Path]:
 def comparison_page(compared: Compared) -> str:
     """Return one HTML page with the tables, the pictures and the settings; it asks no server for anything."""
     pictures = []
-    for score in ("top similarity", "best-unit precision"):
+    for score in ("top_similarity", "best_unit_precision"):
         if score in compared.table:
             pictures.append(tradeoff(compared, score)._repr_html_())
-    shown = [name for name in ("top similarity", "best-unit precision", "redundancy") if name in compared.table]
+    shown = [name for name in ("top_similarity", "best_unit_precision", "redundancy") if name in compared.table]
     pictures.append(score_intervals(compared, shown)._repr_html_())
     settings = "".join(
         f"<dt>{html.escape(str(key))}</dt><dd>{html.escape(str(value))}</dd>"
@@ -63,7 +63,7 @@ def comparison_page(compared: Compared) -> str:
     tables = "".join(
         f"<h2>{title}</h2><div class=wide>{table_of_methods(compared.table, size)}</div>"
         for size, title in (
-            ("equal", f"At {compared.settings['equal units']} units each"),
+            ("equal", f"At {compared.settings['equal_units']} units each"),
             ("own", "Each at its own number of live units"),
         )
     )

@@ -21,27 +21,28 @@ from elude_nb.core.recording import Recording, record
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.models.find_sites import find_site
 from elude_nb.models.forward import overheard
+from elude_nb.models.hooks import check_pristine
 from elude_nb.models.load import Model
 from elude_nb.models.sites import STREAM, Site
 from elude_nb.scores.suggest import suggest_concepts
 
 HIGHER_IS_BETTER: dict[str, bool] = {
-    "top similarity": True,
+    "top_similarity": True,
     "monosemanticity": True,
     "polysemanticity": False,
-    "intruder accuracy": True,
-    "best-unit precision": True,
-    "labels covered": True,
-    "top purity": True,
+    "intruder_accuracy": True,
+    "best_unit_precision": True,
+    "labels_covered": True,
+    "top_purity": True,
     "redundancy": False,
-    "effective rank": True,
-    "linearly explained": True,
-    "unexplained variance": False,
-    "output change": False,
-    "top-1 agreement": True,
-    "neighbour agreement": True,
-    "k-NN accuracy": True,
-    "probe accuracy": True,
+    "effective_rank": True,
+    "linearly_explained": True,
+    "unexplained_variance": False,
+    "output_change": False,
+    "top1_agreement": True,
+    "neighbour_agreement": True,
+    "knn_accuracy": True,
+    "probe_accuracy": True,
 }
 """The columns that are judged, and whether more is better."""
 
@@ -79,8 +80,8 @@ def _cell(row: dict[Any, Any], name: str, best: float | None) -> str:
     if pd.isna(value):
         return "<td>&ndash;</td>"
     text = f"{int(value):,}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.3g}"
-    if f"{name} low" in row:
-        text = f"{value:.3f} [{row[f'{name} low']:.3f}, {row[f'{name} high']:.3f}]"
+    if f"{name}_low" in row:
+        text = f"{value:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
     return f'<td class="best">{text}</td>' if value == best else f"<td>{text}</td>"
 
 
@@ -142,7 +143,7 @@ class Compared:
         Returns
         -------
         DataFrame
-            One row a score: ``leader``, ``its score``, ``ours``, ``our score``; ``ours leads``, also if tied.
+            One row a score: ``leader``, ``its_score``, ``ours``, ``our_score``; ``ours_leads``, also if tied.
         """
         check_choice("size", size, sorted(set(self.table["size"])))
         table = self.table[self.table["size"] == size].set_index("method")
@@ -156,14 +157,14 @@ class Compared:
             leader, best = (str(t[score].idxmax() if higher else t[score].idxmin()) for t in (table, mine))
             values = table[score].to_dict()
             rows.append((score, leader, values[leader], best, values[best], values[best] == values[leader]))
-        names = ["score", "leader", "its score", "ours", "our score", "ours leads"]
+        names = ["score", "leader", "its_score", "ours", "our_score", "ours_leads"]
         return pd.DataFrame(rows, columns=names).set_index("score")
 
     def _repr_html_(self) -> str:
         return table_of_methods(self.table, "equal") + table_of_methods(self.table, "own")
 
     def __repr__(self) -> str:
-        return f"Compared({', '.join(self.methods)}; {self.settings['equal units']} units each)"
+        return f"Compared({', '.join(self.methods)}; {self.settings['equal_units']} units each)"
 
 
 def compare(
@@ -245,6 +246,7 @@ def compare(
     check_count("k", k, _FEWEST_BEST)
     check_count("fidelity_images", fidelity_images, 2)  # neighbours are among the other images
     seed = check_count("seed", seed, 0, 2**32 - 1)
+    check_pristine(model.network, "compare")
     place = find_site(model, site, blocks=blocks)
     discovery, scored = _halves(model, images, held_out, seed)
     scored = scored if labels is None else scored.with_labels(labels)
@@ -291,10 +293,10 @@ def compare(
             bar.update()
     settings = {
         "model": model.name, "site": place.name, "blocks": place.blocks, "images": scored.source,
-        "discovery images": len(discovery), "scored images": len(scored), "tokens": tokens,
-        "tokens per image": tokens_per_image, "units": units, "equal units": equal, "concepts": number,
+        "discovery_images": len(discovery), "scored_images": len(scored), "tokens": tokens,
+        "tokens_per_image": tokens_per_image, "units": units, "equal_units": equal, "concepts": number,
         "sub-units": sub_units, "shared": shared, "sparsity": sparsity, "k": k, "seed": seed,
-        "fidelity images": len(few), "forward pass seconds": passes,
+        "fidelity_images": len(few), "forward_pass_seconds": passes,
     }  # fmt: skip
     every_method = {found.method.name: found.method for found in entrants}
     return Compared(pd.DataFrame(rows), pd.concat(tables, ignore_index=True), settings, every_method)

@@ -139,9 +139,9 @@ class Entrant:
     def cost(self, passes: float, images: int) -> dict[str, float]:
         """Return seconds and bytes; forward passes are counted for both."""
         return {
-            "dead units": self.pooled.shape[1] - len(self.live),
-            "seconds to fit": self.fit_seconds,
-            "seconds per 1,000 images": 1000 * (passes + self.encode_seconds / images),
+            "dead_units": self.pooled.shape[1] - len(self.live),
+            "seconds_to_fit": self.fit_seconds,
+            "seconds_per_1000_images": 1000 * (passes + self.encode_seconds / images),
             "bytes": self.method.size_in_bytes(),
         }
 
@@ -176,11 +176,11 @@ class Entrant:
         if common is not None:
             here, labels = common
             best = best_unit_precision(pooled[here], labels, seed=seed)
-            summary.update(_columns("best-unit precision", best["average precision"]))
-            summary["labels covered"] = labels_covered(best)
+            summary.update(_columns("best_unit_precision", best["average_precision"]))
+            summary["labels_covered"] = labels_covered(best)
             summary["labels"] = len(best)
-        summary["effective rank"] = effective_rank(pooled)
-        summary["linearly explained"] = linear_explained(self.on_seen[:, columns], seen.channels, tokens, new.channels)
+        summary["effective_rank"] = effective_rank(pooled)
+        summary["linearly_explained"] = linear_explained(self.on_seen[:, columns], seen.channels, tokens, new.channels)
         return summary, table.assign(unit=columns.numpy())
 
 
@@ -200,7 +200,7 @@ def _encode(method: Method, recording: Recording) -> Tensor:
 
 def _columns(name: str, values: Any) -> dict[str, float]:
     interval = mean_interval(values)
-    return {name: interval.mean, f"{name} low": interval.low, f"{name} high": interval.high}
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 class Fidelity:
@@ -232,7 +232,7 @@ class Fidelity:
             made = torch.cat([method.reconstruct(part) for part in recording.parts(_TOKENS_AT_ONCE)])
             unexplained = unexplained_variance(recording.channels, made)
             changed = self._features(method)
-        return {"unexplained variance": unexplained, **self._changes(changed)}
+        return {"unexplained_variance": unexplained, **self._changes(changed)}
 
     def _beside(self, method: Method) -> Tensor:
         """Return the features while the units are read off; of what all methods read in the same way, only once."""
@@ -258,9 +258,9 @@ class Fidelity:
     def _changes(self, changed: Tensor) -> dict[str, float]:
         differences = output_change(self._original, changed)
         found = {
-            "output change": float(differences["largest"]),
-            "top-1 agreement": float(differences["top-1 agreement"]),
-            "neighbour agreement": neighbour_agreement(self._original, changed, self._k),
+            "output_change": float(differences["largest"]),
+            "top1_agreement": float(differences["top1_agreement"]),
+            "neighbour_agreement": neighbour_agreement(self._original, changed, self._k),
         }
         labels = self.images.labels
         if labels is None or len(set(labels)) < 2 or min(labels.count(label) for label in set(labels)) < 2 * FEWEST:
@@ -268,7 +268,7 @@ class Fidelity:
         # Trained on what the model makes of one half, tested on what the changed model makes of the other.
         train, test = _stratified_halves(labels, self._seed)
         inputs = self._original[train], [labels[i] for i in train], changed[test], [labels[i] for i in test]
-        return {**found, "k-NN accuracy": knn_accuracy(*inputs), "probe accuracy": probe_accuracy(*inputs)}
+        return {**found, "knn_accuracy": knn_accuracy(*inputs), "probe_accuracy": probe_accuracy(*inputs)}
 
 
 def _stratified_halves(labels: Sequence[str], seed: int) -> tuple[list[int], list[int]]:

@@ -13,7 +13,7 @@ from elude_nb._util.progress import progress_bar
 from elude_nb.core.recording import Recording
 from elude_nb.data.images import Images
 from elude_nb.models.forward import features
-from elude_nb.models.hooks import Tap, as_tokens, evaluating, for_analysis, from_tokens
+from elude_nb.models.hooks import Reentrant, Tap, as_tokens, evaluating, for_analysis, from_tokens, intercept
 from elude_nb.models.load import Model
 from elude_nb.models.sites import Site
 
@@ -21,7 +21,7 @@ Reconstruct = Callable[[Recording], Tensor]
 """From recorded tokens (t) to the channels (t, d) that stand in for theirs."""
 
 
-class Replaced:
+class Replaced(Reentrant):
     """Inside the ``with`` block the site's channels at chosen tokens are what ``reconstruct`` makes of them.
 
     The network is as it was afterwards, whatever happens.
@@ -41,35 +41,29 @@ class Replaced:
     def __init__(
         self, network: nn.Module, site: Site, reconstruct: Reconstruct, positions: Tensor, *, sources: bool = False
     ) -> None:
+        super().__init__()
         self._network, self._site, self._reconstruct = network, site, reconstruct
         self._positions, self._wants_sources = positions, sources
         self._seen: dict[int | str, Tensor] = {}
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Replaced:
-        with ExitStack() as stack:  # if a hook cannot be set, those already set are removed
-            if self._wants_sources:
-                stack.enter_context(
-                    Tap(
-                        self._network,
-                        self._site,
-                        on_source=lambda number, a: self._seen.__setitem__(number, self._chosen(a)),
-                        on_entering=lambda x: self._seen.__setitem__("entering", self._chosen(x)),
-                    )
+    def attach(self, stack: ExitStack) -> None:
+        """Set the hooks."""
+        stack.callback(self._seen.clear)
+        if self._wants_sources:
+            stack.enter_context(
+                Tap(
+                    self._network,
+                    self._site,
+                    on_source=lambda number, a: self._seen.__setitem__(number, self._chosen(a)),
+                    on_entering=lambda x: self._seen.__setitem__("entering", self._chosen(x)),
                 )
-            last = self._network.get_submodule(self._site.exit)
-            stack.callback(last.register_forward_hook(self._replace).remove)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-        self._seen.clear()
+            )
+        stack.callback(intercept(self._network.get_submodule(self._site.exit), after=self._replace))
 
     def _chosen(self, tokens: Tensor) -> Tensor:
         return for_analysis(tokens[:, self._positions].flatten(0, 1))
 
-    def _replace(self, _: nn.Module, __: Any, output: Any) -> Any:
+    def _replace(self, output: Any) -> Any:
         found: Tensor = output[0] if isinstance(output, tuple) else output
         last = self._site.kind != "convolution"
         tokens = as_tokens(found, channels_last=last).clone()  # (n, t, d)

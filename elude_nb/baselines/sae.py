@@ -76,8 +76,8 @@ class SparseAutoencoder(Method):
         Mean length of the centred tokens.
     history_
         One row for each look at the held-out tokens: ``step``, ``loss`` (mean over the steps since the last look),
-        ``held-out fvu`` (fraction of variance unexplained, about the mean of the tokens trained on; lower is better),
-        ``active`` latents a token, ``dead share`` of the latents, ``seconds``.
+        ``held_out_fvu`` (fraction of variance unexplained, about the mean of the tokens trained on; lower is better),
+        ``active`` latents a token, ``dead_share`` of the latents, ``seconds``.
     """
 
     learns: tuple[str, ...] = ("encoder", "bias", "decoder", "centre")

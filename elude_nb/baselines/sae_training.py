@@ -24,7 +24,7 @@ LEAST_GAIN = 1e-3  # share of the held-out loss: less than this is no progress w
 LONGEST_IDLE = 100  # steps: after so many without firing a latent is dead, or after one pass over the tokens
 REVIVAL_WEIGHT = 1 / 32  # of what revives dead latents (Gao et al. 2024)
 
-HISTORY = ("step", "loss", "held-out fvu", "active", "dead share", "seconds")
+HISTORY = ("step", "loss", "held_out_fvu", "active", "dead_share", "seconds")
 """Columns of a history; ``active`` is the mean number of active latents a held-out token."""
 
 

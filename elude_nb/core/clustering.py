@@ -29,4 +29,5 @@ def cluster_directions(points: Tensor, weights: Tensor, groups: int, *, seed: in
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
+    """Return vectors (..., d) scaled to length 1; a zero vector stays zero."""
     return torch.nn.functional.normalize(vectors, dim=-1, eps=1e-12)

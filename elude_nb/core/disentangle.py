@@ -19,7 +19,7 @@ from elude_nb.core.result import Disentanglement, Settings
 from elude_nb.core.routing import CONTRIBUTIONS_AT_ONCE, Routing, RoutingStrategy, check_routing_settings, find_routing
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.models.find_sites import find_site
-from elude_nb.models.hooks import for_analysis
+from elude_nb.models.hooks import check_pristine, for_analysis
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import STREAM, TOKENS, Site
 
@@ -134,6 +134,7 @@ def disentangle(
     sub_units, rho = check_routing_settings(units, shared)  # before any forward pass
     groups, tokens_per_image, batch_size = _check_counts(concepts, tokens, tokens_per_image, batch_size, max_memory)
     chosen = model.inputs(images)
+    check_pristine(model.network, "disentangle")
     place = find_site(model, site, blocks=blocks)
     plan = _plan(model, chosen, place, groups, sub_units, tokens, tokens_per_image, batch_size, max_memory)
     if progress:

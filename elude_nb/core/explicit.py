@@ -7,7 +7,6 @@ order of floating-point additions.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from elude_nb.core.routing import Routing
 from elude_nb.errors import PartitionError
+from elude_nb.models.hooks import clean_copy
 from elude_nb.models.sites import Site, Term, dense_weight
 from elude_nb.models.stream import blocks_of
 
@@ -160,7 +160,7 @@ def explicit_network(network: nn.Module, site: Site, routing: Routing) -> nn.Mod
     PartitionError
         If the split weights do not add up to the original weights bit for bit.
     """
-    made = copy.deepcopy(network)
+    made = clean_copy(network)
     channels, units = (rows.to(next(network.parameters()).device) for rows in routing.rows())
     if site.kind == "stream":
         _split_stream(made, site, routing, channels, units)

@@ -196,9 +196,14 @@ class Accumulator:
         self._sum = part + plan.offset if self._sum is None else self._sum + part
         self._seen += 1
 
+    @property
+    def whole(self) -> bool:
+        """Whether all source layers of the site have been seen."""
+        return self._seen == self._terms
+
     def take(self, number: int = 0) -> Tensor:
         """Return by how much the plan's numbers move their channels, (n, t, u), in forward pass ``number``."""
-        if self._sum is None or self._seen != self._terms:
+        if self._sum is None or not self.whole:
             raise RuntimeError(
                 f"{self._seen} of {self._terms} source layers ran in this forward pass; the network does not run as it "
                 "did when its site was found."
@@ -270,7 +275,7 @@ def units_of(split: Splittable, change: Change) -> list[tuple[int, int]]:
     return list(dict.fromkeys(found))
 
 
-def check_split(split: object) -> None:
+def check_splittable(split: object) -> None:
     """Raise ``TypeError`` unless this is a disentanglement, or can stand in for one."""
     if not all(hasattr(split, part) for part in ("model", "site", "routing", "book")):
         cure = "a Disentanglement, from disentangle(...) or Disentanglement.load(...)"

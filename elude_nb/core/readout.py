@@ -45,7 +45,7 @@ class Readout:
         return Readout(self.matrix.to(device), self.offset.to(device), self.entering.to(device))
 
 
-class Lens:
+class Lens(Tap):
     """Compute a read-out beside every forward pass inside the ``with`` block; ``values`` has that of the last one.
 
     Attributes
@@ -59,21 +59,10 @@ class Lens:
         self._matrices = readout.matrix.split([term.sources * site.kernel for term in site.terms])
         self._readout, self._positions = readout, positions
         self._outside = (readout.entering >= 0).nonzero().flatten()
-        self._tap = Tap(
-            network,
-            site,
-            on_source=self._add_source,
-            on_entering=self._add_entering if len(self._outside) else None,
-        )
+        entering = self._add_entering if len(self._outside) else None
+        super().__init__(network, site, on_source=self._add_source, on_entering=entering)
         self._sum: Tensor | None = None  # of the pass under way
         self._values: Tensor | None = None  # of the last whole pass
-
-    def __enter__(self) -> Lens:
-        self._tap.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._tap.__exit__()
 
     @property
     def values(self) -> Tensor:

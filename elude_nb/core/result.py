@@ -21,11 +21,13 @@ from elude_nb._util.files import load_result, save_result, sha256_of_tensors
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.edit import Edit
 from elude_nb.core.explicit import explicit_network
+from elude_nb.core.plan import check_splittable
 from elude_nb.core.readout import Lens, Readout, read_out
 from elude_nb.core.recording import Recording, record
 from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts
 from elude_nb.core.saving import (
     Settings,
+    Stamp,
     check_tensors,
     difference_of_models,
     identity_of,
@@ -38,12 +40,12 @@ from elude_nb.core.steer import Steering
 from elude_nb.data.images import Images
 from elude_nb.errors import ModelMismatchError, SiteError, StoreError
 from elude_nb.models.find_sites import find_site
-from elude_nb.models.hooks import evaluating, for_analysis, output_tensor
+from elude_nb.models.hooks import check_pristine, evaluating, for_analysis, output_tensor
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import STREAM, Site
 
 _KIND = "disentanglement"
-_NAMELESS = {"weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units"}
+_NAMELESS = {"_stamp", "weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +79,38 @@ class Disentanglement:
     unit_shares: Tensor
     names: Mapping[int, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        vars(self)["_stamp"] = Stamp(self.model)
+
+    def check_model(self, purpose: str = "", *, thorough: bool = False) -> None:
+        """Check that the model is still the one that was split, and with a ``purpose``, that no edit is active on it.
+
+        Parameters
+        ----------
+        purpose
+            What needs the model without an edit; the message names it. Empty for what may run inside an edit.
+        thorough
+            Whether to hash all weights, rather than look whether they were touched.
+
+        Raises
+        ------
+        EditError
+            If an edit is active on the model.
+        ModelMismatchError
+            If its weights changed after the split was made.
+        """
+        if purpose:
+            check_pristine(self.model.network, purpose)
+        stamp: Stamp = vars(self)["_stamp"]
+        stamp.check(self.model, thorough=thorough)
+
     # ---------------------------------------------------------------- tables
 
     @cached_property
     def units(self) -> pd.DataFrame:
-        """One row a unit: ``channel``, ``unit``, ``concept``, ``sources``, ``share of variance``, ``mean on concept``.
+        """One row a unit: ``channel``, ``unit``, ``concept``, ``sources``, ``share_of_variance``, ``mean_on_concept``.
 
-        ``mean on concept`` is the unit's mean (above its overall mean) on the tokens of its concept. Unit 0 of a
+        ``mean_on_concept`` is the unit's mean (above its overall mean) on the tokens of its concept. Unit 0 of a
         channel is the shared unit, or the whole channel where it was left alone; it has no concept.
         """
         channels, units = self.routing.rows()
@@ -94,12 +121,12 @@ class Disentanglement:
                 "unit": units.numpy(),
                 "concept": pd.array(concepts.numpy(), dtype="Int64"),
                 "sources": self.routing.sizes()[channels, units].numpy(),
-                "share of variance": self.unit_shares[channels, units].numpy(),
-                "mean on concept": self.means_on_concepts[channels, units].numpy(),
+                "share_of_variance": self.unit_shares[channels, units].numpy(),
+                "mean_on_concept": self.means_on_concepts[channels, units].numpy(),
             }
         )
         missing = table["concept"] == NO_CONCEPT
-        table.loc[missing, ["concept", "mean on concept"]] = pd.NA
+        table.loc[missing, ["concept", "mean_on_concept"]] = pd.NA
         if self.names:
             table.insert(3, "name", [self.names.get(concept, "") for concept in concepts.tolist()])
         return table
@@ -314,6 +341,7 @@ class Disentanglement:
 
         ``channels`` splits only these; ``None`` splits all that the routing splits.
         """
+        self.check_model("explicit", thorough=True)
         routing = self.routing
         if channels is not None:
             for channel in channels:
@@ -328,6 +356,7 @@ class Disentanglement:
 
         Chosen units, or without them all concepts, at all tokens of the last forward pass: (n, t, u) or (n, t, g).
         """
+        self.check_model()
         readout = self.concept_readout() if units is None else self.unit_readout(units)
         return Lens(self.model.network, self.site, readout)
 
@@ -337,6 +366,7 @@ class Disentanglement:
         Takes what `record` takes; ``tokens`` are by default those of the discovery. All is held in memory, s * 4 bytes
         a token: for more than a few images, draw with ``tokens_per_image`` or go through `record` batch by batch.
         """
+        self.check_model()
         chosen = {"tokens": self.settings.tokens, **settings}
         return Recording.join(list(record(self.model, self.model.inputs(images), self.site, **chosen)))
 
@@ -380,12 +410,22 @@ class Disentanglement:
         ModelMismatchError
             If the edit is meant for another split.
         """
+        self.check_model()
         return Steering(self, edit)
 
     # ----------------------------------------------------------- save, load
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything but the model to one safetensors file; the model's identity and hash go with it."""
+        """Write everything but the model to one safetensors file; the model's identity and hash go with it.
+
+        Raises
+        ------
+        EditError
+            If an edit is active on the model: the file would belong to the edited one.
+        ModelMismatchError
+            If the model's weights changed after the split was made.
+        """
+        self.check_model("save", thorough=True)
         tensors = {
             "routes": self.routing.routes,
             "concepts": self.routing.concepts,
@@ -420,6 +460,7 @@ class Disentanglement:
         if model is None:
             model = load_named_model(manifest, os.fspath(path))
         check_model(model)
+        check_pristine(model.network, "load")
         difference = difference_of_models(model, manifest, tensors.get("probe"))
         if difference:
             raise ModelMismatchError(
@@ -485,6 +526,7 @@ class Disentanglement:
             )
 
     def _read(self, readout: Readout, images: Images, tokens: str | None, batch_size: int, *, progress: bool) -> Tensor:
+        self.check_model()
         values = read_out(
             self.model,
             self.model.inputs(images),
@@ -521,12 +563,29 @@ class Disentanglement:
         return torch.where(self.means_on_concepts < 0, -1, 1)
 
     def _mean_sources_of(self, images: Images, tokens: str | None, batch_size: int) -> Tensor:
+        self.check_model()
         total, count = torch.zeros(self.weight.shape[1], dtype=torch.float64), 0
         which = self.settings.tokens if tokens is None else tokens
         for part in record(self.model, self.model.inputs(images), self.site, tokens=which, batch_size=batch_size):
             total += part.sources.sum(0).cpu()
             count += len(part)
         return (total / count).to(self.weight.dtype)
+
+
+def check_split(split: object, purpose: str = "", *, thorough: bool = False) -> None:
+    """Check that this is a disentanglement whose model is as it was, and with a ``purpose``, that no edit is active.
+
+    Raises
+    ------
+    TypeError
+        If ``split`` is no disentanglement, nor can stand in for one.
+    EditError, ModelMismatchError
+        As `Disentanglement.check_model` does.
+    """
+    check_splittable(split)
+    check: Any = getattr(split, "check_model", None)
+    if check is not None:
+        check(purpose, thorough=thorough)
 
 
 def _with_saved_names(split: Disentanglement, names: Any, path: str) -> Disentanglement:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pkgutil import resolve_name
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction
 from elude_nb.core.routing import NO_CONCEPT
-from elude_nb.errors import StoreError
+from elude_nb.errors import ModelMismatchError, StoreError
 from elude_nb.models.hooks import evaluating, for_analysis
 from elude_nb.models.load import Model, load_model
 from elude_nb.models.sites import TOKENS, Site
@@ -36,6 +38,7 @@ class Settings:
     images_from: str
 
 
+_VALUES = 16  # of each parameter that are looked at to notice that it changed
 _TEXTS = ("site", "routing", "strategy", "images_from")
 _COUNTS = ("concepts", "units", "images")
 _WHOLE = {"routes": torch.uint8, "concepts": torch.int64, "counts": torch.int64}
@@ -115,6 +118,78 @@ def check_tensors(tensors: Mapping[str, Tensor], site: Site, dtype: torch.dtype)
     if concepts.numel() and not (int(concepts.min()) >= NO_CONCEPT and int(concepts.max()) < g):
         low, high = int(concepts.min()), int(concepts.max())
         raise ValueError(f"concepts of sub-units go from {low} to {high}; there are {g}, and {NO_CONCEPT} is none")
+
+
+class Stamp:
+    """What tells cheaply that the weights of a network are still those of a split.
+
+    It holds for each parameter and buffer its identity, its version (torch counts changes in place), where it lies, and
+    a few of its values, since what is written through ``.data`` is not counted. Only where one of them differs, or
+    where `check` is ``thorough``, the SHA-256 of all weights is worked out again.
+
+    Attributes
+    ----------
+    fingerprint
+        SHA-256 over all parameters and buffers, as `Model.fingerprint` gives it.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.fingerprint = _fingerprint(model)
+        self._marks = _marks(model.network)
+        self._dtype = model.dtype
+
+    def check(self, model: Model, *, thorough: bool = False) -> None:
+        """Raise `ModelMismatchError` if the weights of ``model`` are others than they were.
+
+        Parameters
+        ----------
+        model
+            The model that was stamped.
+        thorough
+            Whether to work out the SHA-256 in any case: before something is written, or certified.
+        """
+        marks = _marks(model.network)
+        if marks == self._marks and not thorough:
+            return
+        if model.fingerprint() == self.fingerprint:  # moved to another device, or the same values loaded again
+            self._marks = marks
+            return
+        if model.dtype != self._dtype:
+            raise ModelMismatchError(
+                f"{model.name!r} was split in {self._dtype} and is now in {model.dtype}; move it back, or disentangle a "
+                "model that was loaded with that dtype."
+            )
+        changed = sorted(name for name in marks.keys() | self._marks.keys() if marks.get(name) != self._marks.get(name))
+        named = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+        raise ModelMismatchError(
+            f"The weights of {model.name!r} are not those that were split{': ' + named if named else ''} changed "
+            "afterwards. Put the old ones back (load_state_dict), or disentangle the model as it is now."
+        )
+
+
+_FINGERPRINTS: weakref.WeakKeyDictionary[nn.Module, tuple[dict[str, Any], str]] = weakref.WeakKeyDictionary()
+
+
+def _fingerprint(model: Model) -> str:
+    """Return the model's fingerprint, worked out again only if its weights look touched since the last time."""
+    marks = _marks(model.network)
+    known = _FINGERPRINTS.get(model.network)
+    if known is None or known[0] != marks:
+        known = _FINGERPRINTS[model.network] = marks, model.fingerprint()
+    return known[1]
+
+
+def _marks(network: nn.Module) -> dict[str, Any]:
+    tensors = itertools.chain(network.named_parameters(), network.named_buffers())
+    return {name: _mark(tensor) for name, tensor in tensors}
+
+
+def _mark(tensor: Tensor) -> tuple[Any, ...]:
+    version = -1 if tensor.is_inference() else tensor._version
+    flat = tensor.detach().flatten()
+    few = flat[:: max(1, len(flat) // _VALUES)][:_VALUES].tolist() if not tensor.is_meta else []
+    where = tensor.data_ptr() if tensor.device.type != "meta" else 0
+    return id(tensor), version, where, tensor.dtype, tensor.shape, repr(few)  # as text: NaN is equal to itself
 
 
 def identity_of(model: Model) -> dict[str, Any]:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb.core.edit import Edit
-from elude_nb.core.plan import Accumulator, Plan, Splittable, check_split, concept_number, plan_edit
-from elude_nb.errors import ModelMismatchError
-from elude_nb.models.hooks import as_tokens, from_tokens, intercept
+from elude_nb.core.plan import Accumulator, Plan, Splittable, check_splittable, concept_number, plan_edit
+from elude_nb.errors import EditError, ModelMismatchError
+from elude_nb.models.hooks import as_tokens, from_tokens, in_backward, intercept
 from elude_nb.models.sites import Site
 
 
@@ -46,7 +46,7 @@ class Steering:
         self.split = split
         self._edit = edit
         check_edit(split, edit)
-        self._entered: list[tuple[_Live, int]] = []
+        self._entered: list[tuple[int, _Live, int]] = []  # thread, what is active there, the edit's number in it
 
     @property
     def edit(self) -> Edit:
@@ -62,21 +62,24 @@ class Steering:
             If the split cannot carry it out; then the old one stays.
         """
         check_edit(self.split, edit)
-        for live, key in self._entered:
+        for _, live, key in self._entered:
             live.replace(key, numbered(self.split, edit))
         self._edit = edit
 
     def __enter__(self) -> Self:
         live = _live(self.split)
-        self._entered.append((live, live.push(numbered(self.split, self._edit))))
+        self._entered.append((threading.get_ident(), live, live.push(numbered(self.split, self._edit))))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._entered:
-            live, key = self._entered.pop()
-            live.drop(key)
+        here = threading.get_ident()
+        for place in reversed(range(len(self._entered))):
+            if self._entered[place][0] == here:
+                _, live, key = self._entered.pop(place)
+                live.drop(key)
+                return
 
     def __repr__(self) -> str:
         active = "active" if self._entered else "not active"
@@ -95,7 +98,7 @@ def check_edit(split: Splittable, edit: Edit) -> Plan:
     EditError
         If the split lacks what it names.
     """
-    check_split(split)
+    check_splittable(split)
     if not isinstance(edit, Edit):
         raise TypeError(f"An Edit is needed, such as Edit.scale(concept=12, by=0.0), not {edit!r}.")
     if edit.made_for is not None and edit.made_for != split.identity:
@@ -116,7 +119,7 @@ def numbered(split: Splittable, edit: Edit) -> Edit:
 
 
 class _Live:
-    """All edits that are active on one split of one network, as one plan."""
+    """All edits that one thread has active on one split of one network, as one plan."""
 
     def __init__(self, split: Splittable) -> None:
         self._split = split
@@ -124,7 +127,9 @@ class _Live:
         self._passes = 0
         self._keys = 0
         self._plan: Plan | None = None
-        self._state = threading.local()  # forward passes of several threads do not mix
+        # What a forward pass gathers, and what layers gather that run again during backward (activation checkpointing).
+        self._gathered: Accumulator | None = None
+        self._again: Accumulator | None = None
         self._removers: list[Callable[[], None]] = []
         # Should nobody leave the block, the network is freed as soon as the context is.
         weakref.finalize(self, _call_all, self._removers)
@@ -182,24 +187,38 @@ class _Live:
 
         with ExitStack() as stack:  # if one cannot be set, those already set are removed
             for number, term in enumerate(site.terms):
-                stack.callback(intercept(network.get_submodule(term.layer), before=see(number)))
-            stack.callback(intercept(network.get_submodule(site.exit), after=after))
+                stack.callback(intercept(network.get_submodule(term.layer), before=see(number), edit=True))
+            stack.callback(intercept(network.get_submodule(site.exit), after=after, edit=True))
             self._removers.append(stack.pop_all().close)
 
     def _see(self, number: int, layer: nn.Module, inputs: Tensor) -> None:
+        plan = self._plan
+        if plan is None or not len(plan):
+            return
+        if in_backward():
+            if number == 0 or self._again is None:
+                self._again = Accumulator(plan, self._split.site)
+            self._again.see(number, layer, inputs)
+            return
         if number == 0:  # a pass that failed may have left what it gathered
-            plan = self._plan
-            self._state.gathered = None if plan is None or not len(plan) else Accumulator(plan, self._split.site)
-        gathered: Accumulator | None = getattr(self._state, "gathered", None)
-        if gathered is not None:
-            gathered.see(number, layer, inputs)
+            self._gathered = Accumulator(plan, self._split.site)
+        if self._gathered is not None:
+            self._gathered.see(number, layer, inputs)
 
     def _finish(self, output: Any) -> Any:
-        gathered: Accumulator | None = getattr(self._state, "gathered", None)
-        number, self._passes = self._passes, self._passes + 1
+        if in_backward():
+            gathered, self._again, number = self._again, None, self._passes - 1
+            if gathered is not None and not gathered.whole:
+                raise EditError(
+                    f"Activation checkpointing runs only some of the layers again that the edit at "
+                    f"{self._split.site.name!r} reads, so its gradient would be wrong. Switch checkpointing off, or edit "
+                    "a site whose layers lie in one checkpointed block."
+                )
+        else:
+            gathered, self._gathered, number = self._gathered, None, self._passes
+            self._passes += 1
         if gathered is None:
             return output
-        self._state.gathered = None
         network, site = self._split.model.network, self._split.site
         found: Tensor = output[0] if isinstance(output, tuple) else output
         moved = moved_output(network, site, gathered.plan, gathered.take(number), found)
@@ -215,24 +234,18 @@ def moved_output(network: nn.Module, site: Site, plan: Plan, change: Tensor, out
     return made if made.stride() == output.stride() else torch.empty_like(output).copy_(made)
 
 
-_LIVE: weakref.WeakKeyDictionary[nn.Module, weakref.WeakValueDictionary[str, _Live]] = weakref.WeakKeyDictionary()
-
-
-def is_steered(split: Splittable) -> bool:
-    """Say whether an edit of this split is active."""
-    check_split(split)
-    of_network = _LIVE.get(split.model.network)
-    found = None if of_network is None else of_network.get(split.identity)
-    return found is not None and found.active
+_Active = weakref.WeakValueDictionary[tuple[str, int], _Live]
+_LIVE: weakref.WeakKeyDictionary[nn.Module, _Active] = weakref.WeakKeyDictionary()
 
 
 def _live(split: Splittable) -> _Live:
-    """Return what is active on a split's network, or a new one."""
+    """Return what this thread has active on a split's network, or a new one."""
     of_network = _LIVE.setdefault(split.model.network, weakref.WeakValueDictionary())
-    found = of_network.get(split.identity)
+    key = split.identity, threading.get_ident()
+    found = of_network.get(key)
     if found is None:
         found = _Live(split)
-        of_network[split.identity] = found
+        of_network[key] = found
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import html
 import json
 import math
@@ -18,13 +17,12 @@ from torch import Tensor, nn
 from elude_nb._util.checks import check_count
 from elude_nb._util.progress import progress_bar
 from elude_nb.core.explicit import weights_add_up
-from elude_nb.core.plan import check_split
 from elude_nb.core.readout import Lens, Readout
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import ExactnessError
-from elude_nb.models.hooks import Tap, as_dtype, as_tokens, evaluating, first_tensor, output_tensor
+from elude_nb.models.hooks import Tap, as_dtype, as_tokens, clean_copy, evaluating, first_tensor, output_tensor
 from elude_nb.models.sites import Site
 
 
@@ -255,7 +253,7 @@ def verify(
         length of the sum and lambda = 8 (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, theorem 2.4, for each of two
         orders of summation); or if the outputs differ by more than 1e-12 of the largest in float64.
     """
-    check_split(split)
+    check_split(split, "verify", thorough=True)
     check_count("batch_size", batch_size)
     check_count("images_float64", images_float64)
     photos = split.model.inputs(images)
@@ -394,7 +392,7 @@ def _in_float64(
 ) -> tuple[Difference, Difference]:
     """Compare lens and explicit network with the model, all as float64 copies, one image at a time to spare memory."""
     lensed, apart = Comparison(), Comparison()
-    network, explicit = (copy.deepcopy(x).cpu().double() for x in (split.model.network, explicit))
+    network, explicit = (clean_copy(x).cpu().double() for x in (split.model.network, explicit))
     readout = Readout(readout.matrix.double(), readout.offset.double(), readout.entering)
     for given in split.model.batches(images, 1):
         batch = as_dtype(given.cpu(), torch.float64)  # on the CPU: not every device has float64

@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from elude_nb._util.checks import check_choice, check_count, check_flag
-from elude_nb.core.plan import check_split
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.figures.theme import FAINT, GREY, PAPER, SEQUENCE, Picture, clear, drawing, dress, handed_over, shade
 from elude_nb.interpret.profiles import route_table
 

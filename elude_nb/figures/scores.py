@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 
 from elude_nb._util.checks import check_choice, check_count, check_kind, check_whole
 from elude_nb.baselines.compare import HIGHER_IS_BETTER, Compared
-from elude_nb.core.plan import check_split
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.images import ImageSet, as_image_set
 from elude_nb.figures.images import square_thumbnail
 from elude_nb.figures.theme import (
@@ -101,7 +100,7 @@ def score_distributions(scores: pd.DataFrame, column: str = ..., *, axes: None =
 @overload
 def score_distributions(scores: pd.DataFrame, column: str = ..., *, axes: Axes) -> Axes: ...
 def score_distributions(
-    scores: pd.DataFrame, column: str = "top similarity", *, axes: Axes | None = None
+    scores: pd.DataFrame, column: str = "top_similarity", *, axes: Axes | None = None
 ) -> Picture | Axes:
     """Show how a score is distributed over channels, random routes and sub-units, with the mean of each.
 
@@ -140,7 +139,7 @@ def score_distributions(
 
 
 def _reading(column: str) -> str:
-    if column == "top similarity":
+    if column == "top_similarity":
         return "higher: a unit's best images are more alike"
     return "higher is better" if HIGHER_IS_BETTER.get(column, True) else "lower is better"
 
@@ -158,9 +157,9 @@ def tradeoff(
 ) -> Axes: ...
 def tradeoff(
     compared: Compared | pd.DataFrame,
-    score: str = "top similarity",
+    score: str = "top_similarity",
     *,
-    loss: str = "unexplained variance",
+    loss: str = "unexplained_variance",
     size: str = "equal",
     axes: Axes | None = None,
 ) -> Picture | Axes:
@@ -200,7 +199,7 @@ def tradeoff(
 
 def score_intervals(
     compared: Compared | pd.DataFrame,
-    scores: Sequence[str] = ("top similarity", "best-unit precision", "redundancy"),
+    scores: Sequence[str] = ("top_similarity", "best_unit_precision", "redundancy"),
     *,
     size: str = "equal",
 ) -> Picture:
@@ -227,7 +226,7 @@ def score_intervals(
         picture = Picture(figsize=(2.6 + 2.3 * len(scores), 0.9 + 0.28 * len(table)))
         axes = picture.subplots(1, len(scores), sharey=True, squeeze=False, gridspec_kw={"wspace": 0.12})[0]
         for place, score in zip(axes, scores, strict=True):
-            low, high = table.get(f"{score} low", table[score]), table.get(f"{score} high", table[score])
+            low, high = table.get(f"{score}_low", table[score]), table.get(f"{score}_high", table[score])
             colours = [_colour(method) for method in table["method"]]
             place.hlines(places, low, high, colors=colours, linewidth=2)
             place.scatter(table[score], places, c=colours, s=28, zorder=3)
@@ -256,7 +255,7 @@ def _colour(method: str) -> str:
 def _point(place: Axes, row: pd.Series[Any], score: str, loss: str, height: float) -> None:
     """Draw one method with its interval and its name."""
     colour, value, lost = _colour(str(row["method"])), float(row[score]), float(row[loss])
-    low, high = float(row.get(f"{score} low", value)), float(row.get(f"{score} high", value))
+    low, high = float(row.get(f"{score}_low", value)), float(row.get(f"{score}_high", value))
     place.errorbar(lost, value, [[value - low], [high - value]], fmt="o", color=colour, capsize=3, markersize=6)
     left, right = place.get_xlim()
     place.annotate(
@@ -285,7 +284,7 @@ def _limits(losses: pd.Series[float]) -> tuple[float, float]:
 
 
 def _range(table: pd.DataFrame, score: str) -> float:
-    ends = [table[column] for column in (score, f"{score} low", f"{score} high") if column in table]
+    ends = [table[column] for column in (score, f"{score}_low", f"{score}_high") if column in table]
     return float(max(end.max() for end in ends) - min(end.min() for end in ends)) or 1.0
 
 

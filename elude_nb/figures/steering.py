@@ -139,7 +139,7 @@ def similarity_bars(effect: SimilarityEffect, *, axes: Axes | None = None) -> Pi
         for kind, shift, alpha, label in looks:
             colours = [_COLOURS.get(method, PURPLE) for method in table["method"]]
             place.barh(places + shift, table[kind], height=0.25, color=colours, alpha=alpha, label=label)
-            place.hlines(places + shift, table[f"{kind} low"], table[f"{kind} high"], color=INK, linewidth=1)
+            place.hlines(places + shift, table[f"{kind}_low"], table[f"{kind}_high"], color=INK, linewidth=1)
         place.set_yticks(places, [f"{m}\n{_short(d)}" for m, d in zip(table["method"], table["detail"], strict=True)])
         place.tick_params(axis="y", length=0, labelsize=8)
         place.axvline(0, color=FAINT, linewidth=0.8)

@@ -19,12 +19,11 @@ from torch import Tensor
 from elude_nb._util.checks import check_choice, check_count
 from elude_nb._util.progress import progress_bar
 from elude_nb.core.edit import Edit
-from elude_nb.core.plan import Accumulator, Plan, check_split, plan_edit
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.plan import Accumulator, Plan, plan_edit
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
-from elude_nb.core.steer import is_steered, moved_output
+from elude_nb.core.steer import moved_output
 from elude_nb.data.images import Images
-from elude_nb.errors import EditError
 from elude_nb.models.forward import Read, Rest, features
 from elude_nb.models.hooks import Tap, as_tokens, evaluating, for_analysis
 
@@ -50,7 +49,7 @@ class Attribution:
         how many: the sub-units ablated are the strongest by gradient, and among these methods agree less easily.
     completeness
         For gradient and integrated gradients: by what all sub-units together moved the output (``difference``), the
-        ``sum`` of their attributions, the ``gap`` between the two, and the ``relative gap``: sum over images of the
+        ``sum`` of their attributions, the ``gap`` between the two, and the ``relative_gap``: sum over images of the
         absolute gap over that of the absolute difference, so that images do not cancel.
     exact
         Whether the rest of the network was seen to be linear, up to rounding: on every image the gradient is the same
@@ -144,7 +143,7 @@ def attribute(
     chosen = list(dict.fromkeys(check_choice("methods", m, METHODS) for m in _several(methods)))
     for name, value, least in (("steps", steps, 1), ("ablate_units", ablate_units, 0), ("batch_size", batch_size, 1)):
         check_count(name, value, least)
-    check_split(split)
+    check_split(split, "attribute")
     photos = split.model.inputs(images)
     if not len(photos) or not chosen:
         raise ValueError("attribute needs at least one image and one method.")
@@ -191,8 +190,6 @@ class _Work:
         usable = callable(output) or hasattr(output, "__index__")  # whole numbers of numpy as well
         if isinstance(output, bool) or not usable:
             raise TypeError(f"output must be a column's number or a function of outputs (n, e), not {output!r}.")
-        if is_steered(split):
-            raise EditError("An edit of this split is active; leave its block: its sub-units would be moved twice.")
         self.split, self._output, self._tokens = split, output, tokens
         self.network, self.site = split.model.network, split.site
         self._positions = split.site.layout.positions(tokens)
@@ -299,7 +296,7 @@ class _Found:
 
     def __init__(self, split: Disentanglement, gathered: dict[str, Tensor]) -> None:
         table = split.units[split.units["unit"] > 0]
-        self._rows = table.drop(columns=["sources", "share of variance", "mean on concept"]).reset_index(drop=True)
+        self._rows = table.drop(columns=["sources", "share_of_variance", "mean_on_concept"]).reset_index(drop=True)
         where = torch.tensor(self._rows["channel"].tolist()), torch.tensor(self._rows["unit"].tolist())
         owners = split.routing.concepts[where[0], where[1] - 1]
         present = sorted(set(owners.tolist()) - {NO_CONCEPT})
@@ -384,5 +381,5 @@ def _completeness(found: dict[str, Tensor], difference: Tensor) -> pd.DataFrame:
         sums = values.sum(1).double()
         relative = float((sums - moved).abs().sum() / moved.abs().sum()) if bool(moved.any()) else float("nan")
         mean, total = float(moved.mean()), float(sums.mean())
-        rows[name] = {"difference": mean, "sum": total, "gap": total - mean, "relative gap": relative}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["difference", "sum", "gap", "relative gap"])
+        rows[name] = {"difference": mean, "sum": total, "gap": total - mean, "relative_gap": relative}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["difference", "sum", "gap", "relative_gap"])

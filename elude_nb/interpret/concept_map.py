@@ -10,8 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from elude_nb._util.checks import check_count, check_kind
-from elude_nb.core.plan import check_split
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.interpret.exemplars import crop_at
 from elude_nb.interpret.gallery import Gallery

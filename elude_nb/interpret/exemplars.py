@@ -14,8 +14,7 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_whole
 from elude_nb.core.concepts import ConceptBook
-from elude_nb.core.plan import check_split
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
@@ -115,7 +114,7 @@ def find_exemplars(
     ValueError
         If the channel was left alone or does not exist, or there are fewer than ``count`` images.
     """
-    check_split(split)
+    check_split(split, "find_exemplars")
     photos = as_image_set(images)
     check_count("channel", channel, 0, split.site.channels - 1)
     check_count("count", count, 2, len(photos))
@@ -221,12 +220,12 @@ def choose_units(split: Disentanglement, channel: int, number: int) -> list[int]
 def choose_among(table: pd.DataFrame, book: ConceptBook, number: int) -> list[int]:
     """Return up to ``number`` of a channel's sub-units, the strongest first, then strong ones unlike those taken.
 
-    The table has the columns ``unit``, ``concept`` and ``mean on concept``.
+    The table has the columns ``unit``, ``concept`` and ``mean_on_concept``.
     """
     units: list[int] = table["unit"].tolist()
     if table["concept"].isna().any():
         return units[:number]
-    strength = torch.tensor(table["mean on concept"].to_numpy(dtype=np.float64)).abs()
+    strength = torch.tensor(table["mean_on_concept"].to_numpy(dtype=np.float64)).abs()
     directions = book.directions()[torch.tensor(table["concept"].to_numpy(dtype=np.int64))].double()
     chosen: list[int] = []
     novelty = torch.ones_like(strength)

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction
 from elude_nb._util.progress import progress_bar
-from elude_nb.core.plan import check_split
 from elude_nb.core.readout import Lens, Readout
 from elude_nb.core.recording import pool_tokens, real_tokens_at
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.models.hooks import evaluating
 from elude_nb.scores.inputs import is_constant
@@ -93,8 +92,8 @@ def find_units(
         ``kind`` ("concept" or "unit"), ``concept``, ``channel``, ``unit``, ``name`` of the concept (if it has one);
         ``rank`` on the choosing part, 1 the best: by AUROC, and of equal ones by how many standard deviations the
         means of the two sets lie apart; ``direction``, "higher" or "lower" on the positive images;
-        ``auroc chosen``, in [0.5, 1], too high by the choice; ``auroc`` on the checking part in the same direction,
-        in [0, 1], higher is better, 0.5 is chance; ``p``; ``p corrected`` over all rows (Holm); ``significant``. A
+        ``auroc_chosen``, in [0.5, 1], too high by the choice; ``auroc`` on the checking part in the same direction,
+        in [0, 1], higher is better, 0.5 is chance; ``p``; ``p_corrected`` over all rows (Holm); ``significant``. A
         unit that is constant on a part has AUROC 0.5 there, and p = 1.
 
     Raises
@@ -116,7 +115,7 @@ def find_units(
     out by ``en.Edit.scale(concept=int(row.concept), by=0.0)``, and a sub-unit by
     ``en.Edit.scale(unit=(int(row.channel), int(row.unit)), by=0.0)``.
     """
-    check_split(split)
+    check_split(split, "find_units")
     check_count("seed", seed, 0)
     check_count("batch_size", batch_size)
     check_choice("kind", kind, KINDS)
@@ -227,12 +226,12 @@ def _ranked(
     area, area_checked = _auroc(*chosen), _auroc(*checked)
     higher = area >= 0.5
     found = table.assign(direction=np.where(higher, "higher", "lower"))
-    found["auroc chosen"] = np.where(higher, area, 1 - area).round(12)  # 1 - 0.28 is not quite 0.72
+    found["auroc_chosen"] = np.where(higher, area, 1 - area).round(12)  # 1 - 0.28 is not quite 0.72
     found["auroc"] = np.where(higher, area_checked, 1 - area_checked)
     found["p"] = _p_values(*checked, np.where(higher, 1, -1))
-    found["p corrected"] = holm(found["p"].to_numpy())
-    found["significant"] = found["p corrected"] <= level
-    found = found.iloc[np.lexsort((-_gap(*chosen), -found["auroc chosen"]))]
+    found["p_corrected"] = holm(found["p"].to_numpy())
+    found["significant"] = found["p_corrected"] <= level
+    found = found.iloc[np.lexsort((-_gap(*chosen), -found["auroc_chosen"]))]
     found.insert(list(found.columns).index("direction"), "rank", range(1, len(found) + 1))
     return found.sort_values("significant", ascending=False, kind="stable", ignore_index=True)
 

@@ -18,15 +18,14 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_number, check_unit, check_whole
 from elude_nb._util.progress import progress_bar
-from elude_nb.core.plan import check_split
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT, ConceptRouting, Routing, check_routing_settings
 from elude_nb.data.images import Images, ImageSet, as_image_set
-from elude_nb.errors import EditError, SiteError
+from elude_nb.errors import SiteError
 from elude_nb.interpret.exemplars import Exemplars, arrange_exemplars, choose_among, name_of_unit
 from elude_nb.interpret.profiles import places_of_sources
 from elude_nb.models.forward import output_and_patches
-from elude_nb.models.hooks import Tap, evaluating, for_analysis, is_intercepted
+from elude_nb.models.hooks import Tap, evaluating, for_analysis
 from elude_nb.models.load import Model
 
 _GIB = 1 << 30
@@ -66,8 +65,8 @@ class ChannelView:
     channel
         Its number.
     units
-        One row a unit: ``unit``, ``concept``, ``name``, ``sources``, ``share of variance`` (over the gallery's patches)
-        and ``mean on concept``. Without sub-units, unit 0 is the whole channel.
+        One row a unit: ``unit``, ``concept``, ``name``, ``sources``, ``share_of_variance`` (over the gallery's patches)
+        and ``mean_on_concept``. Without sub-units, unit 0 is the whole channel.
     maps
         Activations of these units at every patch, (n, t, u), in the order of the rows. Sub-units are counted from their
         mean over the discovery; unit 0 holds the rest, so that the sum is the channel.
@@ -115,7 +114,7 @@ class Gallery:
     """
 
     def __init__(self, split: Disentanglement, images: Images, *, max_memory: float = 1.0) -> None:
-        check_split(split)
+        check_split(split, "a gallery")
         photos = as_image_set(images)
         layout = split.site.layout
         if layout.grid is None:
@@ -231,7 +230,7 @@ class Gallery:
         maps, names = [view.maps.sum(-1) - mean], ["whole channel"]
         for unit in chosen:
             row = table.index[table["unit"] == unit][0]
-            sign = -1.0 if float(table["mean on concept"].fillna(0.0)[row]) < 0 else 1.0
+            sign = -1.0 if float(table["mean_on_concept"].fillna(0.0)[row]) < 0 else 1.0
             maps.append(sign * view.maps[..., row])
             concept = table["concept"][row]
             names.append(name_of_unit(unit, NO_CONCEPT if pd.isna(concept) else int(concept), low=sign < 0))
@@ -358,8 +357,7 @@ def look(split: Disentanglement, images: list[Image.Image]) -> Sight:
     model, site = split.model, split.site
     if site.layout.grid is None:
         raise SiteError(f"{site.name!r} has no patches to look at; choose another site.")
-    if is_intercepted(model.network):
-        raise EditError("An edit is active; leave its block, or what is seen would be what the edit made of it.")
+    split.check_model("a gallery")
     positions = site.layout.positions("patch").to(model.device)
     sources: dict[int, Tensor] = {}
     channels: list[Tensor] = []
@@ -411,8 +409,8 @@ def _view(split: Disentanglement, channel: int, routing: Routing, sources: Tenso
             "concept": pd.array([None if c == NO_CONCEPT else c for c in concepts], dtype="Int64"),
             "name": [split.names.get(concept, "") for concept in concepts],
             "sources": routing.sizes()[0, [0, *present.tolist()]].tolist(),
-            "share of variance": ((moved * moved.sum(1, keepdim=True)).mean(0) / variance).tolist(),
-            "mean on concept": means,
+            "share_of_variance": ((moved * moved.sum(1, keepdim=True)).mean(0) / variance).tolist(),
+            "mean_on_concept": means,
         }
     )
     return ChannelView(channel, units, maps, routing.reasons[0], routing)

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_fraction
 from elude_nb._util.progress import progress_bar
-from elude_nb.core.plan import check_split
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.interpret.find_units import Numbers, holm, pooled
 from elude_nb.scores.inputs import as_codes, is_constant, unit_vectors
@@ -122,7 +121,7 @@ def name_concepts(
     --------
     ``found = name_concepts(split, images)``; look at ``found.table``; then ``split = split.with_names(found.names)``.
     """
-    check_split(split)
+    check_split(split, "name_concepts")
     check_count("batch_size", batch_size)
     check_fraction("level", level, open_ends=True)
     photos = split.model.inputs(images)
@@ -146,7 +145,7 @@ def name_concepts(
             "share": counts[row, place] / top,
             "lift": lift[row, place],
             "p": p[row, place],
-            "p corrected": corrected[row, place],
+            "p_corrected": corrected[row, place],
         }
     )
     found = [f"{row.images} of {top} top images, {row.lift:.1f} times the base rate" for row in table.itertuples()]
@@ -173,7 +172,7 @@ def named(
     level: float,
 ) -> ConceptNames:
     """Give names where the evidence suffices, and say everywhere what it is."""
-    sure = (table["p corrected"] <= level).to_numpy()
+    sure = (table["p_corrected"] <= level).to_numpy()
     words = [word if known else "" for word, known in zip(table[column], sure, strict=True)]
     table.insert(1, "name", _without_doubles(words, np.argsort(order, kind="stable")))
     said = []
@@ -277,7 +276,7 @@ def name_concepts_by_text(
     Returns
     -------
     ConceptNames
-        The table has ``text``, ``cosine`` with the best images, ``above all`` (the score), ``z`` (higher is better,
+        The table has ``text``, ``cosine`` with the best images, ``above_all`` (the score), ``z`` (higher is better,
         0 is chance) and ``p`` of the text with the largest z, named or not.
 
     Raises
@@ -288,6 +287,7 @@ def name_concepts_by_text(
         If texts are missing, empty or given twice, the template has no place for them, ``draws`` are too few, an
         embedding has the wrong shape, there are no more than ``top`` images, or the routing has no concepts.
     """
+    check_split(split, "name_concepts_by_text")
     check_fraction("level", level, open_ends=True)
     words, photos = _as_texts(texts), as_image_set(images)
     check_count("top", top, 1, len(photos) - 1)
@@ -312,13 +312,13 @@ def name_concepts_by_text(
             "concept": row,
             "text": [words[i] for i in place],
             "cosine": cosine,
-            "above all": cosine - cosines.mean(0)[place],
+            "above_all": cosine - cosines.mean(0)[place],
             "z": z[row, place],
             "p": p,
-            "p corrected": holm(p),
+            "p_corrected": holm(p),
         }
     )
-    pairs = zip(table["above all"], table["z"], strict=True)
+    pairs = zip(table["above_all"], table["z"], strict=True)
     found = [f"cosine {score:+.3f} against all images, z = {size:.1f}" for score, size in pairs]
     return named(table, "text", found, idle, -table["z"].to_numpy(), "texts", top, level)
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb.core.edit import Edit
-from elude_nb.core.plan import check_split
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.steering.heads import read_outputs
 
@@ -92,7 +91,7 @@ def find_neighbours(
     ValueError
         If there are fewer than ``k`` images, or ``outputs`` are not theirs.
     """
-    check_split(split)
+    check_split(split, "find_neighbours")
     check_kind("edits", edits, Mapping, "a mapping of names to edits, such as {'no cats': Edit.ablate(concept=12)}")
     photos = split.model.inputs(among)
     check_count("k", k, 1, len(photos))

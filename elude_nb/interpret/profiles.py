@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count, check_kind
-from elude_nb.core.plan import check_split
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.errors import SiteError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import weakref
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from elude_nb._util.checks import check_count, check_kind, check_whole, near_matches
 from elude_nb.errors import SiteError
-from elude_nb.models.hooks import Tap, as_dtype, evaluating, first_tensor, is_intercepted
+from elude_nb.models.hooks import Tap, as_dtype, check_pristine, clean_copy, evaluating, first_tensor
 from elude_nb.models.layers import layer_names, reason_against
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import STREAM, Site, Term, TokenLayout
@@ -117,6 +116,7 @@ def run_once(model: Model) -> Run:
     """Run the network on noise and note shapes; remembered per model, which keeps `find_sites` to one pass."""
     if model in RUNS:
         return RUNS[model]
+    check_pristine(model.network, "find_sites")
     shapes: dict[str, tuple[int, ...]] = {}
     calls: dict[str, int] = {}
     norms: dict[str, str] = {}
@@ -165,8 +165,8 @@ def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.Data
     Returns
     -------
     DataFrame
-        One row a site: ``site`` (its name), ``kind``, ``channels``, ``sources``, ``sources per channel``, ``tokens``,
-        ``can be split``, and the ``reason`` where it cannot.
+        One row a site: ``site`` (its name), ``kind``, ``channels``, ``sources``, ``sources_per_channel``, ``tokens``,
+        ``can_be_split``, and the ``reason`` where it cannot.
 
     Examples
     --------
@@ -180,13 +180,13 @@ def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.Data
     _check_blocks(blocks)
     names = [f"{STREAM}:{k}" for k in range(1, len(run_once(model).blocks) + 1)]
     rows = [_site_row(model, name, blocks) for name in names]
-    splittable = [row for row in rows if row["can be split"]]
+    splittable = [row for row in rows if row["can_be_split"]]
     if splittable:  # the last stream holds the others' sums, so its check is theirs
         reason = _reason_against(model, splittable[-1]["site"], blocks)
         for row in splittable if reason else ():
-            row |= {"can be split": False, "reason": reason}
+            row |= {"can_be_split": False, "reason": reason}
     rows += [_site_row(model, name, "all") for name in layer_names(model.network)]
-    columns = ["site", "kind", "channels", "sources", "sources per channel", "tokens", "can be split", "reason"]
+    columns = ["site", "kind", "channels", "sources", "sources_per_channel", "tokens", "can_be_split", "reason"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -204,16 +204,16 @@ def _site_row(model: Model, name: str, blocks: int | Literal["all"]) -> dict[str
     try:
         site = _describe(model, name, blocks, run_once(model))
     except SiteError as error:
-        return {"site": name, "can be split": False, "reason": str(error)}
+        return {"site": name, "can_be_split": False, "reason": str(error)}
     groups = getattr(model.network.get_submodule(site.exit), "groups", 1)
     return {
         "site": site.name,
         "kind": site.kind,
         "channels": site.channels,
         "sources": site.sources,
-        "sources per channel": site.sources // groups,
+        "sources_per_channel": site.sources // groups,
         "tokens": site.layout.count,
-        "can be split": True,
+        "can_be_split": True,
         "reason": "",
     }
 
@@ -360,7 +360,7 @@ def _check_recomposition(model: Model, site: Site) -> None:
     """Add the contributions up for one noise image and compare with the model's own channels."""
     network, noise = model.network, model.noise()
     if model.dtype.itemsize < 4:  # half precision rounds so coarsely that a wrong sum would pass
-        network, noise = copy.deepcopy(network).float(), as_dtype(noise, torch.float32)
+        network, noise = clean_copy(network).float(), as_dtype(noise, torch.float32)
     weights = site.weights(network)
     total: dict[str, Tensor] = {}
 
@@ -394,10 +394,6 @@ def _check_recomposition(model: Model, site: Site) -> None:
         16 * eps * (math.sqrt(site.sources) * inside.abs().max() + len(site.terms) * total["channels"].abs().max())
     )
     if not difference.abs().max() <= allowed:
-        if is_intercepted(network):
-            raise SiteError(
-                f"{site.name!r} cannot be checked while an edit is active on the model; leave its block first."
-            )
         raise SiteError(
             f"{site.name!r} is not the sum it should be: recomposed channels differ from the model's by up to "
             f"{difference.abs().max():.2g}, where rounding allows {allowed:.2g}. The block normalises after the "

@@ -2,7 +2,7 @@
 
 - `Tap` listens to a site, and `intercept` changes what a module puts out. Both are bound to the thread that set them, can
   be entered again inside themselves, and leave nothing behind.
-- `check_unedited` is the one check of everything that measures or writes a model.
+- `check_pristine` is the one check of everything that measures or writes a model.
 - `clean_copy` copies a network without the hooks of this library.
 
 Torch's forward hooks serve for listening. For changes they do not: Dynamo does not guard on hooks, so one that is set
@@ -17,7 +17,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import MethodType
 from typing import Any, Self
 
@@ -41,12 +41,13 @@ def in_backward() -> bool:
 
 
 def is_edited(network: nn.Module) -> bool:
-    """Say whether what any module of a network puts out is changed by this library now, in whichever thread."""
-    return any(module in _POINTS for module in network.modules())
+    """Say whether an edit is active on any module of a network, in whichever thread it was entered."""
+    points = (_POINTS.get(module) for module in network.modules())
+    return any(point is not None and point.editors for point in points)
 
 
-def check_unedited(network: nn.Module, purpose: str) -> None:
-    """Raise `EditError` while an edit is active on a network.
+def check_pristine(network: nn.Module, purpose: str) -> None:
+    """Check that a network runs as it is: no edit is active on it.
 
     Parameters
     ----------
@@ -54,6 +55,11 @@ def check_unedited(network: nn.Module, purpose: str) -> None:
         The network.
     purpose
         What needs the model as it is, such as ``"verify"``; the message begins with it.
+
+    Raises
+    ------
+    EditError
+        If an edit is active, in whichever thread.
     """
     if is_edited(network):
         raise EditError(
@@ -183,13 +189,26 @@ def listen(
     def heard() -> bool:
         return threading.get_ident() == owner and not in_backward()
 
+    def unpacked(tensor: Tensor) -> Tensor:
+        return tensor
+
+    def apart() -> AbstractContextManager[None]:
+        """Keep what a listener saves for its gradient out of what checkpointing counts, since it does not run again."""
+        hooks = torch.autograd.graph.saved_tensors_hooks(unpacked, unpacked)
+        return hooks if torch.is_grad_enabled() else nullcontext()  # type: ignore[return-value]
+
     # Plain functions, so that copying a network does not copy what listens to it.
-    def tell_before(here: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    # A pass of another thread may meet the hook before torch has noted that it takes named inputs.
+    def tell_before(here: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any] | None = None) -> None:
         if before is not None and heard():
-            before(here, inputs, named)
+            with apart():
+                before(here, inputs, named or {})
 
     def tell_after(here: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        return after(here, inputs, output) if after is not None and heard() else None
+        if after is None or not heard():
+            return None
+        with apart():
+            return after(here, inputs, output)
 
     stack = ExitStack()
     with _LOCK:
@@ -274,6 +293,8 @@ class _Point:
         self.previous = vars(module).get("forward")  # someone else may have put one in
         self.calls: dict[int, tuple[Before | None, After | None]] = {}
 
+        self.editors: dict[int, int] = {}  # thread of each call that is an edit
+
     def install(self, module: nn.Module) -> None:
         point, previous = self, self.previous
 
@@ -300,6 +321,7 @@ class _Point:
     def remove(self, key: int) -> None:
         with _LOCK:
             self.calls.pop(key, None)
+            self.editors.pop(key, None)
             module = self.module()
             if self.calls or module is None or _POINTS.get(module) is not self:
                 return
@@ -313,17 +335,52 @@ _POINTS: weakref.WeakKeyDictionary[nn.Module, _Point] = weakref.WeakKeyDictionar
 _KEYS = itertools.count()
 
 
-def intercept(module: nn.Module, *, before: Before | None = None, after: After | None = None) -> Callable[[], None]:
-    """Call ``before(module, inputs)`` at each forward pass and hand its output through ``after``, until removed.
+def intercept(
+    module: nn.Module, *, before: Before | None = None, after: After | None = None, edit: bool = False
+) -> Callable[[], None]:
+    """Call ``before(module, inputs)`` at each forward pass of this thread and hand its output through ``after``.
 
-    Several may intercept one module: their ``after`` run in the order in which they came. They are called in passes of
-    every thread, and decide by themselves which are theirs.
+    Several may intercept one module: their ``after`` run in the order in which they came. Layers that run again during
+    backward are intercepted too, so that what is computed again is what was computed.
+
+    Parameters
+    ----------
+    module
+        What to intercept.
+    before, after
+        What to call.
+    edit
+        Whether this is an edit that a user entered: then a pass of a thread that has no edit of its own raises
+        `EditError`, rather than be edited, or not be edited, without a word. Otherwise passes of other threads go by.
 
     Returns
     -------
     Callable
-        Takes the interception away; calling it twice does no harm.
+        Removes the interception; calling it twice does no harm.
     """
+    owner = threading.get_ident()
+
+    def own() -> bool:
+        here = threading.get_ident()
+        if here == owner:
+            return True
+        threads = set(point.editors.values())
+        if in_backward():  # on a GPU, backward has threads of its own
+            return threads in (set(), {owner})
+        if edit and here not in threads:
+            raise EditError(
+                "An edit is active on this model in another thread, and none in this one. Enter the edit in the thread "
+                "that runs the model, or give this thread a model of its own."
+            )
+        return False
+
+    def own_before(here: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if before is not None and own():
+            before(here, inputs)
+
+    def own_after(output: Any) -> Any:
+        return after(output) if after is not None and own() else output
+
     with _LOCK:
         point = _POINTS.get(module)
         if point is None:
@@ -331,9 +388,15 @@ def intercept(module: nn.Module, *, before: Before | None = None, after: After |
             point.install(module)
             _POINTS[module] = point
         key = next(_KEYS)
-        point.calls[key] = before, after
-    kept = point
-    return lambda: kept.remove(key)
+        point.calls[key] = None if before is None else own_before, None if after is None else own_after
+        if edit:
+            point.editors[key] = owner
+    return lambda: point.remove(key)
+
+
+def is_intercepted(network: nn.Module) -> bool:
+    """Say whether any module of a network is intercepted."""
+    return any(module in _POINTS for module in network.modules())
 
 
 # ---------------------------------------------------------------- tensors

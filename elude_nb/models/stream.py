@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb.models.hooks import evaluating, first_tensor
+from elude_nb.models.hooks import clean_copy, evaluating, first_tensor
 from elude_nb.models.layers import is_linear, is_plain
 from elude_nb.models.sites import Term
 
@@ -126,7 +125,7 @@ def watch_blocks(network: nn.Module, noise: Tensor) -> dict[str, tuple[Term, ...
     if not containers:
         return {}
     if noise.dtype.itemsize < 4:  # half precision rounds too coarsely to tell one multiple from another
-        network, noise = copy.deepcopy(network).float(), noise.float()
+        network, noise = clean_copy(network).float(), noise.float()
     watched = [path for paths in containers for path in paths]
     terms: dict[str, tuple[Term, ...]] = {}
     with ExitStack() as stack, evaluating(network):

@@ -110,7 +110,7 @@ def mutual_information_gap(information: pd.DataFrame) -> pd.Series[float]:
     if information.attrs.get("information") == NATS:
         raise ValueError("The information is in nats; use mutual_information(..., normalised=True).")
     best = np.sort(information.fillna(0).to_numpy(dtype=np.float64), axis=0)[-2:]
-    return pd.Series(best[1] - best[0], index=information.columns, name="mutual information gap")
+    return pd.Series(best[1] - best[0], index=information.columns, name="mutual_information_gap")
 
 
 def encoded_factor(information: pd.DataFrame) -> pd.DataFrame:
@@ -278,7 +278,7 @@ def planted_recovery(found_routes: Array, true_groups: Array) -> pd.Series[float
         adjusted_rand_score(groups[planted].numpy(), routes[planted].numpy()) if int(planted.sum()) > 1 else np.nan
         for routes, groups, planted in zip(found, truth, truth != NO_CONCEPT, strict=True)
     ]
-    return pd.Series(scores, dtype=float, name="planted recovery", index=pd.RangeIndex(len(scores), name="channel"))
+    return pd.Series(scores, dtype=float, name="planted_recovery", index=pd.RangeIndex(len(scores), name="channel"))
 
 
 def _check_factors(factors: pd.DataFrame, n: int, fewest: int = 1) -> None:

@@ -59,7 +59,7 @@ def output_change(original: Array, changed: Array) -> pd.Series[float]:
     -------
     Series
         ``largest`` and ``mean`` absolute difference (0 if nothing changed), mean ``cosine`` of the centred outputs, and
-        ``top-1 agreement``, the share of images whose largest entry is the same one. Outputs are centred at the
+        ``top1_agreement``, the share of images whose largest entry is the same one. Outputs are centred at the
         original's mean; where the original never varies, as with one image, the cosine is NaN.
 
     Raises
@@ -70,7 +70,7 @@ def output_change(original: Array, changed: Array) -> pd.Series[float]:
     Examples
     --------
     >>> output_change(torch.eye(2), torch.eye(2)).round(6).to_dict()
-    {'largest': 0.0, 'mean': 0.0, 'cosine': 1.0, 'top-1 agreement': 1.0}
+    {'largest': 0.0, 'mean': 0.0, 'cosine': 1.0, 'top1_agreement': 1.0}
     """
     x, y = _pair(original, changed)
     gathered = Comparison()
@@ -83,9 +83,9 @@ def output_change(original: Array, changed: Array) -> pd.Series[float]:
             "largest": found.max_abs_diff,
             "mean": float((x - y).abs().mean()),
             "cosine": float("nan") if is_constant(x).all() else float(cosine),
-            "top-1 agreement": found.top1_agreement,
+            "top1_agreement": found.top1_agreement,
         },
-        name="output change",
+        name="output_change",
     )
 
 

@@ -37,7 +37,7 @@ def largest_correlation(activations: Array) -> pd.Series[float]:
         found[torch.arange(len(found)), torch.arange(start, start + len(found))] = -torch.inf
         largest[rows] = found.amax(1)
     nothing = constant | largest.isinf()
-    return per_unit("largest correlation", largest.clamp(-1, 1).masked_fill(nothing, torch.nan))
+    return per_unit("largest_correlation", largest.clamp(-1, 1).masked_fill(nothing, torch.nan))
 
 
 def effective_rank(activations: Array) -> float:
@@ -166,7 +166,7 @@ def health(activations: Array) -> pd.Series[float]:
     Returns
     -------
     Series
-        ``units``, ``dead``, ``redundancy`` (mean largest correlation), ``effective rank``, mean ``density``, ``L0``.
+        ``units``, ``dead``, ``redundancy`` (mean largest correlation), ``effective_rank``, mean ``density``, ``L0``.
     """
     values = as_activations(activations)
     dead = is_dead(values)
@@ -176,7 +176,7 @@ def health(activations: Array) -> pd.Series[float]:
             "units": values.shape[1],
             "dead": int(dead.sum()),
             "redundancy": float(copies.mean()) if len(copies) else float("nan"),
-            "effective rank": effective_rank(values),
+            "effective_rank": effective_rank(values),
             "density": float(density(values).mean()),
             "L0": l0(values),
         },

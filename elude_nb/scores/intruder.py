@@ -202,7 +202,7 @@ def grade(trials: Sequence[IntruderTrial], answers: Sequence[int]) -> pd.Series[
         for trial, answer in zip(trials, answers, strict=True)
     ]
     table = pd.DataFrame({"unit": [trial.unit for trial in trials], "right": right})
-    return table.groupby("unit")["right"].mean().rename("intruder accuracy")
+    return table.groupby("unit")["right"].mean().rename("intruder_accuracy")
 
 
 def trials_table(trials: Sequence[IntruderTrial], names: Sequence[str] | None = None) -> pd.DataFrame:
@@ -274,7 +274,7 @@ def intruder_accuracy(
     graded = grade(trials, guess_by_embedding(trials, known))
     found = torch.full((values.shape[1],), torch.nan, dtype=torch.float64)
     found[torch.as_tensor(graded.index.to_numpy(copy=True), dtype=torch.int64)] = torch.tensor(graded.tolist()).double()
-    return per_unit("intruder accuracy", found)
+    return per_unit("intruder_accuracy", found)
 
 
 @dataclass(frozen=True)

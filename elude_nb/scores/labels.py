@@ -112,8 +112,8 @@ def best_unit_precision(
     Returns
     -------
     DataFrame
-        One row a label: ``unit``, ``precision when chosen`` (on the choosing half; too high by its choice),
-        ``average precision`` on the other half (higher is better) and ``chance``, the label's share of that half.
+        One row a label: ``unit``, ``precision_when_chosen`` (on the choosing half; too high by its choice),
+        ``average_precision`` on the other half (higher is better) and ``chance``, the label's share of that half.
 
     Raises
     ------
@@ -135,8 +135,8 @@ def best_unit_precision(
     return pd.DataFrame(
         {
             "unit": unit.numpy(),
-            "precision when chosen": chosen[row, unit].numpy(),
-            "average precision": held_out[row, unit].numpy(),
+            "precision_when_chosen": chosen[row, unit].numpy(),
+            "average_precision": held_out[row, unit].numpy(),
             "chance": (torch.bincount(codes[~first]) / float((~first).sum())).double().numpy(),
         },
         index=pd.Index(names, name="label"),
@@ -149,7 +149,7 @@ def labels_covered(table: pd.DataFrame, threshold: float = 0.5) -> int:
     Parameters
     ----------
     table
-        From `best_unit_precision`, whose ``average precision`` is held out; or (l, u) from `average_precision` or
+        From `best_unit_precision`, whose ``average_precision`` is held out; or (l, u) from `average_precision` or
         `auroc`, where the best of many units is chosen on the images that it is scored on, and so is too good.
     threshold
         In [0, 1]; a label counts if a unit lies above it.
@@ -161,7 +161,7 @@ def labels_covered(table: pd.DataFrame, threshold: float = 0.5) -> int:
     """
     check_fraction("threshold", threshold)
     check_table("table", table)
-    found = table[["average precision"]] if "average precision" in table.columns else table
+    found = table[["average_precision"]] if "average_precision" in table.columns else table
     return int((found.to_numpy() > threshold).any(axis=1).sum())
 
 
@@ -194,7 +194,7 @@ def class_selectivity(activations: Array, labels: Labels) -> pd.Series[float]:
     highest = means.amax(0)
     others = (means.sum(0) - highest) / (len(names) - 1)
     selectivity = ((highest - others) / (highest + others)).clamp(0, 1)
-    return per_unit("class selectivity", selectivity.masked_fill(is_constant(values), torch.nan))
+    return per_unit("class_selectivity", selectivity.masked_fill(is_constant(values), torch.nan))
 
 
 def feature_monosemanticity(

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count
-from elude_nb.core.plan import check_split
 from elude_nb.core.recording import pool_recorded, record
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import Routing, means_on_concepts, shuffled
 from elude_nb.data.images import Images
 from elude_nb.models.forward import overheard
@@ -54,9 +53,9 @@ def score(
     Returns
     -------
     DataFrame
-        One row a unit: ``kind`` ("channel", "random route", "sub-unit"), ``channel``, ``unit``, ``top similarity``,
-        ``monosemanticity``, ``redundancy`` (largest correlation with another unit of its kind), ``sibling similarity``
-        (not for channels), and where the images have labels ``top purity``. Channels are there
+        One row a unit: ``kind`` ("channel", "random route", "sub-unit"), ``channel``, ``unit``, ``top_similarity``,
+        ``monosemanticity``, ``redundancy`` (largest correlation with another unit of its kind), ``sibling_similarity``
+        (not for channels), and where the images have labels ``top_purity``. Channels are there
         with both signs: unit 1 is the channel itself and unit -1 its negative. Of the routed, the sub-units 1 to k are
         scored, not the shared rest, each turned so that it is high on its concept.
 
@@ -69,7 +68,7 @@ def score(
     >>> sorted(en.score(split, images, k=4).kind.unique())
     ['channel', 'random route', 'sub-unit']
     """
-    check_split(split)
+    check_split(split, "score")
     photos = split.model.inputs(images)
     check_count("k", k, 2, len(photos))
     routings = split.routing, shuffled(split.routing, seed)
@@ -100,13 +99,13 @@ def score(
     ):
         activations = torch.cat(parts)
         table = pd.DataFrame({"kind": kind, "channel": channels.numpy(), "unit": numbers.numpy()})
-        table["top similarity"] = top_similarity(activations, reference, k)
+        table["top_similarity"] = top_similarity(activations, reference, k)
         table["monosemanticity"] = monosemanticity(activations, reference)
         table["redundancy"] = largest_correlation(activations)
         if kind != "channel":
-            table["sibling similarity"] = sibling_similarity(top_centres(activations, reference, k), channels)
+            table["sibling_similarity"] = sibling_similarity(top_centres(activations, reference, k), channels)
         if photos.labels is not None:
-            table["top purity"] = top_purity(activations, photos.labels, k)
+            table["top_purity"] = top_purity(activations, photos.labels, k)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
@@ -152,15 +151,15 @@ def mixed_channels(scores: pd.DataFrame) -> pd.DataFrame:
         ``before`` and ``siblings``, by which the rows are sorted; it is high where each sub-unit is of one kind, and
         neither the whole channel nor the sub-units together are.
     """
-    check_table("scores", scores, "kind", "channel", "unit", "top similarity", "sibling similarity")
-    own = scores[(scores["kind"] == "channel") & (scores["unit"] == 1)].set_index("channel")["top similarity"]
-    means = scores.groupby(["kind", "channel"])[["top similarity", "sibling similarity"]].mean()
+    check_table("scores", scores, "kind", "channel", "unit", "top_similarity", "sibling_similarity")
+    own = scores[(scores["kind"] == "channel") & (scores["unit"] == 1)].set_index("channel")["top_similarity"]
+    means = scores.groupby(["kind", "channel"])[["top_similarity", "sibling_similarity"]].mean()
     table = pd.DataFrame(
         {
             "before": own,
-            "after": means["top similarity"].get("sub-unit"),
-            "random routes": means["top similarity"].get("random route"),
-            "siblings": means["sibling similarity"].get("sub-unit"),
+            "after": means["top_similarity"].get("sub-unit"),
+            "random routes": means["top_similarity"].get("random route"),
+            "siblings": means["sibling_similarity"].get("sub-unit"),
         }
     ).dropna()
     table["separation"] = table["after"] - table[["before", "siblings"]].max(axis=1)

@@ -56,7 +56,7 @@ def top_similarity(activations: Array, embeddings: Array, k: int = 10) -> pd.Ser
     total = k * top_centres(values, unit, k)  # (u, e)
     selves = unit.square().sum(1)[best].sum(0)  # k, but for embeddings of zeros: those are like no other, cosine 0
     similarity = (total.square().sum(1) - selves) / (k * (k - 1))
-    return per_unit("top similarity", similarity.masked_fill(is_constant(values), torch.nan))
+    return per_unit("top_similarity", similarity.masked_fill(is_constant(values), torch.nan))
 
 
 def best_images(activations: Tensor, k: int) -> Tensor:
@@ -117,7 +117,7 @@ def sibling_similarity(centres: Tensor, channels: Tensor) -> pd.Series[float]:
     sums = centres.new_zeros(number, centres.shape[1]).index_add_(0, places, centres)
     others = torch.bincount(places, minlength=number)[places] - 1
     similarity = (centres * (sums[places] - centres)).sum(1) / others.clamp(min=1)
-    return per_unit("sibling similarity", similarity.masked_fill(others == 0, torch.nan))
+    return per_unit("sibling_similarity", similarity.masked_fill(others == 0, torch.nan))
 
 
 def top_purity(activations: Array, labels: Sequence[Any] | Array, k: int = 10) -> pd.Series[float]:
@@ -135,7 +135,7 @@ def top_purity(activations: Array, labels: Sequence[Any] | Array, k: int = 10) -
     codes, names = as_codes(labels, len(values))
     best = codes[best_images(values, k)]  # (k, u)
     purity = torch.nn.functional.one_hot(best, len(names)).sum(0).amax(1) / k
-    return per_unit("top purity", purity.masked_fill(is_constant(values), torch.nan))
+    return per_unit("top_purity", purity.masked_fill(is_constant(values), torch.nan))
 
 
 _STEPS = 20

@@ -22,7 +22,7 @@ from elude_nb.core.recording import Recording, pool_recorded, record
 from elude_nb.core.routing import Routing, RoutingStrategy, check_routing_settings, find_routing, means_on_concepts
 from elude_nb.data.images import Images
 from elude_nb.models.find_sites import find_site
-from elude_nb.models.hooks import for_analysis
+from elude_nb.models.hooks import check_pristine, for_analysis
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import STREAM
 from elude_nb.scores.similarity import sibling_similarity, top_centres, top_similarity
@@ -97,6 +97,7 @@ def suggest_settings(
     ``en.disentangle(model, images, **en.scores.suggest_settings(model, images).settings)``
     """
     check_model(model)
+    check_pristine(model.network, "suggest_settings")
     strategy, chosen = find_routing(routing, seed), model.inputs(images)
     place = find_site(model, site, blocks=blocks)
     each = len(place.layout.positions(tokens))

@@ -17,7 +17,8 @@ from elude_nb._util.progress import progress_bar
 from elude_nb.baselines.sae import SparseAutoencoder
 from elude_nb.core.edit import Edit
 from elude_nb.core.plan import Splittable
-from elude_nb.core.steer import check_edit, is_steered
+from elude_nb.core.result import check_split
+from elude_nb.core.steer import check_edit
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import EditError
 from elude_nb.models.forward import features
@@ -42,9 +43,9 @@ class Effect:
         The edit, the class it is meant for, and the head that judged.
     table
         One row a method, the edit first: ``drop`` on the target (with ``low``, ``high``), ``others`` (mean over the
-        other classes, with interval), ``worst`` and ``worst class`` of them, ``specificity`` (drop over the mean
+        other classes, with interval), ``worst`` and ``worst_class`` of them, ``specificity`` (drop over the mean
         absolute change of the other classes), the same of accuracy, ``cosine`` of outputs before and after (centred)
-        on the target and on the others, and the ``largest change`` of an output.
+        on the target and on the others, and the ``largest_change`` of an output.
     curve
         The same at each strength.
     by_class
@@ -73,18 +74,18 @@ class Effect:
 
     def __str__(self) -> str:
         first = self.table.iloc[0]
-        names = ("drop", "accuracy drop", "others", "accuracy others", "worst")
+        names = ("drop", "accuracy_drop", "others", "accuracy_others", "worst")
         drop, accuracy, others, other_accuracy, worst = (_rounded(-100 * first[name], "+.1f") for name in names)
         return (
             f"{self.target}: probability {drop} points, accuracy {accuracy}; the others {others} and {other_accuracy} "
-            f"(worst: {first['worst class']} {worst}); specificity {_rounded(first['specificity'], '.1f')}"
+            f"(worst: {first['worst_class']} {worst}); specificity {_rounded(first['specificity'], '.1f')}"
         )
 
     def __repr__(self) -> str:
         return f"Effect({self})"
 
     def _repr_html_(self) -> str:
-        shown = self.table.drop(columns=["low", "high", "others low", "others high"])
+        shown = self.table.drop(columns=["low", "high", "others_low", "others_high"])
         notes = "".join(f"<br>{html.escape(note)}" for note in self.left_out)
         return (
             f"<p>{html.escape(repr(self.edit))} on {self.images} images, {html.escape(self.head.name)}<br>"
@@ -153,8 +154,7 @@ def effect(
     plan = check_edit(split, edit)
     if not edit.changes or any(change.scheduled for change in edit.changes):
         raise EditError("effect measures an edit at fixed strengths; it must change something and have no schedule.")
-    if is_steered(split):
-        raise EditError("An edit of this split is active already; leave its block, and measure both as one edit.")
+    check_split(split, "effect")
     wanted = [check_choice("controls", control, CONTROLS) for control in _several(controls)]
     doses = sorted({*_checked(strengths), 1.0})
     check_count("draws", draws)
@@ -275,17 +275,17 @@ class _Measure:
             "low": drop.low,
             "high": drop.high,
             "others": float(np.mean(list(others.values()))),
-            "others low": rest.low,
-            "others high": rest.high,
+            "others_low": rest.low,
+            "others_high": rest.high,
             "worst": others[worst],
-            "worst class": worst,
+            "worst_class": worst,
             "specificity": drop.mean / moved if moved > 0 else float("nan") if drop.mean == 0 else float("inf"),
-            "accuracy drop": float(accuracy[meant].mean()),
-            "accuracy others": float(np.mean(other_accuracies)),
-            "accuracy worst": max(other_accuracies),
-            "target cosine": float(cosine[meant].mean()),
-            "others cosine": float(cosine[~meant].mean()),
-            "largest change": max(float((each - self._before).abs().max()) for each in after),
+            "accuracy_drop": float(accuracy[meant].mean()),
+            "accuracy_others": float(np.mean(other_accuracies)),
+            "accuracy_worst": max(other_accuracies),
+            "target_cosine": float(cosine[meant].mean()),
+            "others_cosine": float(cosine[~meant].mean()),
+            "largest_change": max(float((each - self._before).abs().max()) for each in after),
         }
 
     def by_class(self, after: Sequence[Tensor]) -> dict[str, float]:

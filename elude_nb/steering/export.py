@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from elude_nb._util.files import library_version, write_aside
 from elude_nb.errors import ExportError
-from elude_nb.models.hooks import evaluating, is_intercepted
+from elude_nb.models.hooks import check_pristine, clean_copy, evaluating
 from elude_nb.models.load import Model
 
 _IN_FLOAT32 = "load the model in float32"
@@ -91,19 +91,18 @@ def export_program(network: nn.Module | Model, like: Model) -> torch.export.Expo
     ------
     TypeError
         If these are no network and no model.
+    EditError
+        If an edit is active on the network; write ``make_permanent(split, edit)`` instead.
     ExportError
-        If a lens or an edit is active on the network, or torch cannot trace it (the reason is given).
+        If torch cannot trace it (the reason is given).
     """
     made = network.network if isinstance(network, Model) else network
     if not isinstance(made, nn.Module):
         raise TypeError(f"A network is needed, such as split.explicit(), not {network!r:.80}.")
     if not isinstance(like, Model):
         raise TypeError(f"like= must be the Model whose inputs the network takes, not {like!r:.80}.")
-    if is_intercepted(made) or _is_listened_to(made):
-        raise ExportError(
-            "A lens or an edit is active on the network, and would not be in the file; leave its `with` block. To have "
-            "an edit in the file, write make_permanent(split, edit)."
-        )
+    check_pristine(made, "export (make_permanent(split, edit) has an edit in the network)")
+    made = clean_copy(made)  # a lens stays outside
     any_batch = ({0: torch.export.Dim.DYNAMIC},)
     try:
         with evaluating(made), warnings.catch_warnings():
@@ -292,16 +291,6 @@ def _written(path: str | os.PathLike[str], data: bytes | memoryview) -> Path:
     with write_aside(path) as aside:
         aside.write_bytes(data)
     return Path(path)
-
-
-def _is_listened_to(network: nn.Module) -> bool:
-    """Say whether a hook of ours is set, such as a lens's; a network's own hooks (weight norms) are part of it."""
-    return any(
-        str(getattr(hook, "__module__", "")).startswith("elude_nb.")
-        for module in network.modules()
-        for hooks in (module._forward_hooks, module._forward_pre_hooks)
-        for hook in hooks.values()
-    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from elude_nb._util.checks import check_choice, check_count
 from elude_nb._util.progress import progress_bar
 from elude_nb.data.images import Images
 from elude_nb.models.forward import features
-from elude_nb.models.hooks import evaluating, for_analysis
+from elude_nb.models.hooks import check_pristine, evaluating, for_analysis
 from elude_nb.models.load import Model, check_model
 
 HEADS = ("probe", "knn")
@@ -171,6 +171,7 @@ def fit_head(
     """
     check_model(model)
     check_choice("kind", kind, HEADS)
+    check_pristine(model.network, "fit_head")
     photos = model.inputs(images)
     photos = photos if labels is None else photos.with_labels(labels)
     if photos.labels is None:

@@ -22,7 +22,7 @@ from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.core.steer import moved_output
 from elude_nb.errors import EditError
 from elude_nb.models.forward import Rest, features
-from elude_nb.models.hooks import Tap, evaluating, for_analysis, is_intercepted
+from elude_nb.models.hooks import Tap, evaluating, for_analysis
 from elude_nb.models.load import Model
 from elude_nb.steering.heads import Head, LinearProbe, NearestNeighbours
 
@@ -126,8 +126,7 @@ class LiveSteering:
 
     def check_free(self) -> None:
         """Raise `EditError` if an edit is active: what is shown as "before" would not be the model as it is."""
-        if is_intercepted(self.split.model.network):
-            raise EditError("An edit is active on this model; leave its `with` block, then move the sliders.")
+        self.split.check_model("live steering")
 
     def number(self, concept: int | str) -> int:
         """Return the number of a concept from its number or name.

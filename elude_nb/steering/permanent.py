@@ -8,7 +8,6 @@ residual stream they travel beside it to the end of the window, since each block
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from elude_nb.core.edit import Edit
 from elude_nb.core.explicit import replace_module, take_branch
 from elude_nb.core.plan import Plan, Splittable, increment
+from elude_nb.core.result import check_split
 from elude_nb.core.steer import Steering, check_edit
 from elude_nb.errors import EditError, SiteError
-from elude_nb.models.hooks import as_tokens, evaluating, from_tokens, is_intercepted
+from elude_nb.models.hooks import as_tokens, clean_copy, evaluating, from_tokens
 from elude_nb.models.sites import STREAM, Site, Term
 from elude_nb.steering.export import save_program
 
@@ -163,13 +163,12 @@ def make_permanent(split: Splittable, edit: Edit) -> nn.Module:
     SiteError
         If the site is the stream of blocks that do not run one branch after the other.
     """
+    check_split(split, "make_permanent", thorough=True)
     plan = check_edit(split, edit)
     if any(change.scheduled for change in edit.changes):
         raise EditError("A schedule of strengths cannot be made permanent; choose one with a number as strength.")
     network, site = split.model.network, split.site
-    if is_intercepted(network):
-        raise EditError("An edit is active on the model; leave its `with` block first, or add the edits up: a + b.")
-    made = copy.deepcopy(network).cpu()  # where the plan is
+    made = clean_copy(network).cpu()  # where the plan is
     if len(plan):
         if site.kind == STREAM:
             _edit_stream(made, site, plan)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from elude_nb._util.checks import check_fraction, check_kind
 from elude_nb.core.edit import Edit
-from elude_nb.core.plan import check_split, concept_number
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.plan import concept_number
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.errors import EditError
 
 

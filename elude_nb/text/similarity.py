@@ -20,7 +20,8 @@ from elude_nb._util.checks import check_choice, check_count
 from elude_nb._util.progress import progress_bar
 from elude_nb.core.edit import Edit
 from elude_nb.core.plan import Splittable
-from elude_nb.core.steer import check_edit, is_steered
+from elude_nb.core.result import check_split
+from elude_nb.core.steer import check_edit
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import EditError
 from elude_nb.models.forward import features
@@ -85,7 +86,7 @@ class SimilarityEffect:
     table
         One row a method, the edit first: by how much these means changed, each with the ends ``low`` and ``high`` of
         its 95 % bootstrap interval over inputs (random controls: the outcomes of their draws averaged), and the
-        ``largest change`` of one output.
+        ``largest_change`` of one output.
     left_out
         Controls that could not be had, with the reason.
     inputs
@@ -159,8 +160,7 @@ def similarity_effect(
     plan = check_edit(split, edit)
     if not edit.changes or any(change.scheduled for change in edit.changes):
         raise EditError("similarity_effect measures an edit at its full strength: one that changes something always.")
-    if is_steered(split):
-        raise EditError("An edit of this split is active already; leave its block, and measure both as one edit.")
+    check_split(split, "similarity_effect")
     check_count("draws", draws)
     check_count("batch_size", batch_size)
     chosen = split.model.inputs(inputs)
@@ -179,7 +179,7 @@ def similarity_effect(
         after = found.after[place, 1.0]
         change = np.mean([cosines(outputs) for outputs in after], axis=0) - cosines(found.before)
         moved = max(float((outputs - found.before).abs().max()) for outputs in after)
-        rows.append({"method": method.name, "detail": method.detail, **measure.of(change), "largest change": moved})
+        rows.append({"method": method.name, "detail": method.detail, **measure.of(change), "largest_change": moved})
     before = pd.Series({name: measure.mean(cosines(found.before), name) for name in _KINDS}, name="similarity")
     return SimilarityEffect(edit, target, before, pd.DataFrame(rows), left_out, len(chosen))
 
@@ -257,5 +257,5 @@ class _Measure:
             counts = ((self._draws @ pairs) * self._draws).sum(1)
             means = sums[counts > 0] / counts[counts > 0]  # an input drawn alone, again and again, has no pair
             low, high = np.quantile(means, [0.025, 0.975])
-            found |= {kind: self.mean(change, kind), f"{kind} low": float(low), f"{kind} high": float(high)}
+            found |= {kind: self.mean(change, kind), f"{kind}_low": float(low), f"{kind}_high": float(high)}
         return found

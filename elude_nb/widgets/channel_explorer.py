@@ -242,7 +242,7 @@ def _table(view: ChannelView, depths: dict[int, pd.DataFrame], exemplars: Exempl
     """Return the table of a channel's units, with a small chart of the blocks in which each arises."""
     alike = dict(zip(exemplars.units, exemplars.similarity, strict=True))
     rows = []
-    columns = [view.units[name].tolist() for name in ("unit", "concept", "name", "sources", "share of variance")]
+    columns = [view.units[name].tolist() for name in ("unit", "concept", "name", "sources", "share_of_variance")]
     for unit, concept, name, sources, share in zip(*columns, strict=True):
         title = str(unit) if unit else "whole channel" if len(view.units) == 1 else "shared unit"
         meaning = "" if pd.isna(concept) else html.escape(f"{concept} {name}")
@@ -254,7 +254,7 @@ def _table(view: ChannelView, depths: dict[int, pd.DataFrame], exemplars: Exempl
         )
     head = "".join(
         f'<th scope="col">{text}</th>'
-        for text in ("unit", "concept", "sources", "share of variance", "alike", "contributions by block")
+        for text in ("unit", "concept", "sources", "share_of_variance", "alike", "contributions by block")
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div style="overflow-x:auto">{table}</div>'

@@ -264,8 +264,8 @@ class ConceptAtlas(GalleryPanel):
 
 def _sub_units(table: pd.DataFrame, most: int = 12) -> str:
     """Return the strongest of some sub-units as an HTML table."""
-    order = table["mean on concept"].abs().sort_values(ascending=False).index[:most]
-    shown = table.loc[order, ["channel", "unit", "concept", "sources", "share of variance", "mean on concept"]]
+    order = table["mean_on_concept"].abs().sort_values(ascending=False).index[:most]
+    shown = table.loc[order, ["channel", "unit", "concept", "sources", "share_of_variance", "mean_on_concept"]]
     more = len(table) - len(shown)
     note = f"<p><small>and {more} more, in .sub_units</small></p>" if more > 0 else ""
     found: str = shown.to_html(index=False, float_format="{:.3f}".format, border=0)

@@ -75,8 +75,8 @@ def test_score_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "compare.html",
     ]
     found = json.loads((tmp_path / "compared" / "compare.json").read_text())["rows"]
-    assert {row["output change"] for row in found if row["method"] == "concepts"} == {0.0}
-    assert {row["output change"] > 0 for row in found if row["method"] == "k-means"} == {True}
+    assert {row["output_change"] for row in found if row["method"] == "concepts"} == {0.0}
+    assert {row["output_change"] > 0 for row in found if row["method"] == "k-means"} == {True}
 
 
 def test_the_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +153,7 @@ def test_compare_writes_what_the_library_finds(tiny, tmp_path: Path, capsys: pyt
         tiny_vit(torch.float32), random_images(36, 32), "stream:2", blocks=1, methods=names, units=8, concepts=5, k=4,
         sparsity=2, seed=3, progress=False,
     )  # fmt: skip
-    for key in ("site", "blocks", "units", "concepts", "sparsity", "k", "seed", "scored images", "equal units"):
+    for key in ("site", "blocks", "units", "concepts", "sparsity", "k", "seed", "scored_images", "equal_units"):
         assert found["settings"][key] == expected.settings[key], key
     scores = [name for name in HIGHER_IS_BETTER if name in expected.table]
     assert len(scores) > 10

@@ -23,12 +23,12 @@ VOID = {"meta", "img", "br"}
 
 def made(*, labelled: bool = True) -> Compared:
     scores = {
-        "top similarity": [0.3, 0.4, 0.5, 0.6],
+        "top_similarity": [0.3, 0.4, 0.5, 0.6],
         "redundancy": [0.2, 0.1, float("nan"), 0.4],
-        "best-unit precision": [0.5, 0.6, 0.7, 0.8],
+        "best_unit_precision": [0.5, 0.6, 0.7, 0.8],
     }
     if not labelled:
-        del scores["best-unit precision"]
+        del scores["best_unit_precision"]
     columns = {f"{name}{end}": values for name, values in scores.items() for end in ("", " low", " high")}
     table = pd.DataFrame(
         {
@@ -36,12 +36,12 @@ def made(*, labelled: bool = True) -> Compared:
             "size": ["own", "equal"] * 2,
             "units": [12, 4, 6, 4],
             **columns,
-            "unexplained variance": [0.0, 0.0, 1 / 3, 1 / 3],
-            "output change": [0.0, 0.0, 1.25e-15, 1.25e-15],
+            "unexplained_variance": [0.0, 0.0, 1 / 3, 1 / 3],
+            "output_change": [0.0, 0.0, 1.25e-15, 1.25e-15],
         }
     )
     units = pd.DataFrame({"unit": [0, 1], "method": ["channels", "<PCA>"], "size": "own", "redundancy": [0.2, 0.4]})
-    settings = {"model": "tiny", "blocks": None, "equal units": 4, "images": "a <folder>", "seed": 0}
+    settings = {"model": "tiny", "blocks": None, "equal_units": 4, "images": "a <folder>", "seed": 0}
     return Compared(table, units, settings, {"channels": Channels(), "<PCA>": PCA(name="<PCA>")})
 
 
@@ -89,7 +89,7 @@ def test_all_four_files_hold_the_same_numbers_to_the_last_bit(tmp_path: Path) ->
         assert {key: value for key, value in row.items() if value is not None} == {
             str(key): value for key, value in expected.items() if not pd.isna(value)
         }
-    assert found["rows"][3]["output change"] == 1.25e-15  # next to nothing is lost, and not nothing
+    assert found["rows"][3]["output_change"] == 1.25e-15  # next to nothing is lost, and not nothing
     assert paths[3].read_text(encoding="utf-8") == comparison_page(compared)
 
 
@@ -132,10 +132,10 @@ def test_the_page_opens_without_a_network(labelled: bool) -> None:
         kind, data = (picture["src"] or "").split(",")
         assert kind == "data:image/png;base64"
         Image.open(io.BytesIO(base64.b64decode(data))).verify()
-        assert "top similarity" in (picture["alt"] or "") or "best-unit precision" in (picture["alt"] or "")
+        assert "top_similarity" in (picture["alt"] or "") or "best_unit_precision" in (picture["alt"] or "")
     assert page.tags.count("table") == 2
     assert "At 4 units each" in page.text
-    assert ("best-unit precision" in page.text) == labelled
+    assert ("best_unit_precision" in page.text) == labelled
 
 
 def test_names_are_text_and_not_markup() -> None:

@@ -163,7 +163,7 @@ def test_a_concept_lists_its_units_and_its_likes(page: Page, named) -> None:
         mine = named.units[named.units["concept"] == entry["concept"]]
         found = {(channel, unit): (mean, share) for channel, unit, mean, share in entry["units"]}
         expected = {
-            (row["channel"], row["unit"]): (row["mean on concept"], row["share of variance"])
+            (row["channel"], row["unit"]): (row["mean_on_concept"], row["share_of_variance"])
             for _, row in mine.iterrows()
         }
         assert found.keys() == expected.keys()
@@ -225,20 +225,20 @@ def test_heat_is_the_activation_that_the_split_reads(page: Page, named, shown) -
 
 
 def test_the_table_of_units_is_the_splits(page: Page, named, scores) -> None:
-    tops = scores[scores["kind"] == "sub-unit"].set_index(["channel", "unit"])["top similarity"]
+    tops = scores[scores["kind"] == "sub-unit"].set_index(["channel", "unit"])["top_similarity"]
     for channel, entry in page.data["channels"].items():
         table = named.units[named.units["channel"] == int(channel)]
         assert [unit["unit"] for unit in entry["units"]] == table["unit"].tolist()
         for unit, (_, row) in zip(entry["units"], table.iterrows(), strict=True):
             assert unit["sources"] == row["sources"]
-            assert unit["share"] == pytest.approx(row["share of variance"], rel=1e-3)
+            assert unit["share"] == pytest.approx(row["share_of_variance"], rel=1e-3)
             if unit["unit"] == 0:
                 assert (unit["concept"], unit["mean"], unit["top"], unit["depth"]) == (None, None, None, [])
                 continue
             assert unit["concept"] == row["concept"]
-            assert unit["mean"] == pytest.approx(row["mean on concept"], rel=1e-3)
+            assert unit["mean"] == pytest.approx(row["mean_on_concept"], rel=1e-3)
             assert unit["top"] == pytest.approx(tops[int(channel), unit["unit"]], rel=1e-3)
-            assert sum(unit["depth"]) == pytest.approx(row["mean on concept"], rel=0.02, abs=0.02)
+            assert sum(unit["depth"]) == pytest.approx(row["mean_on_concept"], rel=0.02, abs=0.02)
 
 
 def channel_order(page: Page) -> list[int]:
@@ -253,15 +253,15 @@ def test_the_list_of_channels_has_their_scores_and_the_best_first(page: Page, wr
     rows = {row[0]: row for row in Tables(written).rows if len(row) == 8}
     for _, row in table.iterrows():
         cells = rows[str(row["channel"])]
-        sub = scores[(scores["kind"] == "sub-unit") & (scores["channel"] == row["channel"])]["top similarity"].mean()
+        sub = scores[(scores["kind"] == "sub-unit") & (scores["channel"] == row["channel"])]["top_similarity"].mean()
         random = scores[(scores["kind"] == "random route") & (scores["channel"] == row["channel"])]
         own = scores[(scores["kind"] == "channel") & (scores["channel"] == row["channel"]) & (scores["unit"] == 1)]
         assert cells[1] == str(row["units"])
         assert cells[7] == row["reason"]
         assert float(cells[2]) == pytest.approx(float(named.channel_variance[row["channel"]]), rel=1e-2)
-        assert float(cells[3]) == pytest.approx(own["top similarity"].item(), rel=1e-2)
+        assert float(cells[3]) == pytest.approx(own["top_similarity"].item(), rel=1e-2)
         assert float(cells[4]) == pytest.approx(sub, rel=1e-2)
-        assert float(cells[5]) == pytest.approx(random["top similarity"].mean(), rel=1e-2)
+        assert float(cells[5]) == pytest.approx(random["top_similarity"].mean(), rel=1e-2)
 
 
 def test_the_means_are_those_of_score(written: str, scores) -> None:
@@ -273,7 +273,7 @@ def test_the_means_are_those_of_score(written: str, scores) -> None:
 
 
 def test_each_distribution_says_its_means_and_draws_them_in_place(written: str, scores) -> None:
-    for column in ("top similarity", "monosemanticity", "redundancy", "sibling similarity"):
+    for column in ("top_similarity", "monosemanticity", "redundancy", "sibling_similarity"):
         drawn = distribution(scores, column)
         assert drawn in written
         shown = re.findall(r'<line class="mean" x1="([\d.]+)"', drawn)
@@ -287,8 +287,8 @@ def test_each_distribution_says_its_means_and_draws_them_in_place(written: str, 
 
 
 def test_scores_that_are_all_the_same_can_be_drawn() -> None:
-    table = pd.DataFrame({"kind": ["channel", "sub-unit"], "channel": 0, "unit": 1, "top similarity": [0.5, 0.5]})
-    assert "channels, before: 0.500; sub-units, after: 0.500" in distribution(table, "top similarity")
+    table = pd.DataFrame({"kind": ["channel", "sub-unit"], "channel": 0, "unit": 1, "top_similarity": [0.5, 0.5]})
+    assert "channels, before: 0.500; sub-units, after: 0.500" in distribution(table, "top_similarity")
 
 
 def test_the_certificate_and_the_provenance_stand_in_the_page(page: Page, named, shown) -> None:

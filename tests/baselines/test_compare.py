@@ -41,9 +41,9 @@ def test_every_method_has_a_row_of_each_size(compared) -> None:
     rows = compared.table.groupby("size")["method"].apply(list)
     assert rows["own"] == rows["equal"] == list(METHODS)
     equal = compared.table.loc[compared.table["size"] == "equal", "units"]
-    assert set(equal) == {compared.settings["equal units"]}
+    assert set(equal) == {compared.settings["equal_units"]}
     own = compared.table[compared.table["size"] == "own"]
-    assert (own["units"] >= compared.settings["equal units"]).all()
+    assert (own["units"] >= compared.settings["equal_units"]).all()
     counts = compared.units.groupby(["size", "method"]).size()
     for row in compared.table.itertuples():
         assert counts[row.size, row.method] == row.units
@@ -53,21 +53,21 @@ def test_lossless_methods_change_nothing_and_the_others_do(compared) -> None:
     table = compared.table.drop_duplicates("method").set_index("method")
     for method in METHODS:
         if method in LOSSLESS:
-            assert table.loc[method, "output change"] == 0.0
-            assert table.loc[method, "unexplained variance"] == 0.0
+            assert table.loc[method, "output_change"] == 0.0
+            assert table.loc[method, "unexplained_variance"] == 0.0
         else:
-            assert table.loc[method, "output change"] > 0.0
+            assert table.loc[method, "output_change"] > 0.0
     for method in ("PCA", "ICA", "NMF", "k-means", "TopK SAE", "ReLU SAE"):
-        assert table.loc[method, "unexplained variance"] > 0.01
-    assert table.loc["overlapping groups", "output change"] < 1e-4  # rounding, of terms that cancel
-    assert table.loc["k-means", "output change"] > 1e-3
+        assert table.loc[method, "unexplained_variance"] > 0.01
+    assert table.loc["overlapping groups", "output_change"] < 1e-4  # rounding, of terms that cancel
+    assert table.loc["k-means", "output_change"] > 1e-3
 
 
 def test_no_score_is_silently_missing(compared) -> None:
     scores = [name for name in HIGHER_IS_BETTER if name in compared.table]
     assert len(scores) >= 12
     assert compared.table[scores].notna().all().all()
-    for name in ("top similarity", "redundancy", "best-unit precision"):
+    for name in ("top_similarity", "redundancy", "best_unit_precision"):
         low, mean, high = (compared.table[f"{name}{end}"] for end in (" low", "", " high"))
         assert ((low <= mean) & (mean <= high)).all()
 
@@ -109,13 +109,13 @@ def test_methods_are_fitted_on_images_that_are_not_scored(vit32, monkeypatch, gi
     discovery, scored = runs
     assert not discovery & scored
     assert discovery | scored == set(images.names)
-    assert (found.settings["discovery images"], found.settings["scored images"]) == (len(discovery), len(scored))
+    assert (found.settings["discovery_images"], found.settings["scored_images"]) == (len(discovery), len(scored))
     assert (len(discovery), len(scored)) == ((25, 15) if given else (20, 20))
 
 
 def test_rows_of_equal_size_have_the_most_selective_of_the_live_units(vit32) -> None:
     found = compare(vit32, random_images(40, 32), methods=["channels", "PCA"], **{**QUICK, "units": 6})
-    assert found.settings["equal units"] == 6
+    assert found.settings["equal_units"] == 6
     for method in ("channels", "PCA"):
         rows = found.units[found.units["method"] == method]
         own, equal = (rows[rows["size"] == size].set_index("unit") for size in ("own", "equal"))
@@ -179,7 +179,7 @@ def test_methods_that_need_labels_say_so(vit32) -> None:
     with pytest.raises(ValueError, match="'two-class split' needs labels"):
         compare(vit32, images, methods=["two-class split"], **QUICK)
     table = compare(vit32, images, methods=["channels"], **QUICK).table
-    assert "best-unit precision" not in table
+    assert "best_unit_precision" not in table
 
 
 def test_methods_can_be_objects(vit32) -> None:
@@ -212,10 +212,10 @@ def test_leaders_name_the_best_and_ours(compared) -> None:
     equal = compared.table[compared.table["size"] == "equal"].set_index("method")
     for score, row in leaders.iterrows():
         best = equal[score].max() if HIGHER_IS_BETTER[str(score)] else equal[score].min()
-        assert row["its score"] == best == equal.loc[row["leader"], score]
+        assert row["its_score"] == best == equal.loc[row["leader"], score]
         assert row["ours"] in {"sub-units", "concepts"}
-        assert row["ours leads"] == (row["our score"] == best)
-    assert compared.best("unexplained variance") in LOSSLESS
+        assert row["ours_leads"] == (row["our_score"] == best)
+    assert compared.best("unexplained_variance") in LOSSLESS
     for score in leaders.index:
         assert compared.best(str(score)) == leaders.loc[score, "leader"]
     with pytest.raises(ValueError, match="Did you mean 'redundancy'"):
@@ -242,7 +242,7 @@ def test_four_files_are_written_and_agree(compared, tmp_path) -> None:
     table = pd.read_csv(paths[0])
     found = json.loads(paths[2].read_text())
     assert [row["method"] for row in found["rows"]] == table["method"].tolist() == compared.table["method"].tolist()
-    np.testing.assert_allclose(table["top similarity"], compared.table["top similarity"])
+    np.testing.assert_allclose(table["top_similarity"], compared.table["top_similarity"])
     assert found["settings"]["seed"] == 0
     page = comparison_page(compared)
     assert not re.findall(r"(?:src|href)=\"?https?:", page)
@@ -250,11 +250,11 @@ def test_four_files_are_written_and_agree(compared, tmp_path) -> None:
 
 
 def test_pictures_of_methods_say_in_words_what_they_show(compared) -> None:
-    picture = tradeoff(compared, "top similarity")
+    picture = tradeoff(compared, "top_similarity")
     assert "sub-units" in picture.alt
     assert len(picture.axes[0].texts) == 1 + len(METHODS)
-    other = score_intervals(compared, ["redundancy", "effective rank"])
-    assert [place.get_title(loc="left")[:-2] for place in other.axes] == ["redundancy", "effective rank"]
+    other = score_intervals(compared, ["redundancy", "effective_rank"])
+    assert [place.get_title(loc="left")[:-2] for place in other.axes] == ["redundancy", "effective_rank"]
     assert picture.png()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="Did you mean 'redundancy'"):
         tradeoff(compared, "redundance")

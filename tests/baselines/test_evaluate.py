@@ -106,7 +106,7 @@ def test_live_units_are_those_that_enough_images_raise() -> None:
     assert sorted(found.order.tolist()) == expected
     every = most_selective(found.on_seen, torch.arange(N * T) % 4)
     assert found.order.tolist() == [unit for unit in every.tolist() if unit in expected]
-    assert found.cost(0.25, N)["dead units"] == 6 - len(expected)
+    assert found.cost(0.25, N)["dead_units"] == 6 - len(expected)
     assert 4 in entrant(Given(), seen, new, k=2).live.tolist()
 
 
@@ -139,8 +139,8 @@ def test_a_method_without_live_units_is_refused() -> None:
 def test_seconds_count_the_forward_passes() -> None:
     found = entrant(Channels(), tokens(), tokens(seed=1))
     cost = found.cost(0.25, N)
-    assert cost["seconds per 1,000 images"] == pytest.approx(250 + 1000 * found.encode_seconds / N)
-    assert cost["seconds to fit"] == found.fit_seconds >= 0
+    assert cost["seconds_per_1000_images"] == pytest.approx(250 + 1000 * found.encode_seconds / N)
+    assert cost["seconds_to_fit"] == found.fit_seconds >= 0
     assert cost["bytes"] == found.method.size_in_bytes() > 0
 
 
@@ -159,12 +159,12 @@ def test_scores_are_means_over_the_units_that_were_asked_for(images) -> None:
     assert single["unit"].tolist() == [4, 0, 2]
     assert summary["units"] == 3
     expected = top_similarity(found.pooled[:, [4, 0, 2]], reference, 4)
-    assert single["top similarity"].tolist() == pytest.approx(expected.tolist())
+    assert single["top_similarity"].tolist() == pytest.approx(expected.tolist())
     interval = mean_interval(expected)
-    names = ("top similarity", "top similarity low", "top similarity high")
+    names = ("top_similarity", "top_similarity_low", "top_similarity_high")
     assert [summary[name] for name in names] == [interval.mean, interval.low, interval.high]
     for name in single.columns.drop("unit"):
-        assert summary[f"{name} low"] <= summary[name] <= summary[f"{name} high"]
+        assert summary[f"{name}_low"] <= summary[name] <= summary[f"{name}_high"]
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_only_labels_with_four_images_are_scored(labels, scored) -> None:
     images = load_images(np.random.default_rng(0).random((N, 8, 8, 3)), labels=labels)
     summary = summed(images, torch.arange(6))[0]
     assert summary.get("labels") == scored
-    assert ("best-unit precision" in summary) == ("labels covered" in summary) == (scored is not None)
-    assert ("top purity" in summary) == (labels is not None)
+    assert ("best_unit_precision" in summary) == ("labels_covered" in summary) == (scored is not None)
+    assert ("top_purity" in summary) == (labels is not None)
 
 
 # ------------------------------------------------------------------ fidelity
@@ -201,14 +201,14 @@ def test_fidelity_is_that_of_the_reconstruction_in_the_models_place(trial, vit32
     fidelity, site, seen = trial
     method = PCA(8).fit(seen)
     found = fidelity.of(method, seen)
-    assert found["unexplained variance"] == pytest.approx(unexplained_variance(seen.channels, method.reconstruct(seen)))
+    assert found["unexplained_variance"] == pytest.approx(unexplained_variance(seen.channels, method.reconstruct(seen)))
     before, after = (replaced_features(vit32, images, site, made) for made in (None, method.reconstruct))
-    assert found["output change"] == pytest.approx(float((before - after).abs().max()))
+    assert found["output_change"] == pytest.approx(float((before - after).abs().max()))
     agree = (before.argmax(1) == after.argmax(1)).float().mean()
-    assert found["top-1 agreement"] == pytest.approx(float(agree))
-    assert 0 <= found["neighbour agreement"] < 1
+    assert found["top1_agreement"] == pytest.approx(float(agree))
+    assert 0 <= found["neighbour_agreement"] < 1
     more = fidelity.of(PCA(40).fit(seen), seen)
-    assert more["unexplained variance"] < found["unexplained variance"]
+    assert more["unexplained_variance"] < found["unexplained_variance"]
     assert hook_count(vit32.network) == 0
 
 
@@ -222,8 +222,8 @@ def test_beside_the_model_nothing_is_lost_not_a_bit(trial, vit32, kind) -> None:
         "concepts": lambda: Concepts(vit32, site, concepts=5, units=3),
     }
     found = fidelity.of(made[kind]().fit(seen), seen)
-    assert found["unexplained variance"] == found["output change"] == 0.0
-    assert found["top-1 agreement"] == found["neighbour agreement"] == 1.0
+    assert found["unexplained_variance"] == found["output_change"] == 0.0
+    assert found["top1_agreement"] == found["neighbour_agreement"] == 1.0
 
 
 def test_probes_need_labels_with_enough_images(vit32, images, trial) -> None:
@@ -233,7 +233,7 @@ def test_probes_need_labels_with_enough_images(vit32, images, trial) -> None:
     def scored(chosen: Any) -> set[str]:
         return set(Fidelity(vit32, chosen, site, "patch", k=3, seed=0, batch_size=8).of(method, seen))
 
-    probes = {"k-NN accuracy", "probe accuracy"}
+    probes = {"knn_accuracy", "probe_accuracy"}
     assert probes <= scored(images)
     assert probes.isdisjoint(scored(images[:11]))  # the third label has three
     assert probes.isdisjoint(scored(images.with_labels(["same"] * 20)))

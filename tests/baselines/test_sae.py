@@ -331,13 +331,13 @@ def test_training_stops_early_and_keeps_the_best_weights(data) -> None:
     method = TopK(200, 20, steps=3000, patience=3, batch_size=128).fit(recording)
     history = method.history_
     assert history["step"].iloc[-1] < 1500
-    best = int(history["held-out fvu"].argmin())
+    best = int(history["held_out_fvu"].argmin())
     assert best < len(history) - 1
     held = hold_out(recording.images, torch.Generator().manual_seed(0))
     centred = noise - noise[~held].mean(0)
     left = (noise - method.reconstruct(recording))[held]
     assert float(left.square().sum() / centred[held].square().sum()) == pytest.approx(
-        history["held-out fvu"].iloc[best], rel=1e-4
+        history["held_out_fvu"].iloc[best], rel=1e-4
     )
     patient = TopK(200, 20, steps=600, patience=100, batch_size=128).fit(recording)
     assert patient.history_["step"].iloc[-1] == 600
@@ -349,7 +349,7 @@ def test_the_history_says_what_happened(fitted) -> None:
         assert tuple(history.columns) == HISTORY
         assert history["step"].tolist() == list(range(50, 50 * len(history) + 1, 50))
         assert history["loss"].iloc[-1] < 0.5 * history["loss"].iloc[0]
-        assert history["dead share"].between(0, 1).all()
+        assert history["dead_share"].between(0, 1).all()
         assert history["seconds"].is_monotonic_increasing
     assert fitted["TopK"].history_["active"].iloc[-1] == pytest.approx(ACTIVE, rel=0.02)
 

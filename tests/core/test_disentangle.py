@@ -89,7 +89,7 @@ def test_settings_say_how_it_was_made(split) -> None:
         ({"units": 256}, ValueError),
         ({"units": 2.5}, TypeError),
         ({"shared": 1.5}, ValueError),
-        ({"shared": "much"}, ValueError),
+        ({"shared": "much"}, TypeError),
         ({"routing": "concept"}, ValueError),
         ({"routing": 3}, TypeError),
         ({"concepts": 1}, ValueError),

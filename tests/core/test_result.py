@@ -121,7 +121,7 @@ def test_concept_read_out_is_the_weighted_sum_of_its_sub_units(case) -> None:
     expected = torch.zeros(len(units), len(split.book), dtype=torch.float64)
     table = split.units.reset_index()
     for row in table[table["concept"].notna()].to_dict("records"):
-        factor = row["mean on concept"] / float(split.channel_variance[row["channel"]])
+        factor = row["mean_on_concept"] / float(split.channel_variance[row["channel"]])
         expected[:, int(row["concept"])] += units[:, row["index"]] * factor
     found = split.concept_activations(images, tokens="all").reshape(expected.shape)
     torch.testing.assert_close(found, expected, **CLOSE)
@@ -136,7 +136,7 @@ def test_mean_on_concept_is_the_mean_over_the_concepts_tokens(case) -> None:
     for row in split.units[split.units["concept"].notna()].to_dict("records"):
         mine = routes[row["channel"]] == row["unit"]
         expected = float((weight[row["channel"]] * means[int(row["concept"])])[mine].sum())
-        assert row["mean on concept"] == pytest.approx(expected, rel=1e-9)
+        assert row["mean_on_concept"] == pytest.approx(expected, rel=1e-9)
     assert split.units.loc[split.units["unit"] == 0, "concept"].isna().all()
 
 
@@ -150,7 +150,7 @@ def test_shares_are_covariances_over_the_tokens_recorded(case, images, small_ima
     for column, row in enumerate(split.units.to_dict("records")):
         h = channels[:, row["channel"]]
         expected = np.mean((units[:, column] - units[:, column].mean()) * (h - h.mean())) / h.var()
-        assert row["share of variance"] == pytest.approx(expected, rel=1e-6, abs=1e-8)
+        assert row["share_of_variance"] == pytest.approx(expected, rel=1e-6, abs=1e-8)
     np.testing.assert_allclose(split.channels["variance"], channels.var(0), rtol=1e-9)
 
 
@@ -158,7 +158,7 @@ def test_tables_agree_with_the_routing(case) -> None:
     split, _ = case
     table = split.units
     assert table.columns.tolist() == [
-        "channel", "unit", "concept", "sources", "share of variance", "mean on concept",
+        "channel", "unit", "concept", "sources", "share_of_variance", "mean_on_concept",
     ]  # fmt: skip
     assert table.groupby("channel")["sources"].sum().tolist() == [split.site.sources] * split.site.channels
     assert table.groupby("channel").size().sub(1).tolist() == split.channels["units"].tolist()
@@ -171,7 +171,7 @@ def test_contributions_add_up_to_the_units_mean_on_its_concept(case) -> None:
     for row in split.units[split.units["concept"].notna()].head(10).to_dict("records"):
         table = split.contributions(row["channel"], row["unit"])
         assert len(table) == row["sources"]
-        assert table["contribution"].sum() == pytest.approx(row["mean on concept"], rel=1e-9)
+        assert table["contribution"].sum() == pytest.approx(row["mean_on_concept"], rel=1e-9)
         assert table["contribution"].abs().is_monotonic_decreasing
         assert (split.routing.routes[row["channel"], table.index.to_list()] == row["unit"]).all()
 
@@ -266,7 +266,7 @@ def test_everything_works_in_lower_precision(images, dtype) -> None:
     assert split.channels["variance"].gt(0).all()
     channel = int(split.routing.is_split().nonzero()[0])
     assert len(split.contributions(channel, 1, images[:2]))
-    assert score(split, images, k=4, progress=False)["top similarity"].notna().any()
+    assert score(split, images, k=4, progress=False)["top_similarity"].notna().any()
     assert find_exemplars(split, images, channel, count=3, progress=False).rows
 
 

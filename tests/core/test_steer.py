@@ -367,19 +367,19 @@ def test_threads_do_not_mix(split, images) -> None:
     def run(number: int) -> None:
         try:
             barrier.wait()
-            for turn in range(6):
-                at = (number + turn) % len(batches)
-                if not split.model(batches[at]).equal(expected[at]):
-                    wrong.append(at)
+            with split.edit(fade(split)):
+                for turn in range(6):
+                    at = (number + turn) % len(batches)
+                    if not split.model(batches[at]).equal(expected[at]):
+                        wrong.append(at)
         except BaseException as error:  # noqa: BLE001 - told by the main thread
             wrong.append(error)
 
-    with split.edit(fade(split)):
-        threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not wrong
     assert clean(split.model.network)
 
@@ -471,8 +471,8 @@ def test_errors_and_interrupts_from_within_a_pass(own, error, layer) -> None:
             assert own.model(batch).equal(expected)
     assert clean(network)
     assert own.model(batch).equal(plain)
-    setattr(owner, name, Stop(error))
     with pytest.raises(error), own.edit(edit):
+        setattr(owner, name, Stop(error))
         own.model(batch)
     setattr(owner, name, whole)
     assert clean(network)

@@ -98,7 +98,7 @@ def test_distributions_mark_the_means_of_what_is_there() -> None:
     scores = pd.DataFrame(
         {
             "kind": ["channel"] * 4 + ["sub-unit"] * 4,
-            "top similarity": [0.0, 0.1, 0.2, 0.3, 0.6, 0.7, 0.8, float("nan")],
+            "top_similarity": [0.0, 0.1, 0.2, 0.3, 0.6, 0.7, 0.8, float("nan")],
         }
     )
     picture = score_distributions(scores)
@@ -122,11 +122,11 @@ METHODS = pd.DataFrame(
         "method": ["sub-units", "channels", "PCA", "TopK SAE", "PCA"],
         "size": ["equal"] * 4 + ["own"],
         "units": [8, 8, 8, 8, 30],
-        "top similarity": [0.5, 0.49, 0.3, 0.6, 0.1],
-        "top similarity low": [0.4, 0.4, 0.2, 0.5, 0.0],
-        "top similarity high": [0.6, 0.55, 0.4, 0.7, 0.2],
+        "top_similarity": [0.5, 0.49, 0.3, 0.6, 0.1],
+        "top_similarity_low": [0.4, 0.4, 0.2, 0.5, 0.0],
+        "top_similarity_high": [0.6, 0.55, 0.4, 0.7, 0.2],
         "redundancy": [0.2, 0.1, 0.4, 0.3, 0.9],
-        "unexplained variance": [0.0, 0.0, 0.25, 0.5, 0.01],
+        "unexplained_variance": [0.0, 0.0, 0.25, 0.5, 0.01],
     }
 )
 
@@ -166,7 +166,7 @@ def test_tables_put_together_are_one_picture() -> None:
 
 
 def test_intervals_are_sorted_by_the_first_score_and_lie_at_their_values() -> None:
-    picture = score_intervals(METHODS, ["top similarity", "redundancy"])
+    picture = score_intervals(METHODS, ["top_similarity", "redundancy"])
     first = picture.axes[0]
     assert [label.get_text() for label in first.get_yticklabels()] == [
         "PCA (8)",
@@ -188,7 +188,7 @@ def test_intervals_are_sorted_by_the_first_score_and_lie_at_their_values() -> No
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: tradeoff(METHODS, "top similarty"), "Did you mean 'top similarity'"),
+        (lambda: tradeoff(METHODS, "top similarty"), "Did you mean 'top_similarity'"),
         (lambda: tradeoff(METHODS, loss="loss"), "column='loss' is not known"),
         (lambda: tradeoff(METHODS, size="some"), "choose one of 'equal', 'own'"),
         (lambda: score_intervals(METHODS, size="some"), "choose one of 'equal', 'own'"),

@@ -142,10 +142,10 @@ def test_what_are_no_axes_are_refused() -> None:
 
 
 def test_scores_without_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="Did you mean 'top similarity'"):
+    with pytest.raises(ValueError, match="Did you mean 'top_similarity'"):
         score_distributions(scores(), "top similarty")
     with pytest.raises(ValueError, match="has no value"):
-        score_distributions(scores().assign(**{"top similarity": np.nan}))
+        score_distributions(scores().assign(**{"top_similarity": np.nan}))
 
 
 def test_score_distributions_show_before_and_after_with_the_controls() -> None:
@@ -153,6 +153,6 @@ def test_score_distributions_show_before_and_after_with_the_controls() -> None:
     place: Axes = picture.axes[0]
     words = [label.get_text() for label in place.get_yticklabels()]
     assert [text.partition("\n")[0] for text in words] == ["channels", "random routes", "sub-units"]
-    table = scores().groupby("kind")["top similarity"].mean()
+    table = scores().groupby("kind")["top_similarity"].mean()
     marked = [float(line.get_segments()[0][0][0]) for line in place.collections if hasattr(line, "get_segments")]
     assert marked == pytest.approx([table["channel"], table["random route"], table["sub-unit"]])

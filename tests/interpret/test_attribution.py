@@ -201,14 +201,14 @@ def test_wrong_settings_are_named(split, images) -> None:
 
 
 def test_half_precision_is_never_called_exact(smallest_images) -> None:
-    split = disentangle(tiny_mlp(), smallest_images, "5", concepts=5, units=3, tokens="class", progress=False)
-    split.model.network.to(torch.bfloat16)
+    model = tiny_mlp(torch.bfloat16)
+    split = disentangle(model, smallest_images, "5", concepts=5, units=3, tokens="class", progress=False)
     found = attribute(split, smallest_images[:4], 2)
     assert not found.exact
 
 
 def test_an_active_edit_is_not_attributed_a_second_time(split, images) -> None:
-    with split.edit(Edit.ablate(concept=2)), pytest.raises(EditError, match="leave its block"):
+    with split.edit(Edit.ablate(concept=2)), pytest.raises(EditError, match="attribute needs the model as it is"):
         attribute(split, images[:1], 0)
 
 
@@ -225,7 +225,7 @@ def test_images_one_by_one_have_the_tables_as_means(split, images) -> None:
     for method in METHODS:
         mean = found.per_image_units[method].mean(0)
         torch.testing.assert_close(mean, torch.tensor(found.units[method].tolist(), dtype=mean.dtype), equal_nan=True)
-    assert found.completeness["relative gap"]["integrated"] < 1e-9
+    assert found.completeness["relative_gap"]["integrated"] < 1e-9
 
 
 def test_what_no_sub_unit_owns_is_told(split, images) -> None:

@@ -86,7 +86,7 @@ def test_units_chosen_are_strong_and_unlike_each_other(split) -> None:
         def worth(unit: int) -> float:
             own = directions[int(table.loc[unit, "concept"])]
             others = [float(own @ directions[int(table.loc[other, "concept"])]) for other in taken]
-            return max(0.0, float(table.loc[unit, "mean on concept"])) * (1 - max([0.0, *others]))
+            return max(0.0, float(table.loc[unit, "mean_on_concept"])) * (1 - max([0.0, *others]))
 
         taken.append(max((unit for unit in table.index if unit not in taken), key=worth))
     for number in range(1, len(table) + 3):

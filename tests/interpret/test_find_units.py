@@ -21,7 +21,7 @@ from tests.tiny import hook_count, random_images
 
 COLUMNS = [
     *("kind", "concept", "channel", "unit", "name", "rank", "direction"),
-    *("auroc chosen", "auroc", "p", "p corrected", "significant"),
+    *("auroc_chosen", "auroc", "p", "p_corrected", "significant"),
 ]
 
 
@@ -120,18 +120,18 @@ def test_every_number_is_that_of_a_literal_search(request, name, pool) -> None:
         expected.append(
             {
                 "direction": "higher" if chosen >= 0.5 else "lower",
-                "auroc chosen": max(chosen, 1 - chosen),
+                "auroc_chosen": max(chosen, 1 - chosen),
                 "auroc": checked if chosen >= 0.5 else 1 - checked,
                 "p": mannwhitneyu(second, other_second, alternative=better, method=method).pvalue,
             }
         )
     literal = pd.DataFrame(expected, index=pd.Index(rows)).sort_index()
     assert literal.index.tolist() == table.index.tolist()
-    literal["p corrected"] = holm_literal(literal["p"].tolist())
+    literal["p_corrected"] = holm_literal(literal["p"].tolist())
     pd.testing.assert_frame_equal(table[literal.columns], literal, check_dtype=False, rtol=1e-9)
-    assert (literal["auroc chosen"] > 0.5).all()
-    assert table["significant"].tolist() == (literal["p corrected"] <= 0.05).tolist()
-    assert table.sort_values("rank")["auroc chosen"].is_monotonic_decreasing
+    assert (literal["auroc_chosen"] > 0.5).all()
+    assert table["significant"].tolist() == (literal["p_corrected"] <= 0.05).tolist()
+    assert table.sort_values("rank")["auroc_chosen"].is_monotonic_decreasing
 
 
 def test_p_is_that_of_all_ways_to_deal_the_images() -> None:
@@ -173,8 +173,8 @@ def test_a_constant_unit_tells_nothing() -> None:
     assert _auroc(constant, constant).tolist() == [0.5, 0.5]
     assert _p_values(constant, constant, np.ones(2)).tolist() == [1, 1]
     table = _ranked(pd.DataFrame({"kind": ["unit"] * 2}), (constant, constant), (constant, constant), 0.05)
-    assert table["auroc"].tolist() == table["auroc chosen"].tolist() == [0.5, 0.5]
-    assert table["p corrected"].tolist() == [1, 1]
+    assert table["auroc"].tolist() == table["auroc_chosen"].tolist() == [0.5, 0.5]
+    assert table["p_corrected"].tolist() == [1, 1]
     assert not table["significant"].any()
 
 
@@ -223,7 +223,7 @@ def test_images_that_do_not_differ_give_hardly_anything(split) -> None:
         assert len(table) / comb(20, 10) < 0.05  # enough images for a finding
         false.append(table["significant"].any())
         small.append((table["p"] <= 0.2).mean())
-        best.append(table["auroc chosen"].max())
+        best.append(table["auroc_chosen"].max())
     assert sum(false) <= 3
     assert np.mean(best) > 0.8  # what a choice without a check would have shown
     assert 0.1 < np.mean(small) < 0.26  # p-values are neither too small nor useless
@@ -238,7 +238,7 @@ def test_the_check_has_no_say_in_the_ranking(split) -> None:
         swapped[0][i], swapped[1][i] = negative[i], positive[i]
     before, after = find_units(split, positive, negative, seed=4), find_units(split, *swapped, seed=4)
     before, after = before.sort_values("rank"), after.sort_values("rank")
-    same = ["kind", "concept", "channel", "unit", "rank", "direction", "auroc chosen"]
+    same = ["kind", "concept", "channel", "unit", "rank", "direction", "auroc_chosen"]
     pd.testing.assert_frame_equal(
         before[same].reset_index(drop=True), after[same].reset_index(drop=True), rtol=1e-9, check_exact=False
     )
@@ -249,7 +249,7 @@ def test_the_check_has_no_say_in_the_ranking(split) -> None:
 def test_to_swap_the_sets_is_to_swap_the_directions(split) -> None:
     sets = with_square(random_images(11, 32, seed=1)), random_images(11, 32, seed=2)  # 25 pairs: none has 0.5
     one, other = keyed(find_units(split, *sets)), keyed(find_units(split, *sets[::-1]))
-    for column in ("auroc chosen", "auroc", "p", "p corrected"):
+    for column in ("auroc_chosen", "auroc", "p", "p_corrected"):
         np.testing.assert_allclose(one[column].to_numpy(dtype=float), other[column].to_numpy(dtype=float), atol=1e-12)
     assert {"higher", "lower"} == set(one["direction"])
     assert (one["direction"] != other["direction"]).all()
@@ -275,7 +275,7 @@ def test_of_units_that_choose_equally_well_the_clearest_comes_first() -> None:
     negative = np.stack([low, 100 * low, 0 * low - 3.9, low, np.ones(4)], 1)
     halves_of = (torch.from_numpy(positive), torch.from_numpy(negative))
     table = _ranked(pd.DataFrame({"unit": range(5)}), halves_of, halves_of, 0.05)
-    assert table["auroc chosen"].tolist()[:3] == [1, 1, 1]
+    assert table["auroc_chosen"].tolist()[:3] == [1, 1, 1]
     gaps = [
         abs(a.mean() - b.mean()) / np.concatenate([a, b]).std(ddof=1)
         for a, b in zip(positive.T[:3], negative.T[:3], strict=True)
@@ -310,7 +310,7 @@ def test_kinds_and_their_rows(split) -> None:
         assert (table["unit"].dropna() > 0).all()
     both, alone = keyed(tables["both"]), keyed(tables["units"])
     np.testing.assert_allclose(both.loc[alone.index, "p"], alone["p"], rtol=1e-9)
-    assert (both.loc[alone.index, "p corrected"] >= alone["p corrected"] - 1e-12).all()  # more were tried
+    assert (both.loc[alone.index, "p_corrected"] >= alone["p_corrected"] - 1e-12).all()  # more were tried
     values = split.units[split.units["unit"] > 0].set_index(["channel", "unit"])["concept"]
     for row in tables["units"].itertuples():
         assert row.concept == values[row.channel, row.unit]

@@ -43,8 +43,8 @@ def test_units_are_what_the_split_says(gallery) -> None:
         mine = split.units[split.units["channel"] == channel]
         assert view.units["sources"].tolist() == mine["sources"].tolist()
         assert view.units["concept"].isna().tolist() == mine["concept"].isna().tolist()
-        means = torch.tensor(mine["mean on concept"].fillna(0.0).to_numpy(dtype="float64"))
-        torch.testing.assert_close(torch.tensor(view.units["mean on concept"].fillna(0.0).tolist()).double(), means)
+        means = torch.tensor(mine["mean_on_concept"].fillna(0.0).to_numpy(dtype="float64"))
+        torch.testing.assert_close(torch.tensor(view.units["mean_on_concept"].fillna(0.0).tolist()).double(), means)
 
 
 def test_units_add_up_to_the_channel_and_shares_to_one(gallery) -> None:
@@ -52,7 +52,7 @@ def test_units_add_up_to_the_channel_and_shares_to_one(gallery) -> None:
     view = gallery.channel(channel)
     whole = gallery.split.recording(gallery.images, tokens="patch").channels[:, channel]
     torch.testing.assert_close(view.maps.sum(-1).flatten(), whole.float(), rtol=1e-4, atol=1e-4)
-    assert view.units["share of variance"].sum() == pytest.approx(1.0, abs=1e-4)
+    assert view.units["share_of_variance"].sum() == pytest.approx(1.0, abs=1e-4)
 
 
 def test_concept_maps_pictures_and_outputs(gallery) -> None:
@@ -126,7 +126,7 @@ def test_it_fills_step_by_step(split, images) -> None:
 def test_what_an_edit_makes_of_images_is_not_kept(split, images) -> None:
     gallery = Gallery(split, images[:6])
     next(gallery.steps(2))
-    with split.edit(Edit.ablate(concept=1)), pytest.raises(EditError, match="leave its block"):
+    with split.edit(Edit.ablate(concept=1)), pytest.raises(EditError, match="gallery needs the model as it is"):
         gallery.fill(progress=False)
     assert gallery.ready == 2
     assert gallery.fill(progress=False).ready == 6

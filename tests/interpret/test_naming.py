@@ -74,7 +74,7 @@ def test_every_number_is_that_of_a_literal_search(request, name, side) -> None:
         assert shown["share"] == count / 10
         assert shown["lift"] == pytest.approx(lift)
         assert shown["p"] == pytest.approx(p[best_row])
-        assert shown["p corrected"] == pytest.approx(corrected[best_row])
+        assert shown["p_corrected"] == pytest.approx(corrected[best_row])
         assert shown["name"].startswith(word if sure else "")
         assert bool(shown["name"]) == bool(sure)
         evidence = f"{count} of 10 top images, {lift:.1f} times the base rate"
@@ -164,7 +164,7 @@ def test_a_concept_that_never_changes_has_no_best_images(split, pictures) -> Non
     found = name_concepts(silent, pictures, labels=labels, top=10)
     assert 3 not in found.names
     assert found.table.loc[3, "evidence"] == "no name: the same on all images"
-    assert found.table.loc[3, "p corrected"] == 1
+    assert found.table.loc[3, "p_corrected"] == 1
     assert best_images(silent, pictures, None, 10, 16, progress=False)[1].tolist() == [i == 3 for i in range(8)]
 
 

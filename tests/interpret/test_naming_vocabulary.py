@@ -73,14 +73,14 @@ def test_every_number_is_that_of_a_literal_search(split, pictures) -> None:
         text = TEXTS.index(shown["text"])
         assert z[text] >= max(z) - 0.05  # the spread of draws is not known to the last digit
         assert shown["cosine"] == pytest.approx(cosines[best, text].mean(), abs=1e-9)
-        assert shown["above all"] == pytest.approx(scores[text], abs=1e-9)
+        assert shown["above_all"] == pytest.approx(scores[text], abs=1e-9)
         assert shown["z"] == pytest.approx(z[text], rel=0.06)
         assert shown["p"] == pytest.approx(np.mean([chance >= max(z) for chance in best_by_chance]), abs=0.04)
         p.append(shown["p"])
-    assert found.table["p corrected"].tolist() == pytest.approx(holm_literal(p))
+    assert found.table["p_corrected"].tolist() == pytest.approx(holm_literal(p))
     assert found.names[2] == "cat"
     row = found.table.loc[2]
-    assert row["evidence"] == f"cosine {row['above all']:+.3f} against all images, z = {row['z']:.1f}"
+    assert row["evidence"] == f"cosine {row['above_all']:+.3f} against all images, z = {row['z']:.1f}"
     assert repr(found).endswith("concepts named by texts)")
 
 

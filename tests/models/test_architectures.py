@@ -70,7 +70,7 @@ def photos() -> ImageSet:
 @pytest.mark.parametrize(("name", "more"), STREAMS.items())
 def test_stream_of_a_family_is_the_sum_of_its_sources(photos, name, more) -> None:
     model = timm_model(name, **more)
-    assert find_sites(model).iloc[:3]["can be split"].all()
+    assert find_sites(model).iloc[:3]["can_be_split"].all()
     layout = find_site(model, "stream").layout
     assert layout.grid == (4, 4)
     assert layout.classes == (0 if "siglip" in name or "gap" in name else 1)
@@ -166,8 +166,8 @@ def test_stream_of_a_family_without_one_is_refused(make, side, reason) -> None:
         find_site(model, "stream")
     assert reason in str(caught.value)
     table = find_sites(model)
-    assert table["can be split"].any()
-    assert (table.loc[~table["can be split"].astype(bool), "reason"] != "").all()
+    assert table["can_be_split"].any()
+    assert (table.loc[~table["can_be_split"].astype(bool), "reason"] != "").all()
 
 
 def tied() -> nn.Module:
@@ -253,8 +253,8 @@ def test_layer_that_is_no_plain_layer_of_its_own_is_refused(make, reason, cure) 
     assert reason in str(of_stream.value)
     table = find_sites(model).set_index("site")
     assert reason in str(table.loc["blocks.0.mlp.fc2", "reason"])
-    assert not table.loc[["stream:1", "stream:2"], "can be split"].any()
-    assert table.loc["blocks.0.mlp.fc1", "can be split"]
+    assert not table.loc[["stream:1", "stream:2"], "can_be_split"].any()
+    assert table.loc["blocks.0.mlp.fc1", "can_be_split"]
 
 
 def wrapped_as_is(network: nn.Module, side: int = 16) -> Model:

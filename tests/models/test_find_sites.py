@@ -93,12 +93,12 @@ def rows_of(model: Model, **more) -> dict[str, dict[str, Any]]:
 
 
 def figures(row: dict[str, Any]) -> tuple[object, ...]:
-    return tuple(row[name] for name in ("kind", "channels", "sources", "sources per channel", "tokens"))
+    return tuple(row[name] for name in ("kind", "channels", "sources", "sources_per_channel", "tokens"))
 
 
 def test_table_of_a_transformer(vit) -> None:
     rows = rows_of(vit)
-    assert all(row["can be split"] and row["reason"] == "" for row in rows.values())
+    assert all(row["can_be_split"] and row["reason"] == "" for row in rows.values())
     assert list(rows)[:3] == ["stream:1", "stream:2", "stream:3"]
     assert figures(rows["stream:1"]) == ("stream", 24, 120, 120, 19)
     assert figures(rows["stream:3"]) == ("stream", 24, 360, 360, 19)
@@ -120,13 +120,13 @@ def test_table_of_a_convolutional_network(conv) -> None:
     assert figures(rows["grouped"]) == ("convolution", 12, 8, 2, 64)
     assert figures(rows["reflect"]) == ("convolution", 6, 12, 12, 16)
     assert "one source a channel" in rows["depthwise"]["reason"]
-    assert [name for name, row in rows.items() if not row["can be split"]] == ["depthwise"]
+    assert [name for name, row in rows.items() if not row["can_be_split"]] == ["depthwise"]
 
 
 def test_every_row_that_can_be_split_is_found(vit, conv, mlp) -> None:
     for model in (vit, conv, mlp):
         for row in find_sites(model).to_dict("records"):
-            if row["can be split"]:
+            if row["can_be_split"]:
                 site = find_site(model, row["site"])
                 found = site.name, site.kind, site.channels, site.sources, site.layout.count
                 assert found == tuple(row[key] for key in ("site", "kind", "channels", "sources", "tokens"))
@@ -205,14 +205,14 @@ def test_a_block_that_adds_otherwise_is_refused_with_the_reason(how, dtype) -> N
         find_site(model, "stream")
     assert "normalises after the addition" in str(caught.value)
     table = find_sites(model).set_index("site")
-    assert not table.loc[["stream:1", "stream:2"], "can be split"].any()
-    assert table.loc["blocks.0.mlp.fc2", "can be split"]
+    assert not table.loc[["stream:1", "stream:2"], "can_be_split"].any()
+    assert table.loc["blocks.0.mlp.fc2", "can_be_split"]
     assert find_site(model, "blocks.0.mlp.fc2").sources == 24
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_sites_pass_the_check_in_every_dtype(dtype) -> None:
-    assert find_sites(tiny_vit(dtype))["can be split"].all()
+    assert find_sites(tiny_vit(dtype))["can_be_split"].all()
     assert find_site(tiny_vit(dtype), "stream").sources == 360
     assert find_site(tiny_conv(dtype), "stem").norm == "norm"
 
@@ -239,7 +239,7 @@ def test_layer_that_folds_windows_of_an_image_into_the_batch_is_refused(name) ->
     with pytest.raises(SiteError, match="window"):
         find_site(model, name)
     table = find_sites(model).set_index("site")
-    assert not table.loc[["stream:1", "blocks.0.mlp.fc2"], "can be split"].any()
+    assert not table.loc[["stream:1", "blocks.0.mlp.fc2"], "can_be_split"].any()
 
 
 def test_layer_on_fewer_tokens_than_the_prefix_has_a_layout() -> None:

@@ -271,7 +271,7 @@ def test_recovery_of_hand_cases() -> None:
     scores = planted_recovery(found, truth)
     assert scores[:3].tolist() == [1, 0, 1]
     assert math.isnan(scores[3])
-    assert (scores.name, scores.index.name) == ("planted recovery", "channel")
+    assert (scores.name, scores.index.name) == ("planted_recovery", "channel")
 
 
 def test_routes_at_random_recover_nothing_on_average() -> None:

@@ -69,7 +69,7 @@ def test_what_never_varies_has_no_variance_to_explain(value) -> None:
 def test_output_change_of_a_hand_case() -> None:
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])  # mean 0
     y = torch.tensor([[0.0, 3.0], [-1.0, 0.0]])
-    assert output_change(x, y).to_dict() == {"largest": 3.0, "mean": 1.0, "cosine": 0.5, "top-1 agreement": 0.5}
+    assert output_change(x, y).to_dict() == {"largest": 3.0, "mean": 1.0, "cosine": 0.5, "top1_agreement": 0.5}
 
 
 @settings(deadline=None, max_examples=30)
@@ -86,13 +86,13 @@ def test_output_change_against_loops(n, e, seed) -> None:
     expected = [max(gaps), sum(gaps) / len(gaps), cosines / n, tops / n]
     found = output_change(x, y)
     assert found.tolist() == pytest.approx(expected)
-    assert list(found.index) == ["largest", "mean", "cosine", "top-1 agreement"]
+    assert list(found.index) == ["largest", "mean", "cosine", "top1_agreement"]
 
 
 def test_outputs_that_stay_or_never_vary() -> None:
     x = drawn(6, 4)
     same = output_change(x, x.clone())
-    assert same[["largest", "mean", "top-1 agreement"]].tolist() == [0.0, 0.0, 1.0]
+    assert same[["largest", "mean", "top1_agreement"]].tolist() == [0.0, 0.0, 1.0]
     assert same["cosine"] == pytest.approx(1.0)
     alike = output_change(torch.full((5, 2), 0.1), torch.full((5, 2), 0.1))
     assert math.isnan(alike["cosine"])  # there is no direction from the mean
@@ -280,7 +280,7 @@ def test_output_change_goes_with_scale_and_does_not_know_shift_or_order(seed, sc
     scaled = output_change(scale * x, scale * y)
     assert scaled[["largest", "mean"]].tolist() == pytest.approx((scale * found[["largest", "mean"]]).tolist())
     assert scaled["cosine"] == pytest.approx(found["cosine"])
-    assert scaled["top-1 agreement"] == found["top-1 agreement"]
+    assert scaled["top1_agreement"] == found["top1_agreement"]
     moved = output_change(x + shift, y + shift)
     assert moved[["largest", "mean", "cosine"]].tolist() == pytest.approx(found[["largest", "mean", "cosine"]].tolist())
     assert output_change(x.flip(0), y.flip(0)).tolist() == pytest.approx(found.tolist())

@@ -202,7 +202,7 @@ def test_health_gathers_what_the_others_say() -> None:
     values = drawn(30, 5)
     values[:, 2] = 0.0
     found = health(values)
-    assert list(found.index) == ["units", "dead", "redundancy", "effective rank", "density", "L0"]
+    assert list(found.index) == ["units", "dead", "redundancy", "effective_rank", "density", "L0"]
     expected = [5, 1, largest_correlation(values).mean(), effective_rank(values), density(values).mean(), l0(values)]
     assert found.tolist() == pytest.approx(expected)
     assert np.isnan(health(values[:, :1])["redundancy"])  # nothing to be a copy of

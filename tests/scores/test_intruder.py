@@ -161,7 +161,7 @@ def test_accuracy_is_the_grade_of_the_guesses() -> None:
         right[trial.unit].append(slow_guess(trial.images, embeddings) == trial.intruder)
     found = intruder_accuracy(activations, embeddings, size=4, top=8, trials_per_unit=7, seed=5)
     assert found.tolist() == pytest.approx([sum(right[unit]) / 7 for unit in range(4)])
-    assert (found.name, found.index.name) == ("intruder accuracy", "unit")
+    assert (found.name, found.index.name) == ("intruder_accuracy", "unit")
 
 
 def test_answers_of_people_are_graded_unit_by_unit() -> None:

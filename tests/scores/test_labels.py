@@ -147,9 +147,9 @@ def test_a_unit_is_chosen_on_one_half_and_scored_on_the_other() -> None:
         truth = np.array(y) == label
         chosen = [average_precision_score(truth[half], activations[half, unit]) for unit in range(7)]
         assert row["unit"] == np.argmax(chosen)
-        assert row["precision when chosen"] == pytest.approx(max(chosen))
+        assert row["precision_when_chosen"] == pytest.approx(max(chosen))
         held_out = average_precision_score(truth[~half], activations[~half, int(row["unit"])])
-        assert row["average precision"] == pytest.approx(held_out)
+        assert row["average_precision"] == pytest.approx(held_out)
         assert row["chance"] == pytest.approx(truth[~half].mean())
 
 
@@ -170,8 +170,8 @@ def test_halves_are_decided_by_their_seed() -> None:
 def test_noise_scores_chance_on_the_other_half_but_not_on_the_choosing_half() -> None:
     activations, y = drawn(400, 300, labels=4)
     table = best_unit_precision(activations, y)
-    assert (table["precision when chosen"] > table["chance"] + 0.08).all()
-    assert (table["average precision"] - table["chance"]).abs().max() < 0.08
+    assert (table["precision_when_chosen"] > table["chance"] + 0.08).all()
+    assert (table["average_precision"] - table["chance"]).abs().max() < 0.08
     assert labels_covered(average_precision(activations, y), 0.3) == 4
     assert labels_covered(table, 0.3) < 4
 
@@ -182,14 +182,14 @@ def test_a_unit_that_falls_silent_on_the_other_half_scores_chance() -> None:
     activations = torch.zeros(12, 2)
     activations[:6:2, 1] = 1.0  # knows a on the choosing half, and says nothing afterwards
     table = best_unit_precision(activations, y, choose=half)
-    assert list(table.loc["a", ["unit", "precision when chosen", "average precision", "chance"]]) == [1, 1, 0.5, 0.5]
+    assert list(table.loc["a", ["unit", "precision_when_chosen", "average_precision", "chance"]]) == [1, 1, 0.5, 0.5]
     assert table["unit"].tolist() == [1, 1]  # unit 0 is constant and never chosen
 
 
 def test_labels_covered_counts_labels_with_a_unit_above_the_threshold() -> None:
     table = pd.DataFrame([[0.5, 0.2], [0.1, 0.6], [np.nan, 0.9], [np.nan, np.nan]], index=list("abcd"))
     assert [labels_covered(table, t) for t in (0.0, 0.4, 0.5, 0.6, 1.0)] == [3, 3, 2, 1, 0]
-    held_out = pd.DataFrame({"unit": [7, 8], "precision when chosen": [1.0, 1.0], "average precision": [0.4, 0.6]})
+    held_out = pd.DataFrame({"unit": [7, 8], "precision_when_chosen": [1.0, 1.0], "average_precision": [0.4, 0.6]})
     assert labels_covered(held_out) == 1
     with pytest.raises(ValueError, match=r"threshold=1\.5 is out of range"):
         labels_covered(table, 1.5)
@@ -223,7 +223,7 @@ def test_selectivity_of_hand_cases() -> None:
     table = class_selectivity(torch.tensor([only_a, same, mixed, [5.0] * 4]).T, y)
     assert table[:3].tolist() == pytest.approx([1, 0, (3 - 0.5) / (3 + 0.5)])
     assert math.isnan(table[3])
-    assert table.name == "class selectivity"
+    assert table.name == "class_selectivity"
 
 
 # ------------------------------------------------------------------------------------ FMS

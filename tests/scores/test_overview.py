@@ -155,7 +155,7 @@ def test_scores_are_those_of_a_literal_loop(request, name, pictures, tokens) -> 
     split, images = request.getfixturevalue(name), request.getfixturevalue(pictures)
     table = score(split, images, tokens=tokens, tokens_per_image=None, k=4, seed=2, progress=False)
     expected = slow_score(split, images, tokens, k=4, seed=2)
-    found = table.set_index(["kind", "channel", "unit"])["top similarity"].to_dict()
+    found = table.set_index(["kind", "channel", "unit"])["top_similarity"].to_dict()
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, abs=1e-9), key
@@ -164,9 +164,9 @@ def test_scores_are_those_of_a_literal_loop(request, name, pictures, tokens) -> 
 def test_every_unit_has_a_row(split, images) -> None:
     table = score(split, images, k=4, progress=False)
     assert table["kind"].unique().tolist() == ["channel", "sub-unit", "random route"]
-    scores = ["top similarity", "monosemanticity", "redundancy", "sibling similarity", "top purity"]
+    scores = ["top_similarity", "monosemanticity", "redundancy", "sibling_similarity", "top_purity"]
     assert sorted(table.columns) == sorted(["kind", "channel", "unit", *scores])
-    assert table.loc[table["kind"] == "channel", "sibling similarity"].isna().all()
+    assert table.loc[table["kind"] == "channel", "sibling_similarity"].isna().all()
     assert (table["kind"] == "channel").sum() == 2 * 24
     real, random = (
         set(zip(*(table.loc[table["kind"] == kind, column] for column in ("channel", "unit")), strict=True))
@@ -175,14 +175,14 @@ def test_every_unit_has_a_row(split, images) -> None:
     assert real == random
     units = split.units[split.units["unit"] > 0]
     assert real == set(zip(units["channel"], units["unit"], strict=True))
-    assert table["top similarity"].between(-1, 1).all()
-    assert table["top purity"].between(1 / 4, 1).all()
+    assert table["top_similarity"].between(-1, 1).all()
+    assert table["top_purity"].between(1 / 4, 1).all()
     assert hook_count(split.model.network) == 0
 
 
 def test_scores_are_deterministic_and_the_seed_deals_the_random_routes(split, images) -> None:
     tables = [
-        score(split, images, k=4, tokens_per_image=None, seed=seed, progress=False).set_index("kind")["top similarity"]
+        score(split, images, k=4, tokens_per_image=None, seed=seed, progress=False).set_index("kind")["top_similarity"]
         for seed in (0, 0, 1)
     ]
     assert tables[0].equals(tables[1])
@@ -192,13 +192,13 @@ def test_scores_are_deterministic_and_the_seed_deals_the_random_routes(split, im
 
 
 def test_images_without_labels_have_no_purity(split, images) -> None:
-    assert "top purity" not in score(split, load_images(list(images)), k=4, progress=False)
+    assert "top_purity" not in score(split, load_images(list(images)), k=4, progress=False)
 
 
 def test_embeddings_of_another_encoder_are_used(split, images) -> None:
     same = torch.ones(len(images), 3)
     table = score(split, images, k=4, embeddings=same, progress=False)
-    assert table["top similarity"].tolist() == pytest.approx([1.0] * len(table))
+    assert table["top_similarity"].tolist() == pytest.approx([1.0] * len(table))
 
 
 def test_too_few_images_are_refused(split) -> None:
@@ -206,7 +206,7 @@ def test_too_few_images_are_refused(split) -> None:
         score(split, random_images(6, 32), progress=False)
 
 
-COLUMNS = ["kind", "channel", "unit", "top similarity", "sibling similarity"]
+COLUMNS = ["kind", "channel", "unit", "top_similarity", "sibling_similarity"]
 NONE = float("nan")
 
 

@@ -107,17 +107,17 @@ def literal(before: Any, after: Any, labels: tuple[str, ...], target: str) -> di
         "low": mean_interval(drops[target]).low,
         "high": mean_interval(drops[target]).high,
         "others": sum(mean[name] for name in others) / len(others),
-        "others low": mean_interval(weighted).low,
-        "others high": mean_interval(weighted).high,
+        "others_low": mean_interval(weighted).low,
+        "others_high": mean_interval(weighted).high,
         "worst": mean[worst],
-        "worst class": worst,
+        "worst_class": worst,
         "specificity": mean[target] / (sum(abs(mean[name]) for name in others) / len(others)),
-        "accuracy drop": mean_accuracy[target],
-        "accuracy others": sum(mean_accuracy[name] for name in others) / len(others),
-        "accuracy worst": max(mean_accuracy[name] for name in others),
-        "target cosine": sum(cosines[True]) / len(cosines[True]),
-        "others cosine": sum(cosines[False]) / len(cosines[False]),
-        "largest change": largest,
+        "accuracy_drop": mean_accuracy[target],
+        "accuracy_others": sum(mean_accuracy[name] for name in others) / len(others),
+        "accuracy_worst": max(mean_accuracy[name] for name in others),
+        "target_cosine": sum(cosines[True]) / len(cosines[True]),
+        "others_cosine": sum(cosines[False]) / len(cosines[False]),
+        "largest_change": largest,
     }
 
 
@@ -204,11 +204,11 @@ def test_draws_are_averaged_image_by_image() -> None:
     row = elude_nb.steering.effects._Measure(Given(), before, torch.tensor([0, 1, 2]), 0).of(draws)
     assert row["drop"] == pytest.approx(0.4)  # 0.6 and 0.2
     assert row["others"] == pytest.approx((0.15 + 0.0) / 2)  # 0 and 0.3; -0.1 and 0.1
-    assert (row["worst class"], row["worst"]) == ("label 1", pytest.approx(0.15))
+    assert (row["worst_class"], row["worst"]) == ("label 1", pytest.approx(0.15))
     assert row["specificity"] == pytest.approx(0.4 / 0.075)
-    assert row["accuracy drop"] == pytest.approx(0.5)
-    assert row["accuracy others"] == pytest.approx(0.5)
-    assert row["accuracy worst"] == pytest.approx(0.5)
+    assert row["accuracy_drop"] == pytest.approx(0.5)
+    assert row["accuracy_others"] == pytest.approx(0.5)
+    assert row["accuracy_worst"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("drop", "expected"), [(0.0, math.nan), (0.3, math.inf)])
@@ -245,7 +245,7 @@ def test_all_controls_at_all_sites(request, which, head) -> None:
         place = found.table.iloc[row]
         assert place["drop"] == pytest.approx(found.by_class.iloc[row][found.target], abs=1e-12)
         assert place["low"] <= place["drop"] <= place["high"]
-        assert place["others low"] <= place["others"] <= place["others high"]
+        assert place["others_low"] <= place["others"] <= place["others_high"]
     assert found.before.shape == found.after.shape
     assert len(found.before) == found.images == 20
     assert hook_count(split.model.network) == 0
@@ -302,7 +302,7 @@ def test_with_a_mask_nothing_else_is_touched(split) -> None:
     for more in ({"tokens": "patch"}, {"mask": np.eye(4)}):
         found = measure(split, ablation(split, **more), images, head=head, controls=tuple(CONTROLS), draws=2)
         assert len(found.table) == 7
-        assert (found.table["largest change"] == 0).all()
+        assert (found.table["largest_change"] == 0).all()
         assert (found.table["drop"] == 0).all()
 
 
@@ -316,10 +316,10 @@ def test_an_edit_that_asks_for_nothing_does_nothing(request, which, head) -> Non
     edit = Edit.scale(concept=concepts_of(split)[0], by=1.0)
     found = measure(split, edit, random_images(30, SIDES[which], seed=4), head=head, controls=tuple(CONTROLS), draws=2)
     row = found.table.iloc[0]
-    for name in ("drop", "low", "high", "others", "worst", "accuracy drop", "accuracy others", "largest change"):
+    for name in ("drop", "low", "high", "others", "worst", "accuracy_drop", "accuracy_others", "largest_change"):
         assert row[name] == 0.0, name
-    assert row["target cosine"] == pytest.approx(1, abs=1e-12)
-    assert row["others cosine"] == pytest.approx(1, abs=1e-12)
+    assert row["target_cosine"] == pytest.approx(1, abs=1e-12)
+    assert row["others_cosine"] == pytest.approx(1, abs=1e-12)
     assert found.after.equal(found.before)
     assert "-0.0" not in str(found)
     for drop in found.table["drop"]:  # nor do its controls
@@ -330,7 +330,7 @@ def test_strength_zero_does_nothing_and_doses_are_in_order(mlp_split) -> None:
     found = measure(mlp_split, ablation(mlp_split), random_images(30, 8, seed=3), strengths=(2, 0, 0.5, 0.5, 1))
     assert found.curve["strength"].tolist() == [0.0, 0.5, 1.0, 2.0]
     assert found.curve["drop"].iloc[0] == 0
-    assert found.curve["largest change"].is_monotonic_increasing
+    assert found.curve["largest_change"].is_monotonic_increasing
     again = measure(mlp_split, ablation(mlp_split, strength=0.5), random_images(30, 8, seed=3), target=found.target)
     assert again.table["drop"].iloc[0] == pytest.approx(found.curve["drop"].iloc[1], abs=1e-10)
 
@@ -558,8 +558,8 @@ def test_no_negative_zero_is_printed(found, tiny) -> None:
 
 def test_it_reads_as_changes_in_points(found) -> None:
     table = found.table.copy()
-    wanted = {"drop": 0.25, "accuracy drop": 0.5, "others": -0.012, "accuracy others": 0.0, "worst": 0.03}
-    for name, value in {**wanted, "worst class": "dog", "specificity": 12.34}.items():
+    wanted = {"drop": 0.25, "accuracy_drop": 0.5, "others": -0.012, "accuracy_others": 0.0, "worst": 0.03}
+    for name, value in {**wanted, "worst_class": "dog", "specificity": 12.34}.items():
         table.loc[0, name] = value
     assert str(replace(found, table=table, target="cat")) == (
         "cat: probability -25.0 points, accuracy -50.0; the others +1.2 and +0.0 (worst: dog -3.0); specificity 12.3"
@@ -578,4 +578,4 @@ def test_html_is_escaped(found) -> None:
     assert "<script>" not in shown
     assert "<u>" not in shown
     assert "&lt;i&gt; left out" in shown
-    assert "others low" not in shown
+    assert "others_low" not in shown

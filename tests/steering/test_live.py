@@ -124,7 +124,7 @@ def test_an_active_edit_is_refused(split, images) -> None:
             lambda: live.steer(seen, {0: 0.0}),
             lambda: live.steer(seen, {}),
         ):
-            with pytest.raises(EditError, match="active on this model; leave its `with` block"):
+            with pytest.raises(EditError, match="live steering needs the model as it is"):
                 act()
     assert live.steer(seen, {}).largest == 0.0
 

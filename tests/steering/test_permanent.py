@@ -251,7 +251,7 @@ def test_an_active_edit_must_be_left_first() -> None:
     """A copy would go on doing it, as long as the block lasts."""
     split = made_split("fc2")
     edit = affine_edits("fc2")[0]
-    with split.edit(edit), pytest.raises(EditError, match="leave its `with` block first"):
+    with split.edit(edit), pytest.raises(EditError, match="make_permanent needs the model as it is"):
         make_permanent(split, edit)
     assert_equal_outputs(split, edit, make_permanent(split, edit), 1e-12)
 

@@ -220,9 +220,9 @@ def test_every_linear_layer_of_the_encoder_is_a_site_and_a_sum_that_is_normalise
     sites = en.find_sites(minilm)
     layers, streams = sites[sites["kind"] != "stream"], sites[sites["kind"] == "stream"]
     assert len(layers) == 6 * 6
-    assert layers["can be split"].all()
+    assert layers["can_be_split"].all()
     assert len(streams) == 6
-    assert not streams["can be split"].any()  # BERT normalises after each addition
+    assert not streams["can_be_split"].any()  # BERT normalises after each addition
     assert streams["reason"].str.contains("normalises after the addition").all()
 
 
@@ -257,9 +257,9 @@ def test_units_of_words_add_up_and_padding_has_none(split, minilm, held_out) -> 
 @needs_minilm
 def test_sub_units_read_one_topic_more_than_channels_and_chance(split, held_out) -> None:
     means = score_means(en.score(split, held_out, k=5, progress=False)).set_index(["kind", "score"])["mean"]
-    purity = {kind: means[kind, "top purity"] for kind in ("sub-unit", "channel", "random route")}
+    purity = {kind: means[kind, "top_purity"] for kind in ("sub-unit", "channel", "random route")}
     assert purity["sub-unit"] > max(purity["channel"], purity["random route"]) + 0.05
-    assert means["sub-unit", "top similarity"] > 2 * means["random route", "top similarity"]
+    assert means["sub-unit", "top_similarity"] > 2 * means["random route", "top_similarity"]
 
 
 @needs_minilm
@@ -608,7 +608,7 @@ def test_similarity_effect_works_on_images_and_refuses_what_has_no_sense() -> No
     ):
         with pytest.raises(ValueError, match=words):
             similarity_effect(split, edit, inputs, target=target, progress=False)
-    with pytest.raises(en.errors.EditError, match="active already"), split.edit(edit):
+    with pytest.raises(en.errors.EditError, match="similarity_effect needs the model as it is"), split.edit(edit):
         similarity_effect(split, edit, labelled, target="a", progress=False)
 
 

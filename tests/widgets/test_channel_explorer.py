@@ -79,8 +79,8 @@ def test_scores_can_be_sorted_by(gallery) -> None:
     scores = score(gallery.split, gallery.images, progress=False)
     explorer = ChannelExplorer(gallery, scores=scores, count=3)
     explorer.order = "gain in top similarity"
-    units = scores[scores["kind"] == "sub-unit"].groupby("channel")["top similarity"].mean()
-    gain = units - scores[scores["kind"] == "channel"].groupby("channel")["top similarity"].mean()
+    units = scores[scores["kind"] == "sub-unit"].groupby("channel")["top_similarity"].mean()
+    gain = units - scores[scores["kind"] == "channel"].groupby("channel")["top_similarity"].mean()
     assert explorer.channel == gain.idxmax()
 
 

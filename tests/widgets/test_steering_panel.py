@@ -218,7 +218,7 @@ def test_an_edit_that_is_active_is_told_and_nothing_moves(panel, split, gallery,
     before = panel.steered
     with split.edit(Edit.scale(concept=1, by=0.0)):
         slider(panel, 2).value = 0.0
-        assert "An edit is active on this model; leave its `with` block" in panel.message
+        assert "an edit is active on it" in panel.message
         assert slider(panel, 2).value == 1.0
         panel._reset.click()
         panel._image.value = 3

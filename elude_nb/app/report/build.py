@@ -14,8 +14,7 @@ from elude_nb.app.report.channels import channel_entries, channel_table
 from elude_nb.app.report.concepts import concept_entries
 from elude_nb.app.report.looks import look_at
 from elude_nb.app.report.page import Contents, page_of
-from elude_nb.core.plan import check_split
-from elude_nb.core.result import Disentanglement
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.saving import identity_of
 from elude_nb.core.verify import verify
 from elude_nb.data.images import Images, ImageSet, as_image_set
@@ -88,7 +87,7 @@ def write_report(
     OSError
         If the page cannot be written, such as on a full disk; an old one is then as it was.
     """
-    check_split(split)
+    check_split(split, "report")
     target = check_target(path)
     check_count("units", units)
     check_kind("title", title, str | None, "text")

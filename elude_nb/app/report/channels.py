@@ -19,7 +19,7 @@ def channel_table(split: Disentanglement, scores: pd.DataFrame) -> pd.DataFrame:
 
     Columns are those of ``split.channels`` and of `mixed_channels`.
     """
-    own = scores[(scores["kind"] == "channel") & (scores["unit"] == 1)].set_index("channel")["top similarity"]
+    own = scores[(scores["kind"] == "channel") & (scores["unit"] == 1)].set_index("channel")["top_similarity"]
     found = mixed_channels(scores).drop(columns="before")
     table = split.channels.join(own.rename("before"), on="channel").join(found, on="channel")
     return table.sort_values(["separation", "channel"], ascending=[False, True], na_position="last", ignore_index=True)
@@ -42,7 +42,7 @@ def channel_entries(
     ``depth``, one number a block and part.
     """
     tables = dict(iter(split.units.groupby("channel")))
-    scored = scores[scores["kind"] == "sub-unit"].set_index(["channel", "unit"])["top similarity"].to_dict()
+    scored = scores[scores["kind"] == "sub-unit"].set_index(["channel", "unit"])["top_similarity"].to_dict()
     entries = {}
     for channel in progress_bar(channels, description="channels", show=progress, unit="channel"):
         exemplars, depths = looks.channel(channel, count, units)
@@ -53,8 +53,8 @@ def channel_entries(
                     "unit": int(row["unit"]),
                     "concept": None if pd.isna(row["concept"]) else int(row["concept"]),
                     "sources": int(row["sources"]),
-                    "share": rounded(row["share of variance"]),
-                    "mean": None if pd.isna(row["mean on concept"]) else rounded(row["mean on concept"]),
+                    "share": rounded(row["share_of_variance"]),
+                    "mean": None if pd.isna(row["mean_on_concept"]) else rounded(row["mean_on_concept"]),
                     "top": rounded(scored.get((channel, row["unit"]))),
                     "depth": _flat(depths.get(int(row["unit"]))),
                 }

@@ -81,8 +81,8 @@ def concept_depths(split: Disentanglement) -> Array:
 
 
 def _units_of(table: pd.DataFrame) -> list[list[Any]]:
-    strongest = table.sort_values("share of variance", ascending=False)
-    columns = ["channel", "unit", "mean on concept", "share of variance"]
+    strongest = table.sort_values("share_of_variance", ascending=False)
+    columns = ["channel", "unit", "mean_on_concept", "share_of_variance"]
     return [
         [int(channel), int(unit), rounded(mean), rounded(share)]
         for channel, unit, mean, share in strongest[columns].itertuples(index=False)
