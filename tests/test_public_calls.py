@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +62,17 @@ def env(tmp_path: Path) -> SimpleNamespace:
     )  # fmt: skip
 
 
+def read_by_lens(e: Any) -> Any:
+    with e.split.lens([e.unit]) as lens, torch.no_grad():
+        e.model(e.batch)
+    return lens.values
+
+
+def read_in_edit(e: Any) -> Any:
+    with e.split.edit(e.edit), torch.no_grad():
+        return e.model(e.batch)
+
+
 CALLS: dict[str, Callable[[Any], Any]] = {
     "model(batch)": lambda e: e.model(e.batch),
     "embed": lambda e: en.embed(e.model, e.images),
@@ -71,8 +82,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "Disentanglement.concept_activations": lambda e: e.split.concept_activations(e.images),
     "Disentanglement.contributions": lambda e: e.split.contributions(*e.unit, e.images),
     "Disentanglement.recording": lambda e: e.split.recording(e.images),
-    "Disentanglement.lens": lambda e: read_by_lens(e),
-    "Disentanglement.edit": lambda e: read_in_edit(e),
+    "Disentanglement.lens": read_by_lens,
+    "Disentanglement.edit": read_in_edit,
     "find_site": lambda e: en.find_site(en.wrap_network(e.model.network, input_size=(3, 32, 32)), "stream"),
     "find_sites": lambda e: en.find_sites(en.wrap_network(e.model.network, input_size=(3, 32, 32))),
     "disentangle": lambda e: en.disentangle(e.model, e.images, **QUICK),
@@ -98,7 +109,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "Disentanglement.load": lambda e: en.Disentanglement.load(e.path, e.model),
 }
 WITHOUT_MODEL = {  # these look at the split alone, or make one
-    "with_names", "concepts_named", "unit_readout", "concept_readout", "encode", "decode", "check_model",
+    "with_names", "concepts_named", "unit_readout", "concept_readout", "encode", "decode", "check_model", "using",
 }  # fmt: skip
 OF_A_MODEL = {name for name in CALLS if name in {"find_site", "find_sites", "disentangle", "scores.suggest_settings",
               "compare", "fit_head", "embed", "record", "predict", "model(batch)", "save_program"}}  # fmt: skip
@@ -108,17 +119,6 @@ def table() -> dict[str, str]:
     text = (Path(__file__).parents[1] / "docs" / "calls.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", text, re.MULTILINE)
     return {name: said.strip() for name, said in rows}
-
-
-def read_by_lens(e: Any) -> torch.Tensor:
-    with e.split.lens([e.unit]) as lens, torch.no_grad():
-        e.model(e.batch)
-    return lens.values
-
-
-def read_in_edit(e: Any) -> torch.Tensor:
-    with e.split.edit(e.edit), torch.no_grad():
-        return e.model(e.batch)  # type: ignore[no-any-return]
 
 
 def state_of(e: Any) -> tuple[Any, ...]:
@@ -384,7 +384,7 @@ def test_a_network_in_training_mode_is_so_again_after_all_threads(env) -> None:
 
 
 @pytest.fixture(params=[False, True], ids=["new", "reentrant"])
-def checkpointed(env, request) -> Iterator[SimpleNamespace]:
+def checkpointed(env, request) -> SimpleNamespace:
     """The blocks of the network run again during backward."""
     blocks = env.model.network.blocks
     plain = list(blocks)
@@ -414,7 +414,7 @@ def checkpointed(env, request) -> Iterator[SimpleNamespace]:
         return output.detach(), gradient
 
     env.run = run
-    yield env
+    return env
 
 
 def test_layers_that_run_again_are_heard_once(checkpointed) -> None:

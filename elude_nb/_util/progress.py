@@ -14,6 +14,7 @@ from typing import Any
 from elude_nb._util.checks import check_flag
 
 TEXT_BARS = "ELUDE_NB_TEXT_BARS"
+_DELAY = 1.0  # seconds
 
 
 def say(text: str) -> None:
@@ -38,4 +39,5 @@ def progress_bar(
         from tqdm import tqdm
     else:
         from tqdm.auto import tqdm
-    return tqdm(iterable, desc=description, total=total, disable=not show, **more)
+    # What is over in a moment shows no bar.
+    return tqdm(iterable, desc=description, total=total, disable=not show, **{"delay": _DELAY, **more})

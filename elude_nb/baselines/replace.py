@@ -118,7 +118,7 @@ def replaced_features(
         bar = stack.enter_context(
             progress_bar(description="forward passes", total=len(photos), show=progress, unit="image")
         )
-        for batch in model.batches(photos, batch_size):
+        for batch in model.using(batch_size=batch_size, progress=False).batches(photos):
             parts.append(for_analysis(features(model, batch)))
             bar.update(len(batch))
     return torch.cat(parts)

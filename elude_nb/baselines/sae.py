@@ -448,6 +448,8 @@ def _finite(channels: Tensor) -> Tensor:
 
 def _history(found: Any) -> pd.DataFrame:
     """Return a saved history as a table; raise unless it has all columns, equally long and of numbers."""
+    if isinstance(found, dict):  # files of version 0.2 write the columns' names in words
+        found = {str(name).replace(" ", "_").replace("-", "_"): column for name, column in found.items()}
     if not isinstance(found, dict) or set(found) != set(HISTORY):
         raise ValueError(f"the columns of its history are not {', '.join(HISTORY)}")
     columns = list(found.values())

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from elude_nb._util.checks import check_choice, check_count, check_flag, check_number
+from elude_nb._util.checks import check_choice, check_count, check_number
 from elude_nb._util.progress import say
 from elude_nb.core.clustering import cluster_directions
 from elude_nb.core.concepts import BookBuilder
@@ -70,9 +70,9 @@ def disentangle(
     tokens: str = "patch",
     tokens_per_image: int | None = 24,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     max_memory: float | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Disentanglement:
     """Split the channels of a site into sub-units, in one pass over the images, without touching the model.
 
@@ -104,11 +104,12 @@ def disentangle(
     seed
         Of the drawing and the clustering; the same seed gives the same result.
     batch_size
-        Images in one forward pass.
+        Images in one forward pass, in place of the model's own setting.
     max_memory
         Upper bound on the memory for the analysis, in GiB, beside the model.
     progress
-        Say beforehand what time and memory to expect, and show a progress bar.
+        Whether to say beforehand what time and memory to expect, and to show a progress bar; by default the model's
+        own setting.
 
     Returns
     -------
@@ -121,35 +122,27 @@ def disentangle(
         ``max_memory`` is too small.
     """
     check_model(model)
-    check_flag("progress", progress)
+    given_model, model = model, model.using(batch_size=batch_size, progress=progress)
     strategy = find_routing(routing, seed)
     seed = check_count("seed", seed, 0, 2**32 - 1)  # what scikit-learn takes
     blocks = blocks if blocks == "all" else check_count("blocks", blocks)
-    for name, value in (("concepts", concepts), ("units", units), ("shared", shared)):
+    given: dict[str, object] = {"concepts": concepts, "units": units, "shared": shared}
+    for name, value in given.items():
         if value == "auto":
             raise TypeError(
                 f"{name}='auto' is not a number; elude_nb.scores.suggest_settings(model, images).settings has numbers "
                 "that fit the images."
             )
     sub_units, rho = check_routing_settings(units, shared)  # before any forward pass
-    groups, tokens_per_image, batch_size = _check_counts(concepts, tokens, tokens_per_image, batch_size, max_memory)
+    groups, tokens_per_image = _check_counts(concepts, tokens, tokens_per_image, max_memory)
     chosen = model.inputs(images)
     check_pristine(model.network, "disentangle")
     place = find_site(model, site, blocks=blocks)
-    plan = _plan(model, chosen, place, groups, sub_units, tokens, tokens_per_image, batch_size, max_memory)
-    if progress:
+    plan = _plan(model, chosen, place, groups, sub_units, tokens, tokens_per_image, max_memory)
+    if model.progress:
         plan = replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))
         say(f"disentangle: {plan}")
-    recordings = record(
-        model,
-        chosen,
-        place,
-        tokens=tokens,
-        tokens_per_image=tokens_per_image,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    recordings = record(model, chosen, place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
     settings = Settings(
         site=place.name,
         blocks=blocks,
@@ -165,7 +158,7 @@ def disentangle(
         images_from=chosen.source,
     )
     builder = BookBuilder(plan.capacity, plan.micro_clusters, seed)
-    return split_recordings(model, place, recordings, strategy, settings, builder)
+    return split_recordings(given_model, place, recordings, strategy, settings, builder)
 
 
 def split_recordings(
@@ -226,7 +219,7 @@ def estimate(
     units: int = 8,
     tokens: str = "patch",
     tokens_per_image: int | None = 24,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     max_memory: float | None = None,
 ) -> Estimate:
     """Say what `disentangle` with these settings will need; a few images are run to measure the speed.
@@ -237,17 +230,18 @@ def estimate(
         If a setting is out of range, it cannot be done within ``max_memory`` (GiB), or there are fewer tokens than
         concepts.
     """
-    concepts, tokens_per_image, batch_size = _check_counts(concepts, tokens, tokens_per_image, batch_size, max_memory)
-    units, _ = check_routing_settings(units, 0.0)
     check_model(model)
+    model = model.using(batch_size=batch_size)
+    concepts, tokens_per_image = _check_counts(concepts, tokens, tokens_per_image, max_memory)
+    units, _ = check_routing_settings(units, 0.0)
     chosen, place = model.inputs(images), find_site(model, site, blocks=blocks)
-    plan = _plan(model, chosen, place, concepts, units, tokens, tokens_per_image, batch_size, max_memory)
+    plan = _plan(model, chosen, place, concepts, units, tokens, tokens_per_image, max_memory)
     return replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))
 
 
 def _check_counts(
-    concepts: int, tokens: str, tokens_per_image: int | None, batch_size: int, max_memory: float | None
-) -> tuple[int, int | None, int]:
+    concepts: int, tokens: str, tokens_per_image: int | None, max_memory: float | None
+) -> tuple[int, int | None]:
     """Return the counts as plain numbers, before any forward pass; raise if a setting is out of range."""
     check_choice("tokens", tokens, TOKENS)
     if max_memory is not None and not check_number("max_memory", max_memory) > 0:
@@ -255,7 +249,6 @@ def _check_counts(
     return (
         check_count("concepts", concepts, 2),
         None if tokens_per_image is None else check_count("tokens_per_image", tokens_per_image),
-        check_count("batch_size", batch_size),
     )
 
 
@@ -267,7 +260,6 @@ def _plan(
     units: int,
     tokens: str,
     tokens_per_image: int | None,
-    batch_size: int,
     max_memory: float | None,
 ) -> Estimate:
     """Return what will be needed but for the time, which only a measurement tells."""
@@ -282,8 +274,8 @@ def _plan(
             f"concepts={concepts}; use more images, more tokens_per_image, or fewer concepts."
         )
     item = max(4, model.dtype.itemsize)
-    capacity, micro = _capacity(place, total, concepts, units, per_image * batch_size, max_memory, item)
-    memory = _expected_memory(place, concepts, units, capacity, micro, per_image * batch_size, item)
+    capacity, micro = _capacity(place, total, concepts, units, per_image * model.batch_size, max_memory, item)
+    memory = _expected_memory(place, concepts, units, capacity, micro, per_image * model.batch_size, item)
     return Estimate(float("nan"), memory, total, place.sources * place.kernel, capacity, micro)
 
 
@@ -291,7 +283,7 @@ def _expected_seconds(
     model: Model, images: ImageSet, place: Site, plan: Estimate, tokens: str, tokens_per_image: int | None
 ) -> float:
     """Record a few images, take in their tokens and group some, and scale what that took."""
-    few = images[:4]
+    model, few = model.using(progress=False), images[:4]
     take = {"tokens": tokens, "tokens_per_image": tokens_per_image}
     for _ in record(model, few[:1], place, tokens=tokens, tokens_per_image=tokens_per_image):
         pass  # the first pass warms up

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from elude_nb._util.progress import progress_bar
 from elude_nb.core.recording import real_tokens_at
 from elude_nb.models.hooks import Tap, evaluating
 from elude_nb.models.load import Model
@@ -105,8 +104,6 @@ def read_out(
     readout: Readout,
     *,
     tokens: str,
-    batch_size: int = 16,
-    progress: bool = False,
 ) -> Tensor:
     """Run images and return the read-out at the chosen tokens, (n, t, u); NaN where a sentence has no token."""
     positions = site.layout.positions(tokens)
@@ -114,11 +111,9 @@ def read_out(
     with (
         evaluating(model.network),
         Lens(model.network, site, readout, positions.to(model.device)) as lens,
-        progress_bar(description="forward passes", total=len(images), show=progress, unit="image") as bar,
     ):
-        for batch in model.batches(images, batch_size):
+        for batch in model.batches(images):
             model(batch)
             values, real = lens.values.cpu(), real_tokens_at(model, batch, site, positions)
             parts.append(values if real is None else values.masked_fill(~real.cpu()[..., None], torch.nan))
-            bar.update(len(batch))
     return torch.cat(parts)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_kind
-from elude_nb._util.progress import progress_bar
 from elude_nb.models.hooks import Tap, evaluating, for_analysis
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import Site
@@ -143,8 +142,8 @@ def record(
     tokens: str = "patch",
     tokens_per_image: int | None = None,
     seed: int = 0,
-    batch_size: int = 16,
-    progress: bool = False,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> Iterator[Recording]:
     """Yield a `Recording` for each batch of images; only the sampled tokens are ever kept.
 
@@ -158,10 +157,8 @@ def record(
         How many of those tokens are drawn for each image; ``None`` takes all.
     seed
         Of the drawing.
-    batch_size
-        Images in one forward pass.
-    progress
-        Show a progress bar over the images.
+    batch_size, progress
+        In place of the model's own settings.
 
     Yields
     ------
@@ -170,19 +167,16 @@ def record(
     """
     check_model(model)
     check_kind("site", site, Site, "a Site of this model, from find_site")
-    check_count("batch_size", batch_size)
     check_count("seed", seed, 0)
     if tokens_per_image is not None:
         check_count("tokens_per_image", tokens_per_image)
     candidates = site.layout.positions(tokens)
-    with progress_bar(description="forward passes", total=len(images), show=progress, unit="image") as bar:
-        for start in range(0, len(images), batch_size):
-            numbers = range(start, min(start + batch_size, len(images)))
-            batch = model.prepare([images[i] for i in numbers])
-            real = real_tokens_at(model, batch, site, candidates)
-            rows, positions = draw_tokens(candidates, real, tokens_per_image, numbers, seed)
-            yield _record_batch(model, batch, site, rows, positions, start)
-            bar.update(len(numbers))
+    start = 0
+    for batch in model.using(batch_size=batch_size, progress=progress).batches(images):
+        real = real_tokens_at(model, batch, site, candidates)
+        rows, positions = draw_tokens(candidates, real, tokens_per_image, range(start, start + len(batch)), seed)
+        yield _record_batch(model, batch, site, rows, positions, start)
+        start += len(batch)
 
 
 def _record_batch(

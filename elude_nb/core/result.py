@@ -151,7 +151,6 @@ class Disentanglement:
         images: Images | None = None,
         *,
         tokens: str | None = None,
-        batch_size: int = 16,
     ) -> pd.DataFrame:
         """Return the contributions behind one unit, the strongest first.
 
@@ -172,7 +171,7 @@ class Disentanglement:
         """
         row = self._rows_of([(channel, unit)])[0]
         if images is not None:
-            means = self._mean_sources_of(images, tokens, batch_size) - self.book.source_mean()
+            means = self._mean_sources_of(images, tokens) - self.book.source_mean()
         else:
             concept = int(self._concepts_of(*(rows[row : row + 1] for rows in self.routing.rows())))
             if concept == NO_CONCEPT:
@@ -185,6 +184,10 @@ class Disentanglement:
         return mine.sort_values("contribution", key=abs, ascending=False)
 
     # --------------------------------------------------------------- names
+
+    def using(self, *, batch_size: int | None = None, progress: bool | None = None) -> Disentanglement:
+        """Return the same disentanglement whose model runs with other settings: see `Model.using`."""
+        return self._with(model=self.model.using(batch_size=batch_size, progress=progress))
 
     def with_names(self, names: Mapping[int, str]) -> Disentanglement:
         """Return the same disentanglement with these concepts named (or renamed); ``""`` takes a name away.
@@ -210,8 +213,11 @@ class Disentanglement:
         if twice:
             bearers = [concept for concept, name in merged.items() if name == twice[0]]
             raise ValueError(f"Concepts {bearers} would all be called {twice[0]!r}; give each a name of its own.")
-        made = replace(self, names=merged)
-        # What was worked out of the split has nothing to do with names, and takes time.
+        return self._with(names=merged)
+
+    def _with(self, **changed: Any) -> Disentanglement:
+        """Return a copy with some fields changed that has all that was worked out of the others, which takes time."""
+        made = replace(self, **changed)
         vars(made).update({name: value for name, value in vars(self).items() if name in _NAMELESS})
         return made
 
@@ -240,8 +246,8 @@ class Disentanglement:
         units: Sequence[tuple[int, int]] | None = None,
         *,
         tokens: str | None = None,
-        batch_size: int = 16,
-        progress: bool = False,
+        batch_size: int | None = None,
+        progress: bool | None = None,
     ) -> Tensor:
         """Return the activations of chosen units (all, if ``None``, in the order of ``self.units``) on new images.
 
@@ -257,10 +263,10 @@ class Disentanglement:
             A unit whose `signs` entry is -1 likes best where it is lowest.
         """
         readout = self.unit_readout(units)
-        return self._read(readout, images, tokens, batch_size, progress=progress)
+        return self._read(readout, images, tokens, batch_size, progress)
 
     def concept_activations(
-        self, images: Images, *, tokens: str | None = None, batch_size: int = 16, progress: bool = False
+        self, images: Images, *, tokens: str | None = None, batch_size: int | None = None, progress: bool | None = None
     ) -> Tensor:
         """Return the read-out of each concept, one number a token: (n, g) for one token an image, else (n, t, g).
 
@@ -273,7 +279,7 @@ class Disentanglement:
         ValueError
             If the routing has no concepts that go through all channels.
         """
-        return self._read(self.concept_readout(), images, tokens, batch_size, progress=progress)
+        return self._read(self.concept_readout(), images, tokens, batch_size, progress)
 
     def unit_readout(self, units: Sequence[tuple[int, int]] | None = None) -> Readout:
         """Return the read-out of chosen units (all, if ``None``): a linear map of the sources."""
@@ -525,16 +531,21 @@ class Disentanglement:
                 f"is {largest:.2g}). The network does more with its layers than call them; the lens works all the same."
             )
 
-    def _read(self, readout: Readout, images: Images, tokens: str | None, batch_size: int, *, progress: bool) -> Tensor:
+    def _read(
+        self,
+        readout: Readout,
+        images: Images,
+        tokens: str | None,
+        batch_size: int | None,
+        progress: bool | None,
+    ) -> Tensor:
         self.check_model()
         values = read_out(
-            self.model,
+            self.model.using(batch_size=batch_size, progress=progress),
             self.model.inputs(images),
             self.site,
             readout,
             tokens=self.settings.tokens if tokens is None else tokens,
-            batch_size=batch_size,
-            progress=progress,
         )
         return values[:, 0] if values.shape[1] == 1 else values
 
@@ -562,11 +573,11 @@ class Disentanglement:
         """
         return torch.where(self.means_on_concepts < 0, -1, 1)
 
-    def _mean_sources_of(self, images: Images, tokens: str | None, batch_size: int) -> Tensor:
+    def _mean_sources_of(self, images: Images, tokens: str | None) -> Tensor:
         self.check_model()
         total, count = torch.zeros(self.weight.shape[1], dtype=torch.float64), 0
         which = self.settings.tokens if tokens is None else tokens
-        for part in record(self.model, self.model.inputs(images), self.site, tokens=which, batch_size=batch_size):
+        for part in record(self.model, self.model.inputs(images), self.site, tokens=which):
             total += part.sources.sum(0).cpu()
             count += len(part)
         return (total / count).to(self.weight.dtype)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb._util.checks import check_count
-from elude_nb._util.progress import progress_bar
 from elude_nb.core.explicit import weights_add_up
 from elude_nb.core.readout import Lens, Readout
 from elude_nb.core.result import Disentanglement, check_split
@@ -219,10 +218,10 @@ def verify(
     split: Disentanglement,
     images: Images,
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     images_float64: int = 4,
     strict: bool = True,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Certificate:
     """Compare lens and explicit network with the original model over all outputs of ``images``.
 
@@ -254,24 +253,22 @@ def verify(
         orders of summation); or if the outputs differ by more than 1e-12 of the largest in float64.
     """
     check_split(split, "verify", thorough=True)
-    check_count("batch_size", batch_size)
     check_count("images_float64", images_float64)
     photos = split.model.inputs(images)
     if not len(photos):
         raise ValueError("There are no images to verify on.")
-    network, site = split.model.network, split.site
+    usual = min(8, split.model.batch_size)  # three networks are held at once
+    model = split.model.using(batch_size=usual if batch_size is None else batch_size, progress=progress)
+    network, site = model.network, split.site
     explicit = split.explicit()
     readout = _lens_readout(split)
     lens_found, outputs, channels = Comparison(), Comparison(), Comparison()
-    clock = _Clock(min(batch_size, len(photos)))
+    clock = _Clock(min(model.batch_size, len(photos)))
     used = 0.0
-    with (
-        evaluating(network),
-        progress_bar(description="verify", total=len(photos), show=progress, unit="image") as bar,
-    ):
-        first = split.model.prepare([photos[i] for i in range(min(batch_size, len(photos)))])
+    with evaluating(network):
+        first = model.prepare([photos[i] for i in range(min(model.batch_size, len(photos)))])
         network(first), explicit(first)  # warm up, untimed
-        for batch in split.model.batches(photos, batch_size):
+        for batch in model.batches(photos, "verify"):
             plain = clock.run("model", network, site, batch)
             with Lens(network, site, readout):
                 lensed = clock.run("lens", network, site, batch)
@@ -281,7 +278,6 @@ def verify(
             channels.add(plain.channels, apart.channels)
             bound = _rounding_bound(split, batch)
             used = max(used, float(((plain.channels - apart.channels).abs().double() / bound).max()))
-            bar.update(len(batch))
         lens_float64, explicit_float64 = _in_float64(split, explicit, readout, photos[:images_float64])
     certificate = Certificate(
         lens=lens_found.result(),
@@ -394,7 +390,7 @@ def _in_float64(
     lensed, apart = Comparison(), Comparison()
     network, explicit = (clean_copy(x).cpu().double() for x in (split.model.network, explicit))
     readout = Readout(readout.matrix.double(), readout.offset.double(), readout.entering)
-    for given in split.model.batches(images, 1):
+    for given in split.model.using(batch_size=1).batches(images, ""):
         batch = as_dtype(given.cpu(), torch.float64)  # on the CPU: not every device has float64
         plain = output_tensor(network(batch))
         with Lens(network, split.site, readout):

@@ -155,7 +155,7 @@ def attribute(
         progress_bar(description="attribution", total=(1 + ablating) * len(photos), show=progress, unit="image") as bar,
     ):
         parts = []
-        for batch in split.model.batches(photos, batch_size):
+        for batch in split.model.using(batch_size=batch_size, progress=False).batches(photos):
             parts.append(work.gradients(batch, steps if "integrated" in chosen else 0))
             bar.update(len(batch))
         gathered = {name: torch.cat([part.units[name] for part in parts]) for name in parts[0].units}  # (n, d, k + 1)
@@ -163,7 +163,7 @@ def attribute(
         if ablating:
             removals = found.removals(ablate_units)
             lost = []
-            for batch in split.model.batches(photos, batch_size):
+            for batch in split.model.using(batch_size=batch_size, progress=False).batches(photos):
                 lost.append(work.ablations(batch, removals))
                 bar.update(len(batch))
             found.add_ablations(torch.cat(lost))

@@ -154,7 +154,7 @@ def pooled(
         bar = stack.enter_context(
             progress_bar(description="forward passes", total=len(images), show=progress, unit="image")
         )
-        for batch in model.batches(images, batch_size):
+        for batch in model.using(batch_size=batch_size, progress=False).batches(images):
             model(batch)
             real = real_tokens_at(model, batch, split.site, positions)
             read = [_signed(lens.values, sign) for lens, (_, sign) in zip(lenses, readouts, strict=True)]  # (n, t, u)

@@ -109,14 +109,15 @@ class Run:
     blocks: dict[str, tuple[Term, ...]]
 
 
-RUNS: weakref.WeakKeyDictionary[Model, Run] = weakref.WeakKeyDictionary()
+RUNS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Run]] = weakref.WeakKeyDictionary()
+"""What was seen of each network at each input size."""
 
 
 def run_once(model: Model) -> Run:
     """Run the network on noise and note shapes; remembered per model, which keeps `find_sites` to one pass."""
-    if model in RUNS:
-        return RUNS[model]
-    check_pristine(model.network, "find_sites")
+    known = RUNS.setdefault(model.network, {})
+    if model.input_size in known:
+        return known[model.input_size]
     shapes: dict[str, tuple[int, ...]] = {}
     calls: dict[str, int] = {}
     norms: dict[str, str] = {}
@@ -148,8 +149,8 @@ def run_once(model: Model) -> Run:
     order = {name: number for number, name in enumerate(calls)}
     for path, terms in blocks.items():  # as they ran: who listens knows by the last one that a pass is over
         blocks[path] = tuple(sorted(terms, key=lambda term: order.get(term.layer, len(order))))
-    RUNS[model] = Run(shapes, calls, norms, grids, blocks)
-    return RUNS[model]
+    known[model.input_size] = Run(shapes, calls, norms, grids, blocks)
+    return known[model.input_size]
 
 
 def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.DataFrame:
@@ -177,6 +178,7 @@ def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.Data
     stream:12 192 11520
     """
     check_model(model)
+    check_pristine(model.network, "find_sites")
     _check_blocks(blocks)
     names = [f"{STREAM}:{k}" for k in range(1, len(run_once(model).blocks) + 1)]
     rows = [_site_row(model, name, blocks) for name in names]
@@ -237,6 +239,7 @@ def find_site(model: Model, name: str = STREAM, *, blocks: int | Literal["all"] 
         If there is no such place (near matches are named), or it is no sum that can be split (the reason is named).
     """
     check_model(model)
+    check_pristine(model.network, "find_site")
     check_kind("site", name, str, "text, such as 'stream' or the path of a layer")
     _check_blocks(blocks)
     run = run_once(model)

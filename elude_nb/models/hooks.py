@@ -195,7 +195,7 @@ def listen(
     def apart() -> AbstractContextManager[None]:
         """Keep what a listener saves for its gradient out of what checkpointing counts, since it does not run again."""
         hooks = torch.autograd.graph.saved_tensors_hooks(unpacked, unpacked)
-        return hooks if torch.is_grad_enabled() else nullcontext()  # type: ignore[return-value]
+        return hooks if torch.is_grad_enabled() else nullcontext()
 
     # Plain functions, so that copying a network does not copy what listens to it.
     # A pass of another thread may meet the hook before torch has noted that it takes named inputs.
@@ -364,7 +364,7 @@ def intercept(
         here = threading.get_ident()
         if here == owner:
             return True
-        threads = set(point.editors.values())
+        threads = set(found.editors.values())
         if in_backward():  # on a GPU, backward has threads of its own
             return threads in (set(), {owner})
         if edit and here not in threads:
@@ -382,16 +382,15 @@ def intercept(
         return after(output) if after is not None and own() else output
 
     with _LOCK:
-        point = _POINTS.get(module)
-        if point is None:
-            point = _Point(module)
-            point.install(module)
-            _POINTS[module] = point
+        found = _POINTS.get(module) or _Point(module)
+        if not found.calls:
+            found.install(module)
+            _POINTS[module] = found
         key = next(_KEYS)
-        point.calls[key] = None if before is None else own_before, None if after is None else own_after
+        found.calls[key] = None if before is None else own_before, None if after is None else own_after
         if edit:
-            point.editors[key] = owner
-    return lambda: point.remove(key)
+            found.editors[key] = owner
+    return lambda: found.remove(key)
 
 
 def is_intercepted(network: nn.Module) -> bool:

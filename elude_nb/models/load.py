@@ -5,17 +5,19 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from elude_nb._util.checks import check_count, check_flag, check_kind, near_matches, shortly
 from elude_nb._util.files import existing_file, sha256_of_tensors
+from elude_nb._util.progress import progress_bar
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
+from elude_nb.models.hooks import clean_copy
 from elude_nb.models.weights import Provenance, dinov2_small_weights, hub_weights, read_checkpoint
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ class Model:
         Shape of one input, (3, h, w).
     provenance
         Where the weights came from.
+    batch_size
+        Images in one forward pass, for everything that runs this model; `using` changes it.
+    progress
+        Whether what takes longer than a moment shows a progress bar.
     """
 
     network: nn.Module
@@ -51,6 +57,46 @@ class Model:
     architecture: str
     input_size: tuple[int, ...]
     provenance: Provenance
+    batch_size: int = field(default=16, kw_only=True)
+    progress: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_count("batch_size", self.batch_size)
+        check_flag("progress", self.progress)
+
+    def using(self, *, batch_size: int | None = None, progress: bool | None = None) -> Self:
+        """Return the same model, network and all, with other settings for what runs it; ``None`` keeps one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``batch_size`` is no positive whole number, or ``progress`` neither ``True`` nor ``False``.
+
+        Examples
+        --------
+        >>> model = load_model("vit_tiny_patch16_224", pretrained=False)
+        >>> model.using(batch_size=4, progress=False).batch_size
+        4
+        """
+        if batch_size is None and progress is None:
+            return self
+        return replace(
+            self,
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            progress=self.progress if progress is None else progress,
+        )
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Return a copy of this model on another device or in another dtype; the one at hand stays as it is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``dtype`` is none for fractions, or the device cannot be used here.
+        """
+        wanted = self.dtype if dtype is None else dtype
+        check_dtype(wanted)
+        return replace(self, network=placed(clean_copy(self.network), device or self.device, wanted))
 
     def __call__(self, batch: Tensor) -> Any:
         """Return the network's output for a preprocessed batch (n, 3, h, w)."""
@@ -100,12 +146,17 @@ class Model:
         low, high = shown.min(), shown.max()
         return ((shown - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)
 
-    def batches(self, images: Sequence[Image.Image], batch_size: int = 16) -> Iterator[Tensor]:
-        """Yield preprocessed batches (n, 3, h, w) with n <= ``batch_size``, in order."""
-        check_count("batch_size", batch_size)
-        for start in range(0, len(images), batch_size):
-            stop = min(start + batch_size, len(images))
-            yield self.prepare([images[i] for i in range(start, stop)])
+    def batches(self, images: Sequence[Image.Image], description: str = "forward passes") -> Iterator[Tensor]:
+        """Yield preprocessed batches (n, 3, h, w) with n <= ``batch_size``, in order, beside a progress bar.
+
+        Every loop over images goes through here. ``description`` stands before the bar; without one there is none.
+        """
+        show = self.progress and bool(description)
+        with progress_bar(description=description, total=len(images), show=show, unit="image") as bar:
+            for start in range(0, len(images), self.batch_size):
+                stop = min(start + self.batch_size, len(images))
+                yield self.prepare([images[i] for i in range(start, stop)])
+                bar.update(stop - start)
 
     def __repr__(self) -> str:
         size = " x ".join(str(side) for side in self.input_size)

@@ -191,7 +191,7 @@ def read_outputs(model: Model, images: Images, *, batch_size: int = 16, progress
         evaluating(model.network),
         progress_bar(description="forward passes", total=len(photos), show=progress, unit="image") as bar,
     ):
-        for batch in model.batches(photos, batch_size):
+        for batch in model.using(batch_size=batch_size, progress=False).batches(photos):
             parts.append(for_analysis(features(model, batch)))
             bar.update(len(batch))
     return torch.cat(parts)
@@ -224,7 +224,10 @@ def predict(head: Head, model: Model, images: Images, *, batch_size: int = 16) -
     """
     photos = model.inputs(images)
     with evaluating(model.network):
-        parts = [head.probabilities(for_analysis(head.read(model, b))) for b in model.batches(photos, batch_size)]
+        parts = [
+            head.probabilities(for_analysis(head.read(model, b)))
+            for b in model.using(batch_size=batch_size, progress=False).batches(photos)
+        ]
     probability, best = torch.cat(parts).max(1)
     table = pd.DataFrame({"image": range(len(photos)), "predicted": [head.classes[i] for i in best.tolist()]})
     table["probability"] = probability.numpy()

@@ -17,11 +17,17 @@ def _each_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("_each_kind")
 def test_a_bar_hands_the_items_through_and_shows_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress_bar([3, 1, 2], description="crops", file=sys.stderr)) == [3, 1, 2]
+    assert list(progress_bar([3, 1, 2], description="crops", file=sys.stderr, delay=0)) == [3, 1, 2]
     shown = capsys.readouterr()
     assert "crops" in shown.err
     assert "3/3" in shown.err
     assert not shown.out
+
+
+@pytest.mark.usefixtures("_each_kind")
+def test_what_is_over_in_a_moment_shows_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress_bar([3, 1, 2], description="crops", file=sys.stderr)) == [3, 1, 2]
+    assert "crops" not in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_each_kind")
@@ -35,7 +41,7 @@ def test_a_silent_bar_shows_nothing_and_still_works(capsys: pytest.CaptureFixtur
 
 def test_a_manual_bar_counts_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TEXT_BARS, "1")
-    with progress_bar(description="fetch", total=3, file=sys.stderr) as bar:
+    with progress_bar(description="fetch", total=3, file=sys.stderr, delay=0) as bar:
         bar.update(2)
         bar.update()
         assert (bar.n, bar.total) == (3, 3)

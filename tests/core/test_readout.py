@@ -34,7 +34,7 @@ def expected_values(seen: Recording, readout: Readout) -> torch.Tensor:
 def test_values_are_linear_in_sources_and_in_what_enters(vit, images, tokens, blocks, entering) -> None:
     site = find_site(vit, "stream", blocks=blocks)
     readout = random_readout(site, entering=entering)
-    values = read_out(vit, images[:5], site, readout, tokens=tokens, batch_size=2)
+    values = read_out(vit.using(batch_size=2), images[:5], site, readout, tokens=tokens)
     seen = Recording.join(list(record(vit, images[:5], site, tokens=tokens)))
     torch.testing.assert_close(values.flatten(0, 1), expected_values(seen, readout), rtol=1e-11, atol=1e-11)
 

@@ -14,6 +14,7 @@ from elude_nb.core.explicit import SplitLayer
 from elude_nb.core.readout import Lens
 from elude_nb.core.verify import Certificate, Difference, _rounding_bound
 from elude_nb.errors import ExactnessError, SiteError
+from elude_nb.models.hooks import Tap
 from tests.models.test_find_sites import block_model
 from tests.tiny import hook_count, tiny_conv, tiny_mlp, tiny_vit, wrapped
 
@@ -173,14 +174,14 @@ def test_a_wrong_channel_is_caught_at_the_site_by_the_bound(images, monkeypatch)
 def test_a_lens_that_changes_outputs_is_caught(split, images, monkeypatch) -> None:
     honest = Lens.__enter__
 
-    def enter(self) -> Lens:
+    def enter(self) -> Any:
         head = split.model.network.get_submodule("head")
         self._harm = head.register_forward_hook(lambda module, inputs, output: output * (1 + 1e-15))
         return honest(self)
 
     def leave(self, *_) -> None:
         self._harm.remove()
-        self._tap.__exit__()
+        Tap.__exit__(self)
 
     monkeypatch.setattr(Lens, "__enter__", enter)
     monkeypatch.setattr(Lens, "__exit__", leave)

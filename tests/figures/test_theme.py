@@ -145,7 +145,7 @@ def test_scores_without_values_are_refused() -> None:
     with pytest.raises(ValueError, match="Did you mean 'top_similarity'"):
         score_distributions(scores(), "top similarty")
     with pytest.raises(ValueError, match="has no value"):
-        score_distributions(scores().assign(**{"top_similarity": np.nan}))
+        score_distributions(scores().assign(top_similarity=np.nan))
 
 
 def test_score_distributions_show_before_and_after_with_the_controls() -> None:

@@ -357,16 +357,16 @@ def test_batches_come_in_order_and_open_each_image_once() -> None:
         return torch.from_numpy(np.asarray(image)[:1, :1].copy()).permute(2, 0, 1)
 
     model = wrap_network(nn.Linear(1, 1), preprocess=top_left)
-    batches = list(model.batches(Listed(plain(i) for i in range(5)), batch_size=2))
+    batches = list(model.using(batch_size=2).batches(Listed(plain(i) for i in range(5))))
     assert [batch[:, 0, 0, 0].tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
     assert opened == [0, 1, 2, 3, 4]
-    assert list(model.batches([], batch_size=2)) == []
+    assert list(model.using(batch_size=2).batches([])) == []
 
 
 def test_batches_are_made_one_at_a_time() -> None:
     model = tiny()
     images = load_images([plain(), Path("/no/such/image.png")])
-    stream = model.batches(images, batch_size=1)
+    stream = model.using(batch_size=1).batches(images)
     assert next(stream).shape == (1, 3, 160, 160)
     with pytest.raises(ValueError, match="does not exist"):
         next(stream)
@@ -375,7 +375,7 @@ def test_batches_are_made_one_at_a_time() -> None:
 @pytest.mark.parametrize("size", [0, -1])
 def test_batch_size_is_checked(size: int) -> None:
     with pytest.raises(ValueError, match=f"batch_size={size} is out of range"):
-        next(tiny().batches([plain()], batch_size=size))
+        tiny().using(batch_size=size)
 
 
 # ------------------------------------------------------------------------- wrap_network

@@ -88,7 +88,7 @@ def test_auto_recovers_a_planted_network() -> None:
 @pytest.mark.parametrize("name", ["units", "concepts", "shared"])
 def test_auto_of_version_02_is_led_to_the_suggestion(vit, images, name) -> None:
     with pytest.raises(TypeError, match="suggest_settings"):
-        disentangle(vit, images, **{name: "auto"})
+        disentangle(vit, images, **{name: "auto"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrong", [{"units": "many"}, {"concepts": "Auto"}, {"shared": "automatic"}])
