@@ -32,8 +32,8 @@ def find_notebooks(only: Sequence[str] | None = None) -> list[Path]:
     ValueError
         If a name in ``only`` fits no notebook.
     """
-    here = Path(__file__).parent
-    folders = [folder for folder in (here / "notebooks", here.parent / "notebooks") if folder.is_dir()]
+    package = Path(__file__).parent.parent
+    folders = [folder for folder in (package / "notebooks", package.parent / "notebooks") if folder.is_dir()]
     found = sorted(folders[0].glob("[0-9]*.ipynb")) if folders else []
     if not found:
         raise TourError("The notebooks are missing from this installation; install elude-nb anew.")

@@ -148,6 +148,11 @@ def readable_on(background: tuple[float, ...]) -> str:
     return THEMES["light"][INK] if luminance > 0.2 else "#FFFFFF"
 
 
+def in_words(column: str) -> str:
+    """Return the name of a column as pictures and pages write it: ``"top similarity"``."""
+    return str(column).replace("_", " ")
+
+
 def _dark_map(name: str) -> Colormap:
     return LinearSegmentedColormap.from_list(f"elude dark {name}", _DARK_MAPS[name])
 

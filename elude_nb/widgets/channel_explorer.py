@@ -14,6 +14,7 @@ from elude_nb.core.result import Disentanglement
 from elude_nb.core.routing import agreement_of, strongest_concepts
 from elude_nb.data.images import Images
 from elude_nb.figures.html import PALETTE, depth_chart, exemplar_grid
+from elude_nb.figures.theme import in_words
 from elude_nb.interpret.exemplars import Exemplars
 from elude_nb.interpret.gallery import ChannelView, Gallery
 from elude_nb.widgets.panel import Calm, GalleryPanel, open_gallery, picture
@@ -254,7 +255,7 @@ def _table(view: ChannelView, depths: dict[int, pd.DataFrame], exemplars: Exempl
         )
     head = "".join(
         f'<th scope="col">{text}</th>'
-        for text in ("unit", "concept", "sources", "share_of_variance", "alike", "contributions by block")
+        for text in ("unit", "concept", "sources", "share of variance", "alike", "contributions by block")
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div style="overflow-x:auto">{table}</div>'
@@ -276,7 +277,7 @@ def _orders(split: Disentanglement, scores: pd.DataFrame | None) -> dict[str, li
         for column in before.columns:
             if column in mine.columns and pd.api.types.is_float_dtype(before[column]):
                 gain = (mine[column] - before[column]).reindex(range(split.site.channels))
-                orders[f"gain in {column}"] = _sorted(gain.fillna(-float("inf")), whole)
+                orders[f"gain in {in_words(column)}"] = _sorted(gain.fillna(-float("inf")), whole)
     return orders
 
 

@@ -29,7 +29,7 @@ def made(*, labelled: bool = True) -> Compared:
     }
     if not labelled:
         del scores["best_unit_precision"]
-    columns = {f"{name}{end}": values for name, values in scores.items() for end in ("", " low", " high")}
+    columns = {f"{name}{end}": values for name, values in scores.items() for end in ("", "_low", "_high")}
     table = pd.DataFrame(
         {
             "method": ["channels", "channels", "<PCA>", "<PCA>"],
@@ -132,7 +132,7 @@ def test_the_page_opens_without_a_network(labelled: bool) -> None:
         kind, data = (picture["src"] or "").split(",")
         assert kind == "data:image/png;base64"
         Image.open(io.BytesIO(base64.b64decode(data))).verify()
-        assert "top_similarity" in (picture["alt"] or "") or "best_unit_precision" in (picture["alt"] or "")
+        assert "top similarity" in (picture["alt"] or "") or "best unit precision" in (picture["alt"] or "")
     assert page.tags.count("table") == 2
     assert "At 4 units each" in page.text
     assert ("best_unit_precision" in page.text) == labelled

@@ -28,6 +28,7 @@ from elude_nb.app.report.concepts import positions_of_concepts
 from elude_nb.app.report.packing import LEVELS, json_for_html, pack_heat, rounded, short_name
 from elude_nb.app.report.page import SCRIPTS
 from elude_nb.errors import SiteError
+from elude_nb.figures.theme import in_words
 from elude_nb.interpret.exemplars import WHOLE_CHANNEL
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.scores import score_means
@@ -267,7 +268,7 @@ def test_the_list_of_channels_has_their_scores_and_the_best_first(page: Page, wr
 def test_the_means_are_those_of_score(written: str, scores) -> None:
     rows = {row[0]: row[1:] for row in Tables(written).rows if row}
     for found in score_means(scores).to_dict("records"):
-        cell = rows[found["score"]][list(KINDS).index(found["kind"])]
+        cell = rows[in_words(found["score"])][list(KINDS).index(found["kind"])]
         said = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
         assert cell == f"{said}{found['units']:,} units"
 
@@ -553,7 +554,8 @@ def test_the_model_is_as_it_was(split: Disentanglement, images: ImageSet, tmp_pa
         assert not torch.equal(split.model(batch), before)
 
 
-def test_bars_are_shown_unless_they_are_not_wanted(split, images, tmp_path: Path, capsys) -> None:
+def test_bars_are_shown_unless_they_are_not_wanted(split, images, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("elude_nb._util.progress._DELAY", 0.0)
     write_report(split, images[:4], tmp_path / "r.html", count=2, channels=1, progress=False)
     assert capsys.readouterr().err == ""
     write_report(split, images[:4], tmp_path / "r.html", count=2, channels=1)

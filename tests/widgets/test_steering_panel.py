@@ -223,7 +223,7 @@ def test_an_edit_that_is_active_is_told_and_nothing_moves(panel, split, gallery,
         panel._reset.click()
         panel._image.value = 3
         panel.refresh()
-        assert "An edit is active" in panel.message
+        assert "an edit is active" in panel.message
         with pytest.raises(EditError, match="active"):
             SteeringPanel(gallery)
     assert (panel.strengths, panel.image, panel._image.value) == ({0: 0.5, 2: 1.0}, 0, 0)

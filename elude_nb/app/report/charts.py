@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from elude_nb.baselines.compare import HIGHER_IS_BETTER
+from elude_nb.figures.theme import in_words
 
 KINDS = {"channel": "channels, before", "random route": "random routes, the control", "sub-unit": "sub-units, after"}
 LEFT, WIDTH = 10, 440  # of a chart that can still be read on a phone: names stand above, not beside
@@ -38,9 +39,9 @@ def distribution(scores: pd.DataFrame, column: str) -> str:
     better = (
         "" if column not in HIGHER_IS_BETTER else f", {'higher' if HIGHER_IS_BETTER[column] else 'lower'} is better"
     )
-    said = html.escape(f"Distributions of {column}{better}. Means: {means}.")
+    said = html.escape(f"Distributions of {in_words(column)}{better}. Means: {means}.")
     return (
-        f'<figure><figcaption>{html.escape(column)}<small>{better}</small></figcaption><svg class="chart" role="img" '
+        f'<figure><figcaption>{html.escape(in_words(column))}<small>{better}</small></figcaption><svg class="chart" role="img" '
         f'aria-label="{said}" viewBox="0 0 {WIDTH} {height}">{"".join(lanes)}{_axis(low, high, height)}</svg></figure>'
     )
 

@@ -21,6 +21,7 @@ from elude_nb.app.report.looks import Pictures
 from elude_nb.app.report.packing import json_for_html, short_name
 from elude_nb.data.images import ImageSet
 from elude_nb.figures.html import data_uri
+from elude_nb.figures.theme import in_words
 from elude_nb.scores.overview import score_means
 
 SIDE = 192  # pixels of a picture: sharp on screens of two dots a pixel at the size of a tile
@@ -196,7 +197,7 @@ def _means_table(scores: pd.DataFrame) -> str:
                 f"<td>{found['mean']:.3f} <small>[{found['low']:.3f}, {found['high']:.3f}]</small>"
                 f"<br><small>{int(found['units']):,} units</small></td>"
             )
-        rows.append(f'<tr><th scope="row">{html.escape(column)}</th>{"".join(cells)}</tr>')
+        rows.append(f'<tr><th scope="row">{html.escape(in_words(column))}</th>{"".join(cells)}</tr>')
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
