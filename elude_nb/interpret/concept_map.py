@@ -85,7 +85,7 @@ def lay_out(
         best, thumbnails = _no_looks(len(split.book), side)
     else:
         _check_gallery(gallery, split)
-        best, thumbnails = _looks(gallery, count, side)
+        best, thumbnails = cut_thumbnails(gallery, count, side)
     units = _units(split)
     return Atlas(_positions(split, seed), _concepts(split, units), units, best, thumbnails)
 
@@ -174,8 +174,8 @@ def _no_looks(concepts: int, side: int) -> _Looks:
     return np.zeros((concepts, 0), np.int64), np.zeros((0, side, side, 3), np.uint8)
 
 
-def _looks(gallery: Gallery, count: int, side: int) -> _Looks:
-    """Return the images that each concept likes best, (g, c), and a thumbnail of each, (g, side, side, 3)."""
+def cut_thumbnails(gallery: Gallery, count: int, side: int) -> _Looks:
+    """Return the images on which each concept is strongest, (g, c), and a thumbnail of each, (g, side, side, 3)."""
     highest, patches = gallery.concept_maps.max(1)  # (n, g) twice
     best = highest.topk(min(count, len(gallery)), dim=0).indices.T  # (g, c)
     thumbnails = []

@@ -137,7 +137,7 @@ def test_wrong_traits_are_refused(inspector, name, value) -> None:
     assert getattr(inspector, name) == before
 
 
-def test_a_face_without_a_kernel(inspector) -> None:
+def test_the_static_fallback(inspector) -> None:
     text = inspector.static_html()
     assert text.count("<img") == 8
     assert text.count("<li>") == 6
