@@ -180,7 +180,7 @@ class Disentanglement:
         products = (self.weight[channel] * means).unflatten(0, (-1, self.site.kernel)).sum(1)
         table = self.site.source_table(self.model.network)
         table["contribution"] = products.numpy()
-        mine = table[(self.routing.routes[channel] == unit).numpy()]
+        mine = table[self.routing.members(channel)[unit].numpy()]
         return mine.sort_values("contribution", key=abs, ascending=False)
 
     # --------------------------------------------------------------- names
@@ -317,11 +317,10 @@ class Disentanglement:
         matrix = torch.zeros(len(self.book), self.weight.shape[1], dtype=self.weight.dtype)
         factors = self.means_on_concepts / self.channel_variance.clamp(min=1e-12)[:, None]  # (d, k + 1)
         for channel in self.routing.is_split().nonzero().flatten().tolist():
-            owner = torch.cat([torch.tensor([NO_CONCEPT]), self.routing.concepts[channel]])
-            routes = self.routing.routes[channel].long().repeat_interleave(self.site.kernel)  # (s * kernel,)
-            owned = (routes > 0).nonzero().flatten()
-            values = self.weight[channel, owned] * factors[channel, routes[owned]]
-            matrix.index_put_((owner[routes[owned]], owned), values, accumulate=True)
+            concepts = self.routing.concepts[channel]
+            units = (concepts != NO_CONCEPT).nonzero().flatten() + 1
+            rows = self.routing.masked(self.weight, torch.full_like(units, channel), units)  # (u, s * kernel)
+            matrix.index_add_(0, concepts[units - 1], rows * factors[channel, units, None])
         matrix = matrix.T.contiguous()
         nothing = torch.full((len(self.book),), -1)
         return Readout(matrix, -(self.book.source_mean() @ matrix), nothing)
@@ -399,6 +398,8 @@ class Disentanglement:
             "counts": self.book.counts,
             "source_sums": self.book.source_sums,
         }
+        if self.routing.owner_sets is not None:
+            tensors["owner_sets"] = self.routing.owner_sets
         return hashlib.sha256(f"{self.site.name}|{sha256_of_tensors(tensors)}".encode()).hexdigest()[:16]
 
     # ------------------------------------------------------------- steering
@@ -442,6 +443,8 @@ class Disentanglement:
             "unit_shares": self.unit_shares,
             "probe": probe_of(self.model),
         }
+        if self.routing.owner_sets is not None:
+            tensors["owner_sets"] = self.routing.owner_sets
         manifest = {
             **identity_of(self.model),
             "settings": asdict(self.settings),
@@ -477,7 +480,8 @@ class Disentanglement:
             settings = read_settings(manifest.get("settings"))
             site = find_site(model, settings.site, blocks=settings.blocks)
             check_tensors(tensors, site, for_analysis(torch.empty(0, dtype=model.dtype)).dtype)
-            routing = Routing(tensors["routes"], tensors["concepts"], read_reasons(manifest.get("reasons")))
+            reasons = read_reasons(manifest.get("reasons"))
+            routing = Routing(tensors["routes"], tensors["concepts"], reasons, tensors.get("owner_sets"))
         except (TypeError, ValueError) as error:  # a SiteError is one, too
             raise StoreError(f"{os.fspath(path)!r} holds no disentanglement of this model ({error})") from error
         book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])

@@ -156,8 +156,8 @@ class Stamp:
             return
         if model.dtype != self._dtype:
             raise ModelMismatchError(
-                f"{model.name!r} was split in {self._dtype} and is now in {model.dtype}; move it back, or disentangle a "
-                "model that was loaded with that dtype."
+                f"{model.name!r} was split in {self._dtype} and is now in {model.dtype}; move it back, or disentangle "
+                "a model that was loaded with that dtype."
             )
         changed = sorted(name for name in marks.keys() | self._marks.keys() if marks.get(name) != self._marks.get(name))
         named = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")

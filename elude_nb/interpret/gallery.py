@@ -19,7 +19,8 @@ from torch import Tensor
 from elude_nb._util.checks import check_count, check_number, check_unit, check_whole
 from elude_nb._util.progress import progress_bar
 from elude_nb.core.result import Disentanglement, check_split
-from elude_nb.core.routing import NO_CONCEPT, ConceptRouting, Routing, check_routing_settings
+from elude_nb.core.routing import NO_CONCEPT, Routing
+from elude_nb.core.strategies import ConceptRouting, check_routing_settings
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
 from elude_nb.interpret.exemplars import Exemplars, arrange_exemplars, choose_among, name_of_unit

@@ -11,7 +11,7 @@ import torch
 import traitlets
 
 from elude_nb.core.result import Disentanglement
-from elude_nb.core.routing import agreement_of, strongest_concepts
+from elude_nb.core.strategies import agreement_of, strongest_concepts
 from elude_nb.data.images import Images
 from elude_nb.figures.html import PALETTE, depth_chart, exemplar_grid
 from elude_nb.interpret.exemplars import Exemplars

@@ -8,7 +8,7 @@ import pytest
 import traitlets
 
 from elude_nb import disentangle, score
-from elude_nb.core.routing import ConceptRouting
+from elude_nb.core.strategies import ConceptRouting
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets.channel_explorer import ChannelExplorer
 from elude_nb.widgets.panel import Calm, Panel
