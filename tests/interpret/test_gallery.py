@@ -7,7 +7,7 @@ import torch
 
 from elude_nb import Disentanglement, disentangle, embed, find_exemplars
 from elude_nb.core.edit import Edit
-from elude_nb.core.routing import ConceptRouting
+from elude_nb.core.routing import ChannelClusterRouting, ConceptRouting, RandomRouting
 from elude_nb.errors import EditError, SiteError
 from elude_nb.interpret.gallery import Gallery, look
 from elude_nb.interpret.profiles import find_speakers
@@ -78,6 +78,36 @@ def test_other_numbers_of_sub_units(gallery) -> None:
         again = replace(split, routing=everything)
         pairs = [(channel, unit) for unit in view.units["unit"]]
         close(view.maps, again.activations(gallery.images, pairs, tokens="patch").float())
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [ConceptRouting(one_meaning=1.0, both_signs=True), ConceptRouting(unlike=True), RandomRouting(seed=3)],
+    ids=repr,
+)
+def test_other_numbers_go_by_the_strategy_of_the_split(vit, images, strategy) -> None:
+    quick = {"concepts": 8, "tokens_per_image": 6, "progress": False}
+    split, other = (disentangle(vit, images, units=units, routing=strategy, **quick) for units in (3, 5))
+    gallery = Gallery(split, images[:4]).fill(progress=False)
+    assert (gallery.can_reroute, gallery.why_not_reroute) == (True, "")
+    for channel in other.routing.is_split().nonzero().flatten().tolist():
+        found = gallery.channel(channel, units=5).routing
+        assert found.routes[0].equal(other.routing.routes[channel])
+        assert found.concepts[0].equal(other.routing.concepts[channel])
+
+
+def test_what_cannot_be_routed_anew_says_so(vit, images) -> None:
+    quick = {"concepts": 8, "units": 3, "tokens_per_image": 6, "progress": False}
+    for routing in ("channel-clusters", RandomRouting(ChannelClusterRouting())):
+        split = disentangle(vit, images, routing=routing, **quick)
+        gallery = Gallery(split, images[:4]).fill(progress=False)
+        assert not gallery.can_reroute
+        assert "channel-clusters" in gallery.why_not_reroute
+        with pytest.raises(ValueError, match="channel-clusters"):
+            gallery.channel(split_channel(split), units=2)
+        assert gallery.channel(split_channel(split), units=3).routing.is_split().all()
+    mine = replace(split, settings=replace(split.settings, strategy="Mine(3)"))
+    assert "Mine" in Gallery(mine, images[:4]).why_not_reroute
 
 
 def test_exemplars_are_those_of_find_exemplars(gallery) -> None:
