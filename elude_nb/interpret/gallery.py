@@ -101,7 +101,7 @@ class Gallery:
     split
         The disentanglement; its site needs patch tokens, or positions of a map.
     images
-        Which images; the first that fit into ``max_memory`` are taken.
+        Which images. If they do not all fit into ``max_memory``, a sample is drawn, spread over the labels.
     max_memory
         Bound of the kept sources in GiB.
 
@@ -109,6 +109,8 @@ class Gallery:
     ----------
     images
         Those that are taken.
+    total
+        How many were given; more than ``len(images)`` if only a sample fits.
     ready
         How many of them are at hand already.
 
@@ -134,7 +136,8 @@ class Gallery:
                 "give images, and room for two at least."
             )
         self.split, self.grid = split, layout.grid
-        self.images: ImageSet = photos[: min(fit, len(photos))]
+        self.total = len(photos)
+        self.images: ImageSet = photos.sample(fit, seed=0)
         self.ready = 0
         count = len(self.images)
         self._sources = torch.empty(count, tokens, width, dtype=torch.bfloat16)
@@ -363,7 +366,8 @@ class Gallery:
 
     def __repr__(self) -> str:
         size = self._sources.numel() * 2 / _GIB
-        return f"Gallery({self.ready} of {len(self.images)} images ready, {size:.2f} GiB)"
+        sample = f", a sample of {self.total:,}" if len(self.images) < self.total else ""
+        return f"Gallery({self.ready} of {len(self.images)} images ready{sample}, {size:.2f} GiB)"
 
 
 def look(split: Disentanglement, images: list[Image.Image]) -> Sight:

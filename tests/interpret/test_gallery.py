@@ -164,11 +164,28 @@ def test_what_an_edit_makes_of_images_is_not_kept(split, images) -> None:
 
 def test_memory_is_bounded(split, images) -> None:
     per_image = 16 * split.site.sources * 2 / (1 << 30)
-    assert len(Gallery(split, images, max_memory=5.5 * per_image).images) == 5
+    gallery = Gallery(split, images, max_memory=5.5 * per_image)
+    assert (len(gallery.images), gallery.total) == (5, 20)
+    assert "0 of 5" in repr(gallery)
+    assert "20" in repr(gallery)
+    whole = Gallery(split, images)
+    assert (len(whole.images), whole.total) == (20, 20)
+    assert "sample" not in repr(whole)
     with pytest.raises(ValueError, match="1 fit"):
         Gallery(split, images, max_memory=1.5 * per_image)
     with pytest.raises(ValueError, match="0 images"):
         Gallery(split, images[:0])
+
+
+def test_a_set_that_does_not_fit_is_sampled_over_its_labels(split, images) -> None:
+    """Folders are sorted by label: their first images are all of the first one."""
+    assert images.labels is not None
+    by_label = images.subset(sorted(range(20), key=lambda i: images.labels[i]))
+    per_image = 16 * split.site.sources * 2 / (1 << 30)
+    gallery = Gallery(split, by_label, max_memory=6.5 * per_image).fill(progress=False)
+    assert gallery.labels == ("label 0",) * 2 + ("label 1",) * 2 + ("label 2",) * 2
+    again = Gallery(split, by_label, max_memory=6.5 * per_image)
+    assert again.images.names == gallery.images.names
 
 
 def test_a_site_without_patches_is_refused(mlp_split, smallest_images) -> None:
