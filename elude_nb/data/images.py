@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self, overload
@@ -369,9 +369,8 @@ def _array(pixels: np.ndarray[Any, Any], labels: Sequence[str] | None) -> ImageS
     return _make([f"image {i}" for i in range(len(pixels))], labels, f"an array {shape}", open_row)
 
 
-@lru_cache(maxsize=len(PHOTOGRAPHS))
 def photograph(label: str) -> Image.Image:
-    """Return one of the ten whole photographs by its label, such as ``"astronaut"``; see ``PHOTOGRAPHS``.
+    """Return a copy of one of the ten whole photographs by its label, such as ``"astronaut"``; see ``PHOTOGRAPHS``.
 
     Raises
     ------
@@ -380,9 +379,15 @@ def photograph(label: str) -> Image.Image:
     ImageError
         If the package it travels in is not installed.
     """
+    return _read_photograph(check_choice("label", label, PHOTOGRAPHS)).copy()
+
+
+@cache
+def _read_photograph(label: str) -> Image.Image:
+    """Return a photograph from the cache: crop or copy it, and never hand it out."""
     from importlib.util import find_spec
 
-    package, file = PHOTOGRAPHS[check_choice("label", label, PHOTOGRAPHS)]
+    package, file = PHOTOGRAPHS[label]
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ImageError(f"The photograph {label!r} travels in the package {package!r}, which is not installed.")
@@ -392,12 +397,12 @@ def photograph(label: str) -> Image.Image:
 def _photographs(count: int, seed: int) -> ImageSet:
     """Random-resized crops: 8 to 60 % of the area, sides within 3:4 and 4:3, half of them mirrored."""
     labels = [label for _, label in zip(range(count), _endlessly(list(PHOTOGRAPHS)), strict=False)]
-    sizes = {label: photograph(label).size for label in set(labels)}
+    sizes = {label: _read_photograph(label).size for label in set(labels)}
     boxes = [_crop_box(*sizes[label], seed, index) for index, label in enumerate(labels)]
 
     def crop(index: int) -> Image.Image:
         left, top, width, height, mirrored = boxes[index]
-        patch = photograph(labels[index]).crop((left, top, left + width, top + height))
+        patch = _read_photograph(labels[index]).crop((left, top, left + width, top + height))
         return ImageOps.mirror(patch) if mirrored else patch
 
     names = [f"{label} {index // len(PHOTOGRAPHS)}" for index, label in enumerate(labels)]

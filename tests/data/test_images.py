@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from elude_nb.data.images import PHOTOGRAPHS, ImageSet, load_images, open_rgb
+from elude_nb.data.images import PHOTOGRAPHS, ImageSet, load_images, open_rgb, photograph
 from elude_nb.errors import ImageError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -422,9 +422,19 @@ def test_a_crop_depends_on_seed_and_place_but_not_on_count() -> None:
     assert few[3].tobytes() == few[3].tobytes()
 
 
+def test_drawing_on_a_photograph_or_a_crop_changes_no_later_one() -> None:
+    images = load_images("photographs", count=10)
+    place = list(PHOTOGRAPHS).index("cat")
+    whole, crop = photograph("cat").tobytes(), images[place].tobytes()
+    for handed_out in (photograph("cat"), images[place]):
+        handed_out.paste((255, 0, 0), (0, 0, *handed_out.size))
+    assert photograph("cat").tobytes() == whole
+    assert images[place].tobytes() == crop
+
+
 def test_crops_lie_within_their_photograph_at_the_promised_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Image.new("RGB", (300, 400))
-    monkeypatch.setattr("elude_nb.data.images.photograph", lambda label: whole)
+    monkeypatch.setattr("elude_nb.data.images._read_photograph", lambda label: whole)
     sizes = np.array([image.size for image in load_images("photographs", count=300)])
     area, ratio = sizes.prod(1) / (300 * 400), sizes[:, 0] / sizes[:, 1]
     assert 0.075 < area.min() < 0.1
@@ -435,7 +445,7 @@ def test_crops_lie_within_their_photograph_at_the_promised_shares(monkeypatch: p
 
 def test_half_of_the_crops_are_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
-    monkeypatch.setattr("elude_nb.data.images.photograph", lambda label: ramp)
+    monkeypatch.setattr("elude_nb.data.images._read_photograph", lambda label: ramp)
     falls = [pixel(image)[0] > pixel(image, image.width - 1)[0] for image in load_images("photographs", count=200)]
     assert 70 < sum(falls) < 130
 
@@ -445,7 +455,7 @@ def test_a_photograph_that_is_not_installed_names_its_package(monkeypatch: pytes
     images = load_images("photographs", count=1)
     from elude_nb.data import images as module
 
-    module.photograph.cache_clear()
+    module._read_photograph.cache_clear()
     with pytest.raises(ImageError, match="'astronaut' travels in the package 'skimage', which is not installed"):
         images[0]
 
