@@ -129,13 +129,31 @@ class ImageSet(Sequence[Image.Image]):
         return self.subset(first), self.subset(second)
 
     def sample(self, count: int, *, seed: int = 0) -> Self:
-        """Return ``count`` images drawn at random and spread evenly over the labels; all, if there are no more."""
+        """Draw ``count`` images at random, as many of each label as of any other; the order of the set is kept.
+
+        A label with too few images gives all that it has, and the others share what is missing. With more labels than
+        ``count``, the labels are drawn, too. A set of ``count`` images or fewer is returned as it is.
+
+        Parameters
+        ----------
+        count
+            How many images.
+        seed
+            Of the drawing: the same seed draws the same images.
+
+        Examples
+        --------
+        >>> load_images("photographs", count=100).sample(3).labels
+        ('astronaut', 'retina', 'coffee')
+        """
         if check_count("count", count) >= len(self):
             return self
-        order = self._shuffled(seed)
-        # Every so many of an order that is sorted by label and shuffled inside.
-        places = np.floor((np.arange(count) + 0.5) * len(self) / count).astype(int)
-        return self.subset(np.sort(order[places]))
+        order = np.random.default_rng(seed).permutation(len(self))
+        if self.labels is not None:
+            labels = pd.Series(self.labels).iloc[order]
+            rank = labels.groupby(labels).cumcount()  # the first of each label, then the second of each, ...
+            order = order[np.argsort(rank, kind="stable")]
+        return self.subset(np.sort(order[:count]))
 
     def with_labels(self, labels: Sequence[Any]) -> Self:
         """Return the same images with other labels, one an image.
@@ -215,7 +233,7 @@ def load_images(
     labels
         For lists and arrays: one label an image.
     count
-        For the two sets by name: how many images (400 by default). For others: draw so many, spread over the labels.
+        For the two sets by name: how many images (400 by default). For others: draw so many with `ImageSet.sample`.
     seed
         Of the crops, of the factors, or of the drawing.
 
