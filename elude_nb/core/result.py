@@ -122,13 +122,17 @@ class Disentanglement:
 
     # ---------------------------------------------------------------- tables
 
-    @cached_property
+    @property
     def units(self) -> pd.DataFrame:
         """One row a unit: ``channel``, ``unit``, ``concept``, ``sources``, ``share_of_variance``, ``mean_on_concept``.
 
         ``mean_on_concept`` is the unit's mean (above its overall mean) on the tokens of its concept. Unit 0 of a
         channel is the shared unit, or the whole channel where it was left alone; it has no concept.
         """
+        return self._unit_table.copy()
+
+    @cached_property
+    def _unit_table(self) -> pd.DataFrame:
         channels, units = self.routing.rows()
         concepts = self._concepts_of(channels, units)
         table = pd.DataFrame(
@@ -147,9 +151,13 @@ class Disentanglement:
             table.insert(3, "name", [self.names.get(concept, "") for concept in concepts.tolist()])
         return table
 
-    @cached_property
+    @property
     def channels(self) -> pd.DataFrame:
         """One row a channel: ``split`` or not, ``units`` (the shared one not counted), ``reason``, ``variance``."""
+        return self._channel_table.copy()
+
+    @cached_property
+    def _channel_table(self) -> pd.DataFrame:
         return pd.DataFrame(
             {
                 "channel": range(self.site.channels),

@@ -10,7 +10,6 @@ import html
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,7 +52,7 @@ class ConceptNames:
     top: int
     level: float
 
-    @cached_property
+    @property
     def names(self) -> UniqueNames:
         """The concepts that have a name: ``split.with_names(found.names)``.
 

@@ -382,7 +382,7 @@ def test_the_halves_are_disjoint(mlp_split, monkeypatch) -> None:
         parts: list[tuple[int, ...]] = []
 
         def noted(self: Trial, photos: ImageSet, *rest: Any, parts: list[tuple[int, ...]] = parts) -> Any:
-            parts.append(photos._places)
+            parts.append(tuple(int(name.removeprefix("image ")) for name in photos.names))
             return through(self, photos, *rest)
 
         monkeypatch.setattr(Trial, "through", noted)
