@@ -18,7 +18,7 @@ _MODULES = {
     "gallery": "interpret.gallery",
     "handles": "interpret.find_units",
     "heads": "steering.heads",
-    "interventions": "steering.interventions",
+    "interventions": "steering.controls",
     "neighbours": "interpret.neighbours",
     "permanent": "steering.permanent",
     "planted": "scores.planted",

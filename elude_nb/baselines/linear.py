@@ -19,8 +19,10 @@ from elude_nb._util.checks import check_count, check_kind
 from elude_nb.baselines.base import Method, both_signs, one_sign
 from elude_nb.core.clustering import cluster_directions
 from elude_nb.core.recording import Recording
+from elude_nb.scores.fidelity import ridge
 
 _LARGEST_SEED = 2**32 - 1  # what scikit-learn takes
+_RIDGE = 1e-3  # of the hidden units' mean sum of squares
 
 
 class Channels(Method):
@@ -96,7 +98,9 @@ class HiddenUnits(Method):
         channels, hidden = tokens_of(recording), self._hidden(recording)
         self.kept_ = _strongest(hidden, self.units)
         self.mean_, self.hidden_mean_ = channels.mean(0), hidden[:, self.kept_].mean(0)
-        self.map_ = ridge(hidden[:, self.kept_] - self.hidden_mean_, channels - self.mean_)
+        inputs = hidden[:, self.kept_] - self.hidden_mean_
+        strength = _RIDGE * float(inputs.double().square().sum(0).mean())
+        self.map_ = ridge(inputs, channels - self.mean_, strength or 1.0)  # 0 if nothing varies: any number will do
         return self
 
     def encode(self, recording: Recording) -> Tensor:
@@ -407,20 +411,6 @@ def tokens_of(recording: Recording) -> Tensor:
     if torch.equal(channels.amax(0), channels.amin(0)):
         raise ValueError(f"All {len(channels)} tokens have the same channels; record different images or positions.")
     return channels
-
-
-def ridge(inputs: Tensor, targets: Tensor, strength: float = 1e-3) -> Tensor:
-    """Return the matrix (u, d) of a ridge regression without offset, from inputs (t, u) to targets (t, d).
-
-    ``strength`` is relative to the inputs' mean sum of squares.
-    """
-    from sklearn.linear_model import Ridge
-
-    scale = float(inputs.double().square().sum(0).mean())
-    fitted = Ridge(strength * scale or 1.0, fit_intercept=False)  # inputs that are all 0 need some other number
-    fitted.fit(inputs.double().numpy(), targets.double().numpy())
-    matrix: Tensor = torch.from_numpy(fitted.coef_).reshape(targets.shape[1], -1).T
-    return matrix.to(inputs)
 
 
 def _strongest(values: Tensor, count: int | None) -> Tensor:

@@ -6,6 +6,7 @@ import hashlib
 import html
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -48,6 +49,21 @@ _KIND = "disentanglement"
 _NAMELESS = {"_stamp", "weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units"}
 
 
+class UniqueNames(dict[int, str]):
+    """Names of concepts, no two alike.
+
+    Attributes
+    ----------
+    labels
+        Which label each name stands for: both ``"cat"`` and ``"cat (2)"`` stand for ``"cat"``. Files of version 0.2 do
+        not say it; a name of theirs has no label here.
+    """
+
+    def __init__(self, names: Mapping[int, str] | None = None, labels: Mapping[int, str] | None = None) -> None:
+        super().__init__(names or {})
+        self.labels = dict(labels or {})
+
+
 @dataclass(frozen=True, eq=False)
 class Disentanglement:
     """The channels of one site, split into sub-units; the model is as it was.
@@ -77,7 +93,7 @@ class Disentanglement:
     settings: Settings
     channel_variance: Tensor
     unit_shares: Tensor
-    names: Mapping[int, str] = field(default_factory=dict)
+    names: UniqueNames = field(default_factory=UniqueNames)
 
     def __post_init__(self) -> None:
         vars(self)["_stamp"] = Stamp(self.model)
@@ -106,13 +122,17 @@ class Disentanglement:
 
     # ---------------------------------------------------------------- tables
 
-    @cached_property
+    @property
     def units(self) -> pd.DataFrame:
         """One row a unit: ``channel``, ``unit``, ``concept``, ``sources``, ``share_of_variance``, ``mean_on_concept``.
 
         ``mean_on_concept`` is the unit's mean (above its overall mean) on the tokens of its concept. Unit 0 of a
         channel is the shared unit, or the whole channel where it was left alone; it has no concept.
         """
+        return self._unit_table.copy()
+
+    @cached_property
+    def _unit_table(self) -> pd.DataFrame:
         channels, units = self.routing.rows()
         concepts = self._concepts_of(channels, units)
         table = pd.DataFrame(
@@ -131,9 +151,13 @@ class Disentanglement:
             table.insert(3, "name", [self.names.get(concept, "") for concept in concepts.tolist()])
         return table
 
-    @cached_property
+    @property
     def channels(self) -> pd.DataFrame:
         """One row a channel: ``split`` or not, ``units`` (the shared one not counted), ``reason``, ``variance``."""
+        return self._channel_table.copy()
+
+    @cached_property
+    def _channel_table(self) -> pd.DataFrame:
         return pd.DataFrame(
             {
                 "channel": range(self.site.channels),
@@ -189,31 +213,52 @@ class Disentanglement:
         """Return the same disentanglement whose model runs with other settings: see `Model.using`."""
         return self._with(model=self.model.using(batch_size=batch_size, progress=progress))
 
-    def with_names(self, names: Mapping[int, str]) -> Disentanglement:
+    def with_names(self, names: Mapping[int, str], labels: Mapping[int, str] | None = None) -> Disentanglement:
         """Return the same disentanglement with these concepts named (or renamed); ``""`` takes a name away.
+
+        Parameters
+        ----------
+        names
+            One name for each of these concepts; such as ``name_concepts(...).names``.
+        labels
+            Which label a name stands for, where it is another text: see `concepts_named`. By default what ``names``
+            brings along, as those of `name_concepts` do.
 
         Raises
         ------
         TypeError, ValueError
-            If a concept does not exist, a name is no text, or two concepts would bear the same one.
+            If a concept does not exist, a name or label is no text, two concepts would have the same name, or a
+            label is given for a concept that is not named here.
 
         Examples
         --------
         ``split = split.with_names({12: "cat"})``; then ``Edit.scale(concept="cat", by=0.0)``.
         """
-        cure = "a mapping of concepts to names, such as {12: 'cat'}"
-        check_kind("names", names, Mapping | pd.Series, cure)
-        merged = dict(self.names)
+        check_kind("names", names, Mapping | pd.Series, "a mapping of concepts to names, such as {12: 'cat'}")
+        given = getattr(names, "labels", {}) if labels is None else labels
+        check_kind("labels", given, Mapping | pd.Series, "a mapping of concepts to labels, such as {12: 'cat'}")
+        unnamed = set(given.keys()) - set(names.keys())
+        if unnamed:
+            raise ValueError(f"labels are given for the concepts {sorted(unnamed)}, and no names; give both.")
+        known = UniqueNames(self.names, self.names.labels)
         for concept, name in names.items():
-            if not isinstance(name, str):
-                raise TypeError(f"The name of concept {concept} must be text, not {name!r} ({type(name).__name__}).")
-            merged[check_count("concept", concept, 0, len(self.book) - 1)] = name.strip()
-        merged = {concept: name for concept, name in sorted(merged.items()) if name}
+            number = check_count("concept", concept, 0, len(self.book) - 1)
+            known[number] = _stripped("name", concept, name)
+            known.labels[number] = _stripped("label", concept, given.get(concept, name))
+            if known[number] and not known.labels[number]:
+                raise ValueError(f"The label of concept {concept} is empty; leave it out, or take the name away too.")
+        merged = {concept: name for concept, name in sorted(known.items()) if name}
         twice = [name for name, count in Counter(merged.values()).items() if count > 1]
         if twice:
-            bearers = [concept for concept, name in merged.items() if name == twice[0]]
-            raise ValueError(f"Concepts {bearers} would all be called {twice[0]!r}; give each a name of its own.")
-        return self._with(names=merged)
+            concepts = [concept for concept, name in merged.items() if name == twice[0]]
+            raise ValueError(f"Concepts {concepts} would all be called {twice[0]!r}; give each a name of its own.")
+        kept = {concept: label for concept, label in sorted(known.labels.items()) if concept in merged}
+        return self._with(names=UniqueNames(merged, kept))
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Which label the name of each concept stands for; where no label is known, the name itself."""
+        return {**self.names, **self.names.labels}
 
     def _with(self, **changed: Any) -> Disentanglement:
         """Return a copy with some fields changed that has all that was worked out of the others, which takes time."""
@@ -222,19 +267,33 @@ class Disentanglement:
         return made
 
     def concepts_named(self, name: str) -> list[int]:
-        """Return the concepts of this name and its namesakes: ``"cat"`` stands for ``"cat"``, ``"cat (2)"`` and so on.
+        """Return the concepts whose name stands for this label: ``"cat"``, ``"cat (2)"`` and so on for ``"cat"``.
+
+        What a name stands for is stored beside it (`labels`) and never read out of its text, since a number in brackets
+        may belong to the label: "Apollo (11)". If nothing stands for this label, the concept of this very name is
+        returned. Files of version 0.2 have names without labels: there only the very name counts, and a warning says
+        which others look like it.
 
         Raises
         ------
         ValueError
             If there is none.
         """
-        plain = {concept: re.sub(r" \(\d+\)$", "", text) for concept, text in self.names.items()}
-        found = [concept for concept, text in plain.items() if text == name]
+        labels = self.labels
+        found = [concept for concept, label in labels.items() if label == name]
+        found = found or [concept for concept, text in self.names.items() if text == name]
         if not found:
-            raise ValueError(
-                f"No concept is called {name!r}; names are {sorted(set(plain.values()))}."
-                f"{near_matches(name, set(plain.values()))}"
+            options = sorted({*labels.values(), *self.names.values()})
+            raise ValueError(f"No concept is called {name!r}; names are {options}.{near_matches(name, options)}")
+        alike = re.compile(re.escape(name) + r" \(\d+\)")
+        unsure = [
+            text for concept, text in self.names.items() if concept not in self.names.labels and alike.fullmatch(text)
+        ]
+        if unsure:
+            warnings.warn(
+                f"{unsure} may stand for {name!r} too, or be labels of their own: this split was saved by version 0.2, "
+                "which did not note it. Name its concepts anew, or pass with_names(split.names, labels=...).",
+                stacklevel=2,
             )
         return found
 
@@ -450,6 +509,7 @@ class Disentanglement:
             "settings": asdict(self.settings),
             "reasons": list(self.routing.reasons),
             "names": {str(concept): name for concept, name in self.names.items()},
+            "labels": {str(concept): label for concept, label in self.names.labels.items()},
         }
         save_result(path, _KIND, tensors, manifest)
 
@@ -487,7 +547,7 @@ class Disentanglement:
         book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])
         variance, shares = tensors["channel_variance"], tensors["unit_shares"]
         split = Disentanglement(model, site, routing, book, settings, variance, shares)
-        return _with_saved_names(split, manifest.get("names"), os.fspath(path))
+        return _with_saved_names(split, manifest.get("names"), manifest.get("labels", {}), os.fspath(path))
 
     # --------------------------------------------------------------- reprs
 
@@ -603,8 +663,17 @@ def check_split(split: object, purpose: str = "", *, thorough: bool = False) -> 
         check(purpose, thorough=thorough)
 
 
-def _with_saved_names(split: Disentanglement, names: Any, path: str) -> Disentanglement:
+def _stripped(what: str, concept: int, text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"The {what} of concept {concept} must be text, not {text!r} ({type(text).__name__}).")
+    return text.strip()
+
+
+def _with_saved_names(split: Disentanglement, names: Any, labels: Any, path: str) -> Disentanglement:
+    """Return a split with the names of its file; those of version 0.2 have no labels."""
     try:
-        return split.with_names({int(concept): name for concept, name in names.items()})
+        known = {int(concept): label for concept, label in labels.items()}
+        named = split.with_names({int(concept): name for concept, name in names.items()}, known)
     except (AttributeError, TypeError, ValueError) as error:
         raise StoreError(f"{path!r}: the names of its concepts are damaged ({error}); make the file anew.") from error
+    return named._with(names=UniqueNames(named.names, {concept: named.labels[concept] for concept in known}))

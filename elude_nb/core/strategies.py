@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -287,3 +288,91 @@ def _weighted_means(rows: Tensor, weights: Tensor, groups: Tensor, number: int) 
     sums = rows.new_zeros(number, rows.shape[1]).index_add_(0, groups, rows * weights[:, None])
     total = weights.new_zeros(number).index_add_(0, groups, weights)
     return sums / total.clamp(min=1e-12)[:, None]
+
+
+# ---------------------------------------------------------------- one channel again
+
+
+def read_strategy(text: str) -> RoutingStrategy:
+    """Return the strategy whose ``repr`` this is: what `Settings.strategy` keeps.
+
+    Only the strategies of this module are made, of plain literals; nothing else in the text is run.
+
+    Raises
+    ------
+    ValueError
+        If it is no such ``repr``, as that of a strategy of one's own.
+
+    Examples
+    --------
+    >>> read_strategy("RandomRouting(like=ConceptRouting(both_signs=True), seed=3)").like.both_signs
+    True
+    """
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in ROUTINGS.values()}
+
+    def read(node: ast.expr) -> Any:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            return kinds[node.func.id](**{str(word.arg): read(word.value) for word in node.keywords})
+        return ast.literal_eval(node)
+
+    try:
+        found = read(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{text!r:.80} is the repr of no routing strategy that is known here.") from error
+    if not isinstance(found, tuple(kinds.values())):
+        raise ValueError(f"{text!r:.80} is no routing strategy.")  # noqa: TRY004 - the text is wrong, not its type
+    strategy: RoutingStrategy = found
+    return strategy
+
+
+def why_not_route_channel(strategy: RoutingStrategy) -> str:
+    """Return why a channel cannot be routed alone, from what a split keeps, in words; ``""`` if it can."""
+    while isinstance(strategy, RandomRouting):
+        strategy = strategy.like
+    if isinstance(strategy, ConceptRouting):
+        return ""
+    return (
+        f"routing={strategy.name!r} decides by more than the concept book that a split keeps; "
+        "disentangle again with other numbers."
+    )
+
+
+def route_channel(
+    strategy: RoutingStrategy, weight: Tensor, book: ConceptBook, channel: int, *, units: int, shared: float
+) -> Routing:
+    """Return the routing of one channel alone: its row of what the strategy makes of all channels.
+
+    Parameters
+    ----------
+    strategy
+        Concepts, or their sources drawn at random: then by the same drawing as for all channels.
+    weight
+        W of all channels, (d, s, kernel).
+    book, units, shared
+        As in `RoutingStrategy.route`.
+    channel
+        Which channel.
+
+    Raises
+    ------
+    ValueError
+        If the strategy needs more than the book; see `why_not_route_channel`.
+    """
+    reason = why_not_route_channel(strategy)
+    if reason:
+        raise ValueError(reason)
+    if isinstance(strategy, RandomRouting):
+        found = route_channel(strategy.like, weight, book, channel, units=units, shared=shared)
+        order = _random_order(weight.shape[0], weight.shape[1], strategy.seed, slice(channel, channel + 1))
+        return replace(found, routes=found.routes.gather(1, order))
+    alone: Any = strategy
+    routing: Routing = alone.route(
+        weight[channel : channel + 1], book, book, units=units, shared=shared, channels=[channel]
+    )
+    return routing
+
+
+def _random_order(channels: int, sources: int, seed: int, rows: slice) -> Tensor:
+    """Return rows of the order in which `shuffled` takes the sources of each channel, (c, s)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand((channels, sources), generator=generator)[rows].argsort(dim=1)

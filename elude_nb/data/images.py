@@ -1,7 +1,7 @@
 """Images, opened one at a time: a folder, files, arrays, or one of two sets that need no network.
 
-An `ImageSet` knows where its images are and opens one when it is asked for, so that a folder of 100,000 files
-costs its paths and nothing more.
+An `ImageSet` knows where its images are and opens one when it is asked for: a folder of 100,000 files costs its paths
+and nothing more. It can be pickled, so that the workers of a `torch.utils.data.DataLoader` can read it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from numbers import Integral
+from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 import pandas as pd
@@ -63,11 +63,16 @@ class ImageSet(Sequence[Image.Image]):
     labels: tuple[str, ...] | None
     source: str
     factors: pd.DataFrame | None = field(repr=False)
-    _open: Callable[[int], Image.Image] = field(repr=False)
-    _places: tuple[int, ...] = field(repr=False)
+    # One item an image, and the function that opens an item: plain values and a function of a module can be pickled.
+    _items: Sequence[Any] = field(repr=False)
+    _open: Callable[[Any], Image.Image] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != len(self):
+            raise ValueError(f"{len(self.labels)} labels were given for {len(self)} images; give one an image.")
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._items)
 
     @overload
     def __getitem__(self, index: int) -> Image.Image: ...
@@ -83,7 +88,7 @@ class ImageSet(Sequence[Image.Image]):
         """
         if isinstance(index, slice):
             return self.subset(range(len(self))[index])
-        return self._open(self._places[index])
+        return self._open(self._items[index])
 
     def __iter__(self) -> Iterator[Image.Image]:
         return (self[i] for i in range(len(self)))
@@ -96,13 +101,19 @@ class ImageSet(Sequence[Image.Image]):
         TypeError, IndexError
             If one is no whole number, or there is no such image.
         """
-        chosen = [_place(i, len(self)) for i in indices]
+        chosen = np.asarray(indices)
+        if len(chosen) and (chosen.ndim != 1 or chosen.dtype.kind not in "iu"):
+            raise TypeError(f"Indices must be whole numbers, not {shortly(indices)}.")
+        for index in chosen:
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"There is no image {index}; this set has {len(self)}, counted from 0.")
+        places = chosen.astype(int).tolist()
         return replace(
             self,
-            names=tuple(self.names[i] for i in chosen),
-            labels=None if self.labels is None else tuple(self.labels[i] for i in chosen),
-            factors=None if self.factors is None else self.factors.iloc[chosen].reset_index(drop=True),
-            _places=tuple(self._places[i] for i in chosen),
+            names=tuple(self.names[i] for i in places),
+            labels=None if self.labels is None else tuple(self.labels[i] for i in places),
+            factors=None if self.factors is None else self.factors.iloc[places].reset_index(drop=True),
+            _items=[self._items[i] for i in places],
         )
 
     def split(self, fraction: float = 0.5, *, seed: int = 0) -> tuple[Self, Self]:
@@ -129,13 +140,31 @@ class ImageSet(Sequence[Image.Image]):
         return self.subset(first), self.subset(second)
 
     def sample(self, count: int, *, seed: int = 0) -> Self:
-        """Return ``count`` images drawn at random and spread evenly over the labels; all, if there are no more."""
+        """Draw ``count`` images at random, as many of each label as of any other; the order of the set is kept.
+
+        A label with too few images gives all that it has, and the others share what is missing. With more labels than
+        ``count``, the labels are drawn, too. A set of ``count`` images or fewer is returned as it is.
+
+        Parameters
+        ----------
+        count
+            How many images.
+        seed
+            Of the drawing: the same seed draws the same images.
+
+        Examples
+        --------
+        >>> load_images("photographs", count=100).sample(3).labels
+        ('astronaut', 'retina', 'coffee')
+        """
         if check_count("count", count) >= len(self):
             return self
-        order = self._shuffled(seed)
-        # Every so many of an order that is sorted by label and shuffled inside.
-        places = np.floor((np.arange(count) + 0.5) * len(self) / count).astype(int)
-        return self.subset(np.sort(order[places]))
+        order = np.random.default_rng(seed).permutation(len(self))
+        if self.labels is not None:
+            labels = pd.Series(self.labels).iloc[order]
+            rank = labels.groupby(labels).cumcount()  # the first of each label, then the second of each, ...
+            order = order[np.argsort(rank, kind="stable")]
+        return self.subset(np.sort(order[:count]))
 
     def with_labels(self, labels: Sequence[Any]) -> Self:
         """Return the same images with other labels, one an image.
@@ -145,8 +174,6 @@ class ImageSet(Sequence[Image.Image]):
         ValueError
             If there are not as many labels as images.
         """
-        if len(labels) != len(self):
-            raise ValueError(f"{len(labels)} labels were given for {len(self)} images; give one an image.")
         return replace(self, labels=tuple(str(label) for label in labels))
 
     def only(self, labels: str | Sequence[str]) -> Self:
@@ -215,7 +242,7 @@ def load_images(
     labels
         For lists and arrays: one label an image.
     count
-        For the two sets by name: how many images (400 by default). For others: draw so many, spread over the labels.
+        For the two sets by name: how many images (400 by default). For others: draw so many with `ImageSet.sample`.
     seed
         Of the crops, of the factors, or of the drawing.
 
@@ -262,16 +289,6 @@ def as_image_set(images: Images) -> ImageSet:
     return images if isinstance(images, ImageSet) else load_images(images)
 
 
-def _place(index: Any, count: int) -> int:
-    """Return the place of an image; negative numbers count from the end, as elsewhere."""
-    number = index.item() if hasattr(index, "item") and getattr(index, "ndim", None) == 0 else index
-    if isinstance(number, bool) or not isinstance(number, Integral):
-        raise TypeError(f"An index must be a whole number, not {shortly(number)}.")
-    if not -count <= int(number) < count:
-        raise IndexError(f"There is no image {number}; this set has {count}, counted from 0.")
-    return int(number) % count
-
-
 def _as_array(source: Any) -> np.ndarray[Any, Any]:
     try:
         if hasattr(source, "detach"):  # a tensor; NumPy has no bfloat16
@@ -286,19 +303,12 @@ def _make(
     names: Sequence[str],
     labels: Sequence[str] | None,
     source: str,
-    opener: Callable[[int], Image.Image],
+    items: Sequence[Any],
+    opener: Callable[[Any], Image.Image],
     factors: pd.DataFrame | None = None,
 ) -> ImageSet:
-    if labels is not None and len(labels) != len(names):
-        raise ValueError(f"{len(labels)} labels were given for {len(names)} images; give one an image.")
-    return ImageSet(
-        names=tuple(names),
-        labels=None if labels is None else tuple(str(label) for label in labels),
-        source=source,
-        factors=factors,
-        _open=opener,
-        _places=tuple(range(len(names))),
-    )
+    known = None if labels is None else tuple(str(label) for label in labels)
+    return ImageSet(tuple(names), known, source, factors, items, opener)
 
 
 def _folder(folder: Path) -> ImageSet:
@@ -324,7 +334,7 @@ def _folder(folder: Path) -> ImageSet:
         raise ImageError(f"No image lies below {str(folder)!r}; endings known are {sorted(IMAGE_ENDINGS)}.")
     names = [os.path.relpath(path, folder) for path in paths]
     labels = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
-    return _make(names, labels if any(labels) else None, f"folder {folder.name}", lambda i: open_rgb(paths[i]))
+    return _make(names, labels if any(labels) else None, f"folder {folder.name}", paths, open_rgb)
 
 
 def _list(items: list[Any], labels: Sequence[str] | None) -> ImageSet:
@@ -335,11 +345,12 @@ def _list(items: list[Any], labels: Sequence[str] | None) -> ImageSet:
             raise TypeError(f"Item {number} is a {type(item).__name__}; give paths or PIL images, or one array.")
     names = [f"image {i}" if isinstance(item, Image.Image) else os.fspath(item) for i, item in enumerate(items)]
 
-    def open_item(index: int) -> Image.Image:
-        item = items[index]
-        return upright_rgb(item, names[index]) if isinstance(item, Image.Image) else open_rgb(item)
+    named = [(item, name) if isinstance(item, Image.Image) else item for item, name in zip(items, names, strict=True)]
+    return _make(names, labels, f"a list of {len(items)}", named, _open_path_or_image)
 
-    return _make(names, labels, f"a list of {len(items)}", open_item)
+
+def _open_path_or_image(item: str | os.PathLike[str] | tuple[Image.Image, str]) -> Image.Image:
+    return upright_rgb(*item) if isinstance(item, tuple) else open_rgb(item)
 
 
 def _array(pixels: np.ndarray[Any, Any], labels: Sequence[str] | None) -> ImageSet:
@@ -354,24 +365,23 @@ def _array(pixels: np.ndarray[Any, Any], labels: Sequence[str] | None) -> ImageS
         raise ImageError(f"An array of shape {shape} looks like one image; give array[None], or a list of PIL images.")
     if not len(pixels):
         raise ImageError(f"The array of shape {shape} holds no image.")
-    floats = np.issubdtype(pixels.dtype, np.floating)
-    if not floats and pixels.dtype != np.uint8:
+    if not np.issubdtype(pixels.dtype, np.floating) and pixels.dtype != np.uint8:
         raise ImageError(f"An array of {pixels.dtype} is ambiguous; give uint8, or floats in [0, 1].")
-
-    def open_row(index: int) -> Image.Image:
-        row = pixels[index]
-        if floats:
-            if not (np.isfinite(row).all() and row.min() >= 0 and row.max() <= 1):
-                raise ImageError(f"Image {index} of the array leaves [0, 1] ({row.min()} to {row.max()}).")
-            row = np.round(row * 255).astype(np.uint8)
-        return to_rgb(Image.fromarray(row), f"image {index}")
-
-    return _make([f"image {i}" for i in range(len(pixels))], labels, f"an array {shape}", open_row)
+    names = [f"image {i}" for i in range(len(pixels))]
+    return _make(names, labels, f"an array {shape}", list(enumerate(pixels)), _open_row)
 
 
-@lru_cache(maxsize=len(PHOTOGRAPHS))
+def _open_row(item: tuple[int, np.ndarray[Any, Any]]) -> Image.Image:
+    index, row = item
+    if row.dtype != np.uint8:
+        if not (np.isfinite(row).all() and row.min() >= 0 and row.max() <= 1):
+            raise ImageError(f"Image {index} of the array leaves [0, 1] ({row.min()} to {row.max()}).")
+        row = np.round(row * 255).astype(np.uint8)
+    return to_rgb(Image.fromarray(row), f"image {index}")
+
+
 def photograph(label: str) -> Image.Image:
-    """Return one of the ten whole photographs by its label, such as ``"astronaut"``; see ``PHOTOGRAPHS``.
+    """Return a copy of one of the ten whole photographs by its label, such as ``"astronaut"``; see ``PHOTOGRAPHS``.
 
     Raises
     ------
@@ -380,59 +390,71 @@ def photograph(label: str) -> Image.Image:
     ImageError
         If the package it travels in is not installed.
     """
+    return _read_photograph(check_choice("label", label, PHOTOGRAPHS)).copy()
+
+
+@cache
+def _read_photograph(label: str) -> Image.Image:
+    """Return a photograph from the cache: crop or copy it, and never hand it out."""
     from importlib.util import find_spec
 
-    package, file = PHOTOGRAPHS[check_choice("label", label, PHOTOGRAPHS)]
+    package, file = PHOTOGRAPHS[label]
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ImageError(f"The photograph {label!r} travels in the package {package!r}, which is not installed.")
     return open_rgb(Path(spec.origin).parent / file)
 
 
+class _Crop(NamedTuple):
+    """A part of a photograph, in pixels."""
+
+    label: str
+    left: int
+    top: int
+    width: int
+    height: int
+    mirrored: bool
+
+
 def _photographs(count: int, seed: int) -> ImageSet:
     """Random-resized crops: 8 to 60 % of the area, sides within 3:4 and 4:3, half of them mirrored."""
-    labels = [label for _, label in zip(range(count), _endlessly(list(PHOTOGRAPHS)), strict=False)]
-    sizes = {label: photograph(label).size for label in set(labels)}
-    boxes = [_crop_box(*sizes[label], seed, index) for index, label in enumerate(labels)]
-
-    def crop(index: int) -> Image.Image:
-        left, top, width, height, mirrored = boxes[index]
-        patch = photograph(labels[index]).crop((left, top, left + width, top + height))
-        return ImageOps.mirror(patch) if mirrored else patch
-
-    names = [f"{label} {index // len(PHOTOGRAPHS)}" for index, label in enumerate(labels)]
-    rows = [
+    labels = list(islice(cycle(PHOTOGRAPHS), count))
+    crops = [_draw_crop(label, seed, index) for index, label in enumerate(labels)]
+    table = pd.DataFrame(crops)
+    whole = pd.DataFrame([_read_photograph(label).size for label in labels], columns=["width", "height"])
+    factors = pd.DataFrame(
         {
-            "photograph": label,
-            "x": (box[0] + box[2] / 2) / sizes[label][0],  # the centre
-            "y": (box[1] + box[3] / 2) / sizes[label][1],
-            "area": box[2] * box[3] / (sizes[label][0] * sizes[label][1]),
-            "mirrored": box[4],
+            "photograph": labels,
+            "x": (table["left"] + table["width"] / 2) / whole["width"],  # the centre
+            "y": (table["top"] + table["height"] / 2) / whole["height"],
+            "area": table["width"] * table["height"] / (whole["width"] * whole["height"]),
+            "mirrored": table["mirrored"],
         }
-        for label, box in zip(labels, boxes, strict=True)
-    ]
-    return _make(names, labels, "photographs", crop, pd.DataFrame(rows))
+    )
+    names = [f"{label} {index // len(PHOTOGRAPHS)}" for index, label in enumerate(labels)]
+    return _make(names, labels, "photographs", crops, _open_crop, factors)
 
 
-def _crop_box(photo_width: int, photo_height: int, seed: int, index: int) -> tuple[int, int, int, int, bool]:
-    """Draw left, top, width, height of a crop, and whether it is mirrored."""
+def _draw_crop(label: str, seed: int, index: int) -> _Crop:
     # Every crop has a generator of its own, so that crop 7 is the same whatever the count.
     rng = np.random.default_rng([seed, index])
+    photo_width, photo_height = _read_photograph(label).size
     area = rng.uniform(0.08, 0.6) * photo_width * photo_height
     ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
     width = min(photo_width, round(float(np.sqrt(area * ratio))))
     height = min(photo_height, round(float(np.sqrt(area / ratio))))
     left, top = int(rng.integers(photo_width - width + 1)), int(rng.integers(photo_height - height + 1))
-    return left, top, width, height, bool(rng.random() < 0.5)
+    return _Crop(label, left, top, width, height, bool(rng.random() < 0.5))
 
 
-def _endlessly(words: list[str]) -> Iterator[str]:
-    while True:
-        yield from words
+def _open_crop(crop: _Crop) -> Image.Image:
+    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    patch = _read_photograph(crop.label).crop(box)
+    return ImageOps.mirror(patch) if crop.mirrored else patch
 
 
 def _shapes(count: int, seed: int) -> ImageSet:
     factors = sample_scenes(count, seed)
-    rows = [{str(name): value for name, value in row.items()} for row in factors.to_dict("records")]
+    rows = factors.to_dict("records")
     names = [f"{row['texture']} {row['colour']} {row['shape']} {i}" for i, row in enumerate(rows)]
-    return _make(names, list(factors["shape"]), "shapes", lambda i: draw_scene(rows[i]), factors)
+    return _make(names, list(factors["shape"]), "shapes", rows, draw_scene, factors)

@@ -20,7 +20,7 @@ from elude_nb._util.checks import check_count, check_number, check_unit, check_w
 from elude_nb._util.progress import progress_bar
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT, Routing
-from elude_nb.core.strategies import ConceptRouting, check_routing_settings
+from elude_nb.core.strategies import check_routing_settings, read_strategy, route_channel, why_not_route_channel
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
 from elude_nb.interpret.exemplars import Exemplars, arrange_exemplars, choose_among, name_of_unit
@@ -95,7 +95,7 @@ class Gallery:
     split
         The disentanglement; its site needs patch tokens, or positions of a map.
     images
-        Which images; the first that fit into ``max_memory`` are taken.
+        Which images. If they do not all fit into ``max_memory``, a sample is drawn, spread over the labels.
     max_memory
         Bound of the kept sources in GiB.
 
@@ -103,6 +103,8 @@ class Gallery:
     ----------
     images
         Those that are taken.
+    total
+        How many were given; more than ``len(images)`` if only a sample fits.
     ready
         How many of them are at hand already.
 
@@ -128,7 +130,8 @@ class Gallery:
                 "give images, and room for two at least."
             )
         self.split, self.grid = split, layout.grid
-        self.images: ImageSet = photos[: min(fit, len(photos))]
+        self.total = len(photos)
+        self.images: ImageSet = photos.sample(fit, seed=0)
         self.ready = 0
         count = len(self.images)
         self._sources = torch.empty(count, tokens, width, dtype=torch.bfloat16)
@@ -194,6 +197,19 @@ class Gallery:
 
     # ------------------------------------------------------------- one channel
 
+    @property
+    def can_reroute(self) -> bool:
+        """Whether `channel` takes other K and rho than the split's; if not, `why_not_reroute` says why."""
+        return not self.why_not_reroute
+
+    @cached_property
+    def why_not_reroute(self) -> str:
+        """Why a channel cannot be routed with other K and rho, in words; ``""`` if it can."""
+        try:
+            return why_not_route_channel(read_strategy(self.split.settings.strategy))
+        except ValueError as error:  # a strategy of one's own
+            return str(error)
+
     def channel(self, channel: int, *, units: int | None = None, shared: float | None = None) -> ChannelView:
         """Return a channel taken apart, on all images that are ready.
 
@@ -202,12 +218,14 @@ class Gallery:
         channel
             Its number.
         units, shared
-            K and rho, if they are to be others than the split's; then the channel alone is routed anew, by concepts.
+            K and rho, if they are to be others than the split's; then the channel alone is routed anew, by the strategy
+            of the split.
 
         Raises
         ------
         ValueError
-            If there is no such channel, K or rho is out of range, or no image is ready.
+            If there is no such channel, K or rho is out of range, no image is ready, or the strategy cannot route a
+            channel anew (see `can_reroute`).
         """
         self._check_ready()
         check_count("channel", channel, 0, self.split.site.channels - 1)
@@ -323,9 +341,9 @@ class Gallery:
         k, rho = check_routing_settings(
             settings.units if units is None else units, settings.shared if shared is None else shared
         )
-        weight = self.split.weight[channel : channel + 1].unflatten(1, (-1, self.split.site.kernel))
-        book = self.split.book
-        return ConceptRouting().route(weight, book, book, units=k, shared=rho, channels=[channel])
+        weight = self.split.weight.unflatten(1, (-1, self.split.site.kernel))
+        strategy = read_strategy(settings.strategy)
+        return route_channel(strategy, weight, self.split.book, channel, units=k, shared=rho)
 
     def _in_colours(self, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         found: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = np.divide(
@@ -342,7 +360,8 @@ class Gallery:
 
     def __repr__(self) -> str:
         size = self._sources.numel() * 2 / _GIB
-        return f"Gallery({self.ready} of {len(self.images)} images ready, {size:.2f} GiB)"
+        sample = f", a sample of {self.total:,}" if len(self.images) < self.total else ""
+        return f"Gallery({self.ready} of {len(self.images)} images ready{sample}, {size:.2f} GiB)"
 
 
 def look(split: Disentanglement, images: list[Image.Image]) -> Sight:

@@ -10,7 +10,6 @@ import html
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_fraction
 from elude_nb._util.progress import progress_bar
-from elude_nb.core.result import Disentanglement, check_split
+from elude_nb.core.result import Disentanglement, UniqueNames, check_split
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.interpret.find_units import Numbers, holm, pooled
 from elude_nb.scores.inputs import as_codes, is_constant, unit_vectors
@@ -53,11 +52,14 @@ class ConceptNames:
     top: int
     level: float
 
-    @cached_property
-    def names(self) -> dict[int, str]:
-        """The concepts that have a name: ``split.with_names(found.names)``. No two have the same."""
-        named = self.table[self.table["name"] != ""]
-        return dict(zip(named["concept"].tolist(), named["name"].tolist(), strict=True))
+    @property
+    def names(self) -> UniqueNames:
+        """The concepts that have a name: ``split.with_names(found.names)``.
+
+        No two have the same; ``names.labels`` has the label or text that each stands for.
+        """
+        named = self.table[self.table["name"] != ""].set_index("concept")
+        return UniqueNames(named["name"].to_dict(), named[self.source.removesuffix("s")].to_dict())
 
     def __repr__(self) -> str:
         return f"ConceptNames({len(self.names)} of {len(self.table)} concepts named by {self.source})"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_number
+from elude_nb.scores.fidelity import ridge
 from elude_nb.scores.inputs import Array, as_activations, is_constant, per_unit, unit_vectors
 
 _UNITS_AT_ONCE = 1024
@@ -128,9 +129,7 @@ def linear_explained(
     scale = x.std(0, correction=0).masked_fill(is_constant(x), torch.inf)
     centre, mean = x.mean(0), y.mean(0)
     x, x_new = (x - centre) / scale, (x_new - centre) / scale
-    gram = x.T @ x
-    gram.diagonal().add_(strength * len(x))
-    fitted = x_new @ torch.linalg.solve(gram, x.T @ (y - mean)) + mean
+    fitted = x_new @ ridge(x, y - mean, strength * len(x)) + mean
     spread = (y_new - y_new.mean(0)).square().sum()
     return float(1 - (y_new - fitted).square().sum() / spread)
 

@@ -27,7 +27,8 @@ def score(
     k: int = 10,
     seed: int = 0,
     embeddings: Tensor | None = None,
-    progress: bool = True,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """Score sub-units, the channels they came from, and random routes of the same sizes, on one set of images.
 
@@ -47,8 +48,8 @@ def score(
         Of the random routes and of the drawing of tokens.
     embeddings
         Reference embeddings (n, e) from an encoder of your choice; by default the model's own output, less its mean.
-    progress
-        Show a progress bar.
+    batch_size, progress
+        In place of the model's own settings.
 
     Returns
     -------
@@ -69,6 +70,7 @@ def score(
     ['channel', 'random route', 'sub-unit']
     """
     check_split(split, "score")
+    split = split.using(batch_size=batch_size, progress=progress)
     photos = split.model.inputs(images)
     check_count("k", k, 2, len(photos))
     routings = split.routing, shuffled(split.routing, seed)
@@ -84,7 +86,6 @@ def score(
             tokens=split.settings.tokens if tokens is None else tokens,
             tokens_per_image=tokens_per_image,
             seed=seed,
-            progress=progress,
         ):
             centred = part.sources - mean
             both_signs = torch.cat([part.channels, -part.channels], dim=1)

@@ -59,23 +59,37 @@ def top_similarity(activations: Array, embeddings: Array, k: int = 10) -> pd.Ser
     return per_unit("top_similarity", similarity.masked_fill(is_constant(values), torch.nan))
 
 
-def best_images(activations: Tensor, k: int) -> Tensor:
-    """Return the numbers of the ``k`` images that each unit likes best, (k, u), best first.
+def best_images(activations: Array, k: int) -> Tensor:
+    """Return the numbers of the ``k`` images with the highest activations of each unit, (k, u), the highest first.
+
+    This is what "a unit's best images" means everywhere.
+
+    Parameters
+    ----------
+    activations
+        (n, u); or those of one unit, (n,), which give (k,).
+    k
+        How many images, at most n.
 
     Raises
     ------
     ValueError
         If there are fewer than ``k`` images.
+
+    Examples
+    --------
+    >>> best_images(torch.tensor([0.1, 0.9, 0.5]), 2).tolist()
+    [1, 2]
     """
     check_count("k", k)
-    activations = as_numbers("activations", activations)
-    if activations.ndim != 2:
-        raise ValueError(f"activations must be (n, u), not {tuple(activations.shape)}.")
-    if len(activations) < k:
-        raise ValueError(f"k={k} best of {len(activations)} images cannot be chosen; use more images or a smaller k.")
-    if activations.dtype == torch.bool:  # whether a unit fires: torch ranks only numbers
-        activations = activations.to(torch.uint8)
-    return activations.topk(k, dim=0).indices
+    values = as_numbers("activations", activations)
+    if values.ndim not in {1, 2}:
+        raise ValueError(f"activations must be (n, u) or (n,), not {tuple(values.shape)}.")
+    if len(values) < k:
+        raise ValueError(f"k={k} best of {len(values)} images cannot be chosen; use more images or a smaller k.")
+    if values.dtype == torch.bool:  # whether a unit fires: torch ranks only numbers
+        values = values.byte()
+    return values.topk(k, dim=0).indices
 
 
 def top_centres(activations: Array, embeddings: Array, k: int = 10) -> Tensor:

@@ -77,16 +77,19 @@ def suggest_settings(
     tokens: str = "patch",
     tokens_per_image: int | None = 24,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> Suggestion:
     """Return G, K and rho for `elude_nb.disentangle`: what is given is kept, the rest is chosen by the images.
 
     Parameters
     ----------
-    model, images, site, blocks, routing, tokens, tokens_per_image, seed, batch_size
+    model, images, site, blocks, routing, tokens, tokens_per_image, seed
         As in `elude_nb.disentangle`; up to 160 of the images are run.
     concepts, units, shared
         A number that is kept, or ``None``.
+    batch_size, progress
+        In place of the model's own settings.
 
     Raises
     ------
@@ -98,6 +101,7 @@ def suggest_settings(
     ``en.disentangle(model, images, **en.scores.suggest_settings(model, images).settings)``
     """
     check_model(model)
+    model = model.using(batch_size=batch_size, progress=progress)
     check_pristine(model.network, "suggest_settings")
     strategy, chosen = find_routing(routing, seed), model.inputs(images)
     place = find_site(model, site, blocks=blocks)
@@ -114,9 +118,7 @@ def suggest_settings(
             f"{len(few)} images are too few to choose settings from (half are judged by their {_BEST} best); give at "
             f"least {2 * _BEST}, or numbers for units and shared."
         )
-    parts = record(
-        model, few, place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed, batch_size=batch_size
-    )
+    parts = record(model, few, place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
     trial = _Trial(Recording.join(list(parts)), for_analysis(place.weight(model.network)), place.kernel, strategy, seed)
     book = trial.book(g)
     rows = [(k, rho, *trial.judged(book, k, rho)) for k in every_k if k <= len(book) for rho in every_rho]

@@ -83,7 +83,7 @@ def export_program(network: nn.Module | Model, like: Model) -> torch.export.Expo
     Parameters
     ----------
     network
-        What ``split.explicit()`` or `elude_nb.steering.permanent.make_permanent` returned, or a network as it was loaded.
+        What ``split.explicit()`` or `make_permanent` returned, or a network as it was loaded.
     like
         The model whose inputs it takes.
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from elude_nb import find_site, record
 from elude_nb.baselines.base import Method
-from elude_nb.baselines.linear import ICA, NMF, PCA, Channels, HiddenUnits, KMeansDirections, ridge
+from elude_nb.baselines.linear import ICA, NMF, PCA, Channels, HiddenUnits, KMeansDirections
 from elude_nb.core.recording import Recording
 from elude_nb.errors import NotFittedError
+from elude_nb.scores.fidelity import ridge
 
 D = 6
 
@@ -203,8 +204,8 @@ def test_hidden_units_decode_by_ridge_regression() -> None:
 @pytest.mark.parametrize("d", [1, 3])
 def test_ridge_of_one_target_or_of_nothing_keeps_its_shape(d) -> None:
     x = mixed().sources
-    assert ridge(x, x[:, :d]).shape == (D, d)
-    assert ridge(0 * x, x[:, :d]).tolist() == [[0.0] * d] * D
+    assert ridge(x, x[:, :d], 1e-3).shape == (D, d)
+    assert ridge(0 * x, x[:, :d], 1.0).tolist() == [[0.0] * d] * D
 
 
 def test_hidden_units_need_sources() -> None:

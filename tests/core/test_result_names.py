@@ -9,6 +9,7 @@ import pytest
 from elude_nb import Disentanglement
 from elude_nb._util.files import load_result, save_result
 from elude_nb.core.edit import Edit
+from elude_nb.core.result import UniqueNames
 from elude_nb.errors import StoreError
 
 
@@ -138,8 +139,79 @@ def test_what_was_worked_out_is_kept(split) -> None:
 
 
 def test_namesakes_are_found_together(split) -> None:
-    named = split.with_names({1: "cat", 3: "cat (2)", 4: "cat (x)", 5: "cats"})
+    named = split.with_names({1: "cat", 3: "cat (2)", 4: "cat (x)", 5: "cats"}, labels={3: "cat"})
     assert named.concepts_named("cat") == [1, 3]
+    assert named.concepts_named("cat (2)") == [3]
     assert named.concepts_named("cats") == [5]
+    assert named.labels == {1: "cat", 3: "cat", 4: "cat (x)", 5: "cats"}
     with pytest.raises(ValueError, match=r"Did you mean .*'cats'"):
         named.concepts_named("catz")
+
+
+@pytest.mark.parametrize("label", ["cat (2)", "Apollo (11)", "poster (2021)", "4K (3840)"])
+def test_a_number_that_belongs_to_the_label_stays(split, label) -> None:
+    """Also beside the label without it: fading cranes must not fade the other class, "crane (2)"."""
+    plain = label.rpartition(" ")[0]
+    named = split.with_names({1: plain, 3: label})
+    assert named.concepts_named(label) == [3]
+    assert named.concepts_named(plain) == [1]
+    with pytest.raises(ValueError, match=plain.replace("(", r"\(")):
+        split.with_names({3: label}).concepts_named(plain)
+
+
+def test_a_label_goes_before_a_name_of_the_same_text(split) -> None:
+    named = split.with_names({1: "cat", 3: "cat (2)", 5: "tabby"}, labels={3: "cat", 5: "cat (2)"})
+    assert named.concepts_named("cat (2)") == [5]
+
+
+def test_labels_travel_with_the_names(split, tmp_path) -> None:
+    named = split.with_names(UniqueNames({1: "cat", 3: "cat (2)", 4: "dog"}, {1: "cat", 3: "cat", 4: "dog"}))
+    for same in (
+        named,
+        named.using(batch_size=3),
+        split.with_names(named.names),
+        Disentanglement.load(saved(named, tmp_path), split.model),
+    ):
+        assert same.names == {1: "cat", 3: "cat (2)", 4: "dog"}
+        assert same.labels == {1: "cat", 3: "cat", 4: "dog"}
+        assert same.concepts_named("cat") == [1, 3]
+    assert named.with_names({3: "tiger"}).labels == {1: "cat", 3: "tiger", 4: "dog"}
+    assert named.with_names({3: ""}).labels == {1: "cat", 4: "dog"}
+
+
+def test_files_of_version_02_have_no_labels_and_guess_none(split, tmp_path) -> None:
+    """Whether "cat (2)" is the second concept of cats or a label of its own, they do not say."""
+    path = saved(split.with_names({1: "cat", 3: "cat (2)", 4: "Apollo (11)"}), tmp_path)
+    tensors, manifest = load_result(path, "disentanglement")
+    del manifest["labels"]
+    save_result(path, "disentanglement", tensors, manifest)
+    old = Disentanglement.load(path, split.model)
+    assert old.names == {1: "cat", 3: "cat (2)", 4: "Apollo (11)"}
+    assert old.concepts_named("Apollo (11)") == [4]
+    assert old.concepts_named("cat (2)") == [3]
+    with pytest.warns(UserWarning, match=r"cat \(2\)"):
+        assert old.concepts_named("cat") == [1]
+    told = old.with_names(old.names, labels={3: "cat"})
+    assert told.concepts_named("cat") == [1, 3]
+    again = Disentanglement.load(saved(old, tmp_path), split.model)  # saved anew it knows no more
+    with pytest.warns(UserWarning, match=r"cat \(2\)"):
+        again.concepts_named("cat")
+
+
+@pytest.mark.parametrize("labels", [{"1": 3}, {"one": "cat"}, {"5": "cat"}, {"1": ""}, ["cat"], None])
+def test_damaged_labels_are_a_store_error(split, tmp_path, labels) -> None:
+    path = saved(split.with_names({1: "cat"}), tmp_path)
+    tensors, manifest = load_result(path, "disentanglement")
+    manifest["labels"] = labels
+    save_result(path, "disentanglement", tensors, manifest)
+    with pytest.raises(StoreError):
+        Disentanglement.load(path, split.model)
+
+
+@pytest.mark.parametrize(
+    ("error", "labels"),
+    [(TypeError, {1: 3}), (TypeError, ["cat"]), (ValueError, {2: "cat"}), (ValueError, {1: " "})],
+)
+def test_labels_that_make_no_sense(split, error, labels) -> None:
+    with pytest.raises(error):
+        split.with_names({1: "cat"}, labels=labels)

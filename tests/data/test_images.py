@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from elude_nb.data.images import PHOTOGRAPHS, ImageSet, load_images, open_rgb
+from elude_nb.data.images import PHOTOGRAPHS, ImageSet, load_images, open_rgb, photograph
 from elude_nb.errors import ImageError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -77,14 +77,41 @@ def test_count_draws_evenly_from_the_labels(folder: Path) -> None:
     assert len(load_images(folder, count=99)) == 4
 
 
-def test_a_sample_is_seeded_even_and_without_repeats() -> None:
-    pixels = np.arange(60, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
-    images = load_images(pixels, labels=["a"] * 30 + ["b"] * 20 + ["c"] * 10)
+@pytest.mark.parametrize(
+    ("count", "drawn"),
+    [(1, [0, 0, 1]), (2, [0, 1, 1]), (6, [2, 2, 2]), (8, [2, 3, 3]), (13, [3, 5, 5]), (29, [3, 13, 13])],
+)
+def test_a_sample_has_as_many_of_each_label_as_there_are(count: int, drawn: list[int]) -> None:
+    images = load_images(numbered(53), labels=["a"] * 30 + ["b"] * 20 + ["c"] * 3)
+    for seed in range(5):
+        labels = images.sample(count, seed=seed).labels
+        assert labels is not None
+        assert sorted(labels.count(label) for label in "abc") == drawn
+
+
+def test_every_label_gets_the_odd_image_in_turn() -> None:
+    images = load_images(numbered(30), labels=["a", "b", "c"] * 10)
+    odd = Counter(Counter(images.sample(4, seed=seed).labels).most_common(1)[0][0] for seed in range(60))
+    assert set(odd) == {"a", "b", "c"}
+    assert min(odd.values()) > 8  # 20 expected, with a deviation of 3.7
+
+
+def test_a_sample_is_seeded_in_order_and_without_repeats() -> None:
+    images = load_images(numbered(60), labels=["a"] * 30 + ["b"] * 20 + ["c"] * 10)
     drawn = images.sample(12, seed=1)
-    assert sorted(drawn.labels or ()) == ["a"] * 6 + ["b"] * 4 + ["c"] * 2
-    assert len(set(drawn.names)) == 12
-    assert drawn.names == images.sample(12, seed=1).names
-    assert drawn.names != images.sample(12, seed=2).names
+    assert greys(drawn) == sorted(set(greys(drawn)))
+    assert len(drawn) == 12
+    assert greys(drawn) == greys(images.sample(12, seed=1))
+    assert greys(drawn) != greys(images.sample(12, seed=2))
+    assert images.sample(60) is images
+
+
+def test_a_sample_without_labels_is_drawn_from_all() -> None:
+    images = load_images(numbered(20))
+    seen = Counter(grey for seed in range(200) for grey in greys(images.sample(5, seed=seed)))
+    assert len(seen) == 20
+    assert min(seen.values()) > 25  # 50 expected, with a deviation of 6
+    assert greys(images.sample(5, seed=0)) == sorted(greys(images.sample(5, seed=0)))
 
 
 def test_a_missing_folder_is_named_with_the_sets_that_need_none(tmp_path: Path) -> None:
@@ -422,9 +449,19 @@ def test_a_crop_depends_on_seed_and_place_but_not_on_count() -> None:
     assert few[3].tobytes() == few[3].tobytes()
 
 
+def test_drawing_on_a_photograph_or_a_crop_changes_no_later_one() -> None:
+    images = load_images("photographs", count=10)
+    place = list(PHOTOGRAPHS).index("cat")
+    whole, crop = photograph("cat").tobytes(), images[place].tobytes()
+    for handed_out in (photograph("cat"), images[place]):
+        handed_out.paste((255, 0, 0), (0, 0, *handed_out.size))
+    assert photograph("cat").tobytes() == whole
+    assert images[place].tobytes() == crop
+
+
 def test_crops_lie_within_their_photograph_at_the_promised_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Image.new("RGB", (300, 400))
-    monkeypatch.setattr("elude_nb.data.images.photograph", lambda label: whole)
+    monkeypatch.setattr("elude_nb.data.images._read_photograph", lambda label: whole)
     sizes = np.array([image.size for image in load_images("photographs", count=300)])
     area, ratio = sizes.prod(1) / (300 * 400), sizes[:, 0] / sizes[:, 1]
     assert 0.075 < area.min() < 0.1
@@ -435,7 +472,7 @@ def test_crops_lie_within_their_photograph_at_the_promised_shares(monkeypatch: p
 
 def test_half_of_the_crops_are_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
-    monkeypatch.setattr("elude_nb.data.images.photograph", lambda label: ramp)
+    monkeypatch.setattr("elude_nb.data.images._read_photograph", lambda label: ramp)
     falls = [pixel(image)[0] > pixel(image, image.width - 1)[0] for image in load_images("photographs", count=200)]
     assert 70 < sum(falls) < 130
 
@@ -445,7 +482,7 @@ def test_a_photograph_that_is_not_installed_names_its_package(monkeypatch: pytes
     images = load_images("photographs", count=1)
     from elude_nb.data import images as module
 
-    module.photograph.cache_clear()
+    module._read_photograph.cache_clear()
     with pytest.raises(ImageError, match="'astronaut' travels in the package 'skimage', which is not installed"):
         images[0]
 

@@ -7,7 +7,7 @@ import torch
 
 from elude_nb import Disentanglement, disentangle, embed, find_exemplars
 from elude_nb.core.edit import Edit
-from elude_nb.core.strategies import ConceptRouting
+from elude_nb.core.strategies import ChannelClusterRouting, ConceptRouting, RandomRouting
 from elude_nb.errors import EditError, SiteError
 from elude_nb.interpret.gallery import Gallery, look
 from elude_nb.interpret.profiles import find_speakers
@@ -80,6 +80,36 @@ def test_other_numbers_of_sub_units(gallery) -> None:
         close(view.maps, again.activations(gallery.images, pairs, tokens="patch").float())
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [ConceptRouting(one_meaning=1.0, both_signs=True), ConceptRouting(unlike=True), RandomRouting(seed=3)],
+    ids=repr,
+)
+def test_other_numbers_go_by_the_strategy_of_the_split(vit, images, strategy) -> None:
+    quick = {"concepts": 8, "tokens_per_image": 6, "progress": False}
+    split, other = (disentangle(vit, images, units=units, routing=strategy, **quick) for units in (3, 5))
+    gallery = Gallery(split, images[:4]).fill(progress=False)
+    assert (gallery.can_reroute, gallery.why_not_reroute) == (True, "")
+    for channel in other.routing.is_split().nonzero().flatten().tolist():
+        found = gallery.channel(channel, units=5).routing
+        assert found.routes[0].equal(other.routing.routes[channel])
+        assert found.concepts[0].equal(other.routing.concepts[channel])
+
+
+def test_what_cannot_be_routed_anew_says_so(vit, images) -> None:
+    quick = {"concepts": 8, "units": 3, "tokens_per_image": 6, "progress": False}
+    for routing in ("channel-clusters", RandomRouting(ChannelClusterRouting())):
+        split = disentangle(vit, images, routing=routing, **quick)
+        gallery = Gallery(split, images[:4]).fill(progress=False)
+        assert not gallery.can_reroute
+        assert "channel-clusters" in gallery.why_not_reroute
+        with pytest.raises(ValueError, match="channel-clusters"):
+            gallery.channel(split_channel(split), units=2)
+        assert gallery.channel(split_channel(split), units=3).routing.is_split().all()
+    mine = replace(split, settings=replace(split.settings, strategy="Mine(3)"))
+    assert "Mine" in Gallery(mine, images[:4]).why_not_reroute
+
+
 def test_exemplars_are_those_of_find_exemplars(gallery) -> None:
     split = gallery.split
     channel = split_channel(split)
@@ -134,11 +164,28 @@ def test_what_an_edit_makes_of_images_is_not_kept(split, images) -> None:
 
 def test_memory_is_bounded(split, images) -> None:
     per_image = 16 * split.site.sources * 2 / (1 << 30)
-    assert len(Gallery(split, images, max_memory=5.5 * per_image).images) == 5
+    gallery = Gallery(split, images, max_memory=5.5 * per_image)
+    assert (len(gallery.images), gallery.total) == (5, 20)
+    assert "0 of 5" in repr(gallery)
+    assert "20" in repr(gallery)
+    whole = Gallery(split, images)
+    assert (len(whole.images), whole.total) == (20, 20)
+    assert "sample" not in repr(whole)
     with pytest.raises(ValueError, match="1 fit"):
         Gallery(split, images, max_memory=1.5 * per_image)
     with pytest.raises(ValueError, match="0 images"):
         Gallery(split, images[:0])
+
+
+def test_a_set_that_does_not_fit_is_sampled_over_its_labels(split, images) -> None:
+    """Folders are sorted by label: their first images are all of the first one."""
+    assert images.labels is not None
+    by_label = images.subset(sorted(range(20), key=lambda i: images.labels[i]))
+    per_image = 16 * split.site.sources * 2 / (1 << 30)
+    gallery = Gallery(split, by_label, max_memory=6.5 * per_image).fill(progress=False)
+    assert gallery.labels == ("label 0",) * 2 + ("label 1",) * 2 + ("label 2",) * 2
+    again = Gallery(split, by_label, max_memory=6.5 * per_image)
+    assert again.images.names == gallery.images.names
 
 
 def test_a_site_without_patches_is_refused(mlp_split, smallest_images) -> None:

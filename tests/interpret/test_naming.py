@@ -137,6 +137,21 @@ def test_names_can_be_taken_over(split, pictures) -> None:
     named = split.with_names(found.names)
     assert named.names == found.names
     assert all(type(concept) is int for concept in found.names)
+    assert named.concepts_named("cat") == sorted(by_p["concept"])
+
+
+def test_concepts_of_a_label_are_those_that_were_named_after_it(split, pictures) -> None:
+    """With labels "crane" and "crane (2)", the concepts of the one are none of the other's."""
+    values = highest(split, pictures)
+    cranes = {i for concept in (0, 1) for i in values[:, concept].argsort()[::-1][:8].tolist()}
+    others = set(values[:, 2].argsort()[::-1][:8].tolist()) - cranes
+    labels = ["crane" if i in cranes else "crane (2)" if i in others else "sky" for i in range(COUNT)]
+    found = name_concepts(split, pictures, labels=labels, top=8, level=0.2)
+    named = split.with_names(found.names)
+    for label in ("crane", "crane (2)"):
+        mine = found.table.loc[(found.table["label"] == label) & (found.table["name"] != ""), "concept"].tolist()
+        assert mine
+        assert named.concepts_named(label) == mine
 
 
 def test_of_labels_that_stand_out_the_largest_share_gives_the_name() -> None:

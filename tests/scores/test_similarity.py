@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elude_nb.scores import (
+    best_images,
     clarity,
     cluster_separation,
     localised_monosemanticity,
@@ -253,3 +254,16 @@ def test_too_few_best_images_to_compare_are_refused(score, least) -> None:
     assert len(score(activations, embeddings, least)) == 3
     with pytest.raises(ValueError, match=f"k={least - 1} is out of range"):
         score(activations, embeddings, least - 1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(1, 9), u=st.integers(0, 3), k=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_best_images_are_the_highest_of_each_unit(n, u, k, seed) -> None:
+    (activations, _), k = drawn(n, u, 1, seed), min(k, n)
+    expected = [sorted(range(n), key=lambda i, unit=unit: -float(activations[i, unit]))[:k] for unit in range(u)]
+    assert best_images(activations, k).T.tolist() == expected
+    assert [best_images(column, k).tolist() for column in activations.T] == expected
+    assert best_images(activations.numpy() > 10, k).shape == (k, u)  # whether a unit fires
+    for wrong in (torch.zeros(()), torch.zeros(n, u, 1)):
+        with pytest.raises(ValueError, match="activations"):
+            best_images(wrong, k)
