@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from elude_nb.core.partition import proportional_shares
 from elude_nb.core.routing import Routing
-from elude_nb.errors import PartitionError
-from elude_nb.models.hooks import clean_copy
+from elude_nb.errors import PartitionError, SiteError
+from elude_nb.models.hooks import clean_copy, evaluating, output_tensor
+from elude_nb.models.load import Model
 from elude_nb.models.sites import Site, Term, dense_weight
 from elude_nb.models.stream import blocks_of
 
@@ -171,6 +172,33 @@ def explicit_network(network: nn.Module, site: Site, routing: Routing) -> nn.Mod
         merge = Merge(channels, site.channels, dim=1 if site.kind == "convolution" else -1)
         replace_module(made, site.terms[0].layer, SplitLayer(split, merge, site.terms[0].layer))
     return made.eval().requires_grad_(requires_grad=False)
+
+
+def check_explicit(model: Model, made: nn.Module, site: Site) -> None:
+    """Compare an explicit network with the model on noise.
+
+    Raises
+    ------
+    SiteError
+        If its outputs differ by more than rounding: a network that looks into its layers beside calling them cannot be
+        split by replacing them.
+    """
+    noise = model.noise()
+    with evaluating(model.network):
+        expected = output_tensor(model(noise))
+        try:
+            found = output_tensor(made(noise))
+        except (AttributeError, RuntimeError, TypeError, IndexError, KeyError) as error:
+            raise SiteError(
+                f"{site.name!r} cannot be made explicit: its network does not run with split layers in the "
+                f"place of its own ({type(error).__name__}: {error}). The lens works all the same."
+            ) from error
+    difference, largest = float((expected - found).abs().max()), float(expected.abs().max())
+    if not difference <= largest * torch.finfo(model.dtype).eps ** 0.5:
+        raise SiteError(
+            f"{site.name!r} cannot be made explicit: outputs on noise differ by {difference:.2g} (the largest "
+            f"is {largest:.2g}). The network does more with its layers than call them; the lens works all the same."
+        )
 
 
 def weights_add_up(network: nn.Module, explicit: nn.Module, site: Site) -> bool:

@@ -56,7 +56,7 @@ class ConceptRouting:
     ----------
     one_meaning
         A channel whose strongest concepts' directions have a mean cosine of at least this (weighted by how strongly
-        each drives the channel, and turned round where it drives it down) is driven by one concept already and is not split.
+        each drives the channel, and turned round where it drives it down) is driven by one concept and not split.
     both_signs
         Whether concepts on which a channel is low are candidates too, by ``|mean value|``; their contributions are
         those with the largest ``-W[j, i] * m[g, i]``. By default only concepts on which it is high.

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_fraction
 from elude_nb._util.progress import progress_bar
-from elude_nb.core.result import Disentanglement, UniqueNames, check_split
+from elude_nb.core.names import UniqueNames
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.interpret.find_units import Numbers, holm, pooled
 from elude_nb.scores.inputs import as_codes, is_constant, unit_vectors
