@@ -21,7 +21,6 @@ from elude_nb._util.files import (
     save_result,
     sha256_of_file,
     sha256_of_tensors,
-    write_aside,
 )
 from elude_nb.errors import StoreError
 
@@ -43,49 +42,6 @@ MANIFEST = {"model": "tiny", "units": 3, "reasons": ["few", "copy"], "settings":
 @pytest.fixture
 def saved(tmp_path: Path, tensors: dict[str, Tensor]) -> Path:
     return save_result(tmp_path / "result.safetensors", "split", tensors, MANIFEST)
-
-
-# ------------------------------------------------------------------ write_aside
-
-
-def test_write_aside_makes_folders_and_leaves_the_file_alone_beside_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "er" / "file.bin"
-    with write_aside(target) as aside:
-        assert aside.parent.parent == target.parent  # a rename is whole only within one file system
-        aside.write_bytes(b"new")
-        assert not target.exists()
-    assert target.read_bytes() == b"new"
-    assert list(target.parent.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("old", [None, b"old"])
-def test_write_aside_leaves_the_old_file_and_no_debris(
-    tmp_path: Path, error: type[BaseException], old: bytes | None
-) -> None:
-    target = tmp_path / "file.bin"
-    if old is not None:
-        target.write_bytes(old)
-    with pytest.raises(error), write_aside(target) as aside:  # noqa: PT012 - the body is the writer that fails
-        aside.write_bytes(b"half of it")
-        raise error
-    assert [file.name for file in tmp_path.iterdir()] == ([] if old is None else ["file.bin"])
-    assert old is None or target.read_bytes() == old
-
-
-def test_write_aside_says_when_nothing_was_written(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), write_aside(tmp_path / "file.bin"):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
-    target = tmp_path / "file.bin"
-    with write_aside(target) as first, write_aside(target) as second:
-        first.write_bytes(b"first")
-        second.write_bytes(b"second")
-    assert target.read_bytes() == b"first"  # the outer one ends last
-    assert list(tmp_path.iterdir()) == [target]
 
 
 # ----------------------------------------------------------------------- hashes
