@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -14,10 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from elude_nb.errors import StoreError
+from elude_nb._util.checks import shortly
+from elude_nb.errors import EludeError, StoreError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -77,18 +81,19 @@ FORMAT_VERSION = 2
 Contents = tuple[dict[str, Tensor], dict[str, Any]]
 """The tensors of a file and its manifest."""
 
+_MANIFEST = "elude_nb"
+_CHECKSUM = "elude_nb_sha256"
+
 
 def library_version() -> str:
     """Return the version of this elude_nb."""
-    from importlib.metadata import version
-
-    return version("elude-nb")
+    return importlib.metadata.version("elude-nb")
 
 
 def _from_1_to_2(kind: str, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Contents:
-    """Format 2 says which elude_nb wrote it, and the names of concepts always stand in it.
+    """Format 2 adds which elude_nb wrote the file, and in every split the names of its concepts.
 
-    Splits of format 1 name the version among others; they have names if they were written after names were invented.
+    Splits of format 1 have that version among others; only the later ones have names.
     """
     versions = manifest.get("versions")
     written_by = versions.get("elude-nb") if isinstance(versions, dict) else None
@@ -99,11 +104,11 @@ def _from_1_to_2(kind: str, tensors: dict[str, Tensor], manifest: dict[str, Any]
 
 
 MIGRATIONS: dict[int, Callable[[str, dict[str, Tensor], dict[str, Any]], Contents]] = {1: _from_1_to_2}
-"""For each older format, the step to the one after it. A step stays for ever, and is never changed."""
+"""For each older format, the step to the one after it. A step is never changed or removed."""
 
 
 def migrate(kind: str, version: int, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Contents:
-    """Return what a file of an older format would hold in the present one; nothing on disk is changed.
+    """Bring the contents of a file of an older format to the present one; nothing on disk is changed.
 
     Parameters
     ----------
@@ -117,20 +122,6 @@ def migrate(kind: str, version: int, tensors: dict[str, Tensor], manifest: dict[
     for step in range(version, FORMAT_VERSION):
         tensors, manifest = MIGRATIONS[step](kind, tensors, manifest)
     return tensors, manifest
-
-
-def too_new(version: Any, manifest: dict[str, Any]) -> str:
-    """Say that a file is of a format not known here, and which version of the library reads it."""
-    wrote = manifest.get("elude_nb")
-    # Only what looks like a version goes into a line that people copy into a shell.
-    known = isinstance(wrote, str) and 0 < len(wrote) <= 20 and all(part.isalnum() for part in wrote.split("."))
-    by = f" and was written by elude_nb {wrote}" if known else ""
-    cure = f"pip install --upgrade 'elude-nb>={wrote}'" if known else "pip install --upgrade elude-nb"
-    return f"has format {version!r:.40}{by}; elude_nb {library_version()} reads up to {FORMAT_VERSION}: {cure}"
-
-
-_MANIFEST = "elude_nb"
-_SEAL = "elude_nb_sha256"
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -159,6 +150,33 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def existing_file(path: str | os.PathLike[str], cure: str) -> Path:
+    """Return a path if there is an ordinary file; pipes, devices and folders are none.
+
+    Raises
+    ------
+    TypeError
+        If it is no path at all.
+    FileNotFoundError
+        If there is no such file; the message ends with ``cure``, what to do about it.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"A path must be text or a Path, not {shortly(path)}.")
+    if not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, False for a name that is too long
+        raise FileNotFoundError(f"There is no file {str(path)!r:.500}; {cure}.")
+    return Path(path)
+
+
+def read_tensors(path: Path, error: type[EludeError]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a safetensors file and its metadata; raise ``error`` if the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            return tensors, dict(opened.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as cause:
+        raise error(f"{str(path)!r} is not a whole safetensors file ({cause}); make or fetch it again.") from cause
+
+
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
     """Write one safetensors file with `atomic_write`; return its path.
 
@@ -167,14 +185,10 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
     OSError
         If it cannot be written, such as on a full disk; an old file of that name is then as it was.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as part:
         try:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, dict(metadata)
-            )
+            safetensors.torch.save_file(held, part, dict(metadata))
         except SafetensorError as error:  # not an OSError, although the system's own number is in its text
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
@@ -197,33 +211,10 @@ def save_result(
     """
     envelope = {"kind": kind, "format": FORMAT_VERSION, "elude_nb": library_version()}
     header = json.dumps({**manifest, **envelope}, allow_nan=False)
-    return write_tensors(path, tensors, {_MANIFEST: header, _SEAL: _seal(header, tensors)})
+    return write_tensors(path, tensors, {_MANIFEST: header, _CHECKSUM: _checksum(header, tensors)})
 
 
-def existing_file(path: str | os.PathLike[str], cure: str) -> Path:
-    """Return a path if there is an ordinary file; pipes, devices and folders are none.
-
-    Raises
-    ------
-    TypeError
-        If it is no path at all.
-    FileNotFoundError
-        If there is no such file; the message ends with ``cure``, what to do about it.
-    """
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise TypeError(f"A path must be text or a Path, not {path!r:.80} ({type(path).__name__}).")
-    file = Path(path)
-    if not os.path.isfile(file):  # noqa: PTH113 - unlike Path.is_file, False for a name that is too long
-        raise FileNotFoundError(f"There is no file {str(file)!r:.500}; {cure}.")
-    return file
-
-
-def _seal(header: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return one SHA-256 over the manifest and the tensors: a changed byte anywhere changes it."""
-    return hashlib.sha256(f"{header}|{sha256_of_tensors(tensors)}".encode()).hexdigest()
-
-
-def load_result(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_result(path: str | os.PathLike[str], kind: str) -> Contents:
     """Read what `save_result` wrote, in this version or an earlier one: the tensors and the manifest.
 
     Raises
@@ -233,22 +224,41 @@ def load_result(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tens
     StoreError
         If the file is damaged, is not one of ours, holds another kind of result, or comes from a newer version.
     """
-    from safetensors import SafetensorError, safe_open
-
-    file = existing_file(path, "save a result there first, or mend the path")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StoreError(f"{str(file)!r} is not a whole safetensors file ({error}); make it anew.") from error
-    header = metadata.get(_MANIFEST)
-    if header is None:
+    file = existing_file(path, "save a result there first, or correct the path")
+    tensors, about = read_tensors(file, StoreError)
+    if _MANIFEST not in about:
         raise StoreError(f"{str(file)!r} was not written by elude_nb: its manifest is missing.")
-    version, manifest = _read_manifest(header, kind, file)  # before the seal: a newer version may seal in another way
-    if metadata.get(_SEAL) != _seal(header, tensors):
-        raise StoreError(f"{str(file)!r} was changed after it was written: its SHA-256 differs; make it anew.")
+    version, manifest = _read_manifest(about[_MANIFEST], kind, file)  # first: a newer version may sum in another way
+    if about.get(_CHECKSUM) != _checksum(about[_MANIFEST], tensors):
+        raise StoreError(f"{str(file)!r} was changed after it was written: its SHA-256 differs; make it again.")
     return migrate(kind, version, tensors, manifest)
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return one SHA-256 over the manifest and the tensors."""
+    return hashlib.sha256(f"{header}|{sha256_of_tensors(tensors)}".encode()).hexdigest()
+
+
+def _read_manifest(header: str, kind: str, file: Path) -> tuple[int, dict[str, Any]]:
+    """Return the format and all else that a manifest says."""
+    try:
+        manifest = dict(read_json(header))
+        found, version = manifest.pop("kind"), manifest.pop("format")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # the last: nested too deeply
+        raise StoreError(f"The manifest of {str(file)!r} is damaged ({error}); make the file again.") from error
+    if found != kind:
+        raise StoreError(f"{str(file)!r} holds a {found!r}, not a {kind!r}.")
+    if isinstance(version, bool) or (isinstance(version, int) and version < 1):
+        raise StoreError(f"The manifest of {str(file)!r} is damaged (format {version!r}); make the file again.")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        wrote = str(manifest.get("elude_nb"))
+        # Only what looks like a version goes into a line that people copy into a shell.
+        newer = f"'elude-nb>={wrote}'" if re.fullmatch(r"\d[\w.]{0,19}", wrote, re.ASCII) else "elude-nb"
+        raise StoreError(
+            f"{str(file)!r} has format {version!r:.40}; elude_nb {library_version()} reads up to {FORMAT_VERSION}: "
+            f"pip install --upgrade {newer}"
+        )
+    return version, manifest
 
 
 def read_json(text: str) -> Any:
@@ -269,18 +279,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):  # NaN, Infinity, or as many digits as no float has
         raise ValueError(f"{text[:40]} is not a finite number")
     return number
-
-
-def _read_manifest(header: str, kind: str, file: Path) -> tuple[int, dict[str, Any]]:
-    try:
-        manifest = read_json(header)
-        found, version = manifest.pop("kind"), manifest.pop("format")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:  # the last: nested too deeply
-        raise StoreError(f"The manifest of {str(file)!r} is damaged ({error}); make the file anew.") from error
-    if found != kind:
-        raise StoreError(f"{str(file)!r} holds a {found!r}, not a {kind!r}.")
-    if (isinstance(version, int) and version < 1) or isinstance(version, bool):
-        raise StoreError(f"The manifest of {str(file)!r} is damaged (format {version!r}); make the file anew.")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise StoreError(f"{str(file)!r} {too_new(version, manifest)}")
-    return version, dict(manifest)
