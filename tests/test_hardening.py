@@ -119,7 +119,7 @@ def test_damaged_results_are_refused(split, tmp_path) -> None:
     assert read(Path(path), split) == "read"
 
 
-def sealed_anew(path: Path, tensors: dict[str, torch.Tensor], header: str) -> None:
+def write_with_checksum(path: Path, tensors: dict[str, torch.Tensor], header: str) -> None:
     import hashlib
 
     seal = hashlib.sha256(f"{header}|{sha256_of_tensors(tensors)}".encode()).hexdigest()
@@ -144,14 +144,14 @@ HOSTILE: list[Any] = [None, True, -1, 0, 1e308, 10**30, "x", "../../x", "", [], 
 
 
 @pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
-def test_hostile_manifests_are_refused_even_if_sealed_anew(split, tmp_path, version) -> None:
+def test_hostile_manifests_are_refused_even_if_their_checksum_is_right(split, tmp_path, version) -> None:
     split.save(tmp_path / "whole.safetensors")
     tensors, manifest = load_result(tmp_path / "whole.safetensors", "disentanglement")
     whole = {"kind": "disentanglement", "format": version, **manifest}
     path = tmp_path / "hostile.safetensors"
 
     def tried(found: dict[str, Any]) -> None:
-        sealed_anew(path, tensors, json.dumps(found))
+        write_with_checksum(path, tensors, json.dumps(found))
         try:
             Disentanglement.load(path, split.model)
         except (StoreError, ValueError, TypeError):  # of our own checks
@@ -165,7 +165,7 @@ def test_hostile_manifests_are_refused_even_if_sealed_anew(split, tmp_path, vers
         tried({name: value for name, value in whole.items() if name != key})
 
 
-def test_hostile_autoencoders_are_refused_even_if_sealed_anew(split, images, tmp_path) -> None:
+def test_hostile_autoencoders_are_refused_even_if_their_checksum_is_right(split, images, tmp_path) -> None:
     recording, path = split.recording(images), tmp_path / "sae"
     TopK(6, 2, steps=2, batch_size=16).fit(recording).save(path)
     tensors, manifest = load_result(path, "sparse autoencoder")
@@ -178,7 +178,7 @@ def test_hostile_autoencoders_are_refused_even_if_sealed_anew(split, images, tmp
     ]
     cases = [(tensors, found) for found in manifests] + [(found, whole) for found in others]
     for held, found in cases:
-        sealed_anew(path, held, json.dumps(found))
+        write_with_checksum(path, held, json.dumps(found))
         try:
             back = SparseAutoencoder.load(path)
         except (StoreError, ValueError, TypeError):  # of our own checks
@@ -193,27 +193,27 @@ def test_a_split_that_names_no_model_is_refused(split, tmp_path, name) -> None:
     split.save(tmp_path / "x.safetensors")
     tensors, manifest = load_result(tmp_path / "x.safetensors", "disentanglement")
     found = {"kind": "disentanglement", "format": FORMAT_VERSION, **manifest, "model": name}
-    sealed_anew(tmp_path / "x.safetensors", tensors, json.dumps(found))
+    write_with_checksum(tmp_path / "x.safetensors", tensors, json.dumps(found))
     with pytest.raises((ValueError, TypeError, OSError)):
         Disentanglement.load(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("version", [0, -1, True, False])
 def test_versions_that_never_were_are_damage(tmp_path, version) -> None:
-    sealed_anew(tmp_path / "x", {"a": torch.zeros(2)}, json.dumps({"kind": "k", "format": version}))
+    write_with_checksum(tmp_path / "x", {"a": torch.zeros(2)}, json.dumps({"kind": "k", "format": version}))
     with pytest.raises(StoreError, match=f"format {version}"):
         load_result(tmp_path / "x", "k")
 
 
 def test_a_newer_version_says_so(tmp_path) -> None:
-    sealed_anew(tmp_path / "x", {"a": torch.zeros(2)}, json.dumps({"kind": "k", "format": FORMAT_VERSION + 1}))
+    write_with_checksum(tmp_path / "x", {"a": torch.zeros(2)}, json.dumps({"kind": "k", "format": FORMAT_VERSION + 1}))
     with pytest.raises(StoreError, match=rf"{FORMAT_VERSION + 1}.* {FORMAT_VERSION}: pip install --upgrade"):
         load_result(tmp_path / "x", "k")
 
 
 def test_a_manifest_that_is_nested_too_deeply(tmp_path) -> None:
     header = '{"kind": "k", "format": 1, "x": ' + "[" * 100_000 + "]" * 100_000 + "}"
-    sealed_anew(tmp_path / "x", {"a": torch.zeros(2)}, header)
+    write_with_checksum(tmp_path / "x", {"a": torch.zeros(2)}, header)
     with pytest.raises(StoreError):
         load_result(tmp_path / "x", "k")
 
