@@ -107,7 +107,6 @@ def _look_calls(ground: Ground) -> dict[str, Call]:
     return {
         "depth_profile": (profiles.depth_profile, {"split": split, "concept": 0}),
         "route_table": (profiles.route_table, {"split": split, "channel": channel, "detail": "part"}),
-        "part_table": (profiles.part_table, {"split": split, "channel": channel, "by": "contribution"}),
         "spatial_profile": (profiles.spatial_profile, {"split": split, "maps": maps[:, :, 0]}),
         "lay_out": (lay_out, {"split": split, "gallery": gallery, "count": 2, "side": 20, "seed": 0}),
         "find_neighbours": (
