@@ -17,7 +17,7 @@ from elude_nb.data.decode import read_rgb, upright_rgb
 from elude_nb.data.images import Images
 from elude_nb.figures.html import best_images, data_uri, lit, tile
 from elude_nb.interpret.gallery import Gallery, Sight, look
-from elude_nb.interpret.profiles import find_speakers
+from elude_nb.interpret.profiles import find_contributors
 from elude_nb.widgets.controls import MOST_BYTES, PatchPicker
 from elude_nb.widgets.panel import Calm, GalleryPanel, open_gallery, picture
 
@@ -43,7 +43,7 @@ class ImageInspector(GalleryPanel):
     unit
         The sub-unit whose images are shown, (channel, number) (trait, settable).
     speakers
-        The table of sub-units that speak at the patch (trait, read-only); see `find_speakers`.
+        The table of sub-units that speak at the patch (trait, read-only); see `find_contributors`.
 
     Examples
     --------
@@ -173,7 +173,7 @@ class ImageInspector(GalleryPanel):
     def _other_patch(self, _: object = None) -> None:
         self._picker.row, self._picker.column = self.row, self.column
         with self.guarded():
-            table = find_speakers(self.gallery.split, self._sources(), count=self._count)
+            table = find_contributors(self.gallery.split, self._sources(), count=self._count)
             self.set_trait("speakers", table)
             lines = [
                 (_line(channel, unit, concept, name, deviations), (channel, unit))

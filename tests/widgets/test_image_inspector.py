@@ -11,7 +11,7 @@ from PIL import Image
 from elude_nb.data.decode import read_rgb
 from elude_nb.errors import ImageError
 from elude_nb.interpret.gallery import Gallery, look
-from elude_nb.interpret.profiles import find_speakers
+from elude_nb.interpret.profiles import find_contributors
 from elude_nb.widgets.controls import MOST_BYTES
 from elude_nb.widgets.image_inspector import ImageInspector
 
@@ -45,7 +45,7 @@ def test_first_paint(inspector) -> None:
 def test_speakers_are_those_of_the_patch(inspector, gallery) -> None:
     inspector.image, inspector.row, inspector.column = 3, 1, 2
     seen = look(gallery.split, [gallery.images[3]])
-    expected = find_speakers(gallery.split, seen.sources[0, 1 * 4 + 2], count=6)
+    expected = find_contributors(gallery.split, seen.sources[0, 1 * 4 + 2], count=6)
     found = inspector.speakers
     assert found["deviations"].tolist() == pytest.approx(expected["deviations"].tolist(), rel=0.03)
     assert inspector._picker.row == 1
