@@ -42,8 +42,10 @@ def as_embeddings(embeddings: Array, n: int) -> Tensor:
     return found
 
 
-def as_codes(labels: Sequence[Any] | Array | pd.Series, n: int, *, classes: int = 1) -> tuple[Tensor, list[Any]]:
-    """Return labels as whole numbers (n,) and the names that they stand for, in sorted order.
+def as_codes(
+    labels: Sequence[Any] | Array | pd.Series, n: int, *, classes: int = 1, of: str = "images"
+) -> tuple[Tensor, list[Any]]:
+    """Return labels as whole numbers (n,), and the names that these stand for in sorted order; ``of`` is for errors.
 
     Raises
     ------
@@ -53,14 +55,14 @@ def as_codes(labels: Sequence[Any] | Array | pd.Series, n: int, *, classes: int 
     values = as_numbers("labels", labels).numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.ndim != 1 or len(values) != n:
         given = len(values) if values.ndim == 1 else f"an array {values.shape} of"
-        raise ValueError(f"{given} labels were given for {n} images; give one an image.")
+        raise ValueError(f"{given} labels were given for {n} {of}; give one each.")
     if pd.isna(values).any():
-        raise ValueError(f"{int(pd.isna(values).sum())} labels are missing; leave those images out.")
+        raise ValueError(f"{int(pd.isna(values).sum())} labels are missing; leave those {of} out.")
     names, codes = np.unique(values, return_inverse=True)
     if not len(names):
-        raise ValueError("There are no labels; give some images, with one label each.")
+        raise ValueError(f"There are no labels; give some {of}, with one label each.")
     if len(names) < classes:
-        raise ValueError(f"There is only one label ({names[0]!r}); give images of at least {classes}.")
+        raise ValueError(f"There is only one label ({names[0]!r}); give {of} of at least {classes}.")
     return torch.from_numpy(codes.astype(np.int64)), names.tolist()
 
 
