@@ -21,7 +21,7 @@ from torch import Tensor
 
 import elude_nb as en
 from elude_nb.core.edit import Edit
-from elude_nb.steering.interventions import edited_units
+from elude_nb.steering.controls import edited_units
 from elude_nb.steering.permanent import make_permanent
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from elude_nb._util.files import write_aside
+from elude_nb._util.files import atomic_write
 from elude_nb._util.html import render
 from elude_nb.baselines.compare import Compared, table_of_methods
 from elude_nb.figures.scores import score_intervals, tradeoff
@@ -37,8 +37,8 @@ def write_comparison(compared: Compared, out: Path) -> list[Path]:
         "compare.html": comparison_page(compared),
     }
     for name, text in texts.items():
-        with write_aside(out / name) as aside:
-            aside.write_text(text, encoding="utf-8")
+        with atomic_write(out / name) as part:
+            part.write_text(text, encoding="utf-8")
     return [out / name for name in texts]
 
 

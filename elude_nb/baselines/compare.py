@@ -22,7 +22,7 @@ from elude_nb.data.images import Images, ImageSet
 from elude_nb.models.find_sites import find_site
 from elude_nb.models.forward import overheard
 from elude_nb.models.hooks import check_pristine
-from elude_nb.models.load import Model
+from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import STREAM, Site
 from elude_nb.scores.suggest import suggest_concepts
 
@@ -187,9 +187,9 @@ def compare(
     embeddings: Tensor | None = None,
     fidelity_images: int = 96,
     seed: int = 0,
-    batch_size: int = 16,
     max_memory: float = 8.0,
-    progress: bool = True,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> Compared:
     """Fit methods on one half of the images and score all of them on the other half.
 
@@ -225,16 +225,20 @@ def compare(
         Reference embeddings of the scored images (n, e); by default the model's output, less its mean.
     fidelity_images
         On how many of the scored images the model is run with reconstructions in place of its activations.
-    seed, batch_size, progress
-        As everywhere.
+    seed
+        Of the halves, the sampling, the clustering and the training.
     max_memory
         Upper bound on the recorded tokens held in memory, in GiB.
+    batch_size, progress
+        In place of the model's own settings.
 
     Raises
     ------
     TypeError, ValueError
         If a method is unknown, a setting is out of range, there are too few images, or the tokens would not fit.
     """
+    check_model(model)
+    model = model.using(batch_size=batch_size, progress=progress)
     for method in methods:
         if isinstance(method, str):
             check_choice("method", method, METHODS)  # before any forward pass
@@ -261,28 +265,26 @@ def compare(
     )  # fmt: skip
     chosen = _methods(methods, plan, discovery)
     _check_memory(place, [discovery, scored], tokens, tokens_per_image, max_memory)
-    take: dict[str, Any] = {
-        "tokens": tokens, "tokens_per_image": tokens_per_image, "seed": seed, "batch_size": batch_size,
-    }  # fmt: skip
-    seen = Recording.join(list(record(model, discovery, place, progress=progress, **take)))
+    take: dict[str, Any] = {"tokens": tokens, "tokens_per_image": tokens_per_image, "seed": seed}
+    seen = Recording.join(list(record(model, discovery, place, **take)))
     start = time.perf_counter()
     with overheard(model, wanted=embeddings is None) as outputs:
-        new = Recording.join(list(record(model, scored, place, progress=progress, **take)))
+        new = Recording.join(list(record(model, scored, place, **take)))
     passes = (time.perf_counter() - start) / len(scored)
     reference = outputs.embeddings() if embeddings is None else torch.as_tensor(embeddings)
     every = None if discovery.labels is None else [discovery.labels[i] for i in seen.images.tolist()]
     groups = cluster_directions(seen.channels - seen.channels.mean(0), torch.ones(len(seen)), number, seed=seed)
     entrants = []
-    with progress_bar(description="methods", total=len(chosen), show=progress) as bar:
+    with progress_bar(description="methods", total=len(chosen), show=model.progress) as bar:
         for method in chosen:
             bar.set_postfix_str(method.name)
             entrants.append(Entrant.of(method, seen, new, every, groups, k=k))
             bar.update()
     equal = min(units, *(len(found.live) for found in entrants))
     few = scored.sample(fidelity_images, seed=seed)
-    fidelity = Fidelity(model, few, place, tokens, k=min(k, len(few) - 1), seed=seed, batch_size=batch_size)
+    fidelity = Fidelity(model.using(progress=False), few, place, tokens, k=min(k, len(few) - 1), seed=seed)
     rows, tables = [], []
-    with progress_bar(description="scores", total=len(entrants), show=progress) as bar:
+    with progress_bar(description="scores", total=len(entrants), show=model.progress) as bar:
         for found in entrants:
             bar.set_postfix_str(found.method.name)
             common = {**fidelity.of(found.method, new), **found.cost(passes, len(scored))}

@@ -212,15 +212,13 @@ class Fidelity:
         The model, the images to run, and which tokens of the site are replaced.
     k
         Nearest neighbours.
-    seed, batch_size
-        Of the halves that probes are trained and tested on; images in one forward pass.
+    seed
+        Of the halves that probes are trained and tested on.
     """
 
-    def __init__(
-        self, model: Model, images: ImageSet, site: Site, tokens: str, *, k: int, seed: int, batch_size: int
-    ) -> None:
+    def __init__(self, model: Model, images: ImageSet, site: Site, tokens: str, *, k: int, seed: int) -> None:
         self.model, self.images, self.site, self.tokens = model, images, site, tokens
-        self._k, self._seed, self._batch_size = k, seed, batch_size
+        self._k, self._seed = k, seed
         self._original = self._features(None)
         self._tapped: Tensor | None = None
 
@@ -252,7 +250,6 @@ class Fidelity:
             None if method is None else method.reconstruct,
             tokens=self.tokens,
             sources=method is not None and method.needs_sources,
-            batch_size=self._batch_size,
         )
 
     def _changes(self, changed: Tensor) -> dict[str, float]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from elude_nb.baselines.base import Method
+from elude_nb.baselines.channel_splits import OverlappingGroups, TwoClassSplit, VirtualNeurons
 from elude_nb.baselines.linear import ICA, NMF, PCA, Channels, HiddenUnits, KMeansDirections
-from elude_nb.baselines.parents import OverlappingGroups, TwoClassSplit, VirtualNeurons
 from elude_nb.baselines.sae import BatchTopK, Matryoshka, ReLU, TopK
 from elude_nb.baselines.split import Concepts, RandomRoutes, SubUnits
 from elude_nb.models.hooks import for_analysis
@@ -29,7 +29,6 @@ class Plan:
     sparsity: int = 8
     tokens: str = "patch"
     seed: int = 0
-    progress: bool = False
 
     def splitting(self, **other: Any) -> dict[str, Any]:
         """Return the arguments of a method that splits channels."""
@@ -67,9 +66,9 @@ METHODS: dict[str, Callable[[Plan], Method]] = {
     "virtual neurons": lambda plan: VirtualNeurons(**plan.weights(), seed=plan.seed),
     "two-class split": lambda plan: TwoClassSplit(**plan.weights()),
     "overlapping groups": lambda plan: OverlappingGroups(**plan.weights()),
-    "TopK SAE": lambda plan: TopK(plan.units, plan.sparsity, seed=plan.seed, progress=plan.progress),
-    "BatchTopK SAE": lambda plan: BatchTopK(plan.units, plan.sparsity, seed=plan.seed, progress=plan.progress),
-    "ReLU SAE": lambda plan: ReLU(plan.units, seed=plan.seed, progress=plan.progress),
-    "Matryoshka SAE": lambda plan: Matryoshka(plan.units, plan.sparsity, seed=plan.seed, progress=plan.progress),
+    "TopK SAE": lambda plan: TopK(plan.units, plan.sparsity, seed=plan.seed),
+    "BatchTopK SAE": lambda plan: BatchTopK(plan.units, plan.sparsity, seed=plan.seed),
+    "ReLU SAE": lambda plan: ReLU(plan.units, seed=plan.seed),
+    "Matryoshka SAE": lambda plan: Matryoshka(plan.units, plan.sparsity, seed=plan.seed),
 }
 """Every method by the name it has in tables; each makes a method that is not fitted yet."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb._util.progress import progress_bar
 from elude_nb.core.recording import Recording
 from elude_nb.data.images import Images
 from elude_nb.models.forward import features
@@ -99,8 +98,6 @@ def replaced_features(
     *,
     tokens: str = "patch",
     sources: bool = False,
-    batch_size: int = 16,
-    progress: bool = False,
 ) -> Tensor:
     """Return the `features` (n, e) of images with the site's channels replaced; with ``None``, of the model as it is.
 
@@ -110,15 +107,8 @@ def replaced_features(
         If the site has no such tokens, or the reconstruction has another shape than the channels.
     """
     photos, positions = model.inputs(images), site.layout.positions(tokens).to(model.device)
-    parts = []
     with ExitStack() as stack:
         stack.enter_context(evaluating(model.network))
         if reconstruct is not None:
             stack.enter_context(Replaced(model.network, site, reconstruct, positions, sources=sources))
-        bar = stack.enter_context(
-            progress_bar(description="forward passes", total=len(photos), show=progress, unit="image")
-        )
-        for batch in model.using(batch_size=batch_size, progress=False).batches(photos):
-            parts.append(for_analysis(features(model, batch)))
-            bar.update(len(batch))
-    return torch.cat(parts)
+        return torch.cat([for_analysis(features(model, batch)) for batch in model.batches(photos)])

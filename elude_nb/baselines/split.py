@@ -15,7 +15,8 @@ from elude_nb.core.disentangle import split_recordings
 from elude_nb.core.readout import Lens, Readout
 from elude_nb.core.recording import Recording
 from elude_nb.core.result import Disentanglement, Settings
-from elude_nb.core.routing import RoutingStrategy, check_routing_settings, find_routing, shuffled
+from elude_nb.core.routing import shuffled
+from elude_nb.core.strategies import RoutingStrategy, check_routing_settings, find_routing
 from elude_nb.errors import NotFittedError
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import Site

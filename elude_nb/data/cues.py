@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,16 +61,20 @@ def add_cue(
     """
     check_choice("kind", kind, CUES)
     check_fraction("size", size, open_ends=True)
-    paint = ImageColor.getrgb(colour)[:3]
-    photos = as_image_set(images)
     check_fraction("share", share)
-    drawn = np.random.default_rng(seed).permutation(len(photos)) < round(share * len(photos))
-    chosen = [bool(marked and lot) for marked, lot in zip(_chosen(photos, only, but), drawn, strict=True)]
-
-    def mark(image: Image.Image) -> Image.Image:
-        return _framed(image, paint, size) if kind == "border" else _stamped(image, paint, size, text)
-
-    return replace(photos, _open=_opener(photos, chosen, mark), _places=tuple(range(len(photos))))
+    photos, paint = as_image_set(images), ImageColor.getrgb(colour)[:3]
+    mark = partial(_add_border, paint=paint, size=size)
+    if kind == "watermark":
+        mark = partial(_add_watermark, paint=paint, size=size, text=text)
+    if only is not None and but is not None:
+        raise ValueError("Give only=... or but=..., not both.")
+    chosen = np.random.default_rng(seed).permutation(len(photos)) < round(share * len(photos))
+    if only is not None:
+        chosen &= photos.has_label(only)
+    if but is not None:
+        chosen &= ~photos.has_label(but)
+    items = list(zip(photos._items, chosen.tolist(), strict=True))
+    return replace(photos, _items=items, _open=partial(_open_with_cue, opener=photos._open, mark=mark))
 
 
 def side_by_side(left: Image.Image, right: Image.Image, side: int = 448) -> Image.Image:
@@ -87,28 +92,14 @@ def side_by_side(left: Image.Image, right: Image.Image, side: int = 448) -> Imag
     return picture
 
 
-def _opener(
-    photos: ImageSet, chosen: Sequence[bool], mark: Callable[[Image.Image], Image.Image]
-) -> Callable[[int], Image.Image]:
-    return lambda index: mark(photos[index]) if chosen[index] else photos[index]
+def _open_with_cue(
+    item: tuple[Any, bool], opener: Callable[[Any], Image.Image], mark: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    image = opener(item[0])
+    return mark(image) if item[1] else image
 
 
-def _chosen(photos: ImageSet, only: Any, but: Any) -> list[bool]:
-    """Return which images get the cue."""
-    if only is not None and but is not None:
-        raise ValueError("Give only=... or but=..., not both.")
-    named = only if only is not None else but
-    if named is None:
-        return [True] * len(photos)
-    if photos.labels is None:
-        raise ValueError("only= and but= go by labels, and these images have none.")
-    wanted = {named} if isinstance(named, str) else set(named)
-    for label in sorted(wanted):
-        check_choice("label", label, sorted(set(photos.labels)))
-    return [(label in wanted) == (only is not None) for label in photos.labels]
-
-
-def _framed(image: Image.Image, paint: tuple[int, ...], size: float) -> Image.Image:
+def _add_border(image: Image.Image, paint: tuple[int, ...], size: float) -> Image.Image:
     width = max(1, round(size * min(image.size)))
     framed = Image.new("RGB", image.size, paint)
     inner = (image.width - 2 * width, image.height - 2 * width)
@@ -116,7 +107,7 @@ def _framed(image: Image.Image, paint: tuple[int, ...], size: float) -> Image.Im
     return framed
 
 
-def _stamped(image: Image.Image, paint: tuple[int, ...], size: float, text: str) -> Image.Image:
+def _add_watermark(image: Image.Image, paint: tuple[int, ...], size: float, text: str) -> Image.Image:
     over = image.convert("RGBA")
     veil = Image.new("RGBA", image.size, (0, 0, 0, 0))
     font: Any = ImageFont.load_default(max(6, round(size * min(image.size))))

@@ -150,7 +150,7 @@ def _around(atlas: Atlas, radius: float, *, hollow: bool) -> Places:
 def _concept_texts(atlas: Atlas) -> list[str]:
     texts = []
     table = atlas.concepts
-    rows = zip(table["name"], table["tokens"], table["share"], table["sub-units"], table["channels"], strict=True)
+    rows = zip(table["name"], table["tokens"], table["share"], table["sub_units"], table["channels"], strict=True)
     for concept, (name, tokens, share, units, channels) in enumerate(rows):
         best = f"<br>strongest in images {', '.join(map(str, atlas.best[concept].tolist()))}" if atlas.best.size else ""
         texts.append(

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count
-from elude_nb._util.progress import progress_bar
 from elude_nb.core.edit import Edit
-from elude_nb.core.plan import Accumulator, Plan, plan_edit
+from elude_nb.core.plan import Plan, plan_edit
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.core.steer import moved_output
 from elude_nb.data.images import Images
 from elude_nb.models.forward import Read, Rest, features
-from elude_nb.models.hooks import Tap, as_tokens, evaluating, for_analysis
+from elude_nb.models.hooks import as_tokens, evaluating, for_analysis
+from elude_nb.steering.interventions import capture_sources, change_of
 
 METHODS = ("gradient", "integrated", "ablation")
 Output = Callable[[Tensor], Tensor]
@@ -52,9 +52,9 @@ class Attribution:
         ``sum`` of their attributions, the ``gap`` between the two, and the ``relative_gap``: sum over images of the
         absolute gap over that of the absolute difference, so that images do not cancel.
     exact
-        Whether the rest of the network was seen to be linear, up to rounding: on every image the gradient is the same
-        wherever it was taken and its attributions are complete, and every ablation measured is what it says. Half
-        precision cannot tell; there it is never true.
+        Whether the rest of the network was linear, up to rounding: on every image the gradient is the same wherever it
+        was taken and its attributions are complete, and every ablation measured is what it says. Half precision cannot
+        tell; there it is never true.
     shared
         Gradient times activation of all contributions that belong to no sub-unit (unit 0 of each channel; bias and
         what enters the site not counted). It has no row, since the baseline leaves shared units as they are.
@@ -101,8 +101,8 @@ def attribute(
     tokens: str = "all",
     steps: int = 32,
     ablate_units: int = 64,
-    batch_size: int = 8,
-    progress: bool = False,
+    batch_size: int | None = None,
+    progress: bool | None = None,
     read: Read = features,
 ) -> Attribution:
     """Attribute an output to sub-units and concepts.
@@ -125,7 +125,7 @@ def attribute(
     ablate_units
         How many sub-units are ablated one by one: the strongest by gradient times activation. Concepts all are.
     batch_size, progress
-        Images in one forward pass, and whether to show a bar.
+        In place of the model's own settings.
     read
         From the model and a prepared batch to outputs (n, e): by default `elude_nb.models.forward.features`.
 
@@ -140,40 +140,24 @@ def attribute(
     --------
     ``attribute(split, photos, probe.margin("cat", "dog")).concepts``
     """
-    chosen = list(dict.fromkeys(check_choice("methods", m, METHODS) for m in _several(methods)))
-    for name, value, least in (("steps", steps, 1), ("ablate_units", ablate_units, 0), ("batch_size", batch_size, 1)):
-        check_count(name, value, least)
+    several = [methods] if isinstance(methods, str) else methods
+    chosen = list(dict.fromkeys(check_choice("methods", method, METHODS) for method in several))
+    check_count("steps", steps)
+    check_count("ablate_units", ablate_units, 0)
     check_split(split, "attribute")
+    split = split.using(batch_size=batch_size, progress=progress)
     photos = split.model.inputs(images)
     if not len(photos) or not chosen:
         raise ValueError("attribute needs at least one image and one method.")
     work = _Work(split, output, tokens, read)
-    ablating = "ablation" in chosen
-    with (
-        torch.inference_mode(mode=False),  # in which no gradient could be taken
-        evaluating(split.model.network),
-        progress_bar(description="attribution", total=(1 + ablating) * len(photos), show=progress, unit="image") as bar,
-    ):
-        parts = []
-        for batch in split.model.using(batch_size=batch_size, progress=False).batches(photos):
-            parts.append(work.gradients(batch, steps if "integrated" in chosen else 0))
-            bar.update(len(batch))
-        gathered = {name: torch.cat([part.units[name] for part in parts]) for name in parts[0].units}  # (n, d, k + 1)
-        found = _Found(split, gathered)
-        if ablating:
+    steps = steps if "integrated" in chosen else 0
+    with torch.inference_mode(mode=False), evaluating(split.model.network):  # in inference mode there are no gradients
+        found = _Found(split, [work.gradients(batch, steps) for batch in split.model.batches(photos, "gradients")])
+        if "ablation" in chosen:
             removals = found.removals(ablate_units)
-            lost = []
-            for batch in split.model.using(batch_size=batch_size, progress=False).batches(photos):
-                lost.append(work.ablations(batch, removals))
-                bar.update(len(batch))
-            found.add_ablations(torch.cat(lost))
-    difference = torch.cat([part.difference for part in parts])
-    linear = all(part.linear for part in parts) and (not ablating or found.ablations_agree(difference))
-    return found.result(chosen, difference, exact=linear)
-
-
-def _several(methods: Sequence[str]) -> Sequence[str]:
-    return [methods] if isinstance(methods, str) else methods
+            batches = split.model.batches(photos, "ablations")
+            found.add_ablations(torch.cat([work.ablations(batch, removals) for batch in batches]))
+    return found.result(chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,12 +187,12 @@ class _Work:
 
     def gradients(self, batch: Tensor, steps: int) -> _Part:
         """Return gradient times activation, and with ``steps`` integrated gradients, of a batch."""
-        captured, sources, value = self._captured(batch)
-        baseline = self._moved(captured, sources, self._all)
+        captured, outputs, sources = capture_sources(self.rest, batch)
+        value, baseline = self._value(outputs), self._moved(captured, sources, self._all)
         here, there = self._gradient(batch, captured), self._gradient(batch, baseline)
         eps, largest = torch.finfo(here.dtype).eps, float(here.abs().max())
         spread = float((here - there).abs().max())
-        units = {"gradient": self._gathered(here, sources)}
+        units = {"gradient": self._summed(here, sources)}
         if steps:
             nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
             mean = torch.zeros_like(here)
@@ -216,31 +200,32 @@ class _Work:
                 between = self._gradient(batch, baseline + float(node) * (captured - baseline))
                 mean += weight * between
                 spread = max(spread, float((here - between).abs().max()))
-            units["integrated"] = self._gathered(mean, sources)
+            units["integrated"] = self._summed(mean, sources)
         difference = for_analysis(value - self._value(self.rest(batch, baseline)))
-        gap = units["gradient"][:, :, 1:].sum((1, 2)) - difference
-        size = units["gradient"][:, :, 1:].abs().sum((1, 2)) + for_analysis(value).abs() + difference.abs()
+        parts = units["gradient"][:, :, 1:]
+        gap = parts.sum((1, 2)) - difference
+        size = parts.abs().sum((1, 2)) + for_analysis(value).abs() + difference.abs()
         complete = bool((gap.abs() <= 100 * eps * size).all())
         return _Part(units, difference, eps < _COARSE and complete and spread <= 100 * eps * largest)
 
     def ablations(self, batch: Tensor, removals: Sequence[dict[str, object]]) -> Tensor:
         """Return what the output loses by each removal, (n, r)."""
-        captured, sources, value = self._captured(batch)
-        # Plans are made anew for each batch: those of all concepts together are as large as all sub-units.
-        moved = (self._moved(captured, sources, self._plan(what)) for what in removals)
-        lost = [for_analysis(value - self._value(self.rest(batch, without))) for without in moved]
-        return torch.stack(lost, dim=1) if lost else for_analysis(value).new_zeros(len(value), 0)
+        captured, outputs, sources = capture_sources(self.rest, batch)
+        value = self._value(outputs)
+        lost = [for_analysis(value).new_zeros(len(value), 0)]
+        for what in removals:
+            # Plans are made anew for each batch: those of all concepts together are as large as all sub-units.
+            without = self.rest(batch, self._moved(captured, sources, self._plan(what)))
+            lost.append(for_analysis(value - self._value(without))[:, None])
+        return torch.cat(lost, dim=1)
 
     def _plan(self, what: dict[str, object]) -> Plan:
         edit = Edit.ablate(tokens=self._tokens, **what)  # type: ignore[arg-type]
         return plan_edit(self.split, edit).to(self.split.model.device)
 
-    def _captured(self, batch: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Return the exit's output, the sources of each term and the output explained, (n,)."""
-        sources: dict[int, Tensor] = {}
-        with Tap(self.network, self.site, on_source=sources.__setitem__):
-            captured, outputs = self.rest.capture(batch)
-        return captured, [sources[number] for number in range(len(self.site.terms))], self._value(outputs)
+    def _moved(self, captured: Tensor, sources: list[Tensor], plan: Plan) -> Tensor:
+        """Return the exit's output with a plan's change."""
+        return moved_output(self.network, self.site, plan, change_of(plan, self.site, sources), captured)
 
     def _value(self, outputs: Tensor) -> Tensor:
         """Return the output explained, (n,)."""
@@ -254,13 +239,6 @@ class _Work:
         if not bool(found.isfinite().all()):
             raise ValueError("output gave a value that is not finite.")
         return found
-
-    def _moved(self, captured: Tensor, sources: list[Tensor], plan: Plan) -> Tensor:
-        """Return the exit's output with a plan's change."""
-        gathered = Accumulator(plan, self.site)
-        for number, tokens in enumerate(sources):
-            gathered.see_tokens(number, tokens)
-        return moved_output(self.network, self.site, plan, gathered.take(), captured)
 
     def _gradient(self, batch: Tensor, captured: Tensor) -> Tensor:
         """Return the output's gradient by the channels, (n, t, d)."""
@@ -277,7 +255,7 @@ class _Work:
         # A channel is the exit's output times the BatchNorm's scale, so its gradient is that of the output over it.
         return self.site.captured_change(self.network, tokens, everywhere)
 
-    def _gathered(self, gradient: Tensor, sources: list[Tensor]) -> Tensor:
+    def _summed(self, gradient: Tensor, sources: list[Tensor]) -> Tensor:
         """Return gradient times activation, summed over tokens and over each unit's contributions, (n, d, k + 1)."""
         weight, mean = self.split.weight, self.split.book.source_mean().to(self.split.weight.dtype)
         rows = []
@@ -294,23 +272,27 @@ class _Work:
 class _Found:
     """Attributions image by image: to sub-units (n, u), in the order of ``rows``, and to concepts (n, g)."""
 
-    def __init__(self, split: Disentanglement, gathered: dict[str, Tensor]) -> None:
+    def __init__(self, split: Disentanglement, parts: Sequence[_Part]) -> None:
         table = split.units[split.units["unit"] > 0]
         self._rows = table.drop(columns=["sources", "share_of_variance", "mean_on_concept"]).reset_index(drop=True)
         where = torch.tensor(self._rows["channel"].tolist()), torch.tensor(self._rows["unit"].tolist())
-        owners = split.routing.concepts[where[0], where[1] - 1]
-        present = sorted(set(owners.tolist()) - {NO_CONCEPT})
+        self._owners = split.routing.concepts[where[0], where[1] - 1]
+        self._groups = len(split.book)
+        present = sorted(set(self._owners.tolist()) - {NO_CONCEPT})
         self._present = pd.DataFrame({"concept": pd.Series(present, dtype="int64")})
         if split.names:
             self._present["name"] = [split.names.get(concept, "") for concept in present]
-        self._units = {name: values[:, where[0], where[1]] for name, values in gathered.items()}
-        last = len(split.book)  # takes what no concept owns
-        owners = torch.where(owners == NO_CONCEPT, last, owners)
-        self._concepts = {
-            name: values.new_zeros(len(values), last + 1).index_add_(1, owners, values)[:, :-1]
-            for name, values in self._units.items()
-        }
-        self._shared = float(gathered["gradient"][:, :, 0].sum(1).mean())
+        summed = {name: torch.cat([part.units[name] for part in parts]) for name in parts[0].units}  # (n, d, k + 1)
+        self._units = {name: values[:, where[0], where[1]] for name, values in summed.items()}
+        self._concepts = {name: self._by_concept(values) for name, values in self._units.items()}
+        self._shared = float(summed["gradient"][:, :, 0].sum(1).mean())
+        self._difference = torch.cat([part.difference for part in parts])
+        self._linear = all(part.linear for part in parts)
+
+    def _by_concept(self, values: Tensor) -> Tensor:
+        """Return the sums over each concept's sub-units: (n, u) to (n, g)."""
+        owners = torch.where(self._owners == NO_CONCEPT, self._groups, self._owners)  # a last column for no concept
+        return values.new_zeros(len(values), self._groups + 1).index_add_(1, owners, values)[:, :-1]
 
     def removals(self, count: int) -> list[dict[str, object]]:
         """Return what is to be ablated: every concept, then the ``count`` strongest sub-units, each alone."""
@@ -322,23 +304,19 @@ class _Found:
 
     def add_ablations(self, lost: Tensor) -> None:
         """Take what the output lost by each removal, (n, r)."""
-        concepts, units = (torch.full_like(of["gradient"], torch.nan) for of in (self._concepts, self._units))
-        concepts[:, self._present["concept"].tolist()] = lost[:, : len(self._present)].to(concepts)
-        units[:, self._best] = lost[:, len(self._present) :].to(units)
-        self._concepts["ablation"], self._units["ablation"] = concepts, units
+        present = self._present["concept"].tolist()
+        for found, columns, values in (
+            (self._concepts, present, lost[:, : len(present)]),
+            (self._units, self._best.tolist(), lost[:, len(present) :]),
+        ):
+            expected = found["gradient"]
+            found["ablation"] = torch.full_like(expected, torch.nan)
+            found["ablation"][:, columns] = values.to(expected)
+            size = expected.abs().sum(1, keepdim=True) + self._difference.abs()[:, None].to(expected)
+            bound = 1000 * torch.finfo(self._difference.dtype).eps * size
+            self._linear &= bool(((values - expected[:, columns]).abs() <= bound).all())
 
-    def ablations_agree(self, difference: Tensor) -> bool:
-        """Whether every ablation measured is what the gradient says, image by image, up to rounding."""
-        for of in (self._units, self._concepts):
-            measured, expected = of["ablation"], of["gradient"]
-            known = ~measured.isnan()
-            size = expected.abs().sum(1, keepdim=True) + difference.abs()[:, None].to(expected)
-            bound = 1000 * torch.finfo(difference.dtype).eps * size
-            if not bool(((measured - expected).abs() <= bound)[known].all()):
-                return False
-        return True
-
-    def result(self, methods: Sequence[str], difference: Tensor, *, exact: bool) -> Attribution:
+    def result(self, methods: Sequence[str]) -> Attribution:
         """Return tables of means over images, strongest first."""
         units, concepts = self._rows.copy(), self._present.copy()
         for name in methods:
@@ -350,12 +328,21 @@ class _Found:
             units=units.iloc[order].reset_index(drop=True),
             concepts=concepts.sort_values(first, key=np.abs, ascending=False, ignore_index=True),
             agreement=_agreement({"concepts": concepts, "sub-units": units}, methods),
-            completeness=_completeness({name: self._units[name] for name in methods if name != "ablation"}, difference),
-            exact=exact,
+            completeness=self._completeness([name for name in methods if name != "ablation"]),
+            exact=self._linear,
             shared=self._shared,
             per_image={name: self._concepts[name] for name in methods},
             per_image_units={name: self._units[name][:, torch.from_numpy(order)] for name in methods},
         )
+
+    def _completeness(self, methods: Sequence[str]) -> pd.DataFrame:
+        rows, moved = {}, self._difference.double()
+        for name in methods:
+            sums = self._units[name].sum(1).double()
+            relative = float((sums - moved).abs().sum() / moved.abs().sum()) if bool(moved.any()) else float("nan")
+            mean, total = float(moved.mean()), float(sums.mean())
+            rows[name] = {"difference": mean, "sum": total, "gap": total - mean, "relative_gap": relative}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["difference", "sum", "gap", "relative_gap"])
 
 
 def _agreement(tables: dict[str, pd.DataFrame], methods: Sequence[str]) -> pd.DataFrame:
@@ -363,23 +350,6 @@ def _agreement(tables: dict[str, pd.DataFrame], methods: Sequence[str]) -> pd.Da
     for of, table in tables.items():
         for first, second in combinations(methods, 2):
             pair = table[[first, second]].dropna()
-            correlations = {how: _correlation(pair, how) for how in ("pearson", "spearman")}
-            rows.append({"of": of, "first": first, "second": second, **correlations, "count": len(pair)})
+            pearson, spearman = (pair.corr(method).iloc[0, 1] for method in ("pearson", "spearman"))  # type: ignore[arg-type]
+            rows.append((of, first, second, pearson, spearman, len(pair)))
     return pd.DataFrame(rows, columns=["of", "first", "second", "pearson", "spearman", "count"])
-
-
-def _correlation(pair: pd.DataFrame, how: str) -> float:
-    values = pair.rank() if how == "spearman" else pair
-    if len(values) < 2 or bool((values.nunique() < 2).any()):
-        return float("nan")  # there is nothing to correlate
-    return float(np.corrcoef(values.to_numpy().T)[0, 1])
-
-
-def _completeness(found: dict[str, Tensor], difference: Tensor) -> pd.DataFrame:
-    rows, moved = {}, difference.double()
-    for name, values in found.items():
-        sums = values.sum(1).double()
-        relative = float((sums - moved).abs().sum() / moved.abs().sum()) if bool(moved.any()) else float("nan")
-        mean, total = float(moved.mean()), float(sums.mean())
-        rows[name] = {"difference": mean, "sum": total, "gap": total - mean, "relative_gap": relative}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["difference", "sum", "gap", "relative_gap"])

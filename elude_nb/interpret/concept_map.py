@@ -1,4 +1,4 @@
-"""The atlas: concepts laid out in the plane, near each other if they drive the channels alike."""
+"""A map of concepts: laid out in the plane, near each other if they drive the channels alike."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from PIL import Image
 
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb.core.result import Disentanglement, check_split
-from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.interpret.exemplars import crop_at
-from elude_nb.interpret.gallery import Gallery
+from elude_nb.interpret.gallery import Gallery, Pictures
+from elude_nb.scores.similarity import best_images
 
 _PERPLEXITY = 12.0
 _LARGEST_SIDE = 4096  # pixels of a thumbnail
 _CROP = 0.4  # of the image's side: 90 pixels of 224
-_Looks = tuple[np.ndarray[tuple[int, ...], np.dtype[np.int64]], np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]
+
+Positions = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class Atlas:
     positions
         Of each concept, (g, 2), centred, the larger extent being 1.
     concepts
-        One row a concept: ``name``, ``tokens`` of the discovery, their ``share``, and in how many ``sub-units`` of how
+        One row a concept: ``name``, ``tokens`` of the discovery, their ``share``, and in how many ``sub_units`` of how
         many ``channels`` it is.
     units
         One row a sub-unit that belongs to a concept: ``channel``, ``unit``, ``concept``.
@@ -40,11 +42,11 @@ class Atlas:
         What surrounds the patch on which each concept is strongest, (g, side, side, 3), uint8; none without a gallery.
     """
 
-    positions: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+    positions: Positions
     concepts: pd.DataFrame
     units: pd.DataFrame
-    best: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-    thumbnails: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+    best: Numbers
+    thumbnails: Pictures
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -81,16 +83,15 @@ def lay_out(
     check_count("seed", seed, 0)
     check_count("count", count)
     check_count("side", side, 1, _LARGEST_SIDE)
-    if gallery is None:
-        best, thumbnails = _no_looks(len(split.book), side)
-    else:
+    best, thumbnails = np.zeros((len(split.book), 0), np.int64), np.zeros((0, side, side, 3), np.uint8)
+    if gallery is not None:
         _check_gallery(gallery, split)
         best, thumbnails = cut_thumbnails(gallery, count, side)
-    units = _units(split)
+    units = split.units[["channel", "unit", "concept"]].dropna().astype("int64").reset_index(drop=True)
     return Atlas(_positions(split, seed), _concepts(split, units), units, best, thumbnails)
 
 
-def spread(positions: np.ndarray[tuple[int, ...], np.dtype[np.float64]], side: float) -> np.ndarray[Any, Any]:
+def spread(positions: Positions, side: float) -> Positions:
     """Push squares of this side apart until none hides another, each as little as it takes; return where they are.
 
     ``positions`` are their centres, (g, 2). After 300 rounds it is left as it is.
@@ -111,37 +112,21 @@ def spread(positions: np.ndarray[tuple[int, ...], np.dtype[np.float64]], side: f
     return found
 
 
-def _positions(split: Disentanglement, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _positions(split: Disentanglement, seed: int) -> Positions:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     directions = split.book.directions().double().numpy()
     found: Any = np.zeros((len(directions), 2))
-    if len(directions) > 2:
-        start = PCA(2, random_state=seed).fit_transform(directions)
-        found = start
-        if len(directions) > 4:
-            start = 1e-4 * start / max(float(start.std()), 1e-12)
-            perplexity = min(_PERPLEXITY, (len(directions) - 1) / 3)
-            tsne = TSNE(2, perplexity=perplexity, init=start, metric="cosine", random_state=seed)
-            found = tsne.fit_transform(directions)
-    elif len(directions) == 2:
-        found = np.array([[-0.5, 0.0], [0.5, 0.0]])
-    if len(found) > 2:
-        found = PCA(2, random_state=seed).fit_transform(found)  # its longer way lies flat, as pages are wide
-    found = found - (found.max(0) + found.min(0)) / 2
-    placed: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = np.asarray(
-        found / max(float(np.ptp(found, axis=0).max()), 1e-12), dtype=np.float64
-    )
-    return placed
-
-
-def _units(split: Disentanglement) -> pd.DataFrame:
-    channels, numbers = (rows.numpy() for rows in split.routing.rows())
-    concepts = split.routing.concepts.numpy()[channels, np.maximum(numbers - 1, 0)]
-    owned = (numbers > 0) & (concepts != NO_CONCEPT)
-    table = {"channel": channels[owned], "unit": numbers[owned], "concept": concepts[owned]}
-    return pd.DataFrame(table)
+    if len(directions) > 1:
+        found = PCA(2, random_state=seed).fit_transform(directions)
+    if len(directions) > 4:
+        start = 1e-4 * found / max(float(found.std()), 1e-12)
+        perplexity = min(_PERPLEXITY, (len(directions) - 1) / 3)
+        tsne = TSNE(2, perplexity=perplexity, init=start, metric="cosine", random_state=seed)
+        found = PCA(2, random_state=seed).fit_transform(tsne.fit_transform(directions))  # the longer way lies flat
+    found = np.asarray(found - (found.max(0) + found.min(0)) / 2, dtype=np.float64)
+    return np.divide(found, max(float(np.ptp(found, axis=0).max()), 1e-12))
 
 
 def _concepts(split: Disentanglement, units: pd.DataFrame) -> pd.DataFrame:
@@ -153,7 +138,7 @@ def _concepts(split: Disentanglement, units: pd.DataFrame) -> pd.DataFrame:
             "name": [split.names.get(concept, "") for concept in every],
             "tokens": tokens,
             "share": tokens / max(int(tokens.sum()), 1),
-            "sub-units": grouped.size().reindex(every, fill_value=0).to_numpy(),
+            "sub_units": grouped.size().reindex(every, fill_value=0).to_numpy(),
             "channels": grouped.nunique().reindex(every, fill_value=0).to_numpy(),
         },
         index=pd.RangeIndex(len(split.book), name="concept"),
@@ -170,14 +155,10 @@ def _check_gallery(gallery: Gallery, split: Disentanglement) -> None:
         raise ValueError("Thumbnails need images that are ready; call the gallery's .fill() first.")
 
 
-def _no_looks(concepts: int, side: int) -> _Looks:
-    return np.zeros((concepts, 0), np.int64), np.zeros((0, side, side, 3), np.uint8)
-
-
-def cut_thumbnails(gallery: Gallery, count: int, side: int) -> _Looks:
-    """Return the images on which each concept is strongest, (g, c), and a thumbnail of each, (g, side, side, 3)."""
+def cut_thumbnails(gallery: Gallery, count: int, side: int) -> tuple[Numbers, Pictures]:
+    """Return each concept's top-activating images, (g, c), and a thumbnail of its first, (g, side, side, 3)."""
     highest, patches = gallery.concept_maps.max(1)  # (n, g) twice
-    best = highest.topk(min(count, len(gallery)), dim=0).indices.T  # (g, c)
+    best = best_images(highest, min(count, len(gallery))).T  # (g, c)
     thumbnails = []
     for concept, image in enumerate(best[:, 0].tolist()):
         crop = crop_at(gallery.pictures_of(image), int(patches[image, concept]), gallery.grid, _CROP)

@@ -1,4 +1,4 @@
-"""Exemplars: the images that a channel and each of its sub-units like best, and where in them."""
+"""Exemplars: the top-activating images of a channel and of each of its sub-units, with heat maps."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
 from elude_nb.models.forward import overheard
-from elude_nb.scores.similarity import top_similarity
+from elude_nb.scores.similarity import best_images, top_similarity
 
 WHOLE_CHANNEL = -1
-
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -30,7 +29,7 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Exemplar:
-    """One image that a unit likes.
+    """One of a unit's top-activating images.
 
     Attributes
     ----------
@@ -52,14 +51,14 @@ class Exemplar:
 
 @dataclass(frozen=True, eq=False)
 class Exemplars:
-    """What one channel likes before (the whole channel) and after (each sub-unit).
+    """The top-activating images of one channel before (the whole channel) and after (each sub-unit).
 
     Attributes
     ----------
     channel
         The channel.
     rows
-        For each unit in turn its exemplars, best first; the whole channel comes first.
+        For each unit in turn its exemplars, the highest activation first; the whole channel comes first.
     names
         A name for each row.
     units
@@ -86,10 +85,10 @@ def find_exemplars(
     count: int = 8,
     units: Sequence[int] | int = 5,
     embeddings: Tensor | None = None,
-    batch_size: int = 16,
-    progress: bool = True,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> Exemplars:
-    """Find the images that a channel likes best, and those that its sub-units like best, with heat maps over patches.
+    """Find the top-activating images of a channel and of its sub-units, with heat maps over patches.
 
     Parameters
     ----------
@@ -107,21 +106,22 @@ def find_exemplars(
     embeddings
         Reference embeddings (n, e) of the images, from `embed` or an encoder of your choice; by default the model's.
     batch_size, progress
-        Images in one forward pass, and whether to show a bar.
+        In place of the model's own settings.
 
     Raises
     ------
     ValueError
-        If the channel was left alone or does not exist, or there are fewer than ``count`` images.
+        If the channel was not split or does not exist, or there are fewer than ``count`` images.
     """
     check_split(split, "find_exemplars")
+    split = split.using(batch_size=batch_size, progress=progress)
     photos = as_image_set(images)
     check_count("channel", channel, 0, split.site.channels - 1)
     check_count("count", count, 2, len(photos))
     if split.site.layout.grid is None:
         raise SiteError(f"{split.site.name!r} has no patches to draw heat maps over; choose another site.")
     with overheard(split.model, wanted=embeddings is None) as outputs:
-        chosen, names, maps = read_channel(split, photos, channel, units, batch_size=batch_size, progress=progress)
+        chosen, names, maps = read_channel(split, photos, channel, units)
     return arrange_exemplars(
         channel,
         chosen,
@@ -136,50 +136,33 @@ def find_exemplars(
 
 
 def read_channel(
-    split: Disentanglement,
-    inputs: ImageSet,
-    channel: int,
-    units: Sequence[int] | int,
-    *,
-    batch_size: int = 16,
-    progress: bool = False,
+    split: Disentanglement, inputs: ImageSet, channel: int, units: Sequence[int] | int
 ) -> tuple[list[int], list[str], list[Tensor]]:
     """Return which sub-units were chosen, the names of all rows, and the rows' activations (n, t).
 
-    The first row is the whole channel, the others are the sub-units, all less their means, and turned so that each is
-    high on what it likes.
+    The first row is the whole channel, the others are the sub-units, all less their means; a sub-unit that is low on
+    its concept is turned round.
 
     Raises
     ------
     ValueError
-        If the channel was left alone, or has no such unit.
+        If the channel was not split, or has no such unit.
     """
     if not bool(split.routing.is_split()[channel]):
         raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
-    chosen = (
-        choose_units(split, channel, units) if isinstance(units, int) else [check_whole("unit", unit) for unit in units]
-    )
-    table = split.units
-    every = table.loc[table["channel"] == channel, "unit"].tolist()
+    several = choose_units(split, channel, units) if isinstance(units, int) else units
+    chosen = [check_whole("unit", unit) for unit in several]
+    every = split.units.loc[split.units["channel"] == channel, "unit"].tolist()
     unknown = [unit for unit in chosen if unit not in every]
     if unknown:
         raise ValueError(f"Channel {channel} has no unit {unknown[0]}; it has {every}, of which 0 is the shared one.")
-    values = split.activations(
-        inputs,
-        [(channel, unit) for unit in every],
-        tokens="patch",
-        batch_size=batch_size,
-        progress=progress,
-    ).float()  # (n, t, u)
+    values = split.activations(inputs, [(channel, unit) for unit in every], tokens="patch").float()  # (n, t, u)
     mean = split.book.channel_mean()[channel].float()  # sub-units are centred already; the channel and unit 0 are not
     signs = split.signs[channel].tolist()
-    maps = [
-        values.sum(-1) - mean,
-        *(signs[unit] * (values[..., every.index(unit)] - mean * (unit == 0)) for unit in chosen),
-    ]
+    maps = [signs[unit] * (values[..., every.index(unit)] - mean * (unit == 0)) for unit in chosen]
     concepts = [NO_CONCEPT, *split.routing.concepts[channel].tolist()]
-    names = ["whole channel", *(name_of_unit(unit, concepts[unit], low=signs[unit] < 0) for unit in chosen)]
-    return chosen, names, maps
+    names = [name_of_unit(unit, concepts[unit], low=signs[unit] < 0) for unit in chosen]
+    return chosen, ["whole channel", *names], [values.sum(-1) - mean, *maps]
 
 
 def arrange_exemplars(
@@ -200,21 +183,20 @@ def arrange_exemplars(
     """
     rows, similarity = [], []
     for heat in maps:
-        best = heat.amax(1).topk(count).indices.tolist()
-        found = [Exemplar(picture(i), heat[i].view(*grid).numpy(), i, float(heat[i].max())) for i in best]
-        rows.append(tuple(found))
-        similarity.append(top_similarity(heat.amax(1, keepdim=True), embeddings, count).item())
+        highest = heat.amax(1)
+        best = best_images(highest, count).tolist()
+        rows.append(tuple(Exemplar(picture(i), heat[i].view(*grid).numpy(), i, float(highest[i])) for i in best))
+        similarity.append(top_similarity(highest[:, None], embeddings, count).item())
     if labels is not None:
-        names = [f"{name}\n{_commonest(labels, row)}" for name, row in zip(names, rows, strict=True)]
+        names = [f"{name}\n{_count_labels(labels, row)}" for name, row in zip(names, rows, strict=True)]
     return Exemplars(channel, tuple(rows), tuple(names), (WHOLE_CHANNEL, *units), tuple(similarity))
 
 
 def choose_units(split: Disentanglement, channel: int, number: int) -> list[int]:
     """Return up to ``number`` sub-units of a channel: strong ones whose concepts are unlike each other."""
     check_count("units", number)
-    return choose_among(
-        split.units[(split.units["channel"] == channel) & (split.units["unit"] > 0)], split.book, number
-    )
+    table = split.units[(split.units["channel"] == channel) & (split.units["unit"] > 0)]
+    return choose_among(table, split.book, number)
 
 
 def choose_among(table: pd.DataFrame, book: ConceptBook, number: int) -> list[int]:
@@ -226,15 +208,14 @@ def choose_among(table: pd.DataFrame, book: ConceptBook, number: int) -> list[in
     if table["concept"].isna().any():
         return units[:number]
     strength = torch.tensor(table["mean_on_concept"].to_numpy(dtype=np.float64)).abs()
-    directions = book.directions()[torch.tensor(table["concept"].to_numpy(dtype=np.int64))].double()
+    directions = book.directions()[table["concept"].tolist()].double()
     chosen: list[int] = []
     novelty = torch.ones_like(strength)
     while len(chosen) < min(number, len(units)):
-        best = int(
-            (strength * novelty).masked_fill(torch.isin(torch.arange(len(units)), torch.tensor(chosen)), -1).argmax()
-        )
-        chosen.append(best)
-        novelty = torch.minimum(novelty, 1 - (directions @ directions[best]).clamp(min=0))
+        worth = strength * novelty
+        worth[chosen] = -1
+        chosen.append(int(worth.argmax()))
+        novelty = torch.minimum(novelty, 1 - (directions @ directions[chosen[-1]]).clamp(min=0))
     return [units[i] for i in chosen]
 
 
@@ -245,8 +226,8 @@ def name_of_unit(unit: int, concept: int, *, low: bool = False) -> str:
     return f"sub-unit {unit}" + (f", concept {concept}{' (low)' if low else ''}" if concept != NO_CONCEPT else "")
 
 
-def _commonest(labels: Sequence[str], row: Sequence[Exemplar]) -> str:
-    """Say which labels the images bear: 'rocket 5, coffee 3' (labels had no part in the discovery)."""
+def _count_labels(labels: Sequence[str], row: Sequence[Exemplar]) -> str:
+    """Say how often the images have each label: 'rocket 5, coffee 3' (labels had no part in the discovery)."""
     counted = Counter(labels[exemplar.index] for exemplar in row).most_common()
     shown = [f"{label} {number}" for label, number in counted[:3]]
     others = sum(number for _, number in counted[3:])

@@ -1,4 +1,4 @@
-"""Handles: the concepts and sub-units that tell one set of images from another, so that one knows what to edit.
+"""Find the concepts and sub-units that tell one set of images from another, so that one knows what to edit.
 
 What looks best among thousands of units looks too good. Units are therefore chosen on one part of the images and
 checked on the other, and the p-values are corrected for all units that were tried.
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction
-from elude_nb._util.progress import progress_bar
 from elude_nb.core.readout import Lens, Readout
 from elude_nb.core.recording import pool_tokens, real_tokens_at
 from elude_nb.core.result import Disentanglement, check_split
@@ -27,13 +26,13 @@ from elude_nb.scores.labels import auroc
 
 KINDS = ("both", "concepts", "units")
 POOLS = ("max", "mean")
-FEWEST = 2  # images of a set in each part; of one alone, every unit is as high or as low as can be
+_FEWEST = 2  # images of a set in each part; of one alone, every unit is as high or as low as can be
 
-_EXACT = 2500  # pairs of images up to which p-values are counted out; beyond, the normal curve is good far enough out
+_EXACT = 2500  # pairs of images up to which p-values are exact; beyond, the normal approximation is close enough
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
-Readouts = Sequence[tuple[Readout, Tensor | int]]
-"""What is read, and with which sign, (u,) or one for all: of a unit that speaks by being low, the low ones count."""
+Readouts = Sequence[tuple[Readout, Tensor]]
+"""What is read, and with which sign, (u,) or (): a unit that is low on its concept is turned round."""
 
 
 def find_units(
@@ -47,15 +46,15 @@ def find_units(
     fraction: float = 0.5,
     level: float = 0.05,
     seed: int = 0,
-    batch_size: int = 16,
-    progress: bool = False,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """Rank concepts and sub-units by how well they tell the positive images from the negative ones, out of sample.
 
     On the choosing part of both sets each unit gets its rank and its direction (which set is higher); on the checking
-    part, which has no say in either, it is measured in that direction. ``p`` is of the one-sided test of Mann and
-    Whitney there: the chance that a unit to which the sets are alike does so well. It is counted out where no two
-    images tie and the sets are small, else read off the normal curve with its correction for ties.
+    part, which plays no role in either, it is measured in that direction. ``p`` is of the one-sided test of Mann and
+    Whitney there: the chance that a unit to which the sets are alike does so well. It is exact where no two images tie
+    and the sets are small, else from the normal approximation with its correction for ties.
 
     Parameters
     ----------
@@ -77,11 +76,11 @@ def find_units(
     fraction
         Share of each set to choose on.
     level
-        Chance of any false discovery in the whole table that is put up with.
+        Largest acceptable chance of any false discovery in the whole table.
     seed
         Of the parts.
     batch_size, progress
-        Images in one forward pass, and whether to show a bar. Concepts and units come from the same passes.
+        In place of the model's own settings. Concepts and units come from the same passes.
 
     Returns
     -------
@@ -111,55 +110,41 @@ def find_units(
 
     Examples
     --------
-    The best row is what to take hold of: after ``row = find_units(split, cats, others).iloc[0]``, a concept is faded
-    out by ``en.Edit.scale(concept=int(row.concept), by=0.0)``, and a sub-unit by
+    The best row is what to edit: after ``row = find_units(split, cats, others).iloc[0]``, a concept is faded out by
+    ``en.Edit.scale(concept=int(row.concept), by=0.0)``, and a sub-unit by
     ``en.Edit.scale(unit=(int(row.channel), int(row.unit)), by=0.0)``.
     """
     check_split(split, "find_units")
+    split = split.using(batch_size=batch_size, progress=progress)
     check_count("seed", seed, 0)
-    check_count("batch_size", batch_size)
     check_choice("kind", kind, KINDS)
     check_choice("pool", pool, POOLS)
     check_fraction("level", level, open_ends=True)
     sets = {"positive": split.model.inputs(positive), "negative": split.model.inputs(negative)}
     parts = [_parts(name, len(images), fraction, seed) for name, images in sets.items()]
     table, readouts = _candidates(split, kind)
-    chosen, checked = [], []
-    for images, (first, second) in zip(sets.values(), parts, strict=True):
-        values = pooled(split, images, readouts, tokens=tokens, pool=pool, batch_size=batch_size, progress=progress)
-        chosen.append(values[first])
-        checked.append(values[second])
-    return _ranked(table, (chosen[0], chosen[1]), (checked[0], checked[1]), level)
+    positives, negatives = (pool_readouts(split, images, readouts, tokens, pool) for images in sets.values())
+    (first, second), (other_first, other_second) = parts
+    chosen, checked = (positives[first], negatives[other_first]), (positives[second], negatives[other_second])
+    return rank_candidates(table, chosen, checked, level)
 
 
-def pooled(
-    split: Disentanglement,
-    images: ImageSet,
-    readouts: Readouts,
-    *,
-    tokens: str | None,
-    pool: str = "max",
-    batch_size: int = 16,
-    progress: bool = False,
+def pool_readouts(
+    split: Disentanglement, images: ImageSet, readouts: Readouts, tokens: str | None = None, pool: str = "max"
 ) -> Tensor:
     """Return one number an image of everything that is read, side by side, (n, u); all from one pass over the images.
 
-    Tokens are pooled batch by batch: (n, t, u) of a few thousand units is held for ``batch_size`` images only.
+    Tokens are pooled batch by batch: (n, t, u) of a few thousand units is held for one batch only.
     """
     model, parts = split.model, []
     positions = split.site.layout.positions(split.settings.tokens if tokens is None else tokens).to(model.device)
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model.network))
+    with evaluating(model.network), ExitStack() as stack:
         lenses = [stack.enter_context(Lens(model.network, split.site, readout, positions)) for readout, _ in readouts]
-        bar = stack.enter_context(
-            progress_bar(description="forward passes", total=len(images), show=progress, unit="image")
-        )
-        for batch in model.using(batch_size=batch_size, progress=False).batches(images):
+        for batch in model.batches(images):
             model(batch)
             real = real_tokens_at(model, batch, split.site, positions)
-            read = [_signed(lens.values, sign) for lens, (_, sign) in zip(lenses, readouts, strict=True)]  # (n, t, u)
-            parts.append(torch.cat([pool_tokens(values, real, pool) for values in read], 1).cpu())
-            bar.update(len(batch))
+            signed = [sign.to(model.device).mul(lens.values) for lens, (_, sign) in zip(lenses, readouts, strict=True)]
+            parts.append(torch.cat([pool_tokens(values, real, pool) for values in signed], 1).cpu())
     return torch.cat(parts)
 
 
@@ -185,11 +170,11 @@ def holm(p: Numbers) -> Numbers:
 def _parts(name: str, n: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return which of n images to choose on and which to check on; an odd one is checked on."""
     first = int(n * check_fraction("fraction", fraction, open_ends=True))
-    if min(first, n - first) < FEWEST:
-        cure = f"give at least {2 * FEWEST}" if n < 2 * FEWEST else "bring fraction nearer to 0.5"
+    if min(first, n - first) < _FEWEST:
+        cure = f"give at least {2 * _FEWEST}" if n < 2 * _FEWEST else "bring fraction nearer to 0.5"
         raise ValueError(
             f"{n} {name} images at fraction={fraction} are {first} to choose on and {n - first} to check on; both "
-            f"parts need at least {FEWEST}: {cure}. For anything to be significant it takes some 20 of each set."
+            f"parts need at least {_FEWEST}: {cure}. For anything to be significant it takes some 20 of each set."
         )
     order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
     return order[:first].msort(), order[first:].msort()
@@ -197,10 +182,10 @@ def _parts(name: str, n: int, fraction: float, seed: int) -> tuple[Tensor, Tenso
 
 def _candidates(split: Disentanglement, kind: str) -> tuple[pd.DataFrame, Readouts]:
     """Return what is tried, one row each, and how it is read, in the same order."""
-    tables, readouts = list[pd.DataFrame](), list[tuple[Readout, Tensor | int]]()
+    tables, readouts = list[pd.DataFrame](), list[tuple[Readout, Tensor]]()
     if kind != "units":
         try:
-            readouts.append((split.concept_readout(), 1))
+            readouts.append((split.concept_readout(), torch.tensor(1)))
             tables.append(pd.DataFrame({"kind": "concept", "concept": range(len(split.book))}))
         except ValueError:
             if kind == "concepts":
@@ -219,7 +204,7 @@ def _candidates(split: Disentanglement, kind: str) -> tuple[pd.DataFrame, Readou
     return table, readouts
 
 
-def _ranked(
+def rank_candidates(
     table: pd.DataFrame, chosen: tuple[Tensor, Tensor], checked: tuple[Tensor, Tensor], level: float
 ) -> pd.DataFrame:
     """Return the candidates with what both parts say; ``chosen`` and ``checked`` are positive and negative, (n, u)."""
@@ -266,7 +251,3 @@ def _p_values(positive: Tensor, negative: Tensor, direction: np.ndarray[Any, Any
             tested = mannwhitneyu(first[:, group], second[:, group], alternative="greater", axis=0, method=method)
             p[group] = tested.pvalue
     return p
-
-
-def _signed(values: Tensor, sign: Tensor | int) -> Tensor:
-    return values * (sign.to(values.device) if isinstance(sign, Tensor) else sign)

@@ -1,7 +1,7 @@
-"""A gallery: images whose sources at every patch are at hand, so that any unit, under any routing, is seen at once.
+"""A gallery: images whose sources at every patch are cached, so that any unit, under any routing, is seen at once.
 
 Widgets ask for one channel after the other, with other numbers of sub-units each time. A forward pass over all images
-takes seconds, a product of kept sources with one row of weights takes milliseconds.
+takes seconds, a product of cached sources with one row of weights takes milliseconds.
 """
 
 from __future__ import annotations
@@ -16,26 +16,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elude_nb._util.checks import check_count, check_number, check_unit, check_whole
+from elude_nb._util.checks import check_count, check_number
 from elude_nb._util.progress import progress_bar
 from elude_nb.core.result import Disentanglement, check_split
-from elude_nb.core.routing import (
-    NO_CONCEPT,
-    Routing,
-    check_routing_settings,
-    read_strategy,
-    route_channel,
-    why_not_route_channel,
-)
+from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts
+from elude_nb.core.strategies import check_routing_settings, read_strategy, route_channel, why_not_route_channel
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
-from elude_nb.interpret.exemplars import Exemplars, arrange_exemplars, choose_among, name_of_unit
-from elude_nb.interpret.profiles import places_of_sources
+from elude_nb.interpret.exemplars import Exemplars, Pixels, arrange_exemplars, choose_among, name_of_unit
+from elude_nb.interpret.profiles import Places, mean_contributions, places_of_sources, sum_by_place
 from elude_nb.models.forward import output_and_patches
 from elude_nb.models.hooks import Tap, evaluating, for_analysis
 from elude_nb.models.load import Model
 
 _GIB = 1 << 30
+
+Pictures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +52,7 @@ class Sight:
         Its `elude_nb.models.forward.features`: the output, and beside it the mean patch token if it has any.
     """
 
-    pictures: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+    pictures: Pictures
     sources: Tensor
     channels: Tensor
     outputs: Tensor
@@ -78,7 +74,7 @@ class ChannelView:
         Activations of these units at every patch, (n, t, u), in the order of the rows. Sub-units are counted from their
         mean over the discovery; unit 0 holds the rest, so that the sum is the channel.
     reason
-        ``"split"``, or why the channel was left alone.
+        ``"split"``, or why the channel was not split.
     routing
         Routes of this channel alone.
     """
@@ -91,7 +87,7 @@ class ChannelView:
 
 
 class Gallery:
-    """Images at hand for looking, with all that is needed to look at any unit.
+    """Cached images, with all that is needed to look at any unit.
 
     Sources are kept in bfloat16, in which pictures lose nothing that an eye could see (rounding is 0.4 % of a value).
     All else is in float32. It can be filled step by step: `fill`, or one batch at a time with `steps`.
@@ -112,7 +108,7 @@ class Gallery:
     total
         How many were given; more than ``len(images)`` if only a sample fits.
     ready
-        How many of them are at hand already.
+        How many of them have run already.
 
     Raises
     ------
@@ -143,7 +139,7 @@ class Gallery:
         self._sources = torch.empty(count, tokens, width, dtype=torch.bfloat16)
         self._channels = torch.empty(count, tokens, split.site.channels)
         self._concepts = torch.empty(count, tokens, len(split.book) if self.has_concepts else 0)
-        self._pictures: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
+        self._pictures: list[Pictures] = []
         self._outputs: list[Tensor] = []
         self._features: list[Tensor] = []
 
@@ -153,7 +149,7 @@ class Gallery:
         return bool((self.split.routing.concepts != NO_CONCEPT).any())
 
     @property
-    def pictures(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    def pictures(self) -> Pictures:
         """Return what the model sees of each image that is ready, (n, h, w, 3), uint8."""
         return np.stack(self._pictures)
 
@@ -164,7 +160,7 @@ class Gallery:
 
     @property
     def features(self) -> Tensor:
-        """Return what heads and neighbours look at, as `elude_nb.steering.heads.read_outputs` does, of those ready, (n, f)."""
+        """Return what heads and neighbours look at (see `read_outputs`) of the images that are ready, (n, f)."""
         return torch.cat(self._features)
 
     @property
@@ -177,11 +173,12 @@ class Gallery:
         """Return the labels of the images that are ready."""
         return None if self.images.labels is None else tuple(self.images.labels[: self.ready])
 
-    def fill(self, *, progress: bool = True) -> Gallery:
-        """Run all images that are not at hand yet; return the gallery."""
-        bar = progress_bar(description="gallery", total=len(self.images), show=progress, unit="image")
-        with bar:
-            for done in self.steps():
+    def fill(self, *, batch_size: int | None = None, progress: bool | None = None) -> Gallery:
+        """Run all images that have not run yet, by default with the model's own settings; return the gallery."""
+        model = self.split.model.using(batch_size=batch_size, progress=progress)
+        left = len(self.images) - self.ready
+        with progress_bar(description="gallery", total=left, show=model.progress, unit="image") as bar:
+            for done in self.steps(model.batch_size):
                 bar.update(done)
         return self
 
@@ -241,7 +238,7 @@ class Gallery:
         )
 
     def exemplars(self, view: ChannelView, *, count: int = 6, units: int = 5) -> Exemplars:
-        """Return the images that a channel and its sub-units like best; of the sub-units the strong and unlike ones.
+        """Return the top-activating images of a channel and of its sub-units, of these the strong and unlike ones.
 
         Raises
         ------
@@ -254,11 +251,11 @@ class Gallery:
         mean = float(self.split.book.channel_mean()[view.channel])
         maps, names = [view.maps.sum(-1) - mean], ["whole channel"]
         for unit in chosen:
-            row = table.index[table["unit"] == unit][0]
-            sign = -1.0 if float(table["mean_on_concept"].fillna(0.0)[row]) < 0 else 1.0
-            maps.append(sign * view.maps[..., row])
-            concept = table["concept"][row]
-            names.append(name_of_unit(unit, NO_CONCEPT if pd.isna(concept) else int(concept), low=sign < 0))
+            row = table["unit"].tolist().index(unit)
+            concept, mean_on_concept = table.loc[row, ["concept", "mean_on_concept"]].fillna(NO_CONCEPT)
+            low = concept != NO_CONCEPT and mean_on_concept < 0
+            maps.append(view.maps[..., row] * (-1 if low else 1))
+            names.append(name_of_unit(unit, int(concept), low=low))
         return arrange_exemplars(
             view.channel,
             [*chosen],
@@ -271,7 +268,7 @@ class Gallery:
             count=count,
         )
 
-    def pictures_of(self, image: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    def pictures_of(self, image: int) -> Pictures:
         """Return what the model sees of one image, (h, w, 3), uint8."""
         return self._pictures[check_count("image", image, 0, self.ready - 1)]
 
@@ -290,28 +287,16 @@ class Gallery:
             If no image is ready, or there is no such unit.
         """
         self._check_ready()
-        units = [check_unit(unit) for unit in units]
-        parts = [unit for unit in units if unit[1] > 0]
-        known = set(zip(*(rows.tolist() for rows in self.split.routing.rows()), strict=True))
-        for channel, unit in units:
-            check_count("channel", channel, 0, self.split.site.channels - 1)
-            if (channel, unit) not in known:
-                raise ValueError(f"There is no unit {(channel, unit)}; channel {channel} has others, see split.units.")
-        pairs = torch.tensor(units, dtype=torch.int64).reshape(-1, 2)
-        maps = self._channels[: self.ready, :, pairs[:, 0]] - self.split.book.channel_mean()[pairs[:, 0]].float()
-        if parts:
-            chosen = pairs[pairs[:, 1] > 0]
-            rows = self.split.routing.masked(self.split.weight, chosen[:, 0], chosen[:, 1])
-            maps[..., pairs[:, 1] > 0] = (self._sources[: self.ready] @ rows.T.to(self._sources.dtype)).float()
+        matrix = self.split.unit_readout(units).matrix  # raises if there is no such unit
+        channels, numbers = torch.tensor(units, dtype=torch.int64).reshape(-1, 2).T
+        maps = self._channels[: self.ready, :, channels] - self.split.book.channel_mean()[channels].float()
+        parts = numbers > 0
+        maps[..., parts] = (self._sources[: self.ready] @ matrix[:, parts].to(self._sources.dtype)).float()
         return maps
 
     def images_of_unit(self, channel: int, unit: int) -> Tensor:
-        """Return the activation of one unit at every patch, (n, t), turned round where it is low on its concept."""
-        view = self.channel(channel)
-        rows = view.units.index[view.units["unit"] == check_whole("unit", unit)]
-        if not len(rows):
-            raise ValueError(f"Channel {channel} has no unit {unit}; it has {view.units['unit'].tolist()}.")
-        return view.maps[..., rows[0]] * int(self.split.signs[channel, unit])
+        """Return one unit of `maps_of`, (n, t), turned round where it is low on its concept."""
+        return self.maps_of([(channel, unit)])[..., 0] * int(self.split.signs[channel, unit])
 
     def depths(self, view: ChannelView) -> dict[int, pd.DataFrame]:
         """Return for each sub-unit of a view where its contributions arise: one row a block, one column a part.
@@ -320,21 +305,13 @@ class Gallery:
         without a concept are not in it.
         """
         rows = view.units[view.units["concept"].notna()]
-        units, concepts = rows["unit"].tolist(), [int(concept) for concept in rows["concept"]]
-        blocks, parts, codes = self._places
-        products = self.split.weight[view.channel] * self.split.book.mean_sources()[concepts]
-        products = products.unflatten(1, (-1, self.split.site.kernel)).sum(2)
-        mine = products * (view.routing.routes[0] == torch.tensor(units)[:, None])
-        sums = mine.new_zeros(len(units), len(blocks) * len(parts)).index_add_(1, codes, mine).numpy()
-        shape = (len(blocks), len(parts))
-        return {
-            unit: pd.DataFrame(row.reshape(shape), index=pd.Index(blocks, name="block"), columns=parts)
-            for unit, row in zip(units, sums, strict=True)
-        }
+        units, concepts = rows["unit"].tolist(), torch.tensor(rows["concept"].tolist(), dtype=torch.int64)
+        mine = view.routing.routes[0] == torch.tensor(units)[:, None]
+        contributions = mean_contributions(self.split, view.channel, concepts) * mine
+        return dict(zip(units, sum_by_place(contributions, self._places), strict=True))
 
     @cached_property
-    def _places(self) -> tuple[list[int], list[str], Tensor]:
-        """Blocks, parts, and for each source which block and part it is of, as one number, (s,)."""
+    def _places(self) -> Places:
         return places_of_sources(self.split)
 
     # ----------------------------------------------------------------- routing
@@ -351,11 +328,8 @@ class Gallery:
         strategy = read_strategy(settings.strategy)
         return route_channel(strategy, weight, self.split.book, channel, units=k, shared=rho)
 
-    def _in_colours(self, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        found: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = np.divide(
-            self._pictures[index], 255, dtype=np.float32
-        )
-        return found
+    def _in_colours(self, index: int) -> Pixels:
+        return self._pictures[index].astype(np.float32) / 255
 
     def _check_ready(self) -> None:
         if not self.ready:
@@ -404,39 +378,31 @@ def look(split: Disentanglement, images: list[Image.Image]) -> Sight:
     return Sight(pictures, joined - split.book.source_mean(), channels[-1], outputs, features)
 
 
-def picture_of(model: Model, image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def picture_of(model: Model, image: Image.Image) -> Pictures:
     """Return what a model sees of an image, (h, w, 3), uint8."""
     return (model.picture(image).numpy() * 255).round().astype(np.uint8)
 
 
 def _view(split: Disentanglement, channel: int, routing: Routing, sources: Tensor, whole: Tensor) -> ChannelView:
     """Return a view from the routing of one channel and sources (n, t, s * kernel) and channels (n, t)."""
-    kernel = split.site.kernel
-    routes = routing.routes[0].long().repeat_interleave(kernel)
-    matrix = split.weight.new_zeros(len(routes), routing.units + 1)
-    matrix[torch.arange(len(routes)), routes] = split.weight[channel]
-    values = (sources.flatten(0, 1) @ matrix.to(sources.dtype)).unflatten(0, sources.shape[:2]).float()
-    present = (routing.sizes()[0] > 0).nonzero().flatten()
-    present = present[present > 0]
-    parts = values[..., present]
+    row = split.weight[channel : channel + 1]
+    sizes = routing.sizes()[0]
+    numbers = [0, *(sizes[1:] > 0).nonzero().flatten().add(1).tolist()]
+    matrix = routing.masked(row, torch.zeros(len(numbers) - 1, dtype=torch.int64), torch.tensor(numbers[1:])).T
+    parts = (sources @ matrix.to(sources.dtype)).float()
     maps = torch.cat([(whole - parts.sum(-1))[..., None], parts], dim=-1)
-    flat = maps.flatten(0, 1)
-    moved = flat - flat.mean(0)
+    moved = maps.flatten(0, 1) - maps.mean((0, 1))
     variance = moved.sum(1).square().mean().clamp(min=1e-12)
-    concepts = [NO_CONCEPT, *routing.concepts[0, present - 1].tolist()]
-    centres = split.book.mean_sources()
-    means = [
-        float("nan") if concept == NO_CONCEPT else float(centres[concept] @ matrix[:, unit])
-        for concept, unit in zip(concepts, [0, *present.tolist()], strict=True)
-    ]
+    concepts = pd.array([NO_CONCEPT, *routing.concepts[0, [unit - 1 for unit in numbers[1:]]].tolist()], dtype="Int64")
+    means = pd.Series(means_on_concepts(row, routing, split.book)[0, numbers].double().numpy())
     units = pd.DataFrame(
         {
-            "unit": [0, *present.tolist()],
-            "concept": pd.array([None if c == NO_CONCEPT else c for c in concepts], dtype="Int64"),
+            "unit": numbers,
+            "concept": pd.Series(concepts).mask(concepts == NO_CONCEPT),
             "name": [split.names.get(concept, "") for concept in concepts],
-            "sources": routing.sizes()[0, [0, *present.tolist()]].tolist(),
+            "sources": sizes[numbers].tolist(),
             "share_of_variance": ((moved * moved.sum(1, keepdim=True)).mean(0) / variance).tolist(),
-            "mean_on_concept": means,
+            "mean_on_concept": means.mask(concepts == NO_CONCEPT),
         }
     )
     return ChannelView(channel, units, maps, routing.reasons[0], routing)

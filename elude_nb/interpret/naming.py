@@ -1,16 +1,16 @@
-"""Names for concepts from labels, with the evidence for each.
+"""Names for concepts from labels or texts, with the evidence for each.
 
-A concept is judged by the images that it likes best. What they share must be more than chance would put there, for
-all concepts and all words that were tried; a concept without such evidence gets no name.
+A concept is judged by its top-activating images. What they share must be more than chance would put there, for all
+concepts and all words that were tried; a concept without such evidence gets no name.
 """
 
 from __future__ import annotations
 
 import html
 import importlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,16 +19,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elude_nb._util.checks import check_count, check_fraction
+from elude_nb._util.checks import check_count, check_fraction, check_kind
 from elude_nb._util.progress import progress_bar
-from elude_nb.core.result import Disentanglement, UniqueNames, check_split
+from elude_nb.core.names import UniqueNames
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.images import Images, ImageSet, as_image_set
-from elude_nb.interpret.find_units import Numbers, holm, pooled
+from elude_nb.interpret.find_units import Numbers, holm, pool_readouts
+from elude_nb.models.load import Model
 from elude_nb.scores.inputs import as_codes, is_constant, unit_vectors
 from elude_nb.scores.judges import ClipJudge
 from elude_nb.scores.labels import Labels
+from elude_nb.scores.similarity import best_images
 
 Whole = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +42,14 @@ class ConceptNames:
     Attributes
     ----------
     table
-        One row a concept: ``concept``, ``name`` ("" where nothing stands out), what fits best, how well, ``p
-        corrected``, and the ``evidence`` in words.
+        One row a concept: ``concept``, ``name`` ("" where nothing is significant), what fits best, how well,
+        ``p_corrected``, and the ``evidence`` in words.
     source
         What the names come from: "labels" or "texts".
     top
         How many images each concept was judged by.
     level
-        Chance of any wrong name that is put up with.
+        Largest acceptable chance of any wrong name.
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -53,7 +57,7 @@ class ConceptNames:
     top: int
     level: float
 
-    @cached_property
+    @property
     def names(self) -> UniqueNames:
         """The concepts that have a name: ``split.with_names(found.names)``.
 
@@ -78,40 +82,40 @@ def name_concepts(
     tokens: str | None = None,
     top: int = 20,
     level: float = 0.05,
-    batch_size: int = 16,
-    progress: bool = False,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> ConceptNames:
-    """Name each concept after the label that its best images share.
+    """Name each concept after the label that its top-activating images share.
 
-    The ``lift`` of a label is its share of the concept's best images over its share of all images. Its p-value is the
+    The ``lift`` of a label is its share of the concept's top images over its share of all images. Its p-value is the
     chance that as many of it or more are among ``top`` images drawn at random (the tail of the hypergeometric
-    distribution), corrected for all concepts and labels (Holm). Of the labels that stand out so, the one with the
-    largest share gives the name; of equal shares, the one with the larger lift.
+    distribution), corrected for all concepts and labels (Holm). Of the significant labels, the one with the largest
+    share gives the name; of equal shares, the one with the larger lift.
 
     If several concepts would have the same name, the one with the smallest p keeps it and the others are numbered in
-    that order: "cat", "cat (2)", "cat (3)".
+    that order: "cat", "cat (2)", "cat (3)". ``names.labels`` has "cat" for all of them.
 
     Parameters
     ----------
     split
         The disentanglement.
     images
-        Where to look; images that the discovery has not seen are the better witnesses.
+        Where to look; images that the discovery has not seen give the better evidence.
     labels
         One an image, (n,); by default those of the images. An empty one counts as an image but gives no name.
     tokens
         By default those of the discovery. An image counts as its highest token.
     top
-        How many of the best images to judge by.
+        How many of a concept's top-activating images to judge it by.
     level
-        Chance of any wrong name that is put up with.
+        Largest acceptable chance of any wrong name.
     batch_size, progress
-        Images in one forward pass, and whether to show a bar.
+        In place of the model's own settings.
 
     Returns
     -------
     ConceptNames
-        The table has ``label``, ``images`` (how many of the top images bear it), ``share``, ``lift`` (both: higher is
+        The table has ``label``, ``images`` (how many of the top images have it), ``share``, ``lift`` (both: higher is
         better) and ``p``; where there is no name, they are those of the label with the smallest p.
 
     Raises
@@ -125,18 +129,18 @@ def name_concepts(
     ``found = name_concepts(split, images)``; look at ``found.table``; then ``split = split.with_names(found.names)``.
     """
     check_split(split, "name_concepts")
-    check_count("batch_size", batch_size)
+    split = split.using(batch_size=batch_size, progress=progress)
     check_fraction("level", level, open_ends=True)
     photos = split.model.inputs(images)
     codes, words = _as_labels(photos.labels if labels is None else labels, len(photos))
     check_count("top", top, 1, len(photos) - 1)
-    best, idle = best_images(split, photos, tokens, top, batch_size, progress=progress)
+    best, constant = _top_images(split, photos, tokens, top)
     naming = np.array([bool(word) for word in words])
     words = [word for word in words if word]
     totals = np.bincount(codes)[naming]  # (l,)
     counts = (codes[best][:, :, None] == np.flatnonzero(naming)).sum(1)  # (g, l)
     p = _enrichment(counts, totals, len(codes), top)
-    p[idle] = 1
+    p[constant] = 1
     corrected, lift = holm(p), counts / top / (totals / len(codes))
     row = np.arange(len(p))
     place = [_choose(p[g], corrected[g] <= level, counts[g], lift[g]) for g in row]
@@ -152,81 +156,7 @@ def name_concepts(
         }
     )
     found = [f"{row.images} of {top} top images, {row.lift:.1f} times the base rate" for row in table.itertuples()]
-    return named(table, "label", found, idle, table["p"].to_numpy(), "labels", top, level)
-
-
-def best_images(
-    split: Disentanglement, images: ImageSet, tokens: str | None, top: int, batch_size: int, *, progress: bool
-) -> tuple[Whole, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Return the best images of each concept, (g, top), and which concepts are the same on all images, (g,)."""
-    readouts = [(split.concept_readout(), 1)]
-    values = pooled(split, images, readouts, tokens=tokens, batch_size=batch_size, progress=progress)  # (n, g)
-    return values.argsort(stable=True, dim=0, descending=True)[:top].T.numpy(), is_constant(values).numpy()
-
-
-def named(
-    table: pd.DataFrame,
-    column: str,
-    evidence: list[str],
-    idle: np.ndarray[Any, Any],
-    order: Numbers,
-    source: str,
-    top: int,
-    level: float,
-) -> ConceptNames:
-    """Give names where the evidence suffices, and say everywhere what it is."""
-    sure = (table["p_corrected"] <= level).to_numpy()
-    words = [word if known else "" for word, known in zip(table[column], sure, strict=True)]
-    table.insert(1, "name", _without_doubles(words, np.argsort(order, kind="stable")))
-    said = []
-    for word, text, known, silent in zip(table[column], evidence, sure, idle, strict=True):
-        doubt = f"no {column} stands out; best {word!r}: {text}"
-        said.append("no name: the same on all images" if silent else text if known else doubt)
-    table["evidence"] = said
-    return ConceptNames(table, source, top, level)
-
-
-def _without_doubles(words: list[str], order: Whole) -> list[str]:
-    """Return words with those that come again numbered, in this order: "cat", then "cat (2)"."""
-    names, taken = list(words), set(words)
-    seen = set[str]()
-    for place in order.tolist():
-        word, number = words[place], 2
-        if word and word in seen:
-            while f"{word} ({number})" in taken:
-                number += 1
-            names[place] = f"{word} ({number})"
-            taken.add(names[place])
-        seen.add(word)
-    return names
-
-
-def _as_labels(labels: Labels | None, n: int) -> tuple[Whole, list[str]]:
-    """Return the labels' codes (n,) and their names in sorted order, without blanks at the ends."""
-    if labels is None:
-        raise ValueError("The images have no labels; give labels=, one an image, or use name_concepts_by_text.")
-    given = pd.Series(list(labels.cpu().numpy() if isinstance(labels, Tensor) else labels), dtype=object)
-    codes, words = as_codes(given.where(given.isna(), given.astype(str).str.strip()), n, classes=2)
-    return codes.numpy(), words
-
-
-def _enrichment(counts: Whole, totals: Whole, n: int, top: int) -> Numbers:
-    """Return the chance of so many images of a label or more among ``top`` of ``n`` drawn at random, (g, l)."""
-    from scipy.stats import hypergeom
-
-    p: Numbers = hypergeom.sf(counts - 1, n, totals, top)
-    return p
-
-
-def _choose(p: Numbers, stands_out: np.ndarray[Any, Any], counts: Whole, lift: Numbers) -> int:
-    """Return the label that names a concept; if none stands out, the one with the smallest p."""
-    if not stands_out.any():
-        return int(p.argmin())
-    return max(np.flatnonzero(stands_out).tolist(), key=lambda place: (counts[place], lift[place]))
-
-
-_AT_ONCE = 1 << 22  # numbers drawn at once: 32 MB
-_ROUNDING = 1e-9  # a draw of the very same images may differ by so much
+    return ConceptNames(_with_names(table, found, constant, table["p"], level), "labels", top, level)
 
 
 class TextImageEncoder(Protocol):
@@ -251,12 +181,12 @@ def name_concepts_by_text(
     level: float = 0.05,
     draws: int = 10_000,
     seed: int = 0,
-    batch_size: int = 16,
-    progress: bool = False,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> ConceptNames:
-    """Name each concept after the text that lies nearer to its best images than to the others.
+    """Name each concept after the text that lies nearer to its top-activating images than to the others.
 
-    The score of a text is its mean cosine with the concept's best images less that with all images: a text that fits
+    The score of a text is its mean cosine with the concept's top images less that with all images: a text that fits
     everything names nothing. ``z`` is the score over what it would vary by if the images were drawn at random, so that
     texts can be compared; the text with the largest ``z`` is the candidate. Its p-value is the chance that the best
     text of ``top`` images drawn at random does so well, which corrects for the number of texts; Holm's correction does
@@ -272,14 +202,14 @@ def name_concepts_by_text(
         CLIP or its like: `open_clip_encoder`, a `ClipJudge`, or an object of yours with the two methods of
         `TextImageEncoder`.
     template
-        What the encoder gets to read of a text, such as ``"a photo of a {}"``.
+        What the encoder reads of a text, such as ``"a photo of a {}"``.
     draws, seed
         How many sets of images are drawn at random; at least the number of concepts over ``level``.
 
     Returns
     -------
     ConceptNames
-        The table has ``text``, ``cosine`` with the best images, ``above_all`` (the score), ``z`` (higher is better,
+        The table has ``text``, ``cosine`` with the top images, ``above_all`` (the score), ``z`` (higher is better,
         0 is chance) and ``p`` of the text with the largest z, named or not.
 
     Raises
@@ -291,24 +221,24 @@ def name_concepts_by_text(
         embedding has the wrong shape, there are no more than ``top`` images, or the routing has no concepts.
     """
     check_split(split, "name_concepts_by_text")
+    split = split.using(batch_size=batch_size, progress=progress)
     check_fraction("level", level, open_ends=True)
     words, photos = _as_texts(texts), as_image_set(images)
     check_count("top", top, 1, len(photos) - 1)
     _check_encoder(encoder, template)
-    if check_count("draws", draws) + 1 < len(split.book) / level:
+    fewest = int(np.ceil(len(split.book) / level))
+    if check_count("draws", draws) + 1 < fewest:
         raise ValueError(
-            f"draws={draws} are too few to tell level={level} with {len(split.book)} concepts; give at least "
-            f"{int(np.ceil(len(split.book) / level))}."
+            f"draws={draws} are too few to tell level={level} with {len(split.book)} concepts; give at least {fewest}."
         )
-    best, idle = best_images(split, photos, tokens, top, batch_size, progress=progress)
-    prompts = [template.replace("{}", word) for word in words]
-    cosines = _cosines(encoder, photos, prompts, batch_size, progress=progress)  # (n, m)
+    best, constant = _top_images(split, photos, tokens, top)
+    cosines = _cosines(split.model, encoder, photos, [template.replace("{}", word) for word in words])  # (n, m)
     standard = _standard(cosines, top)
     z = standard[best].mean(1)  # (g, m)
     place, row = z.argmax(1), np.arange(len(z))
     null = _largest_by_chance(standard, top, draws, seed)
     p = (1 + (null >= z.max(1)[:, None] - _ROUNDING).sum(1)) / (draws + 1)
-    p[idle] = 1
+    p[constant] = 1
     cosine = cosines[best].mean(1)[row, place]
     table = pd.DataFrame(
         {
@@ -323,7 +253,7 @@ def name_concepts_by_text(
     )
     pairs = zip(table["above_all"], table["z"], strict=True)
     found = [f"cosine {score:+.3f} against all images, z = {size:.1f}" for score, size in pairs]
-    return named(table, "text", found, idle, -table["z"].to_numpy(), "texts", top, level)
+    return ConceptNames(_with_names(table, found, constant, -table["z"], level), "texts", top, level)
 
 
 def open_clip_encoder(name: str, pretrained: str | None = None) -> TextImageEncoder:
@@ -356,40 +286,104 @@ def open_clip_encoder(name: str, pretrained: str | None = None) -> TextImageEnco
     return ClipJudge.from_open_clip(model.eval(), preprocess, open_clip.get_tokenizer(name), ("an image",))
 
 
+# ---------------------------------------------------------------- of both
+
+
+def _top_images(split: Disentanglement, images: ImageSet, tokens: str | None, top: int) -> tuple[Whole, Flags]:
+    """Return the top-activating images of each concept, (g, top), and which concepts are constant, (g,)."""
+    values = pool_readouts(split, images, [(split.concept_readout(), torch.tensor(1))], tokens)  # (n, g)
+    return best_images(values, top).T.numpy(), is_constant(values).numpy()
+
+
+def _with_names(
+    table: pd.DataFrame, evidence: list[str], constant: Flags, order: pd.Series[float], level: float
+) -> pd.DataFrame:
+    """Return the table with a name where the evidence suffices, the smallest of ``order`` first, and the evidence."""
+    kind = str(table.columns[1])
+    sure = table["p_corrected"] <= level
+    names = _without_doubles(table[kind].where(sure, "").tolist(), np.argsort(order.to_numpy(), kind="stable"))
+    table.insert(1, "name", names)
+    doubts = [f"no {kind} stands out; best {word!r}: {text}" for word, text in zip(table[kind], evidence, strict=True)]
+    said = np.where(sure, evidence, doubts)
+    return table.assign(evidence=np.where(constant, "no name: the same on all images", said))
+
+
+def _without_doubles(words: list[str], order: Whole) -> list[str]:
+    """Return words with those that come again numbered, in this order: "cat", then "cat (2)"."""
+    names, taken = list(words), set(words)
+    seen = set[str]()
+    for place in order.tolist():
+        word, number = words[place], 2
+        if word and word in seen:
+            while f"{word} ({number})" in taken:
+                number += 1
+            names[place] = f"{word} ({number})"
+            taken.add(names[place])
+        seen.add(word)
+    return names
+
+
+# ---------------------------------------------------------------- of labels
+
+
+def _as_labels(labels: Labels | None, n: int) -> tuple[Whole, list[str]]:
+    """Return the labels' codes (n,) and their names in sorted order, without blanks at the ends."""
+    if labels is None:
+        raise ValueError("The images have no labels; give labels=, one an image, or use name_concepts_by_text.")
+    given = pd.Series(list(labels.cpu().numpy() if isinstance(labels, Tensor) else labels), dtype=object)
+    codes, words = as_codes(given.where(given.isna(), given.astype(str).str.strip()), n, classes=2)
+    return codes.numpy(), words
+
+
+def _enrichment(counts: Whole, totals: Whole, n: int, top: int) -> Numbers:
+    """Return the chance of so many images of a label or more among ``top`` of ``n`` drawn at random, (g, l)."""
+    from scipy.stats import hypergeom
+
+    p: Numbers = hypergeom.sf(counts - 1, n, totals, top)
+    return p
+
+
+def _choose(p: Numbers, significant: Flags, counts: Whole, lift: Numbers) -> int:
+    """Return the label that names a concept; if none is significant, the one with the smallest p."""
+    if not significant.any():
+        return int(p.argmin())
+    return max(np.flatnonzero(significant).tolist(), key=lambda place: (counts[place], lift[place]))
+
+
+# ---------------------------------------------------------------- of texts
+
+_AT_ONCE = 1 << 22  # numbers drawn at once: 32 MB
+_ROUNDING = 1e-9  # a draw of the very same images may differ by so much
+
+
 def _as_texts(texts: Sequence[str]) -> list[str]:
-    """Return texts without blanks at the ends; a lone word is one text, not its letters."""
+    """Return texts without blanks at the ends; a single word is one text, not its letters."""
     given = [texts] if isinstance(texts, str) else list(texts)
-    wrong = [text for text in given if not isinstance(text, str)]
-    if wrong:
-        raise TypeError(f"texts must be words or phrases, not {wrong[0]!r} ({type(wrong[0]).__name__}).")
+    for text in given:
+        check_kind("texts", text, str, "words or phrases")
     words = [text.strip() for text in given]
-    if not all(words) or not words:
+    if not words or not all(words):
         raise ValueError("texts must be words or phrases to choose from, such as ['a dog', 'a wheel']; none is empty.")
-    twice = {word for word in words if words.count(word) > 1}
-    if twice:
-        raise ValueError(f"texts hold {sorted(twice)[0]!r} more than once; give each text once.")
+    word, count = Counter(words).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"texts hold {word!r} more than once; give each text once.")
     return words
 
 
 def _check_encoder(encoder: TextImageEncoder, template: str) -> None:
     if not all(callable(getattr(encoder, method, None)) for method in ("encode_images", "encode_texts")):
-        raise TypeError(
-            f"encoder must have encode_images and encode_texts, as open_clip_encoder(...) has, not "
-            f"{type(encoder).__name__}."
-        )
+        kind = type(encoder).__name__
+        raise TypeError(f"encoder must have encode_images and encode_texts, as open_clip_encoder(...) has, not {kind}.")
     if "{}" not in template:
         raise ValueError(f"template={template!r} has no place for a text; write {{}} there, as in 'a photo of a {{}}'.")
 
 
-def _cosines(
-    encoder: TextImageEncoder, images: ImageSet, prompts: list[str], batch_size: int, *, progress: bool
-) -> Numbers:
+def _cosines(model: Model, encoder: TextImageEncoder, images: ImageSet, prompts: list[str]) -> Numbers:
     """Return the cosine of each image with each text, (n, m)."""
-    starts = range(0, len(images), batch_size)
+    starts, parts = range(0, len(images), model.batch_size), []
     with torch.no_grad():
-        parts = []
-        for start in progress_bar(starts, description="embeddings", show=progress, unit="batch"):
-            batch = list(images[start : start + batch_size])
+        for start in progress_bar(starts, description="embeddings", show=model.progress, unit="batch"):
+            batch = list(images[start : start + model.batch_size])
             parts.append(_directions("images", encoder.encode_images(batch), len(batch)))
         texts = _directions("texts", encoder.encode_texts(prompts), len(prompts))
     if parts[0].shape[1] != texts.shape[1]:

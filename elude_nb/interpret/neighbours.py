@@ -1,4 +1,4 @@
-"""What an image is like to a model: its nearest neighbours before and after an edit."""
+"""The nearest neighbours of an image, before and after an edit."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from elude_nb._util.checks import check_count, check_kind
 from elude_nb.core.edit import Edit
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.images import Images, ImageSet
+from elude_nb.scores.fidelity import nearest_neighbours
 from elude_nb.steering.heads import read_outputs
 
 
@@ -27,7 +28,7 @@ class Neighbours:
     image
         The image.
     among
-        The images searched; they are embedded by the model as it is.
+        The images searched; their features are those of the model as it is.
     found
         For each name (``"as it is"`` first, then the edits'), the numbers of the neighbours, the nearest first.
     cosines
@@ -41,7 +42,7 @@ class Neighbours:
 
     @property
     def labels(self) -> pd.DataFrame:
-        """How many neighbours bear each label: one row a name, one column a label."""
+        """How many neighbours have each label: one row a name, one column a label."""
         names = self.among.labels or self.among.names
         counts = {name: Counter(names[i] for i in numbers) for name, numbers in self.found.items()}
         columns = sorted({label for count in counts.values() for label in count})
@@ -54,11 +55,12 @@ def find_neighbours(
     split: Disentanglement,
     image: Image.Image,
     among: Images,
-    edits: dict[str, Edit],
+    edits: Mapping[str, Edit],
     *,
     k: int = 6,
     outputs: Tensor | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> Neighbours:
     """Find the nearest neighbours of an image, as the model is and under each edit.
 
@@ -76,8 +78,8 @@ def find_neighbours(
         How many neighbours.
     outputs
         The `read_outputs` (n, e) of ``among``, if they are there already.
-    batch_size
-        Images in one forward pass.
+    batch_size, progress
+        In place of the model's own settings.
 
     Returns
     -------
@@ -93,25 +95,57 @@ def find_neighbours(
     """
     check_split(split, "find_neighbours")
     check_kind("edits", edits, Mapping, "a mapping of names to edits, such as {'no cats': Edit.ablate(concept=12)}")
-    photos = split.model.inputs(among)
+    model = split.model.using(batch_size=batch_size, progress=progress)
+    photos = model.inputs(among)
     check_count("k", k, 1, len(photos))
     contexts = {name: split.edit(edit) for name, edit in edits.items()}  # wrong ones are found before anything runs
     if outputs is None:
-        outputs = read_outputs(split.model, photos, batch_size=batch_size)
+        outputs = read_outputs(model, photos)
     if len(outputs) != len(photos):
         raise ValueError(f"outputs has {len(outputs)} rows for {len(photos)} images; take read_outputs of the same.")
-    queries = {"as it is": read_outputs(split.model, [image])}
+    queries = {"as it is": read_outputs(model, [image])}
     for name, context in contexts.items():
         with context:
-            queries[name] = read_outputs(split.model, [image])
-    ranked = {name: _nearest(query, outputs, k) for name, query in queries.items()}
+            queries[name] = read_outputs(model, [image])
+    names = photos.labels or photos.names
+    ranked = {name: rank_neighbours(query[0], outputs, names, k) for name, query in queries.items()}
     return Neighbours(
-        image, photos, {name: numbers for name, (numbers, _) in ranked.items()}, {n: c for n, (_, c) in ranked.items()}
+        image,
+        photos,
+        {name: tuple(table["image"]) for name, table in ranked.items()},
+        {name: tuple(table["cosine"]) for name, table in ranked.items()},
     )
 
 
-def _nearest(query: Tensor, outputs: Tensor, k: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    mean = outputs.mean(0)
-    cosines = torch.nn.functional.cosine_similarity(query - mean, outputs - mean, dim=1)
-    best: Sequence[Tensor] = cosines.topk(k)
-    return tuple(best[1].tolist()), tuple(best[0].tolist())
+def rank_neighbours(
+    query: Tensor, among: Tensor, labels: Sequence[str], k: int, *, leave_out: int | None = None
+) -> pd.DataFrame:
+    """Return the nearest of ``among`` (n, e) to ``query`` (e,), as `find_neighbours` ranks them.
+
+    Parameters
+    ----------
+    query, among
+        Features; the mean over ``among`` is taken away from both, then the cosine counts.
+    labels
+        One for each of ``among``.
+    k
+        How many; fewer if there are not so many.
+    leave_out
+        The number of the image itself, if it is among them.
+
+    Returns
+    -------
+    DataFrame
+        ``rank`` from 1, ``image``, ``label`` and ``cosine``.
+
+    Examples
+    --------
+    >>> rank_neighbours(torch.tensor([1.0, 0.0]), torch.eye(2), ["a", "b"], 1)["label"].tolist()
+    ['a']
+    """
+    mean = among.mean(0)
+    itself = None if leave_out is None else torch.tensor([leave_out])
+    most = len(among) - (leave_out is not None)
+    cosines, numbers = nearest_neighbours((query - mean)[None], among - mean, min(k, most), leave_out=itself)
+    table = pd.DataFrame({"rank": range(1, numbers.shape[1] + 1), "image": numbers[0].tolist()})
+    return table.assign(label=[labels[number] for number in numbers[0]], cosine=cosines[0].tolist())

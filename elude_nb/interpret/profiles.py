@@ -14,12 +14,29 @@ from elude_nb.errors import SiteError
 DETAILS = ("part", "head", "source")
 
 
-def places_of_sources(split: Disentanglement) -> tuple[list[int], list[str], Tensor]:
+Places = tuple[list[int], list[str], Tensor]
+
+
+def places_of_sources(split: Disentanglement) -> Places:
     """Return blocks, parts, and for each source its block and part as one number, block * parts + part, (s,)."""
     table = split.site.source_table(split.model.network)
     block, blocks = pd.factorize(table["block"].fillna(0).astype(int), sort=True)
     part, parts = pd.factorize(table["part"], sort=True)
     return [int(b) for b in blocks], [str(p) for p in parts], torch.from_numpy(block * len(parts) + part)
+
+
+def sum_by_place(contributions: Tensor, places: Places) -> list[pd.DataFrame]:
+    """Return for each row of contributions (r, s) their sums: one row a block, one column a part."""
+    blocks, parts, codes = places
+    sums = contributions.new_zeros(len(contributions), len(blocks) * len(parts)).index_add_(1, codes, contributions)
+    index, columns = pd.Index(blocks, name="block"), pd.Index(parts, name="part")
+    return [pd.DataFrame(row.reshape(len(blocks), -1), index=index, columns=columns) for row in sums.numpy()]
+
+
+def mean_contributions(split: Disentanglement, channels: Tensor | int, concepts: Tensor | int) -> Tensor:
+    """Return each source's mean contribution to a channel on a concept, above the mean over all tokens, (r, s)."""
+    products = split.weight[channels] * split.book.mean_sources()[concepts]
+    return products.unflatten(-1, (-1, split.site.kernel)).sum(-1)
 
 
 def depth_profile(split: Disentanglement, concept: int) -> pd.DataFrame:
@@ -44,14 +61,10 @@ def depth_profile(split: Disentanglement, concept: int) -> pd.DataFrame:
     if not len(channels):
         raise ValueError(f"No sub-unit belongs to concept {concept}; see .units for those that have some.")
     mine = routing.routes[channels] == (places + 1)[:, None]  # (c, s)
-    products = split.weight[channels] * split.book.mean_sources()[concept]
-    products = products.unflatten(1, (-1, split.site.kernel)).sum(2) * mine
     scale = split.signs[channels, places + 1] / split.channel_variance[channels].sqrt().clamp(min=1e-12)
-    table = split.site.source_table(split.model.network)
-    table["contribution"] = (products * scale.to(products)[:, None]).sum(0).numpy()
-    table["block"] = table["block"].fillna(0).astype(int)
-    found: pd.DataFrame = table.pivot_table("contribution", "block", "part", aggfunc="sum", fill_value=0.0)
-    return found
+    products = mean_contributions(split, channels, concept) * mine
+    total = (products * scale.to(products)[:, None]).sum(0, keepdim=True)
+    return sum_by_place(total, places_of_sources(split))[0]
 
 
 def spatial_profile(split: Disentanglement, maps: Tensor) -> Tensor:
@@ -100,7 +113,7 @@ def route_table(split: Disentanglement, channel: int, *, detail: str = "part") -
     Raises
     ------
     ValueError
-        If the channel was left alone, or there is no such channel or detail.
+        If the channel was not split, or there is no such channel or detail.
     """
     check_split(split)
     check_count("channel", channel, 0, split.site.channels - 1)
@@ -123,42 +136,16 @@ def route_table(split: Disentanglement, channel: int, *, detail: str = "part") -
     return grouped.sum(min_count=1).reset_index().sort_values("unit", kind="stable", ignore_index=True)
 
 
-def part_table(split: Disentanglement, channel: int, *, by: str = "contribution") -> pd.DataFrame:
-    """Return what the sub-units of a channel are made of: one row a sub-unit, one column a (block, part) of the site.
-
-    Parameters
-    ----------
-    split, channel
-        The channel, which must have been split.
-    by
-        ``"contribution"``: absolute mean contributions on the sub-unit's concept, summed; ``"sources"``: their number.
-
-    Raises
-    ------
-    ValueError
-        If the channel was left alone, or there is no such channel or quantity.
-    """
-    column = {"contribution": "magnitude", "sources": "sources"}[check_choice("by", by, ("contribution", "sources"))]
-    table = route_table(split, channel)
-    found: pd.DataFrame = table[table["unit"] > 0].pivot_table(
-        column, "unit", ["block", "part"], aggfunc="sum", fill_value=0.0
-    )
-    return found
-
-
 def _amounts(split: Disentanglement, channel: int, routes: Tensor) -> tuple[Tensor, Tensor]:
     """Return each source's mean contribution on the concept of its unit, NaN without one, and its magnitude."""
     concepts = split.routing.concepts[channel]
     owned = concepts[concepts != NO_CONCEPT]
     every = owned if len(owned) else torch.arange(len(split.book))
-    products = (split.weight[channel] * split.book.mean_sources()[every]).unflatten(1, (-1, split.site.kernel)).sum(2)
+    products = mean_contributions(split, channel, every)
     means, magnitudes = torch.full_like(products[0], torch.nan), products.abs().mean(0)
     for row, concept in enumerate(owned.tolist()):
         mine = torch.isin(routes, 1 + (concepts == concept).nonzero().flatten())
-        means, magnitudes = (
-            torch.where(mine, products[row], means),
-            torch.where(mine, products[row].abs(), magnitudes),
-        )
+        means[mine], magnitudes[mine] = products[row, mine], products[row, mine].abs()
     return means, magnitudes
 
 
@@ -176,7 +163,7 @@ def _places(table: pd.DataFrame, detail: str) -> list[str]:
     return names
 
 
-def find_speakers(split: Disentanglement, sources: Tensor, *, count: int = 12) -> pd.DataFrame:
+def find_contributors(split: Disentanglement, sources: Tensor, *, count: int = 12) -> pd.DataFrame:
     """Return the sub-units that are most active at one token.
 
     Parameters
@@ -184,7 +171,7 @@ def find_speakers(split: Disentanglement, sources: Tensor, *, count: int = 12) -
     split
         The disentanglement.
     sources
-        The token's sources less their mean over the discovery, (s * kernel,), as `elude_nb.interpret.gallery.look` returns them.
+        The token's sources less their mean over the discovery, (s * kernel,), as `Gallery.sources_of` returns them.
     count
         How many.
 
@@ -205,21 +192,19 @@ def find_speakers(split: Disentanglement, sources: Tensor, *, count: int = 12) -
         raise ValueError(f"sources must be ({width},), those of one token, not {tuple(sources.shape)}.")
     products = (split.weight * sources.to(split.weight)).unflatten(1, (-1, split.site.kernel)).sum(2)  # (d, s)
     empty = products.new_zeros(len(products), split.routing.units + 1)
-    values = empty.scatter_add_(1, split.routing.routes.long(), products) * split.signs
+    values = (empty.scatter_add_(1, split.routing.routes.long(), products) * split.signs)[:, 1:]  # (d, k)
     deviations = values / split.channel_variance.to(values).sqrt().clamp(min=1e-12)[:, None]
-    deviations[:, 0] = -torch.inf  # the shared unit says nothing by itself
-    deviations.masked_fill_(split.routing.sizes() == 0, -torch.inf)
-    best = deviations.flatten().topk(min(count, deviations.numel())).indices
-    best = best[deviations.flatten()[best].isfinite()]
-    channels, units = (best // deviations.shape[1]).tolist(), (best % deviations.shape[1]).tolist()
-    concepts = [int(split.routing.concepts[c, u - 1]) for c, u in zip(channels, units, strict=True)]
+    channels, places = (split.routing.sizes()[:, 1:] > 0).nonzero(as_tuple=True)
+    best = deviations[channels, places].topk(min(count, len(channels))).indices
+    channels, places = channels[best], places[best]
+    concepts = split.routing.concepts[channels, places].tolist()
     return pd.DataFrame(
         {
-            "channel": channels,
-            "unit": units,
+            "channel": channels.tolist(),
+            "unit": (places + 1).tolist(),
             "concept": pd.array([None if c == NO_CONCEPT else c for c in concepts], dtype="Int64"),
             "name": [split.names.get(concept, "") for concept in concepts],
-            "activation": values.flatten()[best].tolist(),
-            "deviations": deviations.flatten()[best].tolist(),
+            "activation": values[channels, places].tolist(),
+            "deviations": deviations[channels, places].tolist(),
         }
     )

@@ -1,6 +1,6 @@
 """The intruder test for people: questions about whole channels and about sub-units of the same channels, mixed.
 
-Questions are those that `elude_nb.scores` asks an embedding; here people answer them, and nobody is told which kind of
+Questions are those that `elude_nb.scores` asks an embedding; here people answer them, without being told which kind of
 unit a question is about.
 """
 
@@ -16,14 +16,15 @@ import pandas as pd
 import torch
 
 from elude_nb._util.checks import check_count, check_kind
-from elude_nb._util.files import write_aside
+from elude_nb._util.files import atomic_write
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.scores.intruder import IntruderTrial, guess_by_embedding, make_trials
 
 CHANNEL, SUB_UNIT = "channel", "sub-unit"
 KINDS = (CHANNEL, SUB_UNIT)
 _BEST = 10  # images of a unit that questions are drawn from, as in the automatic test; of few images, a tenth
-_Pairs = list[tuple[int, int]]
+_TYPES = {"round": "int64", "question": "int64", "channel": "int64", "unit": "Int64", "answer": "int64"}
+_TYPES |= {"intruder": "int64", "right": "bool", "seconds": "float64"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,9 @@ class Share:
         return f"{self.right} of {self.count} right, {self.share:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
+_Both = tuple[Question, Question]
+
+
 def share_of(right: int, count: int) -> Share:
     """Return right answers out of ``count`` with their interval.
 
@@ -103,7 +107,7 @@ def make_questions(
     """Draw channels, one sub-unit of each, a question about either, and mix them.
 
     Activations of images are the largest over their patches; a sub-unit that is low on its concept is turned round.
-    What a unit likes are its ten best images, as in the automatic test, or the best tenth of fewer than a hundred.
+    A unit's top-activating images are ten, as in the automatic test, or a tenth of fewer than a hundred.
 
     Parameters
     ----------
@@ -131,50 +135,45 @@ def make_questions(
         raise ValueError(f"Questions of {size} images need {2 * (size - 1)} images to draw from; {n} are ready.")
     state = [int(word) for word in np.random.SeedSequence(check_count("seed", seed, 0)).generate_state(3)]
     rng = np.random.default_rng(state[0])
-    questions = (
-        _drawn(gallery, per_kind, size, state, rng) if units is None else _chosen(gallery, list(units), size, state)
-    )
+    asked = _draw(gallery, per_kind, size, state, rng) if units is None else _choose(gallery, list(units), size, state)
+    questions = list(dict.fromkeys(question for both in asked for question in both))  # a channel's once
     return tuple(questions[place] for place in rng.permutation(len(questions)))
 
 
-def _drawn(gallery: Gallery, per_kind: int, size: int, state: list[int], rng: np.random.Generator) -> list[Question]:
+def _draw(gallery: Gallery, per_kind: int, size: int, state: list[int], rng: np.random.Generator) -> list[_Both]:
     table = gallery.split.units
     numbers = table[table["unit"] > 0].groupby("channel")["unit"].agg(list)
     order = rng.permutation(numbers.index.to_numpy())
-    found: list[tuple[Question, Question]] = []
+    found: list[_Both] = []
     step = max(2 * per_kind, 8)
     for start in range(0, len(order), step):  # twice as many as are needed are mostly enough
         pairs = [(int(c), int(rng.choice(numbers[c]))) for c in order[start : start + step]]
-        of_channels, of_units = _ask(gallery, pairs, size, state)
-        found += [(of_channels[p], of_units[p]) for p in pairs if p in of_channels and p in of_units]
+        found += _ask(gallery, pairs, size, state).values()
         if len(found) >= per_kind:
-            return [question for both in found[:per_kind] for question in both]
+            return found[:per_kind]
     raise ValueError(
         f"Only {len(found)} of {len(order)} split channels raise enough of the {len(gallery)} images for a question, "
         f"themselves and by their sub-unit; per_kind={per_kind} asks for more. Take fewer, or more images."
     )
 
 
-def _chosen(gallery: Gallery, pairs: _Pairs, size: int, state: list[int]) -> list[Question]:
+def _choose(gallery: Gallery, pairs: list[tuple[int, int]], size: int, state: list[int]) -> list[_Both]:
     if not pairs or any(unit < 1 for _, unit in pairs):
         raise ValueError(f"units={pairs} must be sub-units, (channel, number) with numbers from 1; see split.units.")
-    of_channels, of_units = _ask(gallery, pairs, size, state)
-    dull = [pair for pair in pairs if pair not in of_channels or pair not in of_units]
+    asked = _ask(gallery, pairs, size, state)
+    dull = [pair for pair in pairs if pair not in asked]
     if dull:
         raise ValueError(f"Too few of the {len(gallery)} images raise {dull} or their channels; leave these out.")
-    whole = {question.channel: question for question in of_channels.values()}
-    return [*whole.values(), *(of_units[pair] for pair in dict.fromkeys(pairs))]
+    of_channels = {channel: both[0] for (channel, _), both in asked.items()}
+    return [(of_channels[channel], both[1]) for (channel, _), both in asked.items()]
 
 
-def _ask(
-    gallery: Gallery, pairs: _Pairs, size: int, state: list[int]
-) -> tuple[dict[tuple[int, int], Question], dict[tuple[int, int], Question]]:
-    """Return a question about each pair's channel and about its sub-unit, where there is one."""
-    top = min(_BEST, max(size - 1, len(gallery) // 10))  # the ten best of twenty would not be what a unit likes best
+def _ask(gallery: Gallery, pairs: list[tuple[int, int]], size: int, state: list[int]) -> dict[tuple[int, int], _Both]:
+    """Return a question about each pair's channel and one about its sub-unit, where there are both."""
+    top = min(_BEST, max(size - 1, len(gallery) // 10))  # of twenty images, ten are no longer the top
+    channels, units = torch.tensor(pairs).T
     whole = gallery.maps_of([(channel, 0) for channel, _ in pairs]).amax(1)  # (n, u)
-    parts = gallery.maps_of(pairs)  # (n, t, u)
-    signs = torch.stack([gallery.split.signs[channel, unit] for channel, unit in pairs])
-    parts = (parts * signs).amax(1)  # (n, u)
+    parts = (gallery.maps_of(pairs) * gallery.split.signs[channels, units]).amax(1)
     asked = []
     # Other seeds for either kind: with one, the intruder would stand at the same place in a channel and its sub-unit.
     for kind, values, seed in zip(KINDS, (whole, parts), state[1:], strict=True):
@@ -182,9 +181,9 @@ def _ask(
         for trial in make_trials(values, size=size, top=top, trials_per_unit=1, seed=seed):
             channel, unit = pairs[trial.unit]
             number = unit if kind == SUB_UNIT else None
-            of_kind[pairs[trial.unit]] = Question(kind, channel, number, replace(trial, unit=channel))
+            of_kind[channel, unit] = Question(kind, channel, number, replace(trial, unit=channel))
         asked.append(of_kind)
-    return asked[0], asked[1]
+    return {pair: (asked[0][pair], asked[1][pair]) for pair in pairs if pair in asked[0] and pair in asked[1]}
 
 
 class Quiz:
@@ -195,7 +194,7 @@ class Quiz:
     questions
         From `make_questions`; without any, the first round begins with `restart`.
     clock
-        Tells the seconds.
+        Returns the time in seconds.
 
     Attributes
     ----------
@@ -281,10 +280,8 @@ class Quiz:
         Then ``answer`` and ``intruder`` (places of images, from 0, as `elude_nb.scores.grade` takes them), ``right``
         and ``seconds``. ``unit`` is missing for whole channels.
         """
-        types = {"round": "int64", "question": "int64", "channel": "int64", "unit": "Int64", "answer": "int64"}
-        types |= {"intruder": "int64", "right": "bool", "seconds": "float64"}
-        columns = ["player", "round", "question", "kind", *list(types)[2:]]
-        return pd.DataFrame(self._rows, columns=columns).astype(types)
+        columns = ["player", "round", "question", "kind", *list(_TYPES)[2:]]
+        return pd.DataFrame(self._rows, columns=columns).astype(_TYPES)
 
     def score(self) -> dict[str, Share]:
         """Return how many answers of this round were right, for each kind of unit."""
@@ -304,6 +301,6 @@ class Quiz:
         return found
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the results to a file, which appears whole or not at all; ``OSError`` if it cannot be written."""
-        with write_aside(path) as aside:
+        """Write the results to a file, by an atomic write; ``OSError`` if it cannot be written."""
+        with atomic_write(path) as aside:
             self.results.to_csv(aside, index=False)

@@ -1,9 +1,9 @@
-"""Fidelity: what is lost when reconstructions stand in for the model's activations. Arrays in, numbers out."""
+"""Fidelity of reconstructions that replace a model's activations; neighbours, probe and ridge for all modules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,9 @@ from torch import Tensor
 from elude_nb._util.checks import check_count
 from elude_nb.core.verify import Comparison
 from elude_nb.scores.inputs import Array, as_codes, as_embeddings, is_constant, unit_vectors
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 _ROWS_AT_ONCE = 1024
 
@@ -115,11 +118,38 @@ def neighbour_agreement(original: Array, changed: Array, k: int = 10) -> float:
     """
     x, y = _pair(original, changed)
     check_count("k", k, 1, len(x) - 1)
-    kept = [
-        (a[:, :, None] == b[:, None]).any(2).double().mean(1)
-        for a, b in zip(_neighbours(x, k), _neighbours(y, k), strict=True)
-    ]
-    return float(torch.cat(kept).mean())
+    numbers = torch.arange(len(x))
+    a, b = (nearest_neighbours(z - z.mean(0), z - z.mean(0), k, leave_out=numbers)[1] for z in (x, y))
+    return float((a[:, :, None] == b[:, None]).any(2).double().mean(1).mean())
+
+
+def nearest_neighbours(
+    queries: Tensor, among: Tensor, k: int, *, leave_out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the cosines and the numbers of the ``k`` rows nearest to each query, (q, k) each, the nearest first.
+
+    Parameters
+    ----------
+    queries, among
+        (q, e) and (n, e). The cosine counts: centre both beforehand if what all rows have in common should not.
+    k
+        How many, at most n; with ``leave_out`` fewer than n.
+    leave_out
+        One row for each query that is not its neighbour, (q,): the query itself.
+
+    Examples
+    --------
+    >>> nearest_neighbours(torch.tensor([[2.0, 1.0]]), torch.eye(2), 2)[1].tolist()
+    [[0, 1]]
+    """
+    units, found = unit_vectors(among), []
+    for rows in torch.arange(len(queries)).split(_ROWS_AT_ONCE):
+        cosines = unit_vectors(queries[rows]) @ units.T
+        if leave_out is not None:
+            cosines[torch.arange(len(rows)), leave_out[rows]] = -torch.inf
+        found.append(cosines.topk(k, dim=1))
+    values, numbers = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return values, numbers
 
 
 def knn_accuracy(
@@ -127,8 +157,8 @@ def knn_accuracy(
 ) -> float:
     """Return the accuracy of a k-nearest-neighbour classifier (cosine), in [0, 1]; higher is better.
 
-    Compare it with `chance_accuracy`. Nothing is drawn: the caller chooses both sets of images. A label that was not
-    trained on is never guessed.
+    Compare it with `chance_accuracy`. The caller chooses both sets of images. A label without training images is never
+    predicted.
 
     Parameters
     ----------
@@ -137,7 +167,7 @@ def knn_accuracy(
     test, test_labels
         Embeddings of other images, of the original or the changed model, and their labels.
     k
-        Nearest neighbours that vote, at most n.
+        How many nearest neighbours vote, at most n.
 
     Raises
     ------
@@ -178,19 +208,35 @@ def probe_accuracy(train: Array, train_labels: Sequence[Any], test: Array, test_
     >>> probe_accuracy(torch.eye(2), ["cat", "dog"], torch.tensor([[0.9, 0.2], [0.3, 0.8]]), ["cat", "dog"])
     1.0
     """
+    x, train_names, y, test_names = _labelled(train, train_labels, test, test_labels)
+    return float(fit_probe(x, train_names).score(y, test_names))
+
+
+def fit_probe(embeddings: _Values, labels: Sequence[Any] | _Values) -> Pipeline:
+    """Return a linear probe fitted on embeddings (n, e): ``StandardScaler``, then ``LogisticRegression``."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x, train_names, y, test_names = _labelled(train, train_labels, test, test_labels)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    return float(probe.fit(x, train_names).score(y, test_names))
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(embeddings, labels)
+
+
+def ridge(inputs: Tensor, targets: Tensor, strength: float) -> Tensor:
+    """Return the matrix (u, d) of a ridge regression without offset, from inputs (t, u) to targets (t, d).
+
+    It minimises ``|targets - inputs matrix|^2 + strength |matrix|^2``, in float64.
+    """
+    from sklearn.linear_model import Ridge
+
+    fitted = Ridge(strength, fit_intercept=False).fit(inputs.double().numpy(), targets.double().numpy())
+    matrix: Tensor = torch.from_numpy(fitted.coef_).reshape(targets.shape[1], -1).T
+    return matrix.to(inputs)
 
 
 def chance_accuracy(train_labels: Sequence[Any], test_labels: Sequence[Any]) -> float:
-    """Return the accuracy of always guessing the commonest training label, in [0, 1].
+    """Return the accuracy of always predicting the most common training label, in [0, 1].
 
-    With equally many images of each of c labels it is 1 / c. Of equally common labels the first in order is guessed.
+    With equally many images of each of c labels it is 1 / c. Of equally common labels the first in order is predicted.
 
     Parameters
     ----------
@@ -227,14 +273,3 @@ def _pair(original: Array, changed: Array) -> tuple[Tensor, Tensor]:
     if x.shape != y.shape:
         raise ValueError(f"{tuple(x.shape)} and {tuple(y.shape)} must be of one shape: give the same rows and columns.")
     return x, y
-
-
-def _neighbours(embeddings: Tensor, k: int) -> list[Tensor]:
-    """Return the numbers of each image's nearest neighbours, (rows, k) for some rows at a time."""
-    unit = unit_vectors(embeddings - embeddings.mean(0))
-    found = []
-    for start in range(0, len(unit), _ROWS_AT_ONCE):
-        cosines = unit[start : start + _ROWS_AT_ONCE] @ unit.T
-        cosines[torch.arange(len(cosines)), torch.arange(start, start + len(cosines))] = -torch.inf
-        found.append(cosines.topk(k, dim=1).indices)
-    return found

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count
-from elude_nb._util.progress import progress_bar
 from elude_nb.data.images import Images
 from elude_nb.models.forward import features
 from elude_nb.models.hooks import check_pristine, evaluating, for_analysis
 from elude_nb.models.load import Model, check_model
+from elude_nb.scores.fidelity import fit_probe, nearest_neighbours
 
 HEADS = ("probe", "knn")
 
 
 class Head(Protocol):
-    """What `elude_nb.effect` wants to know of a head."""
+    """What `elude_nb.effect` asks of a head."""
 
     @property
     def name(self) -> str:
-        """What it is, as it stands in tables."""
+        """What it is, as tables show it."""
         ...  # pragma: no cover
 
     @property
@@ -43,8 +43,16 @@ class Head(Protocol):
         ...  # pragma: no cover
 
 
+class _OnFeatures:
+    """A head that looks at the model's `features`: its output and mean patch token, side by side."""
+
+    def read(self, model: Model, batch: Tensor) -> Tensor:
+        """Return the features (n, e)."""
+        return features(model, batch)
+
+
 @dataclass(frozen=True, eq=False)
-class LinearProbe:
+class LinearProbe(_OnFeatures):
     """Multinomial logistic regression on the model's `features` (output and mean patch token, side by side).
 
     Attributes
@@ -59,10 +67,6 @@ class LinearProbe:
     bias: Tensor
     classes: tuple[str, ...]
     name: str = "linear probe"
-
-    def read(self, model: Model, batch: Tensor) -> Tensor:
-        """Return the features (n, e)."""
-        return features(model, batch)
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Return the logits (n, c); gradients flow through."""
@@ -84,7 +88,7 @@ class LinearProbe:
 
 
 @dataclass(frozen=True, eq=False)
-class NearestNeighbours:
+class NearestNeighbours(_OnFeatures):
     """The labels of the k nearest features by cosine vote.
 
     Attributes
@@ -103,13 +107,9 @@ class NearestNeighbours:
     k: int
     name: str = "k-NN"
 
-    def read(self, model: Model, batch: Tensor) -> Tensor:
-        """Return the features (n, e)."""
-        return features(model, batch)
-
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Return the share of the votes, (n, c)."""
-        near = (_unit(outputs.to(self.features)) @ self.features.T).topk(self.k, dim=1).indices  # (n, k)
+        _, near = nearest_neighbours(outputs.to(self.features), self.features, self.k)  # (n, k)
         votes = torch.nn.functional.one_hot(self.codes[near], len(self.classes))  # (n, k, c)
         return votes.to(self.features).mean(1)
 
@@ -146,10 +146,10 @@ def fit_head(
     *,
     labels: Sequence[Any] | None = None,
     k: int = 5,
-    batch_size: int = 16,
-    progress: bool = False,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> LinearProbe | NearestNeighbours:
-    """Fit a head on what the model makes of labelled images; the model is not trained.
+    """Fit a head on the model's features of labelled images; the model is not trained.
 
     Parameters
     ----------
@@ -158,11 +158,11 @@ def fit_head(
     kind
         ``"probe"``, a `LinearProbe`, or ``"knn"``, `NearestNeighbours`.
     labels
-        One an image, if the images bring none.
+        One an image, if the images have none.
     k
         Neighbours that vote.
     batch_size, progress
-        Images in one forward pass, and whether to show a bar.
+        In place of the model's own settings.
 
     Raises
     ------
@@ -176,25 +176,22 @@ def fit_head(
     photos = photos if labels is None else photos.with_labels(labels)
     if photos.labels is None:
         raise ValueError("The images have no labels to fit a head on; give labels=[...], one an image.")
-    _classes(photos.labels)  # a mistake is told before the model runs
+    _classes(photos.labels)  # a mistake is reported before the model runs
     if kind == "knn":
         check_count("k", k, 1, len(photos))
-    outputs = read_outputs(model, photos, batch_size=batch_size, progress=progress)
-    return fit_on_outputs(outputs, photos.labels, kind, k=k)
+    return fit_on_outputs(
+        read_outputs(model, photos, batch_size=batch_size, progress=progress), photos.labels, kind, k=k
+    )
 
 
-def read_outputs(model: Model, images: Images, *, batch_size: int = 16, progress: bool = False) -> Tensor:
+def read_outputs(
+    model: Model, images: Images, *, batch_size: int | None = None, progress: bool | None = None
+) -> Tensor:
     """Return the `features` (n, e) of images, on the CPU and in at least float32: what heads are fitted on."""
     check_model(model)
-    photos, parts = model.inputs(images), []
-    with (
-        evaluating(model.network),
-        progress_bar(description="forward passes", total=len(photos), show=progress, unit="image") as bar,
-    ):
-        for batch in model.using(batch_size=batch_size, progress=False).batches(photos):
-            parts.append(for_analysis(features(model, batch)))
-            bar.update(len(batch))
-    return torch.cat(parts)
+    model = model.using(batch_size=batch_size, progress=progress)
+    with evaluating(model.network):
+        return torch.cat([for_analysis(features(model, batch)) for batch in model.batches(model.inputs(images))])
 
 
 def fit_on_outputs(
@@ -208,11 +205,18 @@ def fit_on_outputs(
     codes = torch.tensor([classes.index(label) for label in labels])
     if kind == "knn":
         check_count("k", k, 1, len(outputs))
-        return NearestNeighbours(_unit(outputs), codes, classes, k)
-    return _fitted_probe(outputs, codes, classes)
+        return NearestNeighbours(torch.nn.functional.normalize(outputs, dim=1), codes, classes, k)
+    scaler, regression = fit_probe(outputs.double().numpy(), codes.numpy())
+    weight, bias = regression.coef_, regression.intercept_
+    if len(classes) == 2:  # scikit-learn keeps only the second class's logit
+        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+    weight = weight / scaler.scale_
+    return LinearProbe(torch.from_numpy(weight), torch.from_numpy(bias - weight @ scaler.mean_), classes)
 
 
-def predict(head: Head, model: Model, images: Images, *, batch_size: int = 16) -> pd.DataFrame:
+def predict(
+    head: Head, model: Model, images: Images, *, batch_size: int | None = None, progress: bool | None = None
+) -> pd.DataFrame:
     """Return what a head says of images: ``image``, ``label``, ``predicted``, ``probability`` of that, ``right``.
 
     Inside ``with split.edit(edit):`` that is what it says of the edited model.
@@ -222,12 +226,10 @@ def predict(head: Head, model: Model, images: Images, *, batch_size: int = 16) -
     DataFrame
         One row an image. Without labels there is no ``label`` and no ``right``.
     """
+    model = model.using(batch_size=batch_size, progress=progress)
     photos = model.inputs(images)
     with evaluating(model.network):
-        parts = [
-            head.probabilities(for_analysis(head.read(model, b)))
-            for b in model.using(batch_size=batch_size, progress=False).batches(photos)
-        ]
+        parts = [head.probabilities(for_analysis(head.read(model, batch))) for batch in model.batches(photos)]
     probability, best = torch.cat(parts).max(1)
     table = pd.DataFrame({"image": range(len(photos)), "predicted": [head.classes[i] for i in best.tolist()]})
     table["probability"] = probability.numpy()
@@ -253,22 +255,3 @@ def _classes(labels: Sequence[str]) -> tuple[str, ...]:
     if len(classes) < 2:
         raise ValueError(f"A head tells classes apart; all {len(labels)} images are labelled {list(classes)}.")
     return classes
-
-
-def _fitted_probe(outputs: Tensor, codes: Tensor, classes: tuple[str, ...]) -> LinearProbe:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    x = outputs.double().numpy()
-    scaler = StandardScaler().fit(x)  # it knows a constant feature though rounding gives it a spread
-    mean, spread = scaler.mean_, scaler.scale_
-    model = LogisticRegression(C=0.1, max_iter=2000).fit((x - mean) / spread, codes.numpy())
-    weight, bias = model.coef_, model.intercept_
-    if len(classes) == 2:  # scikit-learn keeps only the second class's logit
-        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
-    weight = weight / spread
-    return LinearProbe(torch.from_numpy(weight), torch.from_numpy(bias - weight @ mean), classes)
-
-
-def _unit(outputs: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(outputs, dim=1)

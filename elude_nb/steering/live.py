@@ -2,12 +2,12 @@
 
 No two concepts share a sub-unit, so what scalings about the mean do to the channels adds up: the change of each concept
 is worked out once an image, and a slider only weighs it. Then what follows the site is run again. The model itself is
-left as it is.
+not changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -16,15 +16,15 @@ from PIL import Image
 from torch import Tensor
 
 from elude_nb.core.edit import Edit
-from elude_nb.core.plan import Accumulator, Plan, concept_number, plan_edit
+from elude_nb.core.plan import Plan, concept_number, plan_edit
 from elude_nb.core.result import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.core.steer import moved_output
 from elude_nb.errors import EditError
-from elude_nb.models.forward import Rest, features
-from elude_nb.models.hooks import Tap, evaluating, for_analysis
-from elude_nb.models.load import Model
+from elude_nb.models.forward import Rest
+from elude_nb.models.hooks import evaluating, for_analysis
 from elude_nb.steering.heads import Head, LinearProbe, NearestNeighbours
+from elude_nb.steering.interventions import all_channels, capture_sources, change_of
 
 UNCHANGED = 1.0
 _PLANS = 12  # are kept: 7 MB each for a concept of all blocks of a ViT-S
@@ -44,17 +44,17 @@ class Seen:
         The sources of each term, (1, t, s_term * kernel).
     outputs
         The `elude_nb.models.forward.features`, (1, e).
-    judged
+    head_outputs
         What the head looks at, (1, f), or ``None`` without a head.
     concepts
-        How strongly each concept speaks at its loudest patch, (g,).
+        The read-out of each concept at its strongest patch, (g,).
     """
 
     batch: Tensor
     captured: Tensor
-    sources: tuple[Tensor, ...]
+    sources: list[Tensor]
     outputs: Tensor
-    judged: Tensor | None
+    head_outputs: Tensor | None
     concepts: Tensor
     _changes: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
@@ -114,15 +114,12 @@ class LiveSteering:
                 "disentangle with routing='concepts'."
             )
         self.check_free()
-        plan_edit(split, self.edit({self.steerable[0]: 0.0}))  # tokens that are not there are told at once
-        # Probes and k-NN look at the features that neighbours are found by; other heads may look at something else.
-        self._one_read = head is None or isinstance(head, LinearProbe | NearestNeighbours)
-        self._site = split.site
-        everywhere = torch.arange(self._site.channels, device=split.model.device)
-        nothing = split.weight.new_zeros(0)
-        self._all = Plan(nothing, nothing, everywhere, (), None, self._site.layout.count)
+        plan_edit(split, self.edit({self.steerable[0]: 0.0}))  # tokens that are not there are reported at once
         self._plans: dict[int, Plan] = {}
-        self._rest = Rest(split.model, self._site, self._read)
+        self._rest = Rest(split.model, split.site)
+        # Probes and k-NN look at the features that neighbours are found by; other heads may look at something else.
+        on_features = head is None or isinstance(head, LinearProbe | NearestNeighbours)
+        self._head_rest = None if on_features or head is None else Rest(split.model, split.site, head.read)
 
     def check_free(self) -> None:
         """Raise `EditError` if an edit is active: what is shown as "before" would not be the model as it is."""
@@ -158,19 +155,17 @@ class LiveSteering:
             If an edit is active on the model.
         """
         self.check_free()
-        model, sources = self.split.model, dict[int, Tensor]()
+        model, layout = self.split.model, self.split.site.layout
         with evaluating(model.network):
             batch = model.prepare([image])
-            with Tap(model.network, self._site, on_source=sources.__setitem__):
-                captured, read = self._rest.capture(batch)
-        parts = tuple(sources[number] for number in range(len(self._site.terms)))
-        outputs, judged = self._parted(read)
+            captured, outputs, sources = capture_sources(self._rest, batch)
+            outputs = for_analysis(outputs)
+            head_outputs = self._head_outputs(batch, captured, outputs)
         readout = self.split.concept_readout()
-        layout = self._site.layout
         where = layout.positions("all" if layout.grid is None else "patch").to(batch.device)
-        joined = for_analysis(torch.cat([part[0, where] for part in parts], dim=-1)).to(readout.matrix)
-        loudest = (joined @ readout.matrix + readout.offset).amax(0)
-        return Seen(batch, captured, parts, outputs, judged, loudest)
+        joined = for_analysis(torch.cat([part[0, where] for part in sources], dim=-1)).to(readout.matrix)
+        strongest = (joined @ readout.matrix + readout.offset).amax(0)
+        return Seen(batch, captured, sources, outputs, head_outputs, strongest)
 
     def steer(self, seen: Seen, strengths: Mapping[int, float]) -> Steered:
         """Return what the model makes of an image with each concept multiplied by its strength.
@@ -184,103 +179,54 @@ class LiveSteering:
         """
         self.check_free()
         moving = {concept: strength for concept, strength in strengths.items() if strength != UNCHANGED}
-        outputs, judged = seen.outputs, seen.judged
+        outputs, head_outputs = seen.outputs, seen.head_outputs
         if moving:
-            network = self.split.model.network
+            network, site = self.split.model.network, self.split.site
             with evaluating(network):
-                change = sum(
-                    ((1 - strength) * self._fading(seen, concept) for concept, strength in moving.items()),
-                    start=seen.outputs.new_zeros(()),
-                )
-                moved = moved_output(network, self._site, self._all, change, seen.captured)
-                outputs, judged = self._parted(self._rest(seen.batch, moved))
-        return _compared(self.head, seen, outputs, judged)
+                faded = [(1 - strength) * self._fading(seen, concept) for concept, strength in moving.items()]
+                change = torch.stack(faded).sum(0)
+                moved = moved_output(network, site, all_channels(self.split), change, seen.captured)
+                outputs = for_analysis(self._rest(seen.batch, moved))
+                head_outputs = self._head_outputs(seen.batch, moved, outputs)
+        return _compared(self.head, seen, outputs, head_outputs)
+
+    def _head_outputs(self, batch: Tensor, captured: Tensor, outputs: Tensor) -> Tensor | None:
+        """Return what the head looks at, (1, f), for what the site's exit put out."""
+        if self._head_rest is not None:
+            return for_analysis(self._head_rest(batch, captured))
+        return None if self.head is None else outputs
 
     def _fading(self, seen: Seen, concept: int) -> Tensor:
         """Return what fading a concept out adds to the channels, (1, t, d)."""
-        found = seen._changes.get(concept)
+        if concept not in seen._changes:
+            plan = self._plan(concept).to(seen.batch.device)
+            change = change_of(plan, self.split.site, seen.sources)
+            empty = change.new_zeros(1, seen.sources[0].shape[1], self.split.site.channels)
+            seen._changes[concept] = plan.added(change, empty)
+        return seen._changes[concept]
+
+    def _plan(self, concept: int) -> Plan:
+        """Return the plan of fading a concept out; those used last are kept."""
+        found = self._plans.pop(concept, None)
         if found is None:
-            plan = self._plans.pop(concept, None)
-            if plan is None:
-                plan = plan_edit(self.split, self.edit({concept: 0.0})).to(seen.batch.device)
-                for old in list(self._plans)[: max(len(self._plans) - _PLANS + 1, 0)]:
-                    del self._plans[old]
-            self._plans[concept] = plan  # at the end: used last
-            gathered = Accumulator(plan, self._site)
-            for number, tokens in enumerate(seen.sources):
-                gathered.see_tokens(number, tokens)
-            change = gathered.take()
-            empty = change.new_zeros(1, seen.sources[0].shape[1], self._site.channels)
-            found = seen._changes[concept] = plan.added(change, empty)
+            found = plan_edit(self.split, self.edit({concept: 0.0}))
+        self._plans[concept] = found
+        if len(self._plans) > _PLANS:
+            del self._plans[next(iter(self._plans))]
         return found
 
-    def _read(self, model: Model, batch: Tensor) -> Tensor:
-        """Return the features and, if the head looks at something else, that beside them."""
-        found = features(model, batch)
-        self._width = found.shape[1]
-        if self._one_read or self.head is None:
-            return found
-        return torch.cat([found, self.head.read(model, batch)], dim=1)
 
-    def _parted(self, read: Tensor) -> tuple[Tensor, Tensor | None]:
-        found = for_analysis(read)
-        outputs = found[:, : self._width]
-        return outputs, None if self.head is None else outputs if self._one_read else found[:, self._width :]
-
-
-def _compared(head: Head | None, seen: Seen, outputs: Tensor, judged: Tensor | None) -> Steered:
+def _compared(head: Head | None, seen: Seen, outputs: Tensor, head_outputs: Tensor | None) -> Steered:
     before, after = seen.outputs[0], outputs[0]
     still = torch.equal(before, after)  # the cosine of a vector with itself may round to less than 1
     cosine = 1.0 if still else float(torch.nn.functional.cosine_similarity(before, after, dim=0))
     table = pd.DataFrame(columns=["before", "after", "change"], dtype=float)
-    if head is not None and seen.judged is not None and judged is not None:
-        first, second = (head.probabilities(found)[0].double().numpy() for found in (seen.judged, judged))
+    if head is not None and seen.head_outputs is not None and head_outputs is not None:
+        first, second = (head.probabilities(found)[0].double().numpy() for found in (seen.head_outputs, head_outputs))
         table = pd.DataFrame(
             {"before": first, "after": second, "change": second - first}, index=pd.Index(head.classes, name="class")
         )
     return Steered(before, after, cosine, float((after - before).abs().max()), table)
-
-
-def rank_neighbours(
-    query: Tensor, among: Tensor, labels: Sequence[str], k: int, *, leave_out: int | None = None
-) -> pd.DataFrame:
-    """Return the nearest of ``among`` (n, e) to ``query`` (e,), as `elude_nb.interpret.neighbours.find_neighbours` ranks them.
-
-    Parameters
-    ----------
-    query, among
-        Features; the mean over ``among`` is taken away from both, then the cosine counts.
-    labels
-        One for each of ``among``.
-    k
-        How many; fewer if there are not so many.
-    leave_out
-        The number of the image itself, if it is among them.
-
-    Returns
-    -------
-    DataFrame
-        ``rank`` from 1, ``image``, ``label`` and ``cosine``.
-
-    Examples
-    --------
-    >>> rank_neighbours(torch.tensor([1.0, 0.0]), torch.eye(2), ["a", "b"], 1)["label"].tolist()
-    ['a']
-    """
-    mean = among.mean(0)
-    cosines = torch.nn.functional.cosine_similarity((query - mean)[None], among - mean, dim=1)
-    if leave_out is not None:
-        cosines[leave_out] = -torch.inf
-    best, places = cosines.topk(min(k, len(among) - (leave_out is not None)))
-    numbers = places.tolist()
-    return pd.DataFrame(
-        {
-            "rank": range(1, len(numbers) + 1),
-            "image": numbers,
-            "label": [labels[number] for number in numbers],
-            "cosine": best.tolist(),
-        }
-    )
 
 
 def order_by_presence(present: Tensor, elsewhere: Tensor, concepts: Iterable[int]) -> list[int]:
@@ -289,9 +235,9 @@ def order_by_presence(present: Tensor, elsewhere: Tensor, concepts: Iterable[int
     Parameters
     ----------
     present
-        How strongly each concept speaks in the image at its loudest patch, (g,).
+        The read-out of each concept at its strongest patch of the image, (g,).
     elsewhere
-        The same in other images, (n, g): from how strongly it speaks there, in standard deviations, it is judged.
+        The same in other images, (n, g): it is compared with their mean, in their standard deviations.
     concepts
         Which concepts.
 

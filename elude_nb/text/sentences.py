@@ -90,8 +90,8 @@ def load_sentences(
         labels=None if named is None else tuple(named),
         source=str(known_as),
         factors=None,
-        _open=found.__getitem__,  # type: ignore[arg-type] # text, where an ImageSet opens images
-        _places=tuple(range(len(found))),
+        _items=found,
+        _open=str,  # type: ignore[arg-type] # text, where an ImageSet opens images
     )
     return made if count is None else made.sample(count, seed=seed)
 

@@ -7,9 +7,7 @@ that does what its name says moves the similarities among the inputs meant, and 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,42 +15,31 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count
-from elude_nb._util.progress import progress_bar
 from elude_nb.core.edit import Edit
-from elude_nb.core.plan import Splittable
-from elude_nb.core.result import check_split
-from elude_nb.core.steer import check_edit
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.images import Images, ImageSet
-from elude_nb.errors import EditError
-from elude_nb.models.forward import features
+from elude_nb.models.forward import Rest
 from elude_nb.models.hooks import evaluating
-from elude_nb.models.load import Model, check_model
-from elude_nb.steering.controls import Trial
+from elude_nb.models.load import Model
+from elude_nb.steering.controls import Controls, check_fixed_edit, describe_edit, edited_tokens
 from elude_nb.steering.heads import read_outputs
-from elude_nb.steering.interventions import (
-    Intervention,
-    edited_concepts,
-    edited_tokens,
-    edited_units,
-    projected_out,
-    random_concepts,
-    random_units,
-    removal,
-    whole_channels,
-)
+from elude_nb.steering.interventions import run_interventions
 
 Matrix = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
+CONTROLS = ("random sub-units", "random concept", "same channels", "mean direction")
 _FEWEST = 3  # of the target and of the others: two have one pair, of which nothing can be said
 _RESAMPLES = 1000
 
 
-def similarities(model: Model, inputs: Images, *, batch_size: int = 16) -> pd.DataFrame:
+def similarities(
+    model: Model, inputs: Images, *, batch_size: int | None = None, progress: bool | None = None
+) -> pd.DataFrame:
     """Return the cosine of every two inputs, (n, n), with the inputs' names.
 
-    It is that of a sentence encoder's embeddings, and of a vision model's `elude_nb.models.forward.features`: its output
-    beside the mean of its patch tokens, where it has any.
+    It is that of a sentence encoder's embeddings, and of a vision model's `elude_nb.models.forward.features`: its
+    output beside the mean of its patch tokens, where it has any.
 
     Inside ``with split.edit(edit):`` these are the similarities of the edited model.
 
@@ -60,10 +47,9 @@ def similarities(model: Model, inputs: Images, *, batch_size: int = 16) -> pd.Da
     --------
     ``similarities(model, load_sentences(["He plays the bass.", "He caught a bass."]))``
     """
-    check_model(model)
-    chosen = model.inputs(inputs)
-    found = cosines(read_outputs(model, chosen, batch_size=batch_size))
-    return pd.DataFrame(found, index=list(chosen.names), columns=list(chosen.names))
+    found = cosines(read_outputs(model, inputs, batch_size=batch_size, progress=progress))
+    names = list(model.inputs(inputs).names)
+    return pd.DataFrame(found, index=names, columns=names)
 
 
 def cosines(outputs: Tensor) -> Matrix:
@@ -88,7 +74,7 @@ class SimilarityEffect:
         its 95 % bootstrap interval over inputs (random controls: the outcomes of their draws averaged), and the
         ``largest_change`` of one output.
     left_out
-        Controls that could not be had, with the reason.
+        Controls that the edit does not have, with the reason.
     inputs
         How many inputs were measured.
     """
@@ -118,15 +104,15 @@ class SimilarityEffect:
 
 
 def similarity_effect(
-    split: Splittable,
+    split: Disentanglement,
     edit: Edit,
     inputs: Images,
     *,
     target: str,
     draws: int = 5,
     seed: int = 0,
-    batch_size: int = 16,
-    progress: bool = True,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> SimilarityEffect:
     """Measure what an edit does to the similarities among inputs of one label, and to all others, beside controls.
 
@@ -144,7 +130,7 @@ def similarity_effect(
     draws, seed
         Draws of each random control, and the seed of these and of the intervals.
     batch_size, progress
-        Inputs in one forward pass, and whether to show a bar.
+        In place of the model's own settings.
 
     Raises
     ------
@@ -157,30 +143,26 @@ def similarity_effect(
     --------
     ``similarity_effect(split, Edit.scale(concept=12, by=3.0), held_out, target="music")``
     """
-    plan = check_edit(split, edit)
-    if not edit.changes or any(change.scheduled for change in edit.changes):
-        raise EditError("similarity_effect measures an edit at its full strength: one that changes something always.")
+    split = split.using(batch_size=batch_size, progress=progress)
+    check_fixed_edit(split, edit, "similarity_effect")
     check_split(split, "similarity_effect")
     check_count("draws", draws)
-    check_count("batch_size", batch_size)
     chosen = split.model.inputs(inputs)
     is_target = _targets(chosen, target)
-    made, left_out = _controls(split, edit, draws, seed)
-    methods = [Intervention("edit", f"{len(edited_units(split, edit))} sub-units", (plan,)), *made]
-    with (
-        evaluating(split.model.network),
-        progress_bar(description="similarities", total=len(chosen), show=progress, unit="input") as bar,
-    ):
-        trial = Trial(split, features, edited_tokens(split, edit), batch_size, bar)
-        found = trial.through(chosen, methods, [1.0])
-    measure = _Measure(cosines(found.before), is_target, seed)
+    made, left_out = Controls(split, edit, draws, seed).make_all(CONTROLS)
+    methods = [describe_edit(split, edit), *made]
+    with evaluating(split.model.network):
+        rest = Rest(split.model, split.site)
+        found = run_interventions(split, rest, chosen, methods, weights=edited_tokens(split, edit))
+    plain = cosines(found.before)
+    measure = _Measure(is_target, seed)
     rows = []
     for place, method in enumerate(methods):
         after = found.after[place, 1.0]
-        change = np.mean([cosines(outputs) for outputs in after], axis=0) - cosines(found.before)
+        change = np.mean([cosines(outputs) for outputs in after], axis=0) - plain
         moved = max(float((outputs - found.before).abs().max()) for outputs in after)
         rows.append({"method": method.name, "detail": method.detail, **measure.of(change), "largest_change": moved})
-    before = pd.Series({name: measure.mean(cosines(found.before), name) for name in _KINDS}, name="similarity")
+    before = pd.Series({kind: plain[pairs].mean() for kind, pairs in measure.pairs.items()}, name="similarity")
     return SimilarityEffect(edit, target, before, pd.DataFrame(rows), left_out, len(chosen))
 
 
@@ -199,63 +181,26 @@ def _targets(inputs: ImageSet, target: str) -> Mask:
     return found
 
 
-def _controls(split: Splittable, edit: Edit, draws: int, seed: int) -> tuple[list[Intervention], tuple[str, ...]]:
-    """Return the controls, and in words those that cannot be had."""
-    share = removal(edit)
-
-    def directions() -> Intervention:
-        concepts = edited_concepts(split, edit)
-        if share is None or not concepts:
-            raise EditError("the edit does not scale all of a concept about its mean.")
-        return projected_out(split, concepts, share)
-
-    def channels() -> Intervention:
-        if share is None:
-            raise EditError("the edit does not scale activations about their mean.")
-        return whole_channels(split, [channel for channel, _ in edited_units(split, edit)], share, "same channels")
-
-    makers: dict[str, Callable[[], Intervention]] = {
-        "random sub-units": lambda: random_units(split, edit, draws, seed),
-        "random concept": lambda: random_concepts(split, edit, draws, seed),
-        "same channels": channels,
-        "mean direction": directions,
-    }
-    made, left_out = list[Intervention](), list[str]()
-    for name, make in makers.items():
-        try:
-            made.append(make())
-        except EditError as error:
-            left_out.append(f"{name} left out: {error}")
-    return made, tuple(left_out)
-
-
-_KINDS = ("within", "across", "elsewhere")
-
-
 class _Measure:
     """Means over pairs of different inputs, with intervals over inputs: pairs that share one are not independent."""
 
-    def __init__(self, like: Matrix, is_target: Mask, seed: int) -> None:
-        n = len(like)
+    def __init__(self, is_target: Mask, seed: int) -> None:
+        n = len(is_target)
         apart = ~np.eye(n, dtype=bool)
         both, neither = np.outer(is_target, is_target), np.outer(~is_target, ~is_target)
-        self._pairs = {"within": both & apart, "across": ~both & ~neither, "elsewhere": neither & apart}
+        self.pairs = {"within": both & apart, "across": ~both & ~neither, "elsewhere": neither & apart}
         rng = np.random.default_rng(seed)
-        sides = [np.flatnonzero(is_target), np.flatnonzero(~is_target)]
-        draws = np.zeros((_RESAMPLES, n))  # how often each input is drawn; the target's by themselves
-        for side in sides:
-            draws[:, side] = rng.multinomial(len(side), np.full(len(side), 1 / len(side)), size=_RESAMPLES)
-        self._draws = draws
+        self._draws = np.zeros((_RESAMPLES, n))  # how often each input is drawn; the target's by themselves
+        for side in (np.flatnonzero(is_target), np.flatnonzero(~is_target)):
+            self._draws[:, side] = rng.multinomial(len(side), np.full(len(side), 1 / len(side)), size=_RESAMPLES)
 
-    def mean(self, values: Matrix, kind: str) -> float:
-        return float(values[self._pairs[kind]].mean())
-
-    def of(self, change: Matrix) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for kind, pairs in self._pairs.items():
+    def of(self, change: Matrix) -> dict[str, float]:
+        """Return the mean change over each kind of pairs, with the ends of its interval."""
+        found: dict[str, float] = {}
+        for kind, pairs in self.pairs.items():
             sums = ((self._draws @ (change * pairs)) * self._draws).sum(1)
             counts = ((self._draws @ pairs) * self._draws).sum(1)
             means = sums[counts > 0] / counts[counts > 0]  # an input drawn alone, again and again, has no pair
             low, high = np.quantile(means, [0.025, 0.975])
-            found |= {kind: self.mean(change, kind), f"{kind}_low": float(low), f"{kind}_high": float(high)}
+            found |= {kind: float(change[pairs].mean()), f"{kind}_low": float(low), f"{kind}_high": float(high)}
         return found

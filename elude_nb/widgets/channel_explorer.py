@@ -10,7 +10,7 @@ import traitlets
 from markupsafe import Markup
 
 from elude_nb.core.result import Disentanglement
-from elude_nb.core.routing import agreement_of, strongest_concepts
+from elude_nb.core.strategies import agreement_of, strongest_concepts
 from elude_nb.data.images import Images
 from elude_nb.figures.html import PALETTE, depth_chart, exemplar_grid
 from elude_nb.figures.theme import in_words

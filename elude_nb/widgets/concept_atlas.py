@@ -174,7 +174,7 @@ class ConceptAtlas(GalleryPanel):
 
     def _paint_map(self) -> None:
         places, table = fill_square(self._atlas.positions).tolist(), self._atlas.concepts
-        counts = zip(table["tokens"], table["sub-units"], table["channels"], strict=True)
+        counts = zip(table["tokens"], table["sub_units"], table["channels"], strict=True)
         self.map.concepts = [
             {
                 "name": self.names.get(concept, ""),

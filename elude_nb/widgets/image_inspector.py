@@ -17,7 +17,7 @@ from elude_nb.data.decode import read_rgb, upright_rgb
 from elude_nb.data.images import Images
 from elude_nb.figures.html import data_uri, tile, top_images
 from elude_nb.interpret.gallery import Gallery, Sight, look
-from elude_nb.interpret.profiles import find_speakers
+from elude_nb.interpret.profiles import find_contributors
 from elude_nb.widgets.controls import MOST_BYTES, PatchPicker
 from elude_nb.widgets.panel import GalleryPanel, check_range, debounce, fill_in, make, make_place, make_row
 
@@ -42,8 +42,8 @@ class ImageInspector(GalleryPanel):
         The chosen patch (traits, settable).
     unit
         The sub-unit whose images are shown, (channel, number) (trait, settable).
-    speakers
-        The table of sub-units that are most active at the patch (trait, read-only); see `find_speakers`.
+    contributors
+        The table of sub-units that are most active at the patch (trait, read-only); see `find_contributors`.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class ImageInspector(GalleryPanel):
     row = traitlets.Int(0, help="row of the chosen patch")
     column = traitlets.Int(0, help="column of the chosen patch")
     unit: Any = traitlets.Tuple(traitlets.Int(), traitlets.Int(), allow_none=True, default_value=None)
-    speakers = traitlets.Instance(pd.DataFrame, allow_none=True, read_only=True)
+    contributors = traitlets.Instance(pd.DataFrame, allow_none=True, read_only=True)
 
     def __init__(self, gallery: Gallery | Disentanglement, images: Images | None = None, *, count: int = 10) -> None:
         super().__init__(gallery, images)
@@ -80,7 +80,7 @@ class ImageInspector(GalleryPanel):
         )
         self._picker = PatchPicker(grid=list(self.gallery.grid))
         self._list = make(
-            ipywidgets.Select, "sub-units", "speakers", rows=self._count, layout={"width": "440px"}, style=label
+            ipywidgets.Select, "sub-units", "contributors", rows=self._count, layout={"width": "440px"}, style=label
         )
         self._others = make_place("others")
         choose = debounce(lambda number: self.set_trait("image", number))
@@ -160,8 +160,8 @@ class ImageInspector(GalleryPanel):
         self._picker.row, self._picker.column = self.row, self.column
         with self.guarded():
             patch = self._sources()[self.row * self.gallery.grid[1] + self.column]
-            table = find_speakers(self.gallery.split, patch, count=self._count)
-            self.set_trait("speakers", table)
+            table = find_contributors(self.gallery.split, patch, count=self._count)
+            self.set_trait("contributors", table)
             lines = [(_describe(row), (row["channel"], row["unit"])) for row in table.to_dict("records")]
             most_active = lines[0][1] if lines else None
             self._filling = True  # a new list chooses its first line by itself; paint once, not for each step

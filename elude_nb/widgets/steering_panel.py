@@ -21,8 +21,9 @@ from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
 from elude_nb.figures.html import PALETTE, tile
 from elude_nb.interpret.gallery import Gallery, picture_of
+from elude_nb.interpret.neighbours import rank_neighbours
 from elude_nb.steering.heads import Head
-from elude_nb.steering.live import UNCHANGED, LiveSteering, Seen, Steered, order_by_presence, rank_neighbours
+from elude_nb.steering.live import UNCHANGED, LiveSteering, Seen, Steered, order_by_presence
 from elude_nb.widgets.controls import CopyButton
 from elude_nb.widgets.panel import (
     GalleryPanel,

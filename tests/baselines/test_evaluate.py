@@ -194,7 +194,7 @@ def test_only_labels_with_four_images_are_scored(labels, scored) -> None:
 def trial(vit32, images) -> tuple[Fidelity, Any, Recording]:
     site = find_site(vit32)
     seen = Recording.join(list(record(vit32, images, site, tokens_per_image=4)))
-    return Fidelity(vit32, images, site, "patch", k=5, seed=0, batch_size=8), site, seen
+    return Fidelity(vit32, images, site, "patch", k=5, seed=0), site, seen
 
 
 def test_fidelity_is_that_of_the_reconstruction_in_the_models_place(trial, vit32, images) -> None:
@@ -231,7 +231,7 @@ def test_probes_need_labels_with_enough_images(vit32, images, trial) -> None:
     method = PCA(8).fit(seen)
 
     def scored(chosen: Any) -> set[str]:
-        return set(Fidelity(vit32, chosen, site, "patch", k=3, seed=0, batch_size=8).of(method, seen))
+        return set(Fidelity(vit32, chosen, site, "patch", k=3, seed=0).of(method, seen))
 
     probes = {"knn_accuracy", "probe_accuracy"}
     assert probes <= scored(images)

@@ -25,7 +25,7 @@ def test_the_channels_themselves_change_nothing_and_zeros_do(request, name, pict
         return recording.channels
 
     original = replaced_features(model, images, site, None)
-    kept = replaced_features(model, images, site, same, sources=sources, batch_size=4)
+    kept = replaced_features(model.using(batch_size=4), images, site, same, sources=sources)
     torch.testing.assert_close(kept, original, rtol=0, atol=1e-10)
     patches = len(site.layout.positions("patch"))
     width = site.sources * site.kernel if sources else 0

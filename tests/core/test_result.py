@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -164,6 +165,15 @@ def test_tables_agree_with_the_routing(case) -> None:
     assert table.groupby("channel").size().sub(1).tolist() == split.channels["units"].tolist()
     assert split.channels["split"].tolist() == split.routing.is_split().tolist()
     assert (split.channels["reason"] == "split").tolist() == split.channels["split"].tolist()
+
+
+@pytest.mark.parametrize("name", ["units", "channels"])
+def test_changing_a_table_changes_no_later_one(split, name) -> None:
+    before = getattr(split, name).copy()
+    handed_out = getattr(split, name)
+    handed_out["channel"] = 0
+    handed_out.insert(0, "more", 1)
+    pd.testing.assert_frame_equal(getattr(split, name), before)
 
 
 def test_contributions_add_up_to_the_units_mean_on_its_concept(case) -> None:

@@ -28,7 +28,7 @@ def large(concepts: int, units: int) -> Atlas:
     """Return a made-up atlas without images."""
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"name": "", "tokens": rng.integers(1, 500, concepts), "share": 0.1}, index=range(concepts))
-    table["sub-units"] = table["channels"] = units
+    table["sub_units"] = table["channels"] = units
     owned = pd.DataFrame({"channel": 0, "unit": 1, "concept": np.repeat(np.arange(concepts), units)})
     places = rng.uniform(-0.5, 0.5, (concepts, 2))
     return Atlas(places, table, owned, np.zeros((concepts, 0), np.int64), np.zeros((0, 8, 8, 3), np.uint8))
@@ -44,7 +44,7 @@ def test_an_atlas_knows_its_concepts(split, gallery) -> None:
     assert table["share"].sum() == pytest.approx(1)
     for concept in range(len(atlas)):
         mine = units[units["concept"] == concept]
-        assert (table["sub-units"][concept], table["channels"][concept]) == (len(mine), mine["channel"].nunique())
+        assert (table["sub_units"][concept], table["channels"][concept]) == (len(mine), mine["channel"].nunique())
         strongest = gallery.concept_maps[..., concept].amax(1).argsort(descending=True)[:3]
         assert atlas.best[concept].tolist() == strongest.tolist()
     assert len(atlas.units) == len(units)

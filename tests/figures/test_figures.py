@@ -78,7 +78,7 @@ def test_a_tile_keeps_its_colours_where_the_unit_is_active() -> None:
 
 
 def test_contact_sheet_shows_labels_and_no_more_than_there_are(images: ImageSet) -> None:
-    labelled = ImageSet(images.names, ("a", "b") * 10, images.source, None, images._open, images._places)
+    labelled = images.with_labels(("a", "b") * 10)
     picture = contact_sheet(labelled[:3], count=20)
     assert [axes.get_title() for axes in picture.axes] == ["a", "b", "a"]
     with pytest.raises(ValueError, match="count=0"):

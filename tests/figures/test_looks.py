@@ -20,7 +20,7 @@ from elude_nb.figures import (
 )
 from elude_nb.figures.theme import INK, SETTINGS, THEMES, house_style
 from elude_nb.interpret.gallery import Gallery
-from elude_nb.interpret.profiles import depth_profile, part_table
+from elude_nb.interpret.profiles import depth_profile, route_table
 from tests.looks import FOLDER, drawings, made, rendered, stored, unlikeness
 
 ALIKE = 0.07  # an unchanged picture differs by 0.06 at most, in another font by 0.04, one that lost a part by 0.08
@@ -110,6 +110,14 @@ def test_themes(drawn) -> None:
         from matplotlib.colors import to_hex
 
         assert to_hex(INK) == THEMES["light"][INK]
+
+
+def part_table(split, channel, by="contribution"):
+    """One row a sub-unit, one column a (block, part)."""
+    table = route_table(split, channel)
+    values = {"contribution": "magnitude", "sources": "sources"}[by]
+    mine = table[table["unit"] > 0]
+    return mine.pivot_table(values, "unit", ["block", "part"], aggfunc="sum", fill_value=0.0)
 
 
 @pytest.mark.parametrize("by", ["contribution", "sources"])

@@ -14,7 +14,7 @@ from elude_nb import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.figures import routing_bars, routing_sankey, theme
 from elude_nb.figures.theme import GREY, INK, THEMES
-from elude_nb.interpret.profiles import part_table, route_table
+from elude_nb.interpret.profiles import route_table
 
 KINDS = ("split", "conv_split", "mlp_split")
 
@@ -174,7 +174,6 @@ def test_sub_units_without_concepts(split) -> None:
     ("call", "message"),
     [
         (lambda s, c: route_table(s, c, detail="heads"), "Did you mean 'head'"),
-        (lambda s, c: part_table(s, c, by="weight"), "by='weight'"),
         (lambda s, c: routing_bars(s, c, by="weight"), "by='weight'"),
         (lambda s, c: routing_bars(s, c, detail="head", most=0), "most=0"),
         (lambda s, c: routing_sankey(s, c, most_blocks=0), "most_blocks=0"),
@@ -186,8 +185,8 @@ def test_bad_input_is_named(split, call, message) -> None:
         call(split, split_channel(split))
 
 
-def test_a_channel_that_was_left_alone(split) -> None:
+def test_a_channel_that_was_not_split(split) -> None:
     whole = replace(split, routing=split.routing.only(torch.tensor([split_channel(split)])))
     other = next(channel for channel in range(24) if channel != split_channel(split))
-    with pytest.raises(ValueError, match="left alone"):
+    with pytest.raises(ValueError, match=f"Channel {other} was not split"):
         routing_bars(whole, other)

@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.interpret.concept_map import lay_out, spread
 
 
 def with_directions(split, directions: torch.Tensor):
     g = len(directions)
     book = ConceptBook(torch.ones(g, dtype=torch.int64), directions.double(), torch.zeros(g, split.weight.shape[1]))
-    return replace(split, book=book)
+    concepts = split.routing.concepts
+    routing = replace(split.routing, concepts=concepts.masked_fill(concepts >= g, NO_CONCEPT))
+    return replace(split, book=book, routing=routing)
 
 
 def test_like_concepts_lie_near_each_other(split) -> None:

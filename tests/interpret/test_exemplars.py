@@ -105,7 +105,7 @@ def test_a_channel_that_was_left_alone_is_refused_with_the_reason(split, images)
 
     alone = dataclasses.replace(split, routing=whole)
     channel = int((~whole.is_split()).nonzero()[0])
-    with pytest.raises(ValueError, match=f"Channel {channel} was left alone: ") as caught:
+    with pytest.raises(ValueError, match=f"Channel {channel} was not split: ") as caught:
         find_exemplars(alone, images, channel)
     assert "see .channels" in str(caught.value)
 

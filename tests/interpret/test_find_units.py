@@ -15,8 +15,9 @@ from sklearn.metrics import roc_auc_score
 
 from elude_nb import disentangle, load_images
 from elude_nb.core.edit import Edit
-from elude_nb.core.routing import ConceptRouting, Routing
-from elude_nb.interpret.find_units import _auroc, _p_values, _ranked, find_units, holm, pooled
+from elude_nb.core.routing import Routing
+from elude_nb.core.strategies import ConceptRouting
+from elude_nb.interpret.find_units import _auroc, _p_values, find_units, holm, pool_readouts, rank_candidates
 from tests.tiny import hook_count, random_images
 
 COLUMNS = [
@@ -65,7 +66,7 @@ def keyed(table: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def signed_split(vit, images):
-    """Some of its sub-units speak by being low."""
+    """Some of its sub-units are low on their concepts."""
     found = disentangle(
         vit,
         images,
@@ -172,7 +173,7 @@ def test_a_constant_unit_tells_nothing() -> None:
     constant = torch.full((4, 2), 3.0)
     assert _auroc(constant, constant).tolist() == [0.5, 0.5]
     assert _p_values(constant, constant, np.ones(2)).tolist() == [1, 1]
-    table = _ranked(pd.DataFrame({"kind": ["unit"] * 2}), (constant, constant), (constant, constant), 0.05)
+    table = rank_candidates(pd.DataFrame({"kind": ["unit"] * 2}), (constant, constant), (constant, constant), 0.05)
     assert table["auroc"].tolist() == table["auroc_chosen"].tolist() == [0.5, 0.5]
     assert table["p_corrected"].tolist() == [1, 1]
     assert not table["significant"].any()
@@ -262,7 +263,7 @@ def test_rows_are_in_the_documented_order() -> None:
     first[0] += [3.0, 2.0, 0.8, 0.0]
     second[0] += [0.0, 4.0, 4.0, 0.0]
     chosen, checked = (tuple(torch.from_numpy(side) for side in half) for half in (first, second))
-    table = _ranked(pd.DataFrame({"unit": range(4)}), chosen, checked, 0.05)  # type: ignore[arg-type]
+    table = rank_candidates(pd.DataFrame({"unit": range(4)}), chosen, checked, 0.05)  # type: ignore[arg-type]
     assert table["unit"].tolist() == [1, 2, 0, 3]
     assert table["significant"].tolist() == [True, True, False, False]
     assert table["rank"].tolist() == [2, 3, 1, 4]
@@ -274,7 +275,7 @@ def test_of_units_that_choose_equally_well_the_clearest_comes_first() -> None:
     positive = np.stack([high, 100 * (high + 90), -high, np.array([0.0, 5.0, 6.0, 7.0]), np.ones(4)], 1)
     negative = np.stack([low, 100 * low, 0 * low - 3.9, low, np.ones(4)], 1)
     halves_of = (torch.from_numpy(positive), torch.from_numpy(negative))
-    table = _ranked(pd.DataFrame({"unit": range(5)}), halves_of, halves_of, 0.05)
+    table = rank_candidates(pd.DataFrame({"unit": range(5)}), halves_of, halves_of, 0.05)
     assert table["auroc_chosen"].tolist()[:3] == [1, 1, 1]
     gaps = [
         abs(a.mean() - b.mean()) / np.concatenate([a, b]).std(ddof=1)
@@ -366,12 +367,12 @@ def test_batches_make_no_difference(split) -> None:
 
 def test_tokens_are_those_of_the_discovery_unless_said(split, mlp_split, smallest_images) -> None:
     images = random_images(6, 32)
-    readouts = [(split.concept_readout(), 1)]
-    usual, patch, single = (pooled(split, images, readouts, tokens=tokens) for tokens in (None, "patch", "class"))
+    readouts = [(split.concept_readout(), torch.tensor(1))]
+    usual, patch, single = (pool_readouts(split, images, readouts, tokens) for tokens in (None, "patch", "class"))
     assert split.settings.tokens == "patch"
     torch.testing.assert_close(usual, patch, rtol=0, atol=0)
     torch.testing.assert_close(single, split.concept_activations(images, tokens="class"))
-    mean = pooled(mlp_split, smallest_images, [(mlp_split.concept_readout(), 1)], tokens=None, pool="mean")
+    mean = pool_readouts(mlp_split, smallest_images, [(mlp_split.concept_readout(), torch.tensor(1))], pool="mean")
     torch.testing.assert_close(mean, mlp_split.concept_activations(smallest_images))
 
 

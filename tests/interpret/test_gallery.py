@@ -7,10 +7,10 @@ import torch
 
 from elude_nb import Disentanglement, disentangle, embed, find_exemplars
 from elude_nb.core.edit import Edit
-from elude_nb.core.routing import ChannelClusterRouting, ConceptRouting, RandomRouting
+from elude_nb.core.strategies import ChannelClusterRouting, ConceptRouting, RandomRouting
 from elude_nb.errors import EditError, SiteError
 from elude_nb.interpret.gallery import Gallery, look
-from elude_nb.interpret.profiles import find_speakers
+from elude_nb.interpret.profiles import find_contributors
 from tests.tiny import hook_count
 
 ROUNDING = 0.02  # sources are kept in bfloat16, which has 8 bits
@@ -183,7 +183,7 @@ def test_a_set_that_does_not_fit_is_sampled_over_its_labels(split, images) -> No
     by_label = images.subset(sorted(range(20), key=lambda i: images.labels[i]))
     per_image = 16 * split.site.sources * 2 / (1 << 30)
     gallery = Gallery(split, by_label, max_memory=6.5 * per_image).fill(progress=False)
-    assert gallery.labels == ("label 0",) * 2 + ("label 1",) * 2 + ("label 2",) * 2
+    assert sorted(gallery.labels or ()) == ["label 0"] * 2 + ["label 1"] * 2 + ["label 2"] * 2
     again = Gallery(split, by_label, max_memory=6.5 * per_image)
     assert again.images.names == gallery.images.names
 
@@ -215,14 +215,14 @@ def test_wrong_numbers_are_named(split, images) -> None:
         gallery.channel(0, shared=1.5)
     with pytest.raises(ValueError, match="count=5"):
         gallery.exemplars(gallery.channel(0), count=5)
-    with pytest.raises(ValueError, match="no unit 99"):
+    with pytest.raises(ValueError, match=r"\(0, 99\)"):
         gallery.images_of_unit(0, 99)
 
 
-def test_speakers_are_the_most_active_sub_units(gallery) -> None:
+def test_contributors_are_the_most_active_sub_units(gallery) -> None:
     split = gallery.split
     seen = look(split, [gallery.images[2]])
-    table = find_speakers(split, seen.sources[0, 5], count=7)
+    table = find_contributors(split, seen.sources[0, 5], count=7)
     values = split.activations(gallery.images[2:3], tokens="patch")[0, 5]
     units = split.units.assign(value=values.tolist())
     units["value"] *= [int(split.signs[c, u]) for c, u in zip(units["channel"], units["unit"], strict=True)]
@@ -235,6 +235,6 @@ def test_speakers_are_the_most_active_sub_units(gallery) -> None:
     assert table["activation"].tolist() == pytest.approx(best["value"].tolist(), rel=1e-5)
 
 
-def test_speakers_want_the_sources_of_one_token(split) -> None:
-    with pytest.raises(ValueError, match="those of one token"):
-        find_speakers(split, torch.zeros(3))
+def test_contributors_want_the_sources_of_one_token(split) -> None:
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        find_contributors(split, torch.zeros(3))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from elude_nb import disentangle, load_images
-from elude_nb.interpret.naming import ConceptNames, _choose, _enrichment, _without_doubles, best_images, name_concepts
+from elude_nb.interpret.naming import ConceptNames, _choose, _enrichment, _top_images, _without_doubles, name_concepts
 from tests.interpret.test_find_units import holm_literal
 from tests.tiny import hook_count, random_images
 
@@ -180,7 +180,7 @@ def test_a_concept_that_never_changes_has_no_best_images(split, pictures) -> Non
     assert 3 not in found.names
     assert found.table.loc[3, "evidence"] == "no name: the same on all images"
     assert found.table.loc[3, "p_corrected"] == 1
-    assert best_images(silent, pictures, None, 10, 16, progress=False)[1].tolist() == [i == 3 for i in range(8)]
+    assert _top_images(silent, pictures, None, 10)[1].tolist() == [i == 3 for i in range(8)]
 
 
 def test_it_says_in_short_what_it_is(split, pictures) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from elude_nb.scores import fidelity as room
 from elude_nb.scores import knn_accuracy, neighbour_agreement, output_change, probe_accuracy, unexplained_variance
-from elude_nb.scores.fidelity import chance_accuracy
+from elude_nb.scores.fidelity import chance_accuracy, fit_probe, nearest_neighbours
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -284,3 +284,33 @@ def test_output_change_goes_with_scale_and_does_not_know_shift_or_order(seed, sc
     moved = output_change(x + shift, y + shift)
     assert moved[["largest", "mean", "cosine"]].tolist() == pytest.approx(found[["largest", "mean", "cosine"]].tolist())
     assert output_change(x.flip(0), y.flip(0)).tolist() == pytest.approx(found.tolist())
+
+
+# Shared by other rooms.
+
+
+@settings(deadline=None, max_examples=30)
+@given(q=st.integers(1, 6), n=st.integers(2, 8), k=st.integers(1, 8), seed=st.integers(0, 999), rows=st.integers(1, 6))
+def test_nearest_neighbours_are_those_of_largest_cosine(q, n, k, seed, rows) -> None:
+    k = min(k, n - 1)
+    queries, among = drawn(q, 3, seed=seed), drawn(n, 3, seed=seed + 1)
+    itself = torch.arange(q) % n
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "_ROWS_AT_ONCE", rows)
+        plain, others = (nearest_neighbours(queries, among, k, leave_out=left) for left in (None, itself))
+    for i, query in enumerate(queries):
+        cosine = [float(query @ row / (query.norm() * row.norm())) for row in among]
+        order = sorted(range(n), key=lambda j: -cosine[j])
+        assert plain[1][i].tolist() == order[:k]
+        assert plain[0][i].tolist() == pytest.approx([cosine[j] for j in order[:k]])
+        assert others[1][i].tolist() == [j for j in order if j != itself[i]][:k]
+
+
+def test_a_probe_can_be_read_as_one_linear_map() -> None:
+    x, names = kinds(60)
+    probe = fit_probe(x.numpy(), names)
+    scaler, regression = probe
+    weight = regression.coef_ / scaler.scale_
+    logits = x.numpy() @ weight.T + regression.intercept_ - weight @ scaler.mean_
+    assert probe.classes_[logits.argmax(1)].tolist() == probe.predict(x.numpy()).tolist()
+    assert probe.score(x.numpy(), names) == probe_accuracy(x, names, x, names)

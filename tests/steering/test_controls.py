@@ -14,8 +14,15 @@ from elude_nb.baselines.sae import SparseAutoencoder, TopK
 from elude_nb.core.edit import Edit
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.errors import EditError
-from elude_nb.steering.controls import CONTROLS, Controls, Outcomes
-from elude_nb.steering.interventions import edited_units, projected_out, silenced_latent, whole_channels
+from elude_nb.steering.controls import (
+    CONTROLS,
+    Controls,
+    edited_units,
+    projected_out,
+    silenced_latent,
+    whole_channels,
+)
+from elude_nb.steering.interventions import Outcomes
 
 N, TARGET = 12, torch.arange(12) % 3 == 0
 
@@ -37,7 +44,7 @@ def seen(split, images) -> Outcomes:
 
 
 def controls(split: Disentanglement, edit: Edit, seen: Outcomes, **more: Any) -> Controls:
-    return Controls(split, edit, seen, TARGET, draws=3, seed=0, **more)
+    return Controls(split, edit, draws=3, seed=0, seen=seen, is_target=TARGET, **more)
 
 
 def moved(intervention: Any, h: torch.Tensor) -> torch.Tensor:

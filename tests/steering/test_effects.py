@@ -26,10 +26,10 @@ from elude_nb.models.forward import features
 from elude_nb.models.hooks import is_intercepted
 from elude_nb.scores.intervals import mean_interval
 from elude_nb.scores.planted import planted_network
-from elude_nb.steering.controls import CONTROLS, Trial
+from elude_nb.steering.controls import CONTROLS, whole_channels
 from elude_nb.steering.effects import Effect, effect
 from elude_nb.steering.heads import OwnClassifier, fit_head
-from elude_nb.steering.interventions import ChannelChange, whole_channels
+from elude_nb.steering.interventions import ChannelChange, run_interventions
 from tests.tiny import hook_count, random_images, tiny_mlp
 
 CLASSES = ("label 0", "label 1", "label 2")
@@ -165,8 +165,8 @@ def test_every_number_of_the_table(request, which, target) -> None:
         assert found.by_class.loc["edit", name] == pytest.approx(own, rel=1e-7, abs=1e-10)
 
 
-def moved_by(change: ChannelChange, dose: float) -> Callable[[Recording], torch.Tensor]:
-    return lambda seen: seen.channels + dose * change(seen.channels)
+def moved_by(change: ChannelChange, strength: float) -> Callable[[Recording], torch.Tensor]:
+    return lambda seen: seen.channels + strength * change(seen.channels)
 
 
 def test_numbers_of_a_control(split) -> None:
@@ -326,7 +326,7 @@ def test_an_edit_that_asks_for_nothing_does_nothing(request, which, head) -> Non
         assert drop == pytest.approx(0, abs=1e-12)
 
 
-def test_strength_zero_does_nothing_and_doses_are_in_order(mlp_split) -> None:
+def test_strength_zero_does_nothing_and_strengths_are_in_order(mlp_split) -> None:
     found = measure(mlp_split, ablation(mlp_split), random_images(30, 8, seed=3), strengths=(2, 0, 0.5, 0.5, 1))
     assert found.curve["strength"].tolist() == [0.0, 0.5, 1.0, 2.0]
     assert found.curve["drop"].iloc[0] == 0
@@ -377,15 +377,15 @@ def test_the_target_is_one_that_is_measured(mlp_split) -> None:
 
 
 def test_the_halves_are_disjoint(mlp_split, monkeypatch) -> None:
-    images, through = random_images(31, 8, seed=3), Trial.through
+    images = random_images(31, 8, seed=3)
     for fit in (None, random_images(12, 8, seed=4)):
         parts: list[tuple[int, ...]] = []
 
-        def noted(self: Trial, photos: ImageSet, *rest: Any, parts: list[tuple[int, ...]] = parts) -> Any:
-            parts.append(photos._places)
-            return through(self, photos, *rest)
+        def noted(split: Any, rest: Any, photos: ImageSet, *more: Any, parts: Any = parts, **named: Any) -> Any:
+            parts.append(tuple(int(name.removeprefix("image ")) for name in photos.names))
+            return run_interventions(split, rest, photos, *more, **named)
 
-        monkeypatch.setattr(Trial, "through", noted)
+        monkeypatch.setattr(elude_nb.steering.effects, "run_interventions", noted)
         found = measure(mlp_split, ablation(mlp_split), images, fit=fit)
         assert len(parts) == 2
         assert found.images == len(parts[1])
@@ -423,8 +423,8 @@ def refusals(split: Disentanglement) -> dict[str, tuple[type[Exception], str, Ca
         return error, match, lambda: measure(split, *args, **more)
 
     return {
-        "schedule": case(EditError, "no schedule", edit.at(1.0) + ablation(split, strength=[0.0, 1.0]), images),
-        "nothing": case(EditError, "must change something", Edit(), images),
+        "schedule": case(EditError, "schedule", edit.at(1.0) + ablation(split, strength=[0.0, 1.0]), images),
+        "nothing": case(EditError, "changes something", Edit(), images),
         "no such concept": case(EditError, "There is no concept 99", Edit.ablate(concept=99), images),
         "no edit": case(TypeError, "An Edit is needed", "ablate", images),
         "another split": case(ModelMismatchError, "another", replace(edit, made_for="another"), images),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -138,9 +139,7 @@ def test_classes_are_looked_up() -> None:
 def test_bad_input_is_refused_before_the_model_runs(mlp: Model, smallest_images: ImageSet) -> None:
     passes = []
     handle = mlp.network.register_forward_hook(lambda *_: passes.append(1))
-    unlabelled = ImageSet(
-        smallest_images.names, None, smallest_images.source, None, smallest_images._open, smallest_images._places
-    )
+    unlabelled = dataclasses.replace(smallest_images, labels=None)
     try:
         with pytest.raises(ValueError, match="kind='svm' is not known"):
             fit_head(mlp, smallest_images, "svm")

@@ -10,9 +10,9 @@ import torch
 from elude_nb import Disentanglement, Edit, ImageSet, disentangle, fit_head
 from elude_nb.errors import EditError
 from elude_nb.interpret.gallery import Gallery
-from elude_nb.interpret.neighbours import find_neighbours
+from elude_nb.interpret.neighbours import find_neighbours, rank_neighbours
 from elude_nb.steering.heads import OwnClassifier, predict, read_outputs
-from elude_nb.steering.live import LiveSteering, order_by_presence, rank_neighbours
+from elude_nb.steering.live import LiveSteering, order_by_presence
 from tests.tiny import hook_count, sites_of
 
 STRENGTHS = {0: 0.0, 2: 1.6, 3: 1.0, 5: 0.35}

@@ -557,7 +557,7 @@ def test_a_strengthened_topic_draws_its_sentences_together(split, sentences, hel
     before = split.model.fingerprint()
     result = similarity_effect(split, edit, held_out, target="computers", draws=3, progress=False)
     table: Any = result.table.set_index("method")
-    assert table.loc["edit", "within low"] > 0.05
+    assert table.loc["edit", "within_low"] > 0.05
     assert table.loc["edit", "within"] > 2 * table.loc["edit", "across"]
     assert table.loc["edit", "within"] > 2 * table.loc["random concept", "within"]
     assert table.loc["edit", "elsewhere"] < table.loc["same channels", "elsewhere"] / 2
@@ -584,7 +584,7 @@ def test_a_strengthened_topic_draws_its_sentences_together(split, sentences, hel
         drawn = rng.choice(np.flatnonzero(meant), meant.sum())
         means.append(np.mean([change[i, j] for i in drawn for j in drawn if i != j]))
     low, high = np.quantile(means, [0.025, 0.975])
-    assert (table.loc["edit", "within low"], table.loc["edit", "within high"]) == pytest.approx((low, high), abs=0.02)
+    assert (table.loc["edit", "within_low"], table.loc["edit", "within_high"]) == pytest.approx((low, high), abs=0.02)
 
 
 def an_edit_of_images(images: en.ImageSet) -> tuple[en.Disentanglement, en.Edit, en.ImageSet]:

@@ -11,7 +11,7 @@ from PIL import Image
 from elude_nb.data.decode import read_rgb
 from elude_nb.errors import ImageError
 from elude_nb.interpret.gallery import Gallery, look
-from elude_nb.interpret.profiles import find_speakers
+from elude_nb.interpret.profiles import find_contributors
 from elude_nb.widgets.controls import MOST_BYTES
 from elude_nb.widgets.image_inspector import ImageInspector
 
@@ -37,16 +37,16 @@ def test_first_paint(inspector) -> None:
     assert (inspector.image, inspector.row, inspector.column) == (0, 2, 2)
     assert inspector._picker.src.startswith("data:image/jpeg")
     assert inspector._picker.alt == "image 0, as the model sees it"
-    assert len(inspector._list.options) == len(inspector.speakers) == 6
-    assert inspector.unit == tuple(inspector.speakers.loc[0, ["channel", "unit"]])
+    assert len(inspector._list.options) == len(inspector.contributors) == 6
+    assert inspector.unit == tuple(inspector.contributors.loc[0, ["channel", "unit"]])
     assert inspector._others.value.count("<img") == 7  # the image itself and six others
 
 
-def test_speakers_are_those_of_the_patch(inspector, gallery) -> None:
+def test_contributors_are_those_of_the_patch(inspector, gallery) -> None:
     inspector.image, inspector.row, inspector.column = 3, 1, 2
     seen = look(gallery.split, [gallery.images[3]])
-    expected = find_speakers(gallery.split, seen.sources[0, 1 * 4 + 2], count=6)
-    found = inspector.speakers
+    expected = find_contributors(gallery.split, seen.sources[0, 1 * 4 + 2], count=6)
+    found = inspector.contributors
     assert found["deviations"].tolist() == pytest.approx(expected["deviations"].tolist(), rel=0.03)
     assert inspector._picker.row == 1
     assert inspector._picker.column == 2
@@ -105,7 +105,7 @@ def test_an_upload_and_a_drop(inspector) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "an empty file"),
+        (b"", "not an image"),
         (b"hello", "not an image"),
         (png()[:60], "broken image"),
         (png(4), "4 x 4 pixels"),
