@@ -11,7 +11,8 @@ from elude_nb import disentangle, score
 from elude_nb.core.strategies import ConceptRouting
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets.channel_explorer import ChannelExplorer
-from elude_nb.widgets.panel import Panel, debounce
+from elude_nb.widgets.panel import Panel
+from elude_nb.widgets.parts import debounce
 from tests.tiny import random_images
 
 
