@@ -119,7 +119,7 @@ class SubUnits(Method):
 
     def size_in_bytes(self) -> int:
         """Return the memory of the routes (one byte a contribution): the weights are the model's."""
-        return self.split_.routing.routes.nbytes
+        return self.split_.routing.nbytes
 
     def _fitted(self) -> Readout:
         if self._readout is None:

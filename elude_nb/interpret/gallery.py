@@ -306,7 +306,7 @@ class Gallery:
         """
         rows = view.units[view.units["concept"].notna()]
         units, concepts = rows["unit"].tolist(), torch.tensor(rows["concept"].tolist(), dtype=torch.int64)
-        mine = view.routing.routes[0] == torch.tensor(units)[:, None]
+        mine = view.routing.fractions(0)[units].to(self.split.weight)
         contributions = mean_contributions(self.split, view.channel, concepts) * mine
         return dict(zip(units, sum_by_place(contributions, self._places), strict=True))
 
@@ -319,8 +319,7 @@ class Gallery:
     def _routing(self, channel: int, units: int | None, shared: float | None) -> Routing:
         settings, mine = self.split.settings, self.split.routing
         if units in {None, settings.units} and shared in {None, settings.shared}:
-            rows = slice(channel, channel + 1)
-            return Routing(mine.routes[rows], mine.concepts[rows], mine.reasons[rows])
+            return mine.of_channel(channel)
         k, rho = check_routing_settings(
             settings.units if units is None else units, settings.shared if shared is None else shared
         )

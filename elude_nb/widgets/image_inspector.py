@@ -237,8 +237,8 @@ class ImageInspector(GalleryPanel):
 
     def _map(self, channel: int, unit: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         split = self.gallery.split
-        routes = split.routing.routes[channel].repeat_interleave(split.site.kernel)
-        row = split.weight[channel] * (routes == unit) * int(split.signs[channel, unit])
+        row = split.routing.masked(split.weight, torch.tensor([channel]), torch.tensor([unit]))[0]
+        row = row * int(split.signs[channel, unit])
         found = (self._all_sources() @ row.to(self._all_sources().dtype)).float()
         return found.view(*self.gallery.grid).numpy()
 
