@@ -320,7 +320,7 @@ def test_arrays_of_other_shapes_are_refused_at_once(shape: tuple[int, ...]) -> N
         load_images(np.zeros(shape, np.uint8))
 
 
-def test_one_image_as_an_array_is_told_from_many_grey_ones() -> None:
+def test_one_image_as_an_array_is_not_taken_for_many_grey_ones() -> None:
     with pytest.raises(ImageError, match=r"\(32, 32, 3\).*array\[None\]"):
         load_images(np.zeros((32, 32, 3), np.uint8))
 

