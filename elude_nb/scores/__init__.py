@@ -50,6 +50,7 @@ from elude_nb.scores.similarity import (
     best_images,
     localised_monosemanticity,
     monosemanticity,
+    ms_score,
     polysemanticity,
     sibling_similarity,
     top_centres,
