@@ -11,8 +11,7 @@ from fuzz_calls import Call, family  # type: ignore[import-not-found]  # beside 
 from fuzz_watch import Family, Ground  # type: ignore[import-not-found]
 
 import elude_nb as en
-from elude_nb import baselines as rivals
-from elude_nb import figures, scores
+from elude_nb import baselines, figures, scores
 from elude_nb.interpret import profiles
 from elude_nb.interpret.concept_map import lay_out
 from elude_nb.interpret.gallery import Gallery
@@ -47,31 +46,31 @@ def _method_calls(ground: Ground) -> dict[str, Call]:
     }
     from_weights = {"weight": weight, "bias": torch.zeros(len(weight)), "kernel": 1}
     makers: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-        "PCA": (rivals.PCA, {"units": 4, "seed": 0}),
-        "ICA": (rivals.ICA, {"units": 4, "iterations": 3, "most_tokens": 50, "seed": 0}),
-        "NMF": (rivals.NMF, {"units": 4, "iterations": 3, "encode_iterations": 3, "most_tokens": 50, "seed": 0}),
-        "KMeansDirections": (rivals.KMeansDirections, {"units": 4, "seed": 0}),
-        "Channels": (rivals.Channels, {"units": 4}),
-        "HiddenUnits": (rivals.HiddenUnits, {"columns": slice(0, 8), "units": 4}),
+        "PCA": (baselines.PCA, {"n_units": 4, "seed": 0}),
+        "ICA": (baselines.ICA, {"n_units": 4, "iterations": 3, "max_tokens": 50, "seed": 0}),
+        "NMF": (baselines.NMF, {"n_units": 4, "iterations": 3, "encode_iterations": 3, "max_tokens": 50, "seed": 0}),
+        "KMeansDirections": (baselines.KMeansDirections, {"n_units": 4, "seed": 0}),
+        "Channels": (baselines.Channels, {"n_units": 4}),
+        "HiddenUnits": (baselines.HiddenUnits, {"columns": slice(0, 8), "n_units": 4}),
         "SubUnits": (
-            rivals.SubUnits,
+            baselines.SubUnits,
             {"model": model, "site": site, "concepts": 4, "units": 2, "shared": 0.8, "tokens": "patch", "seed": 0},
         ),
-        "TwoClassSplit": (rivals.TwoClassSplit, {**from_weights, "tau": 0.03, "gamma": 0.5, "rho": 0.8}),
-        "OverlappingGroups": (rivals.OverlappingGroups, {**from_weights, "groups": 2}),
+        "TwoClassSplit": (baselines.TwoClassSplit, {**from_weights, "tau": 0.03, "gamma": 0.5, "rho": 0.8}),
+        "OverlappingGroups": (baselines.OverlappingGroups, {**from_weights, "n_groups": 2}),
         "VirtualNeurons": (
-            rivals.VirtualNeurons,
-            {**from_weights, "units": 2, "strongest": 5, "channels": [0, 1], "seed": 0},
+            baselines.VirtualNeurons,
+            {**from_weights, "units_per_channel": 2, "strongest": 5, "channels": [0, 1], "seed": 0},
         ),
-        "TopK": (rivals.TopK, {"k": 2, **training}),
-        "BatchTopK": (rivals.BatchTopK, {"k": 2, **training}),
-        "ReLU": (rivals.ReLU, {"l1": 0.1, **training}),
-        "Matryoshka": (rivals.Matryoshka, {"k": 2, "prefixes": (0.5, 1.0), **training}),
+        "TopK": (baselines.TopK, {"k": 2, **training}),
+        "BatchTopK": (baselines.BatchTopK, {"k": 2, **training}),
+        "ReLU": (baselines.ReLU, {"l1": 0.1, **training}),
+        "Matryoshka": (baselines.Matryoshka, {"k": 2, "prefixes": (0.5, 1.0), **training}),
     }
     calls: dict[str, Call] = {
         name: (through(kind), {**common, **settings}) for name, (kind, settings) in makers.items()
     }
-    sizes = {"units": 6, "concepts": 4, "sub_units": 2, "shared": 0.8, "sparsity": 2, "k": 4, "fidelity_images": 2}
+    sizes = {"n_units": 6, "concepts": 4, "sub_units": 2, "shared": 0.8, "sparsity": 2, "k": 4, "fidelity_images": 2}
     drawn = {"tokens": "patch", "tokens_per_image": 4, "seed": 0, "batch_size": 4, "max_memory": 1.0, "blocks": 1}
     few = {"methods": ["sub-units", "PCA"], "site": "stream", "held_out": ground.images, "progress": False}
     calls["compare"] = en.compare, {"model": model, "images": ground.images[:8], **few, **sizes, **drawn}
@@ -92,7 +91,7 @@ def _look_calls(ground: Ground) -> dict[str, Call]:
         images,
         held_out=images,
         methods=["PCA", "channels"],
-        units=6,
+        n_units=6,
         concepts=4,
         sub_units=2,
         k=4,
