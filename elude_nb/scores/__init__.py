@@ -65,7 +65,7 @@ __all__ = [
     "density", "effective_rank", "encoded_factor", "feature_monosemanticity", "grade", "guess_by_embedding",
     "health", "intruder_accuracy", "intruder_result", "is_dead", "judge_units", "knn_accuracy", "l0",
     "labels_covered", "largest_correlation", "linear_explained", "localised_monosemanticity", "make_trials",
-    "mean_interval", "mixed_channels", "monosemanticity", "mutual_information", "mutual_information_gap",
+    "mean_interval", "mixed_channels", "monosemanticity", "ms_score", "mutual_information", "mutual_information_gap",
     "neighbour_agreement", "output_change", "planted_recovery", "polysemanticity", "probe_accuracy", "rank_scores",
     "score", "score_means", "sibling_similarity", "stability", "suggest_settings", "top_centres", "top_purity",
     "top_similarity", "unexplained_variance",
