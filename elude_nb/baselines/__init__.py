@@ -1,8 +1,8 @@
 """The rivals: other ways to get units out of a site's tokens, all behind the interface of `Method`."""
 
 from elude_nb.baselines.base import Method
+from elude_nb.baselines.channel_splits import OverlappingGroups, TwoClassSplit, VirtualNeurons, merge_error
 from elude_nb.baselines.linear import ICA, NMF, PCA, Channels, HiddenUnits, KMeansDirections
-from elude_nb.baselines.parents import OverlappingGroups, TwoClassSplit, VirtualNeurons, merge_error
 from elude_nb.baselines.registry import METHODS, Plan
 from elude_nb.baselines.sae import BatchTopK, Matryoshka, ReLU, SparseAutoencoder, TopK
 from elude_nb.baselines.split import Concepts, RandomRoutes, SubUnits

@@ -1,4 +1,4 @@
-"""The one interface of all methods compared: fit on recorded tokens, encode into units, decode into channels."""
+"""The interface of all methods: fit on recorded tokens, encode into units, decode into channels."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from elude_nb.models.sites import Site
 
 
 class Method(ABC):
-    """Something that turns a site's tokens into units.
+    """A way to represent a site's tokens by units.
 
-    A unit is one number a token, the higher the more the unit likes it; a method whose units speak with both signs (a
-    channel, a principal component) gives two units, one for each sign. Whatever is learned is kept in attributes that
-    end in ``_``. Letters: ``t`` tokens, ``d`` channels, ``s`` sources, ``u`` units.
+    A unit is one number a token, and its best tokens are those where it is highest; a direction that matters with both
+    signs (a channel, a principal component) gives two units, one for each sign. Learned attributes end in ``_``.
+    Letters: ``t`` tokens, ``d`` channels, ``s`` sources, ``u`` units.
 
     Attributes
     ----------
     name
-        As it stands in tables.
+        As it is shown in tables.
     lossless
-        Whether the model runs as it is, with the units beside it. Of all other methods, units stand in for the channels
-        only by way of `decode`, and what that loses is measured.
+        Whether units are read beside the running model, which is not changed. For all other methods `decode` replaces
+        the channels, and what that loses is measured.
     needs_sources
-        Whether `encode` looks at the sources; if not, recordings without them (t, 0) will do.
+        Whether `encode` reads the sources; if not, recordings without them (t, 0) are enough.
     needs_labels
         Whether `fit` needs labels.
     """
@@ -43,7 +43,7 @@ class Method(ABC):
 
     @abstractmethod
     def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:
-        """Learn from recorded tokens; ``labels``, one a token, are looked at only by methods that need them.
+        """Learn from recorded tokens; ``labels``, one a token, are used only by methods that need them.
 
         Raises
         ------
@@ -57,18 +57,18 @@ class Method(ABC):
 
     @abstractmethod
     def decode(self, units: Tensor) -> Tensor:
-        """Return the channels (t, d) that units (t, u) stand for."""
+        """Return the channels (t, d) that units (t, u) represent."""
 
     def reconstruct(self, recording: Recording) -> Tensor:
-        """Return the channels (t, d) as the method has them at the recorded tokens."""
+        """Return the method's approximation of the recorded channels, (t, d)."""
         return self.decode(self.encode(recording))
 
     def beside(self, network: nn.Module, site: Site) -> AbstractContextManager[object]:
-        """Return a context in which the model runs as it is while what the units are made of is read off."""
-        return Tap(network, site, on_source=_read, on_channels=_read)
+        """Return a context in which the model runs as it is while the inputs of the units are captured."""
+        return Tap(network, site, on_source=_ignore, on_channels=_ignore)
 
     def size_in_bytes(self) -> int:
-        """Return the memory of all tensors that the method keeps."""
+        """Return the memory of all tensors of the method."""
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
 
     def learned(self, name: str) -> Tensor:
@@ -83,9 +83,7 @@ class Method(ABC):
 
 
 def both_signs(values: Tensor) -> Tensor:
-    """Return values (t, c) as units (t, 2 c): first as they are, then with the other sign.
-
-    Nothing is cut off at 0: a ranking by the unit keeps all that the value says.
+    """Return values (t, c) as units (t, 2 c): first as they are, then negated. Nothing is clipped at 0.
 
     Examples
     --------
@@ -100,5 +98,5 @@ def one_sign(units: Tensor) -> Tensor:
     return units[..., : units.shape[-1] // 2]
 
 
-def _read(*_: object) -> None:
-    """Take what a tap hands out, and keep nothing."""
+def _ignore(*_: object) -> None:
+    """Keep nothing of what was captured."""

@@ -1,7 +1,6 @@
-"""The classic rivals: channels, hidden units, PCA, ICA, NMF and k-means directions, all on recorded channels (t, d).
+"""Linear baselines: channels, hidden units, PCA, ICA, NMF and k-means directions, all on recorded channels (t, d).
 
-Units come strongest first (by variance carried, or by how many tokens they speak for), so that any first few of them
-are the best few to have. A constant channel carries nothing and stands last.
+Units are sorted by the variance that they explain, or by how many tokens belong to them, the largest first.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb.baselines.base import Method, both_signs, one_sign
@@ -21,37 +21,37 @@ from elude_nb.core.clustering import cluster_directions
 from elude_nb.core.recording import Recording
 from elude_nb.scores.fidelity import ridge
 
-_LARGEST_SEED = 2**32 - 1  # what scikit-learn takes
+MAX_SEED = 2**32 - 1  # of scikit-learn
 _RIDGE = 1e-3  # of the hidden units' mean sum of squares
 
 
 class Channels(Method):
-    """The channels as they are, each with both signs: units 1 to c say ``h - mean``, units c + 1 to 2 c the opposite.
+    """The channels as they are, with both signs: units 1 to c are ``h - mean``, units c + 1 to 2 c their negatives.
 
     Parameters
     ----------
-    units
-        Keep the ``units // 2`` channels of the largest variance (an odd number is rounded down); by default all.
+    n_units
+        Keep the ``n_units // 2`` channels of the largest variance (an odd number is rounded down); by default all.
 
     Examples
     --------
     >>> channels = torch.tensor([[0.0, 1.0], [3.0, 2.0], [6.0, 1.5]])
     >>> seen = Recording(channels, channels, 0 * channels, torch.arange(3), torch.zeros(3))
-    >>> Channels(units=2).fit(seen).encode(seen).tolist()
+    >>> Channels(n_units=2).fit(seen).encode(seen).tolist()
     [[-3.0, 3.0], [0.0, -0.0], [3.0, -3.0]]
     """
 
     lossless = True
 
-    def __init__(self, units: int | None = None, *, name: str = "channels") -> None:
+    def __init__(self, n_units: int | None = None, *, name: str = "channels") -> None:
         self.name = name
-        self.units = None if units is None else check_count("units", units, 2)
+        self.n_units = None if n_units is None else check_count("n_units", n_units, 2)
 
     def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:  # noqa: ARG002 - needs none
         """See `Method.fit`."""
         channels = tokens_of(recording)
         self.mean_ = channels.mean(0)
-        self.kept_ = _strongest(channels, None if self.units is None else self.units // 2)
+        self.kept_ = _strongest(channels, None if self.n_units is None else self.n_units // 2)
         return self
 
     def encode(self, recording: Recording) -> Tensor:
@@ -60,7 +60,7 @@ class Channels(Method):
         return both_signs((recording.channels - self.mean_)[:, kept])
 
     def decode(self, units: Tensor) -> Tensor:
-        """Return the channels, up to the rounding of one subtraction; those that were not kept are at their mean."""
+        """Return the channels, up to the rounding of one subtraction; those that were not kept have their mean."""
         kept = self.learned("kept_")
         channels = self.mean_.to(units).repeat(len(units), 1)
         channels[:, kept] += one_sign(units)
@@ -68,39 +68,39 @@ class Channels(Method):
 
 
 class HiddenUnits(Method):
-    """The hidden units of the last layer before the site, as they are: the neurons that most work looks at.
+    """The hidden units of the last layer before the site, as they are: the usual neurons.
 
     Parameters
     ----------
     columns
         Which sources they are.
-    units
-        Keep the ``units`` of the largest variance; by default all.
+    n_units
+        Keep so many, those of the largest variance; by default all.
 
     Examples
     --------
     >>> sources = torch.tensor([[0.0, 1.0, 5.0], [3.0, 2.0, 7.0], [6.0, 1.5, 0.0]])
     >>> seen = Recording(sources[:, :1] - sources[:, 1:2], sources, torch.zeros(3, 1), torch.arange(3), torch.zeros(3))
-    >>> HiddenUnits(slice(0, 2), units=1).fit(seen).encode(seen).tolist()
+    >>> HiddenUnits(slice(0, 2), n_units=1).fit(seen).encode(seen).tolist()
     [[0.0], [3.0], [6.0]]
     """
 
     lossless = True
     needs_sources = True
 
-    def __init__(self, columns: slice, units: int | None = None, *, name: str = "hidden units") -> None:
+    def __init__(self, columns: slice, n_units: int | None = None, *, name: str = "hidden units") -> None:
         check_kind("columns", columns, slice, "a slice of the sources")
         self.name, self.columns = name, columns
-        self.units = None if units is None else check_count("units", units)
+        self.n_units = None if n_units is None else check_count("n_units", n_units)
 
     def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:  # noqa: ARG002 - needs none
-        """See `Method.fit`; raises too if the recording has no sources in these columns."""
+        """See `Method.fit`; also raises if the recording has no sources in these columns."""
         channels, hidden = tokens_of(recording), self._hidden(recording)
-        self.kept_ = _strongest(hidden, self.units)
+        self.kept_ = _strongest(hidden, self.n_units)
         self.mean_, self.hidden_mean_ = channels.mean(0), hidden[:, self.kept_].mean(0)
         inputs = hidden[:, self.kept_] - self.hidden_mean_
         strength = _RIDGE * float(inputs.double().square().sum(0).mean())
-        self.map_ = ridge(inputs, channels - self.mean_, strength or 1.0)  # 0 if nothing varies: any number will do
+        self.map_ = ridge(inputs, channels - self.mean_, strength or 1.0)  # 0 if nothing varies: any strength will do
         return self
 
     def encode(self, recording: Recording) -> Tensor:
@@ -109,25 +109,23 @@ class HiddenUnits(Method):
         return self._hidden(recording)[:, kept]
 
     def decode(self, units: Tensor) -> Tensor:
-        """Return what a ridge regression from hidden units to channels, fitted along with them, makes of units."""
+        """Return the channels that a ridge regression predicts from the units."""
         matrix = self.learned("map_").to(units)
         return (units - self.hidden_mean_.to(units)) @ matrix + self.mean_.to(units)
 
     def _hidden(self, recording: Recording) -> Tensor:
         hidden = recording.sources[:, self.columns]
         if not hidden.shape[1]:
-            raise ValueError(
-                f"{self.columns} is none of {recording.sources.shape[1]} sources; record them, or correct it."
-            )
+            raise ValueError(f"{self.columns} selects none of {recording.sources.shape[1]} sources; record them.")
         return hidden
 
 
 class _Projection(Method):
     """Units that are projections with both signs: ``units = ±(h - mean) P``, and back ``h = units Q + mean``."""
 
-    def __init__(self, units: int, *, seed: int, name: str) -> None:
-        self.name, self.seed = name, check_count("seed", seed, 0, _LARGEST_SEED)
-        self.units = check_count("units", units, 2)
+    def __init__(self, n_units: int, *, seed: int, name: str) -> None:
+        self.name, self.seed = name, check_count("seed", seed, 0, MAX_SEED)
+        self.n_units = check_count("n_units", n_units, 2)
 
     def encode(self, recording: Recording) -> Tensor:
         """See `Method.encode`; 0 is the mean over the fit."""
@@ -135,18 +133,18 @@ class _Projection(Method):
         return both_signs((recording.channels - self.mean_.to(matrix)) @ matrix)
 
     def decode(self, units: Tensor) -> Tensor:
-        """Return the channels that the components add up to; what lies outside of them is at its mean."""
+        """Return the channels that the components sum to, around the mean of the fit."""
         return one_sign(units) @ self.learned("back_").to(units) + self.mean_.to(units)
 
     def _principal(self, channels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the principal directions (c, d) in float64 and the variances along them (c,), the largest first.
 
-        Those along which tokens do not vary but by rounding are left out: there is nothing to whiten.
+        Directions along which tokens vary only by rounding are left out, since they cannot be whitened.
         """
         from sklearn.decomposition import PCA as Decomposition  # noqa: N811 - the name is taken here
 
         self.mean_ = channels.mean(0)
-        count = min(self.units // 2, *channels.shape)
+        count = min(self.n_units // 2, *channels.shape)
         found = Decomposition(count, random_state=self.seed).fit(channels.double().numpy())
         variances, directions = torch.from_numpy(found.explained_variance_), torch.from_numpy(found.components_)
         real = variances > variances.amax() * torch.finfo(channels.dtype).eps
@@ -155,19 +153,19 @@ class _Projection(Method):
 
 
 class PCA(_Projection):
-    """Principal components, each with both signs: ``units // 2`` of them, or as many as tokens and channels allow.
+    """Principal components, each with both signs: ``n_units // 2``, or as many as tokens and channels allow.
 
     Parameters
     ----------
-    units
-        How many units are wanted; an odd number is rounded down.
+    n_units
+        How many units; an odd number is rounded down.
     seed
-        Of the randomised solver that scikit-learn takes for large tables.
+        Of the randomised solver that scikit-learn uses for large tables.
 
     Attributes
     ----------
     explained_
-        The share of variance that each component carries, (c,), the largest first.
+        The share of variance that each component explains, (c,), the largest first.
 
     Examples
     --------
@@ -177,8 +175,8 @@ class PCA(_Projection):
     [0.8, 0.2]
     """
 
-    def __init__(self, units: int = 128, *, seed: int = 0, name: str = "PCA") -> None:
-        super().__init__(units, seed=seed, name=name)
+    def __init__(self, n_units: int = 128, *, seed: int = 0, name: str = "PCA") -> None:
+        super().__init__(n_units, seed=seed, name=name)
 
     def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:  # noqa: ARG002 - needs none
         """See `Method.fit`."""
@@ -191,23 +189,23 @@ class PCA(_Projection):
 class ICA(_Projection):
     """Independent components, each with both signs: FastICA (Hyvärinen, 1999) on whitened principal components.
 
-    Units have variance 1; the component that carries most of the channels' variance comes first.
+    Units have variance 1; the component that explains most of the channels' variance comes first.
 
     Parameters
     ----------
-    units
-        How many units are wanted, ``units // 2`` components; fewer if tokens or channels do not allow as many.
+    n_units
+        How many units, for ``n_units // 2`` components; fewer if tokens or channels do not allow as many.
     iterations
         Of FastICA, at most.
-    most_tokens
-        Of more tokens than that, as many are drawn with ``seed`` to fit on: time grows with tokens times iterations.
+    max_tokens
+        Of more tokens, so many are drawn to fit on: time grows with tokens times iterations.
     seed
-        Of the drawing and the start.
+        Of the draw and the initialisation.
 
     Attributes
     ----------
     converged_
-        Whether FastICA came to rest before its iterations were used up.
+        Whether FastICA converged within its iterations.
     explained_
         The share of variance of each principal component that was whitened, (c,).
 
@@ -222,61 +220,61 @@ class ICA(_Projection):
 
     def __init__(
         self,
-        units: int = 128,
+        n_units: int = 128,
         *,
         iterations: int = 200,
-        most_tokens: int = 8192,
+        max_tokens: int = 8192,
         seed: int = 0,
         name: str = "ICA",
     ) -> None:
-        super().__init__(units, seed=seed, name=name)
+        super().__init__(n_units, seed=seed, name=name)
         self.iterations = check_count("iterations", iterations)
-        self.most_tokens = check_count("most_tokens", most_tokens, 2)
+        self.max_tokens = check_count("max_tokens", max_tokens, 2)
 
     def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:  # noqa: ARG002 - needs none
         """See `Method.fit`."""
         from sklearn.decomposition import FastICA
 
-        channels = _drawn(tokens_of(recording), self.most_tokens, self.seed)
+        channels = _draw(tokens_of(recording), self.max_tokens, self.seed)
         directions, variances = self._principal(channels)
         scale = variances.sqrt()[:, None]
         whiten = (directions / scale).T  # (d, c)
         search = FastICA(whiten=False, max_iter=self.iterations, tol=1e-3, random_state=self.seed)
-        with _quiet():  # converged_ says it
+        with quiet():  # converged_ says it
             search.fit(((channels - self.mean_).double() @ whiten).numpy())
         self.converged_ = search.n_iter_ < self.iterations
-        turn = torch.from_numpy(search.components_)  # (c, c), orthogonal: its transpose turns back
-        back = turn @ (directions * scale)
+        rotation = torch.from_numpy(search.components_)  # (c, c), orthogonal
+        back = rotation @ (directions * scale)
         order = back.square().sum(1).argsort(descending=True, stable=True)
-        self.project_, self.back_ = (whiten @ turn.T)[:, order].to(channels), back[order].to(channels)
+        self.project_, self.back_ = (whiten @ rotation.T)[:, order].to(channels), back[order].to(channels)
         return self
 
 
 class NMF(Method):
-    """Non-negative matrix factorisation of the channels' two halves, what lies above their mean and what below.
+    """Non-negative matrix factorisation of the channels' positive and negative parts.
 
-    Channels of a stream have both signs; their halves ``[relu(h - mean), relu(mean - h)]`` (t, 2 d) have not, and
-    `decode` takes the difference. (CRAFT, arXiv 2211.10154, factorises activations that a ReLU made non-negative.)
+    The parts ``[relu(h - mean), relu(mean - h)]`` (t, 2 d) are not negative, and `decode` takes their difference.
+    (CRAFT, arXiv 2211.10154, factorises activations after a ReLU.)
 
     Parameters
     ----------
-    units
+    n_units
         How many; at most as many as there are tokens, and twice the channels.
     iterations
         Of coordinate descent when fitting, at most.
     encode_iterations
-        When encoding, always so many: then no token's units depend on which tokens are encoded along with it.
-    most_tokens
-        Of more tokens than that, as many are drawn with ``seed`` to fit on: time grows with tokens times iterations.
+        When encoding, always so many: then a token's units do not depend on the other tokens.
+    max_tokens
+        Of more tokens, so many are drawn to fit on: time grows with tokens times iterations.
     seed
-        Of the drawing and of the randomised solver for the start.
+        Of the draw and the randomised initialisation.
 
     Attributes
     ----------
     parts_
-        (u, 2 d), none negative; the unit that carries most of the squared halves first.
+        (u, 2 d), none negative; the unit with the largest sum of squares first.
     converged_
-        Whether the fit came to rest before its iterations were used up.
+        Whether the fit converged within its iterations.
 
     Examples
     --------
@@ -288,28 +286,28 @@ class NMF(Method):
 
     def __init__(
         self,
-        units: int = 128,
+        n_units: int = 128,
         *,
         iterations: int = 100,
         encode_iterations: int = 20,
-        most_tokens: int = 8192,
+        max_tokens: int = 8192,
         seed: int = 0,
         name: str = "NMF",
     ) -> None:
-        self.name, self.seed = name, check_count("seed", seed, 0, _LARGEST_SEED)
-        self.units, self.iterations = check_count("units", units), check_count("iterations", iterations)
+        self.name, self.seed = name, check_count("seed", seed, 0, MAX_SEED)
+        self.n_units, self.iterations = check_count("n_units", n_units), check_count("iterations", iterations)
         self.encode_iterations = check_count("encode_iterations", encode_iterations)
-        self.most_tokens = check_count("most_tokens", most_tokens, 2)
+        self.max_tokens = check_count("max_tokens", max_tokens, 2)
 
     def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:  # noqa: ARG002 - needs none
         """See `Method.fit`."""
         from sklearn.decomposition import NMF as Decomposition  # noqa: N811 - the name is taken here
 
-        channels = _drawn(tokens_of(recording), self.most_tokens, self.seed)
+        channels = _draw(tokens_of(recording), self.max_tokens, self.seed)
         self.mean_ = channels.mean(0)
-        count = min(self.units, len(channels), 2 * channels.shape[1])
+        count = min(self.n_units, len(channels), 2 * channels.shape[1])
         found = Decomposition(count, init="nndsvda", max_iter=self.iterations, tol=3e-3, random_state=self.seed)
-        with _quiet():  # converged_ says it
+        with quiet():  # converged_ says it
             units = torch.from_numpy(found.fit_transform(self._halves(channels)))
         self.converged_ = found.n_iter_ < self.iterations
         energy = units.square().mean(0) * torch.from_numpy(found.components_).square().sum(1)
@@ -324,7 +322,7 @@ class NMF(Method):
         return torch.from_numpy(self._found.transform(self._halves(recording.channels))).to(recording.channels)
 
     def decode(self, units: Tensor) -> Tensor:
-        """Return what the parts add up to: their upper halves less their lower ones, and the mean."""
+        """Return the sum of the positive parts less that of the negative ones, and the mean."""
         above, below = (units @ self.learned("parts_").to(units)).chunk(2, dim=1)
         return above - below + self.mean_.to(units)
 
@@ -335,14 +333,14 @@ class NMF(Method):
 
 
 class KMeansDirections(Method):
-    """The mean directions of groups of tokens, read by cosine: concepts without going back through the layers.
+    """The mean directions of groups of tokens, read by cosine: concepts without the contributions of earlier layers.
 
     k-means on the unit vectors of the centred channels, as for the concept book of `disentangle`; the largest group
-    comes first. Tokens in fewer directions than ``units`` give fewer groups.
+    comes first. Tokens in fewer directions than ``n_units`` give fewer groups.
 
     Parameters
     ----------
-    units
+    n_units
         How many groups; at most as many as there are tokens.
     seed
         Of the clustering.
@@ -362,33 +360,31 @@ class KMeansDirections(Method):
     [[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]
     """
 
-    def __init__(self, units: int = 128, *, seed: int = 0, name: str = "k-means") -> None:
-        self.name, self.seed = name, check_count("seed", seed, 0, _LARGEST_SEED)
-        self.units = check_count("units", units)
+    def __init__(self, n_units: int = 128, *, seed: int = 0, name: str = "k-means") -> None:
+        self.name, self.seed = name, check_count("seed", seed, 0, MAX_SEED)
+        self.n_units = check_count("n_units", n_units)
 
     def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:  # noqa: ARG002 - needs none
         """See `Method.fit`."""
         channels = tokens_of(recording)
         self.mean_ = channels.mean(0)
         centred = channels - self.mean_
-        count = min(self.units, len(centred))
+        count = min(self.n_units, len(centred))
         found = cluster_directions(centred, torch.ones(len(centred)), count, seed=self.seed, careful=True)
         groups, sizes = found.unique(return_inverse=True, return_counts=True)[1:]  # copies can leave groups empty
         order = sizes.argsort(descending=True, stable=True)
-        sums = centred.new_zeros(2, len(sizes), centred.shape[1])
-        sums[0].index_add_(0, groups, centred)
-        sums[1].index_add_(0, groups, torch.nn.functional.normalize(centred, dim=1))
-        self.centres_ = (sums[0] / sizes[:, None])[order]
-        self.directions_ = torch.nn.functional.normalize(sums[1], dim=1)[order]
+        nothing = centred.new_zeros(len(sizes), centred.shape[1])
+        self.centres_ = (nothing.index_add(0, groups, centred) / sizes[:, None])[order]
+        self.directions_ = normalize(nothing.index_add(0, groups, normalize(centred)))[order]
         return self
 
     def encode(self, recording: Recording) -> Tensor:
         """Return the cosine of each centred token with each direction, (t, u), in [-1, 1]."""
         directions = self.learned("directions_").to(recording.channels)
-        return torch.nn.functional.normalize(recording.channels - self.mean_.to(directions), dim=1) @ directions.T
+        return normalize(recording.channels - self.mean_.to(directions)) @ directions.T
 
     def decode(self, units: Tensor) -> Tensor:
-        """Return the mean channels of the group whose direction is nearest (vector quantisation), (t, d)."""
+        """Return the mean channels of the group with the nearest direction (vector quantisation), (t, d)."""
         return self.learned("centres_").to(units)[units.argmax(1)] + self.mean_.to(units)
 
 
@@ -398,7 +394,7 @@ def tokens_of(recording: Recording) -> Tensor:
     Raises
     ------
     TypeError
-        If it is no recording.
+        If it is not a recording.
     ValueError
         If there are fewer than two tokens, all of them are the same, or a value is not finite.
     """
@@ -418,17 +414,17 @@ def _strongest(values: Tensor, count: int | None) -> Tensor:
     return values.var(0).argsort(descending=True, stable=True)[:count]
 
 
-def _drawn(tokens: Tensor, most: int, seed: int) -> Tensor:
-    """Return ``most`` of the tokens (t, d), drawn without replacement and in order; all if there are no more."""
-    if len(tokens) <= most:
+def _draw(tokens: Tensor, count: int, seed: int) -> Tensor:
+    """Return ``count`` of the tokens (t, d), drawn without replacement and in order; all if there are not more."""
+    if len(tokens) <= count:
         return tokens
-    chosen = np.random.default_rng(seed).choice(len(tokens), most, replace=False)
+    chosen = np.random.default_rng(seed).choice(len(tokens), count, replace=False)
     return tokens[torch.from_numpy(np.sort(chosen))]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep scikit-learn from warning that iterations were used up; other warnings get through."""
+def quiet() -> Iterator[None]:
+    """Ignore scikit-learn's warnings about convergence."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from elude_nb.baselines.base import Method
+from elude_nb.baselines.channel_splits import OverlappingGroups, TwoClassSplit, VirtualNeurons
 from elude_nb.baselines.linear import ICA, NMF, PCA, Channels, HiddenUnits, KMeansDirections
-from elude_nb.baselines.parents import OverlappingGroups, TwoClassSplit, VirtualNeurons
 from elude_nb.baselines.sae import BatchTopK, Matryoshka, ReLU, TopK
 from elude_nb.baselines.split import Concepts, RandomRoutes, SubUnits
 from elude_nb.models.hooks import for_analysis

@@ -1,4 +1,4 @@
-"""Sparse autoencoders: TopK, BatchTopK, ReLU and Matryoshka, trained here or loaded from elsewhere.
+"""Sparse autoencoders: TopK, BatchTopK, ReLU and Matryoshka, trained here or by other libraries.
 
 Letters: ``t`` tokens, ``d`` channels, ``u`` units (the latents), ``b`` tokens of a batch.
 """
@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import pandas as pd
 import torch
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_fraction, check_kind
@@ -28,7 +29,7 @@ from elude_nb.baselines.sae_training import (
     batches,
     check_positive,
     keep_strongest,
-    silence,
+    pre_activation_loss,
     squared_error,
     train,
 )
@@ -36,37 +37,37 @@ from elude_nb.core.recording import Recording
 from elude_nb.errors import StoreError
 
 _KIND = "sparse autoencoder"
-_AT_ONCE = 4096  # tokens encoded at once: thousands of latents of all tokens would be held several times over
+_TOKENS_AT_ONCE = 4096  # encoded at once: there are several copies of the latents meanwhile
 
 
 class SparseAutoencoder(Method):
-    """What all kinds have in common: units ``z = active((x - c) E + b)``, channels ``x = z D + c``.
+    """The base of all kinds: units ``z = active((x - c) E + b)``, channels ``x = z D + c``.
 
-    Tokens are centred by their mean and scaled to a mean length of 1 while training; afterwards that is folded into the
-    weights, so that units and what they decode to are in the channels' own units. Training is in float32.
+    For the training, tokens are centred by their mean and scaled to a mean length of 1; afterwards this is folded into
+    the weights, so that units and decoded channels are on the channels' own scale. Training is in float32.
 
     Parameters
     ----------
     width
-        How many latents there are, u.
+        How many latents, u.
     steps
-        Batches to train on, at most; the learning rate falls to 0 over them.
+        How many batches to train on, at most; the learning rate falls to 0 over them.
     batch_size
         Tokens of a batch.
     learning_rate
         Of Adam, at the start.
     patience
-        Training stops once so many looks at the held-out tokens in a row, one every 50 steps, show no gain. The tokens
-        of a tenth of the images are held out.
+        Training stops after so many evaluations without a gain, one every 50 steps, on the tokens of a tenth of the
+        images, which are held out.
     revive
-        Whether latents that have not fired for a pass over the tokens are brought back, by AuxK (Gao et al. 2024, arXiv
-        2406.04093) or, in `ReLU`, by a pull towards firing.
+        Whether to revive latents that have not fired for a pass over the tokens, by AuxK (Gao et al. 2024, arXiv
+        2406.04093) or, in `ReLU`, by a pre-activation loss.
     seed
-        Of all that is drawn.
+        Of everything random.
     progress
         Show a progress bar over the steps.
     name
-        As it stands in tables.
+        As it is shown in tables.
 
     Attributes
     ----------
@@ -75,12 +76,13 @@ class SparseAutoencoder(Method):
     scale_
         Mean length of the centred tokens.
     history_
-        One row for each look at the held-out tokens: ``step``, ``loss`` (mean over the steps since the last look),
+        One row for each evaluation on the held-out tokens: ``step``, ``loss`` (mean over the steps since the last one),
         ``held_out_fvu`` (fraction of variance unexplained, about the mean of the tokens trained on; lower is better),
         ``active`` latents a token, ``dead_share`` of the latents, ``seconds``.
     """
 
-    learns: tuple[str, ...] = ("encoder", "bias", "decoder", "centre")
+    learns: tuple[str, ...] = Weights._fields
+    own_settings: tuple[str, ...] = ()
     encoder_: Tensor
     bias_: Tensor
     decoder_: Tensor
@@ -99,32 +101,33 @@ class SparseAutoencoder(Method):
         revive: bool = True,
         seed: int = 0,
         progress: bool = False,
-        name: str,
+        name: str | None = None,
     ) -> None:
-        check_kind("name", name, str, "text")
-        self.name, self.width = name, check_count("width", width)
+        check_kind("name", name, str | None, "text")
+        self.name, self.width = name or self.name, check_count("width", width)
         self.training = Training(steps, batch_size, learning_rate, patience, revive, seed, progress)
 
     @abstractmethod
     def activate(self, values: Tensor) -> Tensor:
-        """Return the latents active while training, (b, u) from what they are before any is chosen, (b, u)."""
+        """Return the latents in training, (b, u), from their values before the choice of active ones, (b, u)."""
 
     def loss(self, tokens: Tensor, latents: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        """Return the loss of a batch (b, d), its mean squared error; and what is left of the tokens, (b, d)."""
+        """Return the loss of a batch (b, d), its mean squared error; and the residual, (b, d)."""
         left = tokens - weights.decode(latents)
         return squared_error(left), left
 
     def revival(self, left: Tensor, values: Tensor, dead: Tensor, weights: Weights) -> Tensor:
-        """Return AuxK, what is added to the loss for the sake of the dead latents."""
+        """Return AuxK, which is added to the loss to revive the dead latents."""
         return auxiliary_loss(left, values, dead, weights.decoder)
 
     def choose(self, values: Tensor) -> Tensor:
-        """Return the latents active after training, (t, u) from what they are before any is chosen, (t, u)."""
+        """Return the latents after training, (t, u), from their values before the choice of active ones, (t, u)."""
         return self.activate(values)
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that make this autoencoder again."""
-        return {"width": self.width, **asdict(self.training), "name": self.name}
+        own = {name: getattr(self, name) for name in self.own_settings}
+        return {**own, "width": self.width, **asdict(self.training), "name": self.name}
 
     def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:  # noqa: ARG002 - needs none
         """Train on the channels (t, d) of a recording.
@@ -133,22 +136,20 @@ class SparseAutoencoder(Method):
         ------
         ValueError
             If there are fewer tokens than latents or fewer than two images, all tokens are the same, a value is not
-            finite, or the learning rate is so high that the loss grows without end.
+            finite, or the loss diverges because of a high learning rate.
         """
         check_kind("recording", recording, Recording, "a Recording, such as split.recording(images)")
-        trained = train(self, _finite(recording.channels), recording.images, self.width, self.training, self.name)
-        weights, scale = trained.weights, trained.scale
+        weights, mean, scale, history = train(self, _finite(recording.channels), recording.images)
         self.encoder_, self.decoder_ = weights.encoder, weights.decoder
-        self.bias_, self.centre_ = scale * weights.bias, trained.mean + scale * weights.centre
-        self.scale_, self.history_ = scale, trained.history
+        self.bias_, self.centre_ = scale * weights.bias, mean + scale * weights.centre
+        self.scale_, self.history_ = scale, history
         return self
 
     def encode(self, recording: Recording) -> Tensor:
         """See `Method.encode`; units are 0 or above, in the dtype of the recording."""
-        units = recording.channels.new_empty(len(recording), len(self.learned("bias_")))
-        for part, here in zip(recording.parts(_AT_ONCE), units.split(_AT_ONCE), strict=False):  # no tokens: no parts
-            here.copy_(self.choose(self._values(part)))
-        return units
+        nothing = recording.channels.new_empty(0, len(self.learned("bias_")))
+        parts = (self.choose(self._values(part)).to(nothing) for part in recording.parts(_TOKENS_AT_ONCE))
+        return torch.cat([nothing, *parts])
 
     def decode(self, units: Tensor) -> Tensor:
         """See `Method.decode`."""
@@ -175,16 +176,13 @@ class SparseAutoencoder(Method):
         found = str(manifest.get("class"))
         kind = _KINDS.get(found)
         if kind is None or not issubclass(kind, cls):
-            raise StoreError(
-                f"{str(path)!r} holds a {found!r}, not a {cls.__name__!r}; load it with the class it is of."
-            )
+            raise StoreError(f"{str(path)!r} holds a {found!r}, not a {cls.__name__!r}; load it with its own class.")
         try:
             made = kind(**manifest["settings"])
-            scale, history = check_positive("scale", manifest["scale"]), _history(manifest["history"])
             made._check(tensors)
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{str(path)!r} holds no whole {found!r} ({error}); make the file anew.") from error
-        made._take(tensors, scale, history)
+            made._set(tensors, check_positive("scale", manifest["scale"]), _history(manifest["history"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{str(path)!r} holds no complete {found!r} ({error}); save it again.") from error
         return made
 
     @classmethod
@@ -197,7 +195,7 @@ class SparseAutoencoder(Method):
         centred: bool = True,
         **settings: Any,
     ) -> Self:
-        """Return an autoencoder with weights that were trained elsewhere, as they are.
+        """Return an autoencoder with weights that another library trained, as they are.
 
         Parameters
         ----------
@@ -205,43 +203,40 @@ class SparseAutoencoder(Method):
             A plain safetensors file, or tensors by name.
         names
             Which tensor is the ``"encoder"``, ``"decoder"``, ``"bias"`` (u,), ``"centre"`` (d,) and ``"threshold"``,
-            (u,) or (), where their names are not among the common ones; tensors of other names are then ignored.
+            (u,) or (), where their names are not among the common ones; all other tensors are then ignored.
         channels
-            d, where shapes leave open which way round the weights are.
+            d, where the shapes do not tell which axis it is.
         centred
             Whether the encoder was trained on tokens less the centre (the decoder's bias); no file says so itself.
         **settings
-            ``k`` of `TopK` (a ``k`` in the file will do, too), ``name``, and others of the class.
+            ``k`` of `TopK` (unless it is in the file), ``name``, and others of the class.
 
         Raises
         ------
         FileNotFoundError
             If there is no such file.
         ValueError
-            If a tensor is missing, not known, or of a shape that does not fit the others.
+            If a tensor is missing or unknown, or its shape does not fit the others.
         """
         found = read_weights(weights, names=names, channels=channels)
         if not centred:  # x E + b = (x - c) E + (b + c E)
             found["bias"] = found["bias"] + found["centre"] @ found["encoder"]
-        made = cls(**{"width": found["encoder"].shape[1], **cls._found(found, settings)})
-        made._take({name: found[name] for name in cls.learns}, 1.0, pd.DataFrame(columns=list(HISTORY)))
+        made = cls(**{"width": found["encoder"].shape[1], **cls._settings_of(found, settings)})
+        made._set(found, 1.0, pd.DataFrame(columns=list(HISTORY)))
         return made
 
     @classmethod
-    def _found(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
-        """Return settings, with those that a pretrained file holds; raise if one is missing."""
+    def _settings_of(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
+        """Return settings, with those that pretrained weights contain; raise if one is missing."""
         if "threshold" in tensors:
             raise ValueError(
-                f"The weights have a threshold, which {cls.__name__} would pass over; use BatchTopK.load_pretrained."
+                f"The weights have a threshold, and {cls.__name__} has none; use BatchTopK.load_pretrained."
             )
         return settings
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise unless all weights are there, finite, and fit each other and the settings."""
-        missing = [name for name in self.learns if name not in tensors]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        u, d = self.width, len(tensors["centre"]) if tensors["centre"].ndim else 0
+        u, d = self.width, tensors["centre"].numel()
         shapes = {"encoder": (d, u), "bias": (u,), "decoder": (u, d), "centre": (d,), "threshold": (u,)}
         for name in self.learns:
             found = tuple(tensors[name].shape)
@@ -250,13 +245,13 @@ class SparseAutoencoder(Method):
             if tensors[name].dtype != torch.float32 or not bool(tensors[name].isfinite().all()):
                 raise ValueError(f"{name} holds other than finite float32 numbers")
 
-    def _take(self, tensors: Mapping[str, Tensor], scale: float, history: pd.DataFrame) -> None:
+    def _set(self, tensors: Mapping[str, Tensor], scale: float, history: pd.DataFrame) -> None:
         for name in self.learns:
             setattr(self, f"{name}_", tensors[name])
         self.scale_, self.history_ = scale, history
 
     def _weights(self) -> Weights:
-        return Weights(*(self.learned(f"{name}_") for name in ("encoder", "bias", "decoder", "centre")))
+        return Weights(*(self.learned(f"{name}_") for name in Weights._fields))
 
     def _values(self, recording: Recording) -> Tensor:
         weights = self._weights()
@@ -268,7 +263,17 @@ class SparseAutoencoder(Method):
         return weights.values(tokens)
 
 
-class TopK(SparseAutoencoder):
+class _KActive(SparseAutoencoder):
+    """An autoencoder with ``k`` active latents a token in training."""
+
+    own_settings = ("k",)
+
+    def __init__(self, width: int, k: int, **training: Any) -> None:
+        super().__init__(width, **training)
+        self.k = check_count("k", k, 1, width)
+
+
+class TopK(_KActive):
     """The ``k`` largest latents of each token are active (Gao et al. 2024, arXiv 2406.04093).
 
     The settings after ``k`` are those of `SparseAutoencoder`.
@@ -284,38 +289,29 @@ class TopK(SparseAutoencoder):
     (torch.Size([60, 16]), 3)
     """
 
-    def __init__(self, width: int, k: int, *, name: str = "TopK SAE", **training: Any) -> None:
-        super().__init__(width, name=name, **training)
-        self.k = _active(k, width)
+    name = "TopK SAE"
 
     def activate(self, values: Tensor) -> Tensor:
         """Return the ``k`` largest of each token where they are positive, and 0 elsewhere, (b, u)."""
         return keep_strongest(values, self.k)
 
-    def settings(self) -> dict[str, Any]:
-        """See `SparseAutoencoder.settings`."""
-        return {"k": self.k, **super().settings()}
-
     @classmethod
-    def _found(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
+    def _settings_of(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
         if "k" not in tensors and "k" not in settings:
             raise ValueError("How many latents are active at a token is not in the weights; say k=.")
         return {"k": int(tensors["k"]), **settings} if "k" in tensors else settings
 
 
-class BatchTopK(SparseAutoencoder):
+class BatchTopK(_KActive):
     """The ``k b`` largest latents of a whole batch are active (Bussmann et al. 2024, arXiv 2412.06410).
 
-    Some tokens get more than ``k``, some fewer. After training, a latent is active above ``threshold_``: the smallest
+    Some tokens have more than ``k``, some fewer. After training, a latent is active above ``threshold_``: the smallest
     active latent of a batch, mean over batches. The settings after ``k`` are those of `SparseAutoencoder`.
     """
 
+    name = "BatchTopK SAE"
     learns = (*SparseAutoencoder.learns, "threshold")
     threshold_: Tensor
-
-    def __init__(self, width: int, k: int, *, name: str = "BatchTopK SAE", **training: Any) -> None:
-        super().__init__(width, name=name, **training)
-        self.k = _active(k, width)
 
     def activate(self, values: Tensor) -> Tensor:
         """Return the ``k b`` largest of the batch where they are positive, and 0 elsewhere, (b, u)."""
@@ -328,22 +324,17 @@ class BatchTopK(SparseAutoencoder):
     def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:
         """See `SparseAutoencoder.fit`; the threshold is estimated at the end."""
         super().fit(recording, labels)
-        generator = torch.Generator().manual_seed(self.training.seed)
         size = min(self.training.batch_size, len(recording))
-        drawn = batches(len(recording), size, generator)
-        smallest: list[Tensor] = []
+        drawn = batches(len(recording), size, torch.Generator().manual_seed(self.training.seed))
+        smallest = [torch.zeros(0)]
         for _ in range(len(recording) // size):
             active = self.activate(self._weights().values(recording.channels[next(drawn)].float()))
-            smallest += [active[active > 0].min()] if bool((active > 0).any()) else []
-        self.threshold_ = torch.stack(smallest).mean() if smallest else torch.zeros(())
+            smallest += [active[active > 0].min()[None]] if bool((active > 0).any()) else []
+        self.threshold_ = torch.cat(smallest).mean().nan_to_num(0)
         return self
 
-    def settings(self) -> dict[str, Any]:
-        """See `SparseAutoencoder.settings`."""
-        return {"k": self.k, **super().settings()}
-
     @classmethod
-    def _found(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
+    def _settings_of(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
         if "threshold" not in tensors or bool((tensors["threshold"] < 0).any()):
             raise ValueError(
                 "The weights have no threshold, or one below 0 that was never estimated; name it in names, or use "
@@ -353,17 +344,20 @@ class BatchTopK(SparseAutoencoder):
 
 
 class Matryoshka(BatchTopK):
-    """BatchTopK whose first latents must also do alone (Bussmann et al. 2025, arXiv 2503.17547).
+    """BatchTopK whose first latents also reconstruct by themselves (Bussmann et al. 2025, arXiv 2503.17547).
 
-    The loss is the mean over nested prefixes of the latents of what each prefix leaves, so early latents become general
-    and late ones special.
+    The loss is the mean error over nested prefixes of the latents, so early latents become general and late ones
+    specific.
 
     Parameters
     ----------
     prefixes
-        Shares of the latents, rising, the last one 1; powers of two are our choice. The other settings are those of
-        `BatchTopK`.
+        Shares of the latents, increasing, the last one 1; powers of two are our choice. The other settings are those
+        of `BatchTopK`.
     """
+
+    name = "Matryoshka SAE"
+    own_settings = ("k", "prefixes")
 
     def __init__(
         self,
@@ -371,20 +365,19 @@ class Matryoshka(BatchTopK):
         k: int,
         *,
         prefixes: Sequence[float] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
-        name: str = "Matryoshka SAE",
         **training: Any,
     ) -> None:
-        super().__init__(width, k, name=name, **training)
+        super().__init__(width, k, **training)
         self.prefixes = tuple(check_fraction("prefixes", share) for share in prefixes)
         if list(self.prefixes) != sorted({*self.prefixes, 1.0}) or not self.prefixes[0]:
-            raise ValueError(f"prefixes={self.prefixes} must rise from above 0 to 1.")
+            raise ValueError(f"prefixes={self.prefixes} must increase from above 0 to 1.")
 
     def ends(self) -> list[int]:
-        """Return how many latents each prefix has, rising, the last one all."""
+        """Return how many latents each prefix has, increasing, the last one all."""
         return sorted({max(1, round(share * self.width)) for share in self.prefixes})
 
     def loss(self, tokens: Tensor, latents: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        """Return the mean squared error, mean over prefixes; and what all latents leave of the tokens, (b, d)."""
+        """Return the mean squared error, mean over prefixes; and the residual of all latents, (b, d)."""
         left, start, errors = tokens - weights.centre, 0, []
         for end in self.ends():
             left = left - latents[:, start:end] @ weights.decoder[start:end]
@@ -392,50 +385,39 @@ class Matryoshka(BatchTopK):
             start = end
         return torch.stack(errors).mean(), left
 
-    def settings(self) -> dict[str, Any]:
-        """See `SparseAutoencoder.settings`."""
-        return {"prefixes": list(self.prefixes), **super().settings()}
-
 
 class ReLU(SparseAutoencoder):
-    """All positive latents are active, and their sum costs (Bricken et al. 2023, "Towards Monosemanticity").
+    """All positive latents are active, with a penalty on their sum (Bricken et al. 2023, "Towards Monosemanticity").
 
     Parameters
     ----------
     l1
-        What a latent costs, in mean lengths of the centred tokens; the more, the fewer are active. The other settings
-        are those of `SparseAutoencoder`.
+        Weight of the penalty, in mean lengths of the centred tokens; with a higher one fewer latents are active. The
+        other settings are those of `SparseAutoencoder`.
     """
 
-    def __init__(self, width: int, l1: float = 0.1, *, name: str = "ReLU SAE", **training: Any) -> None:
-        super().__init__(width, name=name, **training)
+    name = "ReLU SAE"
+    own_settings = ("l1",)
+
+    def __init__(self, width: int, l1: float = 0.1, **training: Any) -> None:
+        super().__init__(width, **training)
         self.l1 = check_positive("l1", l1)
 
     def activate(self, values: Tensor) -> Tensor:
-        """Return what is positive, and 0 elsewhere, (b, u)."""
+        """Return the positive values, and 0 elsewhere, (b, u)."""
         return values.relu()
 
     def loss(self, tokens: Tensor, latents: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        """Return the mean squared error plus ``l1`` times the mean sum of latents; and what is left, (b, d)."""
+        """Return the mean squared error plus ``l1`` times the mean sum of latents; and the residual, (b, d)."""
         error, left = super().loss(tokens, latents, weights)
         return error + self.l1 * latents.sum(1).mean(), left
 
     def revival(self, left: Tensor, values: Tensor, dead: Tensor, weights: Weights) -> Tensor:  # noqa: ARG002
-        """Return how far dead latents are from firing; resampling, as in the paper, spoils short trainings."""
-        return silence(values, dead)
-
-    def settings(self) -> dict[str, Any]:
-        """See `SparseAutoencoder.settings`."""
-        return {"l1": self.l1, **super().settings()}
+        """Return the pre-activation loss; resampling, as in the paper, disturbs short trainings."""
+        return pre_activation_loss(values, dead)
 
 
 _KINDS: dict[str, type[SparseAutoencoder]] = {kind.__name__: kind for kind in (TopK, BatchTopK, Matryoshka, ReLU)}
-
-
-def _active(k: int, width: int) -> int:
-    if check_count("k", k) > width:
-        raise ValueError(f"k={k} active latents of width={width} are more than there are; lower k or raise width.")
-    return int(k)
 
 
 def _finite(channels: Tensor) -> Tensor:
@@ -448,13 +430,10 @@ def _finite(channels: Tensor) -> Tensor:
 
 def _history(found: Any) -> pd.DataFrame:
     """Return a saved history as a table; raise unless it has all columns, equally long and of numbers."""
-    if isinstance(found, dict):  # files of version 0.2 write the columns' names in words
-        found = {str(name).replace(" ", "_").replace("-", "_"): column for name, column in found.items()}
-    if not isinstance(found, dict) or set(found) != set(HISTORY):
+    columns = {name.replace(" ", "_").replace("-", "_"): column for name, column in found.items()}  # words in 0.2
+    if set(columns) != set(HISTORY) or not all(isinstance(column, list) for column in columns.values()):
         raise ValueError(f"the columns of its history are not {', '.join(HISTORY)}")
-    columns = list(found.values())
-    if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
-        raise ValueError("the columns of its history are not equally long")
-    if any(isinstance(x, bool) or not isinstance(x, int | float) for column in columns for x in column):
-        raise ValueError("its history holds other things than numbers")
-    return pd.DataFrame(found, columns=list(HISTORY))
+    table = pd.DataFrame(columns, columns=list(HISTORY))  # raises if they are not equally long
+    if len(table) and not all(is_numeric_dtype(kind) and not is_bool_dtype(kind) for kind in table.dtypes):
+        raise ValueError("its history contains other values than numbers")
+    return table

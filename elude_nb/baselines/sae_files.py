@@ -1,4 +1,4 @@
-"""Weights of sparse autoencoders from elsewhere: which tensor plays which role, and which way round it lies."""
+"""Weights of sparse autoencoders from other libraries: which tensor has which role, and the order of its axes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LAYOUTS = {
     "k": {"k": ""},
 }
 """Tensor names and axes in OpenAI's sparse_autoencoder, SAELens, dictionary_learning, sparsify and overcomplete."""
-_PASSED_OVER = {"stats_last_nonzero", "latents_activation_frequency", "latents_mean_square", "group_sizes"}
+_IGNORED = {"stats_last_nonzero", "latents_activation_frequency", "latents_mean_square", "group_sizes"}
 
 
 def read_weights(
@@ -30,7 +30,7 @@ def read_weights(
     names: Mapping[str, str] | None = None,
     channels: int | None = None,
 ) -> dict[str, Tensor]:
-    """Return an autoencoder's weights of any common layout as ours, in float32; see `TopK.load_pretrained`.
+    """Return an autoencoder's weights of any common layout in ours, in float32; see `TopK.load_pretrained`.
 
     Returns
     -------
@@ -49,13 +49,12 @@ def read_weights(
     where = _match(tensors, dict(names or {}))
     found = {role: _finite(role, tensors[name]) for role, name in where.items()}
     axes = {role: _LAYOUTS[role].get(name, "") for role, name in where.items()}
-    d = (None if channels is None else check_count("channels", channels)) or (
-        found["centre"].numel() if "centre" in found else None
-    )
+    d = found["centre"].numel() if "centre" in found else None
+    d = d if channels is None else check_count("channels", channels)
     u = found["bias"].numel() if "bias" in found else None
-    found["encoder"] = _turned("encoder", found["encoder"], axes["encoder"], d, u, first="d")
+    found["encoder"] = _orient("encoder", found["encoder"], axes["encoder"], d, u, first="d")
     d, u = found["encoder"].shape
-    found["decoder"] = _turned("decoder", found["decoder"], axes["decoder"], d, u, first="u")
+    found["decoder"] = _orient("decoder", found["decoder"], axes["decoder"], d, u, first="u")
     found.setdefault("bias", torch.zeros(u))
     found.setdefault("centre", torch.zeros(d))
     for role, allowed in (("bias", [(u,)]), ("centre", [(d,)]), ("threshold", [(u,), ()]), ("k", [()])):
@@ -65,40 +64,42 @@ def read_weights(
 
 
 def _match(tensors: Mapping[str, Tensor], names: dict[str, str]) -> dict[str, str]:
-    """Return which tensor plays which part."""
+    """Return the name of the tensor for each role."""
     for role, name in names.items():
         check_choice("a key of names", role, _LAYOUTS)
         check_choice(f"names[{role!r}]", name, tensors)
     found = dict(names)
     for role, known in _LAYOUTS.items():
-        there = [name for name in known if name in tensors and role not in names and name not in names.values()]
-        if len(there) > 1:
-            raise ValueError(f"{' and '.join(map(repr, there))} could both be the {role}; say names={{{role!r}: ...}}.")
-        found |= dict.fromkeys([role], there[0]) if there else {}
+        present = [name for name in known if name in tensors and role not in names and name not in names.values()]
+        if len(present) > 1:
+            raise ValueError(f"{present} could each be the {role}; say names={{{role!r}: ...}}.")
+        found |= {role: present[0]} if present else {}
     missing = [role for role in ("encoder", "decoder") if role not in found]
-    unknown = sorted(set(tensors) - set(found.values()) - _PASSED_OVER)
+    unknown = sorted(set(tensors) - set(found.values()) - _IGNORED)
     if missing:
         raise ValueError(
             f"No {' and no '.join(missing)} among the tensors {sorted(tensors)}; say names={{{missing[0]!r}: ...}}."
         )
-    if unknown and not names:  # a gate or a second bias that is passed over would give wrong units without a word
-        raise ValueError(f"What {unknown} are for is not known; say in names which tensors to use, or leave these out.")
+    if unknown and not names:  # without a gate or a second bias, say, units would be wrong
+        raise ValueError(
+            f"The roles of {unknown} are not known; say in names which tensors to use, or leave these out."
+        )
     return found
 
 
-def _turned(role: str, matrix: Tensor, axes: str, d: int | None, u: int | None, *, first: str) -> Tensor:
-    """Return a matrix with axis ``first`` ("d" or "u") first: by the numbers known of it, or else by its name."""
+def _orient(role: str, matrix: Tensor, axes: str, d: int | None, u: int | None, *, first: str) -> Tensor:
+    """Return a matrix with axis ``first`` ("d" or "u") first: by the known sizes, or else by the tensor's name."""
     if matrix.ndim != 2:
         raise ValueError(f"The {role} must be a matrix, not {tuple(matrix.shape)}.")
     shape, sizes = tuple(matrix.shape), {"d": d, "u": u}
     fits = [way for way in ("du", "ud") if all(sizes[axis] in {None, n} for axis, n in zip(way, shape, strict=True))]
     if not fits:
-        raise ValueError(f"The {role} {shape} does not fit the rest: there are d={d} channels and u={u} latents.")
+        raise ValueError(f"The {role} {shape} does not fit d={d} channels and u={u} latents.")
     way = fits[0] if len(fits) == 1 else axes
     if not way:
-        known = " or ".join(repr(name) for name, axes in _LAYOUTS[role].items() if axes)
-        cure = "say channels=" if shape[0] != shape[1] else f"hand it in under a name that says so, {known}"
-        raise ValueError(f"Which axis of the {role} {shape} has the channels is open; {cure}.")
+        known = [name for name, order in _LAYOUTS[role].items() if order]
+        cure = "say channels=" if shape[0] != shape[1] else f"use a name that tells, one of {known}"
+        raise ValueError(f"Which axis of the {role} {shape} is the channels is not known; {cure}.")
     return matrix if way[0] == first else matrix.T
 
 
@@ -110,16 +111,16 @@ def _read_plain(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         return dict(load_file(file))
     except (SafetensorError, OSError, ValueError) as error:
-        raise StoreError(f"{str(file)!r} is not a whole safetensors file ({error}); fetch it again.") from error
+        raise StoreError(f"{str(file)!r} is not a complete safetensors file ({error}); download it again.") from error
 
 
 def _finite(role: str, tensor: Tensor) -> Tensor:
     check_kind(f"The {role}", tensor, Tensor, "a tensor")
     if not tensor.is_complex():
         try:
-            found = tensor.detach().cpu().float()  # first: of 8 bits, nobody can say whether they are finite
+            found = tensor.detach().cpu().float()  # first: torch cannot check 8-bit floats
         except (NotImplementedError, RuntimeError) as error:
             raise ValueError(f"The {role} ({tensor.dtype}) cannot be read as numbers; save it as float32.") from error
         if bool(found.isfinite().all()):
             return found
-    raise ValueError(f"The {role} ({tensor.dtype}) holds complex, NaN or infinite values; hand in other weights.")
+    raise ValueError(f"The {role} ({tensor.dtype}) contains complex, NaN or infinite values.")

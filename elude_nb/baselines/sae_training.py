@@ -1,4 +1,4 @@
-"""Train a sparse autoencoder on tokens: hold images out, step, keep latents alive, stop early.
+"""Train a sparse autoencoder on tokens: hold images out, take steps, revive dead latents, stop early.
 
 Letters: ``b`` tokens of a batch, ``t`` tokens, ``d`` channels, ``u`` latents (units).
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -18,11 +18,14 @@ from torch import Generator, Tensor
 from elude_nb._util.checks import check_count, check_flag, check_number
 from elude_nb._util.progress import progress_bar
 
-HELD_OUT = 0.1  # share of the images whose tokens say when to stop
-EVALUATE_EVERY = 50  # steps: a look at the held-out tokens costs about as much as two steps
-LEAST_GAIN = 1e-3  # share of the held-out loss: less than this is no progress worth waiting for
-LONGEST_IDLE = 100  # steps: after so many without firing a latent is dead, or after one pass over the tokens
-REVIVAL_WEIGHT = 1 / 32  # of what revives dead latents (Gao et al. 2024)
+if TYPE_CHECKING:
+    from elude_nb.baselines.sae import SparseAutoencoder
+
+HELD_OUT = 0.1  # share of the images whose tokens decide when to stop
+EVALUATE_EVERY = 50  # steps: one evaluation costs about as much as two steps
+MIN_GAIN = 1e-3  # share of the held-out loss: less does not count as progress
+MAX_IDLE = 100  # steps without firing after which a latent is dead, or one pass over the tokens
+REVIVAL_WEIGHT = 1 / 32  # of the loss that revives dead latents (Gao et al. 2024)
 
 HISTORY = ("step", "loss", "held_out_fvu", "active", "dead_share", "seconds")
 """Columns of a history; ``active`` is the mean number of active latents a held-out token."""
@@ -45,12 +48,11 @@ class Training:
             check_count(name, getattr(self, name))
         check_count("seed", self.seed, 0)
         check_positive("learning_rate", self.learning_rate)
-        for name in ("revive", "progress"):
-            check_flag(name, getattr(self, name))
+        check_flag("revive", self.revive)
+        check_flag("progress", self.progress)
 
 
-@dataclass(eq=False)
-class Weights:
+class Weights(NamedTuple):
     """What is learned: encoder (d, u), bias (u,), decoder (u, d) with rows of length 1, centre (d,)."""
 
     encoder: Tensor
@@ -65,62 +67,41 @@ class Weights:
         return Weights(decoder.T.clone(memory_format=torch.contiguous_format), torch.zeros(u), decoder, torch.zeros(d))
 
     def values(self, tokens: Tensor) -> Tensor:
-        """Return what the latents are before any is chosen, (b, d) to (b, u)."""
+        """Return the latents before the choice of active ones, (b, d) to (b, u)."""
         return torch.addmm(self.bias, tokens - self.centre, self.encoder)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return tokens (b, d) from latents (b, u)."""
         return torch.addmm(self.centre, latents, self.decoder)
 
-    def tensors(self) -> list[Tensor]:
-        """Return all four."""
-        return [getattr(self, field.name) for field in fields(self)]
-
     def copy(self) -> Weights:
         """Return a copy that training does not change."""
-        return Weights(*(tensor.detach().clone() for tensor in self.tensors()))
+        return Weights(*(tensor.detach().clone() for tensor in self))
 
 
-class Rule(Protocol):
-    """What one kind of autoencoder adds: which latents are active, and what is to be small."""
-
-    def activate(self, values: Tensor) -> Tensor:
-        """Return the active latents of a batch, (b, u) to (b, u)."""
-
-    def loss(self, tokens: Tensor, latents: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        """Return the loss, and what the reconstruction leaves of the tokens, (b, d)."""
-
-    def revival(self, left: Tensor, values: Tensor, dead: Tensor, weights: Weights) -> Tensor:
-        """Return what is added to the loss, with a small weight, for the sake of the dead latents, (u,), bool."""
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """Weights for tokens less ``mean`` (d,) over ``scale``, and their history: one row a look at held-out tokens."""
-
-    weights: Weights
-    mean: Tensor
-    scale: float
-    history: pd.DataFrame
-
-
-def train(rule: Rule, tokens: Tensor, images: Tensor, width: int, training: Training, description: str) -> Trained:
-    """Train ``width`` latents on tokens (t, d) of ``images`` (t,), and return the best weights seen.
+def train(method: SparseAutoencoder, tokens: Tensor, images: Tensor) -> tuple[Weights, Tensor, float, pd.DataFrame]:
+    """Train on tokens (t, d) of ``images`` (t,); return the best weights, for tokens less a mean (d,) over a scale.
 
     The tokens of a tenth of the images are held out; the weights with the smallest loss on them are kept. Tokens are
-    centred and scaled to a mean length of 1, so that one learning rate does for all sites. What is drawn depends on
-    ``training.seed`` alone, and torch's global generator is left alone.
+    centred and scaled to a mean length of 1, so that one learning rate suits all sites. Everything random depends on
+    the method's seed alone, and torch's global generator is not used.
+
+    Returns
+    -------
+    weights, mean, scale, history
+        The history has one row for each evaluation on the held-out tokens.
 
     Raises
     ------
     ValueError
         If there are fewer than two images, fewer tokens than latents, all tokens are the same, or the loss overflows.
     """
-    if len(tokens) < width:
+    if len(tokens) < method.width:
         raise ValueError(
-            f"{len(tokens):,} tokens are too few for width={width:,}; record more tokens or ask for fewer latents."
+            f"{len(tokens):,} tokens are too few for width={method.width:,}; record more tokens or ask for fewer "
+            "latents."
         )
-    generator = torch.Generator().manual_seed(training.seed)
+    generator = torch.Generator().manual_seed(method.training.seed)
     held = hold_out(images, generator)
     mean = tokens[~held].mean(0)
     centred = tokens - mean
@@ -128,10 +109,10 @@ def train(rule: Rule, tokens: Tensor, images: Tensor, width: int, training: Trai
     if scale <= torch.finfo(tokens.dtype).eps * float(mean.norm()):
         raise ValueError("All tokens are the same; there is nothing to learn from. Record other images or tokens.")
     centred /= scale
-    run = _Run(rule, centred[~held], centred[held], width, training, generator)
-    with torch.enable_grad():  # the caller may be in the middle of forward passes
-        history = run.all_steps(description)
-    return Trained(run.best, mean, scale, history)
+    run = _Run(method, centred[~held], centred[held], generator)
+    with torch.enable_grad():  # the caller may have switched gradients off
+        history = run.train()
+    return run.best, mean, scale, history
 
 
 def hold_out(images: Tensor, generator: Generator) -> Tensor:
@@ -151,16 +132,16 @@ def batches(count: int, size: int, generator: Generator) -> Iterator[Tensor]:
 
 
 def auxiliary_loss(left: Tensor, values: Tensor, dead: Tensor, decoder: Tensor) -> Tensor:
-    """Return AuxK: how badly the dead latents alone give back what the reconstruction left (Gao et al. 2024).
+    """Return AuxK: the error of the dead latents as a reconstruction of the residual (Gao et al. 2024).
 
-    Of the dead latents the d / 2 strongest at a token take part. What is left counts as given: only the dead learn.
+    Of the dead latents the d / 2 largest of each token are used. The residual is a constant: only dead latents learn.
 
     Parameters
     ----------
     left
         Tokens less their reconstruction, (b, d).
     values
-        Latents before any is chosen, (b, u).
+        Latents before the choice of active ones, (b, u).
     dead
         Which latents are dead, (u,), bool.
     decoder
@@ -180,15 +161,15 @@ def auxiliary_loss(left: Tensor, values: Tensor, dead: Tensor, decoder: Tensor) 
     return squared_error(left.detach() - found @ decoder[dead])
 
 
-def silence(values: Tensor, dead: Tensor) -> Tensor:
-    """Return how far the dead latents are below 0, their sum, mean over tokens.
+def pre_activation_loss(values: Tensor, dead: Tensor) -> Tensor:
+    """Return how far the dead latents are below 0: their sum, mean over tokens.
 
-    A latent whose values are all negative has a gradient of 0 in any loss of what is active; this one lifts it until it
+    A latent whose values are all negative has no gradient in any loss of active latents; this one raises it until it
     fires. It follows the pre-activation loss of Anthropic's Circuits Updates of January 2025, at a threshold of 0.
 
     Examples
     --------
-    >>> float(silence(torch.tensor([[-1.0, -3.0], [-5.0, 1.0]]), torch.tensor([False, True])))
+    >>> float(pre_activation_loss(torch.tensor([[-1.0, -3.0], [-5.0, 1.0]]), torch.tensor([False, True])))
     1.5
     """
     return values[:, dead].neg().relu().sum(1).mean()
@@ -207,7 +188,7 @@ def keep_strongest(values: Tensor, k: int) -> Tensor:
 
 
 def squared_error(left: Tensor) -> Tensor:
-    """Return the squared length of what is left (b, d), mean over tokens."""
+    """Return the squared length of a residual (b, d), mean over tokens."""
     return left.square().sum(1).mean()
 
 
@@ -225,55 +206,53 @@ def check_positive(name: str, value: Any) -> float:
 
 
 class _Run:
-    """One training: the weights, the optimiser, and since when each latent has not fired."""
+    """One training: the weights, the optimiser, and for how many steps each latent has not fired."""
 
-    def __init__(
-        self, rule: Rule, tokens: Tensor, held: Tensor, width: int, training: Training, generator: Generator
-    ) -> None:
-        self.rule, self.tokens, self.held, self.training, self.generator = rule, tokens, held, training, generator
-        self.weights = Weights.random(tokens.shape[1], width, generator)
-        for tensor in self.weights.tensors():
+    def __init__(self, method: SparseAutoencoder, tokens: Tensor, held: Tensor, generator: Generator) -> None:
+        self.method, self.tokens, self.held = method, tokens, held
+        self.settings, self.generator = method.training, generator
+        self.weights = Weights.random(tokens.shape[1], method.width, generator)
+        for tensor in self.weights:
             tensor.requires_grad_()
-        self.optimizer = torch.optim.Adam(self.weights.tensors(), lr=training.learning_rate, fused=True)
-        self.idle = torch.zeros(width, dtype=torch.long)
-        self.patience_of_latents = min(LONGEST_IDLE, math.ceil(len(tokens) / training.batch_size))
+        self.optimizer = torch.optim.Adam([*self.weights], lr=self.settings.learning_rate, fused=True)
+        self.idle = torch.zeros(method.width, dtype=torch.long)
+        self.max_idle = min(MAX_IDLE, math.ceil(len(tokens) / self.settings.batch_size))
         self.best = self.weights.copy()
 
-    def all_steps(self, description: str) -> pd.DataFrame:
-        """Train until the held-out loss falls no more, or all steps are done; return the history."""
+    def train(self) -> pd.DataFrame:
+        """Take steps until the held-out loss no longer falls, or all are done; return the history."""
         start, smallest, waited, losses, rows = time.perf_counter(), math.inf, 0, [], []
-        steps, drawn = self.training.steps, batches(len(self.tokens), self.training.batch_size, self.generator)
-        with progress_bar(description=description, total=steps, show=self.training.progress, unit="step") as bar:
+        steps, rate = self.settings.steps, self.settings.learning_rate
+        drawn = batches(len(self.tokens), self.settings.batch_size, self.generator)
+        show = self.settings.progress
+        with progress_bar(description=self.method.name, total=steps, show=show, unit="step") as bar:
             for step in range(1, steps + 1):
-                self.optimizer.param_groups[0]["lr"] = self.training.learning_rate * (1 - (step - 1) / steps)
+                self.optimizer.param_groups[0]["lr"] = rate * (1 - (step - 1) / steps)
                 losses.append(self.step(self.tokens[next(drawn)]))
                 bar.update()
                 if step % EVALUATE_EVERY and step < steps:
                     continue
-                objective, held_out = self.look()
-                if not math.isfinite(objective):
-                    raise ValueError(
-                        f"The loss is {objective} after {step} steps; lower "
-                        f"learning_rate={self.training.learning_rate}."
-                    )
+                loss, held_out = self.evaluate()
+                if not math.isfinite(loss):
+                    raise ValueError(f"The loss is {loss} after {step} steps; lower learning_rate={rate}.")
                 rows.append((step, sum(losses) / len(losses), *held_out, time.perf_counter() - start))
                 losses.clear()
                 bar.set_postfix_str(f"FVU {held_out[0]:.3f}")
-                waited = 0 if objective < (1 - LEAST_GAIN) * smallest else waited + 1
-                if objective < smallest:
-                    smallest, self.best = objective, self.weights.copy()
-                if waited >= self.training.patience:
+                waited = 0 if loss < (1 - MIN_GAIN) * smallest else waited + 1
+                if loss < smallest:
+                    smallest, self.best = loss, self.weights.copy()
+                if waited >= self.settings.patience:
                     break
         return pd.DataFrame(rows, columns=list(HISTORY))
 
     def step(self, tokens: Tensor) -> float:
         """Take one step on a batch (b, d); return its loss, without what revives dead latents."""
         values = self.weights.values(tokens)
-        latents = self.rule.activate(values)
-        loss, left = self.rule.loss(tokens, latents, self.weights)
+        latents = self.method.activate(values)
+        loss, left = self.method.loss(tokens, latents, self.weights)
         total = loss
-        if self.training.revive:
-            total = loss + REVIVAL_WEIGHT * self.rule.revival(left, values, self.dead(), self.weights)
+        if self.settings.revive:
+            total = loss + REVIVAL_WEIGHT * self.method.revival(left, values, self.dead(), self.weights)
         self.optimizer.zero_grad()
         total.backward()
         project_out(self.weights.decoder)
@@ -285,22 +264,22 @@ class _Run:
         return float(loss.detach())
 
     def dead(self) -> Tensor:
-        """Return which latents have not fired for long, (u,), bool."""
-        return self.idle >= self.patience_of_latents
+        """Return which latents are dead, (u,), bool."""
+        return self.idle >= self.max_idle
 
     @torch.no_grad()
-    def look(self) -> tuple[float, tuple[float, float, float]]:
+    def evaluate(self) -> tuple[float, tuple[float, float, float]]:
         """Return the held-out loss; and fraction of variance unexplained, active latents a token, dead share."""
-        latents = self.rule.activate(self.weights.values(self.held))
-        objective, left = self.rule.loss(self.held, latents, self.weights)
+        latents = self.method.activate(self.weights.values(self.held))
+        loss, left = self.method.loss(self.held, latents, self.weights)
         variance = self.held.square().sum().clamp(min=torch.finfo(self.held.dtype).tiny)  # about the training mean
         active = (latents > 0).sum(1).double().mean()
         unexplained, dead = left.square().sum() / variance, self.dead().double().mean()
-        return float(objective), (float(unexplained), float(active), float(dead))
+        return float(loss), (float(unexplained), float(active), float(dead))
 
 
 def project_out(decoder: Tensor) -> None:
-    """Take from the decoder's gradient what would only change the length of its rows."""
+    """Remove from the decoder's gradient what would only change the length of its rows."""
     if decoder.grad is not None:
         rows = decoder.detach()
         decoder.grad -= (decoder.grad * rows).sum(1, keepdim=True) * rows

@@ -1,12 +1,12 @@
-"""Scores against known factors, as only drawn scenes have them: mutual information, MIG, DCI, and planted routes.
+"""Scores against known factors of synthetic images: mutual information, MIG, DCI, and recovery of planted routes.
 
-Letters: ``n`` images, ``u`` units, ``f`` factors. A factor is a column of a table such as `elude_nb.data.synthetic` draws:
-numbers with more values than bins are continuous, all else is categorical.
+Letters: ``n`` images, ``u`` units, ``f`` factors. A factor is a column of a table such as `elude_nb.data.synthetic`
+gives: numbers with more values than bins are continuous, everything else is categorical.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,30 +24,30 @@ NATS = "nats"
 SHARES = "shares of the factor's entropy"
 
 _MOST_BINS = 1_000_000  # far more than images; codes of pairs of bins are whole numbers of 64 bits
-_FEWEST_IMAGES = 20  # DCI grows trees on one half of them
+_FEWEST_IMAGES = 20  # DCI fits trees on one half of them
 _LEAF = 5  # images; a smaller leaf fits noise
 
 
 def mutual_information(
     activations: Array, factors: pd.DataFrame, *, bins: int = BINS, normalised: bool = False
 ) -> pd.DataFrame:
-    """Return what each unit tells of each factor, at least 0; higher is more, and 0 means nothing.
+    """Return the mutual information of each unit with each factor, at least 0; 0 means that they are independent.
 
     ``I(unit; factor) = sum over cells of p log(p / (p of the unit's bin * p of the factor's value))``, in nats, over
-    bins that hold equally many images; images with the same activation share a bin. A finite sample tells something
-    even of what is unrelated, about ``(bins - 1) (values - 1) / (2 n)`` nats: compare with random routes on the same
-    images, or use fewer bins. A unit that is constant scores NaN.
+    bins that hold equally many images; images with the same activation share a bin. In a finite sample independent
+    variables have about ``(bins - 1) (values - 1) / (2 n)`` nats: compare with random routes on the same images, or use
+    fewer bins. A unit that is constant scores NaN.
 
     Parameters
     ----------
     activations
         (n, u).
     factors
-        (n, f), one row an image in the same order; its index is not looked at.
+        (n, f), one row an image in the same order; the index is ignored.
     bins
         Of a unit, and of a continuous factor.
     normalised
-        Divide by the factor's entropy: then 1 means that the unit's bin tells the factor's value.
+        Divide by the factor's entropy: then 1 means that the unit's bin determines the factor's value.
 
     Returns
     -------
@@ -72,27 +72,25 @@ def mutual_information(
     cells = _equal_bins(values, bins)  # (n, u)
     found = {}
     for name in factors:
-        codes = _factor_codes(factors[name], bins)
-        information, entropy = _information(cells, bins, codes)
-        information = information / entropy if normalised else information
-        found[name] = per_unit(str(name), information.masked_fill(is_constant(values), torch.nan))
+        information, entropy = _information(cells, bins, _factor_codes(factors[name], bins))
+        found[name] = per_unit(str(name), information / (entropy if normalised else 1), missing=is_constant(values))
     table = pd.DataFrame(found, index=pd.RangeIndex(values.shape[1], name="unit"))
     table.attrs["information"] = SHARES if normalised else NATS
     return table
 
 
 def mutual_information_gap(information: pd.DataFrame) -> pd.Series[float]:
-    """Return how much more the best unit tells of each factor than the second best, in [0, 1]; higher is better.
+    """Return the mutual information gap (MIG) of each factor, in [0, 1]; higher is better.
 
-    MIG (Chen et al., arXiv 1802.04942): the difference of the two largest mutual informations with the factor, divided
-    by the factor's entropy. High where each factor has one unit to itself; a copy of that unit brings it down to 0, and
-    so does a factor whose values have a unit each. Their mean over factors is the MIG of the paper. The bias of finite
-    samples is in both and drops out of the difference.
+    The difference of the two largest mutual informations with the factor, divided by the factor's entropy (Chen et al.,
+    arXiv 1802.04942). It is high where one unit encodes the factor; a copy of that unit makes it 0, and so does a unit
+    for each value of the factor. The mean over factors is the MIG of the paper. The bias of finite samples is in both
+    terms and cancels.
 
     Parameters
     ----------
     information
-        (u, f), from ``mutual_information(..., normalised=True)``. Units without a score (NaN) count as telling nothing.
+        (u, f), from ``mutual_information(..., normalised=True)``. Units without a score (NaN) count as 0.
 
     Raises
     ------
@@ -114,7 +112,7 @@ def mutual_information_gap(information: pd.DataFrame) -> pd.Series[float]:
 
 
 def encoded_factor(information: pd.DataFrame) -> pd.DataFrame:
-    """Return the factor that each unit tells most of, and its share of all that the unit tells.
+    """Return the factor with which each unit has most mutual information, and its share of the unit's sum.
 
     Parameters
     ----------
@@ -124,8 +122,8 @@ def encoded_factor(information: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a unit: ``factor``; ``information`` with it; ``share``, in [1/f, 1], higher means that the unit is of
-        one factor. A unit that is constant, or tells of nothing, has neither factor nor share (NaN).
+        One row a unit: ``factor``; ``information`` with it; ``share``, in [1/f, 1], higher means that the unit encodes
+        one factor only. A unit that is constant, or independent of all factors, has neither (NaN).
 
     Examples
     --------
@@ -135,19 +133,10 @@ def encoded_factor(information: pd.DataFrame) -> pd.DataFrame:
     check_table("information", information)
     if not information.size:
         raise ValueError("information is empty; give the table of mutual_information.")
-    values = information.fillna(0).to_numpy(dtype=np.float64)
+    values = information.fillna(0)
     most, total = values.max(axis=1), values.sum(axis=1)
-    told = total > 0
-    names = information.columns.to_numpy()[values.argmax(axis=1)]
-    share = np.divide(most, total, out=np.full(len(values), np.nan), where=told)
-    return pd.DataFrame(
-        {
-            "factor": pd.Series(names, index=information.index).where(told),
-            "information": np.where(told, most, np.nan),
-            "share": share,
-        },
-        index=information.index,
-    )
+    table = pd.DataFrame({"factor": values.idxmax(axis=1), "information": most, "share": most / total})
+    return table[total > 0].reindex(information.index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,19 +146,20 @@ class DCI:
     Attributes
     ----------
     disentanglement
-        In [0, 1]: whether a unit matters to one factor only, averaged over units weighted by how much they matter.
-        NaN if none matters to anything.
+        In [0, 1]: whether a unit is important for one factor only; the mean over units, weighted by their importance.
+        NaN if no unit is important.
     completeness
-        In [0, 1]: whether a factor needs one unit only, averaged over factors; 0 for a factor to which none matters.
+        In [0, 1]: whether one unit only is important for a factor; the mean over factors. 0 for a factor for which no
+        unit is important.
     informativeness
-        At most 1: how well the units tell the factors on held-out images, averaged over factors. 0 is what guessing
-        gets. NaN if the held-out half shows only one value of a factor, so that guessing is perfect.
+        At most 1: how well the units predict the factors on held-out images; the mean over factors. 0 is as good as
+        guessing. NaN if the held-out half has only one value of a factor, so that guessing is perfect.
     importance
-        (u, f): how much each unit matters to each factor; each column adds up to 1, or to 0 if none matters. Units
-        that were not looked at have zeros.
+        (u, f): the importance of each unit for each factor; each column sums to 1, or to 0. Units that were left out
+        have zeros.
     units, factors
-        The parts of the averages: disentanglement of each unit (NaN where it matters to nothing), and a table with the
-        completeness and informativeness of each factor.
+        What the means are of: disentanglement of each unit (NaN if it is not important), and a table with completeness
+        and informativeness of each factor.
     """
 
     disentanglement: float
@@ -190,22 +180,22 @@ def dci(activations: Array, factors: pd.DataFrame, *, seed: int = 0, max_units: 
         completeness    = mean over factors of (1 - entropy(column of R))
         informativeness = mean over factors of (1 - loss / loss of guessing), on the other half of the images
 
-    The loss is the squared error for continuous factors (so this is R2) and the share of mistakes for categorical
-    ones; guessing says the growing half's mean, or its commonest value. The paper leaves the predictor open and uses
-    the plain error for informativeness. We chose forests that look at all units at each split: those that look at
-    a few at a time spread the importance over units that tell nothing.
+    The loss is the squared error for continuous factors (so this is R2) and the error rate for categorical ones;
+    guessing predicts the training half's mean, or its most common value. The paper leaves the predictor open and uses
+    the plain error for informativeness. We chose forests that consider all units at each split: those that consider a
+    few spread the importance over uninformative units.
 
     Parameters
     ----------
     activations
         (n, u).
     factors
-        (n, f), one row an image in the same order; its index is not looked at.
+        (n, f), one row an image in the same order; the index is ignored.
     seed
         Of the halves and the forests.
     max_units
-        Only so many units are looked at, those that tell most of a factor on the growing half. It is the base of
-        completeness: compare only figures with the same number.
+        Only so many units are used, those with most mutual information with a factor on the training half. It is the
+        base of the completeness: compare only figures with the same number.
     trees
         In each forest. 200 units x 500 images x 6 factors x 100 trees take a few seconds.
 
@@ -213,7 +203,7 @@ def dci(activations: Array, factors: pd.DataFrame, *, seed: int = 0, max_units: 
     ------
     ValueError
         If there is not one row an image, fewer than 20 images, two factors or two units that vary, a value is missing,
-        or a factor has one value only on the growing half.
+        or a factor has one value only on the training half.
 
     Examples
     --------
@@ -229,24 +219,24 @@ def dci(activations: Array, factors: pd.DataFrame, *, seed: int = 0, max_units: 
     _check_factors(factors, len(values), fewest=2)
     if len(values) < _FEWEST_IMAGES:
         raise ValueError(f"{len(values)} images are too few for DCI; use at least {_FEWEST_IMAGES}.")
-    grow = np.random.default_rng(seed).permutation(len(values)) < len(values) // 2
-    told = mutual_information(values[torch.from_numpy(grow)], factors[grow], normalised=True).max(axis=1)
-    looked_at = told.dropna().nlargest(max_units).index.sort_values().to_numpy(copy=True)
-    if len(looked_at) < 2:
-        raise ValueError(f"DCI needs at least two units that vary; of {len(told)}, {len(looked_at)} do.")
-    inputs = values[:, looked_at].double().numpy()
-    fitted = [_fitted_factor(inputs, factors[name], grow, trees, seed) for name in factors]
-    importance = pd.DataFrame(0.0, index=told.index, columns=factors.columns)
-    importance.loc[looked_at] = np.stack([one for one, _ in fitted], axis=1)
-    return _summed_up(importance, len(looked_at), [skill for _, skill in fitted])
+    train = np.random.default_rng(seed).permutation(len(values)) < len(values) // 2
+    most = mutual_information(values[torch.from_numpy(train)], factors[train], normalised=True).max(axis=1)
+    used = most.dropna().nlargest(max_units).index.sort_values().to_numpy(copy=True)
+    if len(used) < 2:
+        raise ValueError(f"DCI needs at least two units that vary; of {len(most)}, {len(used)} do.")
+    inputs = values[:, used].double().numpy()
+    fitted = [_fit_forest(inputs, factors[name], train, trees, seed) for name in factors]
+    importance = pd.DataFrame(0.0, index=most.index, columns=factors.columns)
+    importance.loc[used] = np.stack([found for found, _ in fitted], axis=1)
+    return _dci(importance, len(used), [skill for _, skill in fitted])
 
 
 def planted_recovery(found_routes: Array, true_groups: Array) -> pd.Series[float]:
     """Return how well each channel's routes agree with a planted partition of its sources, at most 1; higher is better.
 
-    The adjusted Rand index (Hubert and Arabie, 1985): 1 means the same groups whatever their numbers, 0 what chance
-    would give, below 0 worse. Sources marked -1 in the truth belong to no group and are left out. The shared unit
-    (route 0) counts as a group like any other, so a planted source that ended there is a mistake.
+    The adjusted Rand index (Hubert and Arabie, 1985): 1 means the same groups whatever their numbers, 0 is chance.
+    Sources with -1 in the truth belong to no group and are left out. The shared unit (route 0) is a group like any
+    other, so a planted source that ended there is a mistake.
 
     A channel that was not split has all sources in one group: it scores 0 where the truth has several groups, and 1
     where it has one. A channel with fewer than two planted sources has no partition and scores NaN.
@@ -294,7 +284,7 @@ def _check_factors(factors: pd.DataFrame, n: int, fewest: int = 1) -> None:
         raise ValueError(f"Factor {wrong.idxmax()!r} has {int(wrong.max())} missing or infinite values.")
     single = [name for name in factors if (factors[name] == factors[name].iloc[0]).all()]
     if single:
-        raise ValueError(f"Factor {single[0]!r} has one value only; there is nothing to tell. Leave it out.")
+        raise ValueError(f"Factor {single[0]!r} has one value only; leave it out.")
 
 
 def _is_continuous(factor: pd.Series[Any], bins: int = BINS) -> bool:
@@ -326,41 +316,38 @@ def _information(cells: Tensor, bins: int, codes: Tensor) -> tuple[Tensor, Tenso
     return information.clamp(min=0), torch.special.entr(shares).sum()
 
 
-def _fitted_factor(
-    inputs: np.ndarray[Any, Any], factor: pd.Series[Any], grow: np.ndarray[Any, Any], trees: int, seed: int
+def _fit_forest(
+    inputs: np.ndarray[Any, Any], factor: pd.Series[Any], train: np.ndarray[Any, Any], trees: int, seed: int
 ) -> tuple[np.ndarray[Any, Any], float]:
-    """Return the units' importances for one factor, (u,), adding up to 1, and the skill on the other half."""
+    """Return the units' importances for one factor, (u,), that sum to 1, and the skill on the other half."""
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
     continuous = _is_continuous(factor)
     target = factor.to_numpy(dtype=np.float64) if continuous else as_codes(factor.to_numpy(), len(factor))[0].numpy()
     kind = RandomForestRegressor if continuous else RandomForestClassifier
     forest = kind(trees, max_features=1.0, min_samples_leaf=_LEAF, n_jobs=-1, random_state=seed)
-    forest.fit(inputs[grow], target[grow])
-    forest.set_params(n_jobs=1)  # several threads would add the trees up in any order
-    truth, said = target[~grow], forest.predict(inputs[~grow])
-    guess = target[grow].mean() if continuous else np.bincount(target[grow]).argmax()
-    loss, guessing = (np.square(truth - x).mean() if continuous else np.mean(truth != x) for x in (said, guess))
+    forest.fit(inputs[train], target[train])
+    forest.set_params(n_jobs=1)  # several threads would sum the trees in any order
+    truth, predicted = target[~train], forest.predict(inputs[~train])
+    guess = target[train].mean() if continuous else np.bincount(target[train]).argmax()
+    loss, guessing = (np.square(truth - x).mean() if continuous else np.mean(truth != x) for x in (predicted, guess))
     return forest.feature_importances_, float(1 - loss / guessing) if guessing > 0 else np.nan
 
 
-def _summed_up(importance: pd.DataFrame, looked_at: int, skills: list[float]) -> DCI:
-    R = torch.from_numpy(importance.to_numpy(copy=True))  # (u, f)
-    weights = R.sum(1) / R.sum()
-    units = (1 - _entropy(R, base=R.shape[1])).masked_fill(weights == 0, torch.nan)
-    complete = (1 - _entropy(R.T, base=looked_at)).masked_fill(R.sum(0) == 0, 0)
+def _dci(importance: pd.DataFrame, used: int, skills: Sequence[float]) -> DCI:
+    from scipy.stats import entropy
+
+    R = importance.to_numpy()  # (u, f)
+    with np.errstate(invalid="ignore"):  # what has no importance has no entropy: 0 / 0
+        weights = R.sum(1) / R.sum()
+        units = pd.Series(1 - entropy(R, axis=1, base=R.shape[1]), index=importance.index, name="disentanglement")
+        completeness = np.nan_to_num(1 - entropy(R, base=used))
+        disentanglement = np.nansum(weights * units) / weights.sum()
     return DCI(
-        disentanglement=float((weights * units).nansum() / weights.sum()),
-        completeness=float(complete.mean()),
+        disentanglement=float(disentanglement),
+        completeness=float(completeness.mean()),
         informativeness=float(np.mean(skills)),
         importance=importance,
-        units=per_unit("disentanglement", units),
-        factors=pd.DataFrame({"completeness": complete, "informativeness": skills}, index=importance.columns),
+        units=units,
+        factors=pd.DataFrame({"completeness": completeness, "informativeness": skills}, index=importance.columns),
     )
-
-
-def _entropy(weights: Tensor, base: int) -> Tensor:
-    """Return the entropy of each row's shares to the given base, in [0, 1] for rows of up to ``base`` entries."""
-    shares = weights / weights.sum(1, keepdim=True)
-    entropy: Tensor = torch.special.entr(shares).sum(1) / math.log(base)
-    return entropy

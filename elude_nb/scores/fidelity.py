@@ -1,4 +1,4 @@
-"""Fidelity: what is lost when reconstructions stand in for the model's activations. Arrays in, numbers out."""
+"""Fidelity of reconstructions that replace a model's activations; neighbours, probe and ridge for all modules."""
 
 from __future__ import annotations
 
@@ -157,8 +157,8 @@ def knn_accuracy(
 ) -> float:
     """Return the accuracy of a k-nearest-neighbour classifier (cosine), in [0, 1]; higher is better.
 
-    Compare it with `chance_accuracy`. Nothing is drawn: the caller chooses both sets of images. A label that was not
-    trained on is never guessed.
+    Compare it with `chance_accuracy`. The caller chooses both sets of images. A label without training images is never
+    predicted.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def knn_accuracy(
     test, test_labels
         Embeddings of other images, of the original or the changed model, and their labels.
     k
-        Nearest neighbours that vote, at most n.
+        How many nearest neighbours vote, at most n.
 
     Raises
     ------
@@ -234,9 +234,9 @@ def ridge(inputs: Tensor, targets: Tensor, strength: float) -> Tensor:
 
 
 def chance_accuracy(train_labels: Sequence[Any], test_labels: Sequence[Any]) -> float:
-    """Return the accuracy of always guessing the commonest training label, in [0, 1].
+    """Return the accuracy of always predicting the most common training label, in [0, 1].
 
-    With equally many images of each of c labels it is 1 / c. Of equally common labels the first in order is guessed.
+    With equally many images of each of c labels it is 1 / c. Of equally common labels the first in order is predicted.
 
     Parameters
     ----------

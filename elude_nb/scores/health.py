@@ -1,4 +1,4 @@
-"""Health of a set of units: copies, dead units, sparseness, what they explain, whether they are found again."""
+"""Properties of a set of units: copies, dead units, sparsity, variance explained, stability between fits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNITS_AT_ONCE = 1024
 def largest_correlation(activations: Array) -> pd.Series[float]:
     """Return each unit's largest Pearson correlation with another unit, in [-1, 1]; lower means fewer near-copies.
 
-    A unit that is constant, or has no other beside it, scores NaN.
+    A unit that is constant, or the only one that is not, scores NaN.
 
     Parameters
     ----------
@@ -37,12 +37,11 @@ def largest_correlation(activations: Array) -> pd.Series[float]:
         found[:, constant] = -torch.inf
         found[torch.arange(len(found)), torch.arange(start, start + len(found))] = -torch.inf
         largest[rows] = found.amax(1)
-    nothing = constant | largest.isinf()
-    return per_unit("largest_correlation", largest.clamp(-1, 1).masked_fill(nothing, torch.nan))
+    return per_unit("largest_correlation", largest.clamp(-1, 1), missing=constant | largest.isinf())
 
 
 def effective_rank(activations: Array) -> float:
-    """Return how many directions the units really span, in [1, min(n, u)]; higher means fewer copies of one another.
+    """Return how many directions the units span, in [1, min(n, u)]; higher means fewer copies.
 
     The exponential of the entropy of the centred activations' normalised singular values (Roy and Vetterli, *The
     effective rank*, EUSIPCO 2007), each unit at variance 1. Constant units do not count; if all are, the rank is 0.
@@ -69,7 +68,7 @@ def density(activations: Array, threshold: float = 0.0) -> pd.Series[float]:
     activations
         At tokens rather than images, (t, u): a sparse unit is sparse there.
     threshold
-        0 is what a rectified unit rests at. Units of both signs are above it about half of the time.
+        0 is the resting value of a rectified unit. Units of both signs are above it about half of the time.
     """
     least = check_number("threshold", threshold)
     return per_unit("density", (as_activations(activations) > least).double().mean(0))
@@ -90,11 +89,11 @@ def l0(activations: Array, threshold: float = 0.0) -> float:
 def linear_explained(
     units: Array, channels: Array, held_out_units: Array, held_out_channels: Array, *, strength: float = 1e-3
 ) -> float:
-    """Return the share of the channels' variance that the units' numbers explain linearly, at most 1.
+    """Return the share of the channels' variance that the units explain linearly (R2), at most 1; higher is better.
 
-    Higher is better. A ridge regression from units to channels is fitted on one set of tokens and scored on another:
-    1 less the sum of squared errors over all channels over the sum of squares around their means. It is below 0 where
-    the fit is worse than the mean. Adding a constant to a channel or a unit changes nothing.
+    A ridge regression from units to channels is fitted on one set of tokens and scored on another: 1 less the sum of
+    squared errors over all channels over the sum of squares around their means. It is below 0 where the fit is worse
+    than the mean. Adding a constant to a channel or a unit changes nothing.
 
     Parameters
     ----------
@@ -110,22 +109,16 @@ def linear_explained(
     ValueError
         If the shapes do not fit, the held-out channels never vary, or a value is not finite.
     """
-    x, y = as_activations(units).double(), as_activations(channels).double()
-    x_new, y_new = as_activations(held_out_units).double(), as_activations(held_out_channels).double()
-    if len(x) != len(y) or len(x_new) != len(y_new):
-        raise ValueError(
-            f"{len(x)} and {len(y)} tokens, {len(x_new)} and {len(y_new)} held out: units and channels pair."
-        )
-    if x.shape[1] != x_new.shape[1] or y.shape[1] != y_new.shape[1]:
-        raise ValueError(
-            f"{x.shape[1]} units and {y.shape[1]} channels, {x_new.shape[1]} and {y_new.shape[1]} held out: "
-            "give the same columns."
-        )
+    given = units, channels, held_out_units, held_out_channels
+    x, y, x_new, y_new = (as_activations(values).double() for values in given)
+    if x.shape != (len(y), x_new.shape[1]) or y_new.shape != (len(x_new), y.shape[1]):
+        shapes = [tuple(values.shape) for values in (x, y, x_new, y_new)]
+        raise ValueError(f"{shapes} must be (t, u), (t, d) and, held out, (t', u), (t', d).")
     if not check_number("strength", strength) > 0:
         raise ValueError(f"strength={strength} is out of range: it must be above 0, such as 0.001.")
     if is_constant(y_new).all():  # the spread below may be off 0 by rounding
         raise ValueError("The held-out channels never vary; there is nothing to explain. Use other tokens.")
-    # A unit that is constant where the fit looks explains nothing, whatever it does elsewhere.
+    # A unit that is constant on the tokens of the fit explains nothing, whatever it does elsewhere.
     scale = x.std(0, correction=0).masked_fill(is_constant(x), torch.inf)
     centre, mean = x.mean(0), y.mean(0)
     x, x_new = (x - centre) / scale, (x_new - centre) / scale
@@ -135,11 +128,11 @@ def linear_explained(
 
 
 def stability(first: Array, second: Array) -> pd.Series[float]:
-    """Return how well each unit of one fit is found again in another, in [-1, 1]; higher is better.
+    """Return how well each unit of one fit matches a unit of another, in [-1, 1]; higher is better.
 
     Units are matched one to one so that the sum of their correlations over the same images is largest (the Hungarian
-    method, scipy). Units of ``first`` that get no partner, because there are fewer in ``second``, score NaN, and so do
-    constant ones.
+    method). Units of ``first`` without a partner, because there are fewer in ``second``, score NaN, and so do constant
+    ones.
 
     Parameters
     ----------
@@ -151,7 +144,7 @@ def stability(first: Array, second: Array) -> pd.Series[float]:
     a, b = as_activations(first).double(), as_activations(second).double()
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} images: both fits must be read on the same ones.")
-    live = (~is_constant(a)).nonzero().flatten()  # the others must not take a partner away
+    live = (~is_constant(a)).nonzero().flatten()  # constant units must not take a partner
     correlation = _standardised(a)[:, live].T @ _standardised(b)
     rows, columns = linear_sum_assignment(correlation.numpy(), maximize=True)
     found = torch.full((a.shape[1],), torch.nan, dtype=torch.float64)
@@ -160,7 +153,7 @@ def stability(first: Array, second: Array) -> pd.Series[float]:
 
 
 def health(activations: Array) -> pd.Series[float]:
-    """Return all of it for one set of units at tokens or images (t, u), in one column.
+    """Return the scores of this module for one set of units at tokens or images (t, u), in one column.
 
     Returns
     -------
@@ -168,13 +161,11 @@ def health(activations: Array) -> pd.Series[float]:
         ``units``, ``dead``, ``redundancy`` (mean largest correlation), ``effective_rank``, mean ``density``, ``L0``.
     """
     values = as_activations(activations)
-    dead = is_dead(values)
-    copies = largest_correlation(values).dropna()
     return pd.Series(
         {
             "units": values.shape[1],
-            "dead": int(dead.sum()),
-            "redundancy": float(copies.mean()) if len(copies) else float("nan"),
+            "dead": int(is_dead(values).sum()),
+            "redundancy": float(largest_correlation(values).mean()),
             "effective_rank": effective_rank(values),
             "density": float(density(values).mean()),
             "L0": l0(values),

@@ -1,10 +1,9 @@
-"""What every score asks of its inputs, and how it hands out its result: NumPy or torch in, pandas out.
+"""Inputs and outputs of all scores: NumPy or torch in, pandas out.
 
 Letters: ``n`` images (or patches), ``u`` units, ``e`` numbers of a reference embedding.
 
-Conventions that hold for all scores: NaN or infinity in the input is an error. A unit that is constant prefers no
-image, so a score that asks for its best images is NaN for it, and a mean over units (`elude_nb.scores.mean_interval`)
-says how many it left out.
+Conventions of all scores: NaN or infinity in the input is an error. A unit that is constant has no best images, so a
+score of these is NaN, and a mean over units (`elude_nb.scores.mean_interval`) says how many it left out.
 """
 
 from __future__ import annotations
@@ -43,8 +42,10 @@ def as_embeddings(embeddings: Array, n: int) -> Tensor:
     return found
 
 
-def as_codes(labels: Sequence[Any] | Array | pd.Series, n: int, *, classes: int = 1) -> tuple[Tensor, list[Any]]:
-    """Return labels as whole numbers (n,) and the names that they stand for, in sorted order.
+def as_codes(
+    labels: Sequence[Any] | Array | pd.Series, n: int, *, classes: int = 1, of: str = "images"
+) -> tuple[Tensor, list[Any]]:
+    """Return labels as whole numbers (n,), and the names that these stand for in sorted order; ``of`` is for errors.
 
     Raises
     ------
@@ -54,19 +55,19 @@ def as_codes(labels: Sequence[Any] | Array | pd.Series, n: int, *, classes: int 
     values = as_numbers("labels", labels).numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.ndim != 1 or len(values) != n:
         given = len(values) if values.ndim == 1 else f"an array {values.shape} of"
-        raise ValueError(f"{given} labels were given for {n} images; give one an image.")
+        raise ValueError(f"{given} labels were given for {n} {of}; give one each.")
     if pd.isna(values).any():
-        raise ValueError(f"{int(pd.isna(values).sum())} labels are missing; leave those images out.")
+        raise ValueError(f"{int(pd.isna(values).sum())} labels are missing; leave those {of} out.")
     names, codes = np.unique(values, return_inverse=True)
     if not len(names):
-        raise ValueError("There are no labels; give some images, with one label each.")
+        raise ValueError(f"There are no labels; give some {of}, with one label each.")
     if len(names) < classes:
-        raise ValueError(f"There is only one label ({names[0]!r}); this score tells at least {classes} apart.")
+        raise ValueError(f"There is only one label ({names[0]!r}); give {of} of at least {classes}.")
     return torch.from_numpy(codes.astype(np.int64)), names.tolist()
 
 
 def unit_vectors(embeddings: Tensor) -> Tensor:
-    """Return the rows at length 1; a row of zeros stays, and is like no other (cosine 0)."""
+    """Return the rows at length 1; a row of zeros stays as it is (its cosine with any other is 0)."""
     return torch.nn.functional.normalize(embeddings, dim=1, eps=torch.finfo(embeddings.dtype).tiny)
 
 
@@ -75,8 +76,10 @@ def is_constant(activations: Tensor) -> Tensor:
     return activations.amax(0) == activations.amin(0)
 
 
-def per_unit(name: str, values: Tensor) -> pd.Series[float]:
-    """Return one number a unit as a named column, in the order of the activations' columns."""
+def per_unit(name: str, values: Tensor, missing: Tensor | None = None) -> pd.Series[float]:
+    """Return one number a unit as a named column, in the order of the activations' columns; NaN where ``missing``."""
+    if missing is not None:
+        values = values.masked_fill(missing, torch.nan)
     return pd.Series(values.double().numpy(), name=name, index=pd.RangeIndex(len(values), name="unit"))
 
 
@@ -86,7 +89,7 @@ def as_numbers(name: str, values: object) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If they are complex, sparse or no numbers at all, or rows are not equally long.
+        If they are complex, sparse or not numbers, or rows differ in length.
     """
     if isinstance(values, Tensor):
         if values.layout != torch.strided or values.device.type == "meta" or values.is_complex():
@@ -96,7 +99,7 @@ def as_numbers(name: str, values: object) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be real numbers, an array or a tensor, not {shortly(values)}.")
     if not array.flags.writeable or min(array.strides, default=0) < 0:
-        array = array.copy()  # torch warns of what it must not write to, such as a column of pandas
+        array = array.copy()  # torch warns about read-only arrays, such as a column of pandas
     return torch.from_numpy(array)
 
 
@@ -114,7 +117,7 @@ def as_matrix(name: str, values: Array, shape: str) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If they are no numbers, have another number of dimensions or no rows, or a value is not finite.
+        If they are not numbers, have another number of dimensions or no rows, or a value is not finite.
     """
     tensor = as_numbers(name, values)
     tensor = tensor if tensor.is_floating_point() and tensor.dtype.itemsize >= 4 else tensor.float()

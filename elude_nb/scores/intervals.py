@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals: no mean is printed without one."""
+"""Bootstrap confidence intervals of means."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Interval:
 def mean_interval(values: Any, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
     """Return the mean of ``values`` (m,) with its percentile bootstrap interval (Efron, 1979).
 
-    Values that are NaN have no score: they are left out and counted. The interval treats the values as independent
-    draws. Units of one model are not quite that, so over units it is rather too narrow.
+    Values that are NaN have no score: they are left out and counted. The interval treats the values as independent.
+    Units of one model are not quite independent, so over units it is too narrow.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def mean_interval(values: Any, *, level: float = 0.95, resamples: int = 1000, se
     if not len(found):
         return Interval(np.nan, np.nan, np.nan, 0, missing)
     rng = np.random.default_rng(seed)
-    # A resample is known by how often it draws each value: no (resamples, m) table of draws is needed.
+    # How often a resample draws each value determines its mean: no (resamples, m) table of draws is needed.
     means = [rng.multinomial(len(found), np.full(len(found), 1 / len(found))) @ found for _ in range(resamples)]
     low, high = np.quantile(np.array(means) / len(found), [(1 - level) / 2, (1 + level) / 2])
     mean = float(found.mean())

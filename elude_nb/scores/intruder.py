@@ -1,9 +1,9 @@
-"""The intruder test: can the odd image be told from a unit's best ones? Answered by an embedding, or by people.
+"""The intruder test: which image does not belong to a unit's best ones? Answered by an embedding, or by people.
 
 The test comes from topic models (Chang et al., Reading Tea Leaves, NeurIPS 2009). For units of vision models,
-Zimmermann et al. (arXiv 2307.05471) ask people which of two images belongs to those that a unit likes, the other being
-one that it does not; Klindt et al. (arXiv 2310.11431) let an image similarity answer in their place. Here the
-question has one form for both: several images that a unit likes, and one that it does not, shown together.
+Zimmermann et al. (arXiv 2307.05471) ask people which of two images belongs to a unit's top-activating ones; Klindt et
+al. (arXiv 2310.11431) let an image similarity answer. Here the question has one form for both: several images with high
+activations and one with a low activation, shown together.
 
 Trials are plain data: the widget that asks people shows the same ones that the automatic test grades.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_kind
-from elude_nb.scores.inputs import Array, as_activations, as_embeddings, as_matrix, per_unit, unit_vectors
+from elude_nb.scores.inputs import Array, as_activations, as_embeddings, as_matrix, unit_vectors
 from elude_nb.scores.intervals import Interval, mean_interval
 from elude_nb.scores.similarity import best_images
 
@@ -36,11 +36,11 @@ class IntruderTrial:
     Attributes
     ----------
     unit
-        The unit that is asked about.
+        The unit in question.
     images
         Numbers of the images, in the order in which they are shown.
     intruder
-        The place of the odd one among them, from 0.
+        The position of the intruder among them, from 0.
     """
 
     unit: int
@@ -57,19 +57,19 @@ def make_trials(
     trials_per_unit: int = 5,
     seed: int = 0,
 ) -> list[IntruderTrial]:
-    """Draw trials: ``size - 1`` of a unit's ``top`` best images, and one intruder in a random place.
+    """Draw trials: ``size - 1`` of a unit's ``top`` best images, and one intruder at a random position.
 
-    The intruder is an image that the unit does not like (from the lower half of its activations) but that another unit
-    likes (it is among the ``top`` of some other one), so that it is not odd by being dull; without such, any from the
-    lower half. Liked are only images above that unit's lower half, so every question has one right answer: a unit that
-    is constant, or that is raised by fewer than ``size - 1`` images, gets no trial.
+    The intruder is from the lower half of the unit's activations, and among the ``top`` best images of another unit, so
+    that it is not conspicuous by itself; if there is none, any from the lower half. Best images count only if they are
+    above that unit's lower half, so every question has one right answer: a unit that is constant, or has fewer than
+    ``size - 1`` such images, gets no trial.
 
     Parameters
     ----------
     activations
         (n, u).
     units
-        Which units are asked about; by default all.
+        Numbers of the units in question; by default all.
     size
         Images of a trial: chance is 1 in ``size``.
     top
@@ -86,7 +86,7 @@ def make_trials(
     --------
     >>> activations = torch.arange(12.0)[:, None] * torch.tensor([[1.0, -1.0]])
     >>> trial = make_trials(activations, size=3, top=4, trials_per_unit=1)[0]
-    >>> trial.unit, len(trial.images), trial.images[trial.intruder] in range(4)  # what the other unit likes
+    >>> trial.unit, len(trial.images), trial.images[trial.intruder] in range(4)  # one of the other unit's best
     (0, 3, True)
     """
     values = as_activations(activations)
@@ -96,43 +96,41 @@ def make_trials(
     if not size - 1 <= check_count("top", top) <= n // 2:
         raise ValueError(f"top={top} must lie between size - 1 = {size - 1} and half of the {n} images.")
     asked = range(u) if units is None else [check_count("unit", unit, 0, u - 1) for unit in units]
-    best, raised, low = _liked(values, top)
-    popular = np.bincount(best[raised], minlength=n) > 0  # (n,)
+    best, high, low = _best_and_low(values, top)
+    is_best = np.bincount(best[high], minlength=n) > 0  # (n,), of any unit
     trials = []
     for unit in asked:
-        liked = best[raised[:, unit], unit]
-        if len(liked) < size - 1:
+        own = best[high[:, unit], unit]
+        if len(own) < size - 1:
             continue
-        # What another unit likes: a unit's own are not in its lower half.
-        strangers = low[popular[low[:, unit]], unit]
+        strangers = low[is_best[low[:, unit]], unit]  # of other units: the unit's own are not in its lower half
         strangers = strangers if len(strangers) else low[:, unit]
-        rng = np.random.default_rng([seed, unit])  # a unit's trials do not depend on which others are asked about
-        trials += [_draw(unit, liked, strangers, size, rng) for _ in range(trials_per_unit)]
+        rng = np.random.default_rng([seed, unit])  # a unit's trials do not depend on the other units in question
+        trials += [_draw(unit, own, strangers, size, rng) for _ in range(trials_per_unit)]
     return trials
 
 
-def _liked(values: Tensor, top: int) -> tuple[_Numbers, _Numbers, _Numbers]:
+def _best_and_low(values: Tensor, top: int) -> tuple[_Numbers, _Numbers, _Numbers]:
     """Return each unit's best images (top, u), which lie above its lower half (top, u), and that half (n // 2, u).
 
-    A unit at rest on most images is as high on images of its lower half as on some of its ``top`` best: it likes those
-    no better than others.
+    A unit that is 0 on most images is as high on images of its lower half as on some of its ``top`` best ones.
     """
     best = best_images(values, top)
     ordered, order = values.sort(0)
     half = len(values) // 2
-    raised = values.gather(0, best) > ordered[half - 1]
-    return best.numpy(), raised.numpy(), order[:half].numpy()
+    high = values.gather(0, best) > ordered[half - 1]
+    return best.numpy(), high.numpy(), order[:half].numpy()
 
 
-def _draw(unit: int, liked: _Numbers, strangers: _Numbers, size: int, rng: np.random.Generator) -> IntruderTrial:
-    shown = rng.choice(liked, size - 1, replace=False).tolist()
-    place = int(rng.integers(size))
-    shown.insert(place, int(rng.choice(strangers)))
-    return IntruderTrial(unit, tuple(shown), place)
+def _draw(unit: int, own: _Numbers, strangers: _Numbers, size: int, rng: np.random.Generator) -> IntruderTrial:
+    shown = rng.choice(own, size - 1, replace=False).tolist()
+    position = int(rng.integers(size))
+    shown.insert(position, int(rng.choice(strangers)))
+    return IntruderTrial(unit, tuple(shown), position)
 
 
 def guess_by_embedding(trials: Sequence[IntruderTrial], embeddings: Array) -> list[int]:
-    """Return the place of the image with the smallest mean cosine to the others, for each trial.
+    """Return the position of the image with the smallest mean cosine to the others, for each trial.
 
     Parameters
     ----------
@@ -174,20 +172,20 @@ def _checked(trials: Sequence[IntruderTrial]) -> list[IntruderTrial]:
 
 
 def grade(trials: Sequence[IntruderTrial], answers: Sequence[int]) -> pd.Series[float]:
-    """Return the share of right answers for each unit that was asked about, indexed by unit, in [0, 1].
+    """Return the share of right answers for each unit in question, indexed by unit, in [0, 1].
 
     Parameters
     ----------
     trials
         From `make_trials`.
     answers
-        For each trial the place that was pointed at, from 0: by people, or by `guess_by_embedding`. Leave trials out
-        that were not answered.
+        The position chosen in each trial, from 0: by people, or by `guess_by_embedding`. Leave out trials without an
+        answer.
 
     Raises
     ------
     TypeError, ValueError
-        If an answer is not a whole number, points at no image, or there is not one a trial.
+        If an answer is not a whole number, is not the position of an image, or there is not one a trial.
 
     Examples
     --------
@@ -205,48 +203,13 @@ def grade(trials: Sequence[IntruderTrial], answers: Sequence[int]) -> pd.Series[
     return table.groupby("unit")["right"].mean().rename("intruder_accuracy")
 
 
-def trials_table(trials: Sequence[IntruderTrial], names: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return trials as a table, one row each, to be shown to people or kept: ``unit``, ``image 1`` ..., ``intruder``.
-
-    Parameters
-    ----------
-    trials
-        From `make_trials`.
-    names
-        One an image, (n,), to stand in for the numbers. ``intruder`` is the answer, from 0: hide it from people.
-
-    Raises
-    ------
-    ValueError
-        If an image has no name.
-
-    Examples
-    --------
-    >>> trials_table([IntruderTrial(7, (1, 0, 2), 1)], names=["cat", "rocket", "shuttle"]).iloc[0].tolist()[1:4]
-    ['rocket', 'cat', 'shuttle']
-    """
-    trials = _checked(trials)
-    last = max((number for trial in trials for number in trial.images), default=-1)
-    if names is not None and last >= len(names):
-        raise ValueError(f"{len(names)} names were given, but a trial shows image {last}; give one name an image.")
-    rows = [
-        {
-            "unit": trial.unit,
-            **{f"image {i + 1}": number if names is None else names[number] for i, number in enumerate(trial.images)},
-            "intruder": trial.intruder,
-        }
-        for trial in trials
-    ]
-    return pd.DataFrame(rows)
-
-
 def intruder_accuracy(
     activations: Array, embeddings: Array, *, size: int = 5, top: int = 10, trials_per_unit: int = 5, seed: int = 0
 ) -> pd.Series[float]:
     """Return how often an embedding finds the intruder among a unit's best images, in [0, 1]; higher is better.
 
-    It points at the image with the smallest mean cosine to the others; chance is 1 / ``size``. `intruder_result` gives
-    the mean over units with its interval. A unit without a trial, as a constant one, scores NaN.
+    The guess is the image with the smallest mean cosine to the others; chance is 1 / ``size``. `intruder_result` gives
+    the mean over units with its interval. A unit without a trial, such as a constant one, scores NaN.
 
     Parameters
     ----------
@@ -272,21 +235,19 @@ def intruder_accuracy(
     known = as_embeddings(embeddings, len(values))
     trials = make_trials(values, size=size, top=top, trials_per_unit=trials_per_unit, seed=seed)
     graded = grade(trials, guess_by_embedding(trials, known))
-    found = torch.full((values.shape[1],), torch.nan, dtype=torch.float64)
-    found[torch.as_tensor(graded.index.to_numpy(copy=True), dtype=torch.int64)] = torch.tensor(graded.tolist()).double()
-    return per_unit("intruder_accuracy", found)
+    return graded.astype(float).reindex(pd.RangeIndex(values.shape[1], name="unit"))
 
 
 @dataclass(frozen=True)
 class IntruderResult:
-    """The mean accuracy over units, with its interval, beside chance; printing it shows all three.
+    """The mean accuracy over units with its interval, and chance; printing it shows all three.
 
     Attributes
     ----------
     accuracy
         In [0, 1]; higher is better.
     chance
-        What guessing gives.
+        The accuracy of random guesses.
     """
 
     accuracy: Interval

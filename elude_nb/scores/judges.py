@@ -1,4 +1,4 @@
-"""Judges of units: an embedding model offline, or any chat or CLIP model that is brought along."""
+"""Judges of units: an embedding model offline, or a chat or CLIP model of yours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elude_nb._util.checks import check_count, check_whole, shortly
+from elude_nb._util.checks import check_count, check_kind, check_whole
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.models.forward import outputs_of
 from elude_nb.models.load import Model
@@ -27,8 +27,9 @@ from elude_nb.scores.similarity import best_images
 Description = Any
 
 
+@runtime_checkable
 class Judge(Protocol):
-    """Describes images, and says how well other images fit a description."""
+    """Describes images, and rates how well other images fit a description."""
 
     def describe(self, images: Sequence[Image.Image]) -> Description:
         """Return what the images have in common: words, or whatever `match` understands."""
@@ -41,12 +42,12 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class EmbeddingJudge:
-    """A judge that needs no network: a description is a mean embedding, and what fits is near it by cosine.
+    """A judge that needs no network: a description is a mean embedding, and images fit by their cosine with it.
 
     Attributes
     ----------
     embedder
-        From images to embeddings (n, e), less the mean over a set if the encoder's embeddings are all alike.
+        From images to embeddings (n, e), less the mean over a set if the encoder's embeddings are all similar.
 
     Examples
     --------
@@ -60,7 +61,7 @@ class EmbeddingJudge:
 
     @classmethod
     def of(cls, model: Model, images: Images) -> EmbeddingJudge:
-        """Return a judge that sees with a model, less the model's mean output over ``images``."""
+        """Return a judge that embeds by a model's output, less the mean output over ``images``."""
         mean = outputs_of(model, images).mean(0)
         return cls(lambda shown: outputs_of(model, shown) - mean)
 
@@ -87,10 +88,10 @@ def judge_units(
     candidates: int = 8,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Have a judge describe units by half of their best images and find them by the other half among other units.
+    """Let a judge describe units by half of their best images, and find them among other units by the other half.
 
-    Of the other units only images are shown that were not described: a judge knows those again without understanding
-    anything. A unit costs one description and as many matches as there are candidates.
+    Of the other units only images are shown that were not described: a judge would recognise those. A unit costs one
+    description and as many matches as there are candidates.
 
     Parameters
     ----------
@@ -101,20 +102,20 @@ def judge_units(
     judge
         A `Judge`.
     units
-        Which units are described; by default all that are not constant.
+        Numbers of the units to describe; by default all that are not constant.
     top
-        Best images of a unit, at least 2: every other one, from the best down, is described, the rest are to be
-        matched.
+        How many best images of a unit, at least 2: every other one, from the best down, is described, the rest are
+        to be matched.
     candidates
-        Among how many units, the true one with them, the judge has to find it. The others are drawn at random.
+        Among how many units, including the true one, the judge has to find it. The others are drawn at random.
     seed
-        Of the drawing.
+        Of the draw.
 
     Returns
     -------
     DataFrame
-        One row a unit: ``unit``, ``description``, ``rank`` of the true unit (1 is best; a tie counts against it, so a
-        judge that finds everything alike is below chance) and ``candidates``.
+        One row a unit: ``unit``, ``description``, ``rank`` of the true unit (1 is best; ties count against it, so a
+        judge that rates all images equally is below chance) and ``candidates``.
 
     Raises
     ------
@@ -131,34 +132,33 @@ def judge_units(
     values, photos = as_activations(activations), as_image_set(images)
     check_count("top", top, 2, len(values))
     check_count("seed", seed, 0)
-    if not all(hasattr(judge, part) for part in ("describe", "match")):
-        raise TypeError(f"judge must be a Judge, such as EmbeddingJudge(...), not {shortly(judge)}.")
+    check_kind("judge", judge, Judge, "a Judge, such as EmbeddingJudge(...)")
     if len(photos) != len(values):
         raise ValueError(f"{len(photos)} images and activations of {len(values)}: give the same images.")
     live = (~is_constant(values)).nonzero().flatten().tolist()
     check_count("candidates", candidates, 2)
     if len(live) < candidates:
         raise ValueError(f"{len(live)} live units are fewer than candidates={candidates}; ask for fewer.")
-    asked = live if units is None else [check_whole("unit", unit) for unit in units]
-    dead = sorted(set(asked) - set(live))
+    chosen = live if units is None else [check_whole("unit", unit) for unit in units]
+    dead = sorted(set(chosen) - set(live))
     if dead:
         raise ValueError(f"Unit {dead[0]} is constant or does not exist; it has no best images to describe.")
     best = best_images(values, top)  # (top, u)
     rows = []
-    for unit in asked:
+    for unit in chosen:
         rng = np.random.default_rng([seed, unit])
         others = rng.choice([other for other in live if other != unit], candidates - 1, replace=False)
         described, held_out = best[0::2, unit], best[1::2, unit]
         description = judge.describe(_open(photos, described))
-        true = _fit(judge, description, _open(photos, held_out))
-        fits = [_fit(judge, description, _open(photos, _undescribed(best[:, int(i)], described))) for i in others]
+        shown = [held_out, *(_undescribed(best[:, int(other)], described) for other in others)]
+        true, *fits = (_rate(judge, description, _open(photos, numbers)) for numbers in shown)
         rank = 1 + sum(fit >= true for fit in fits)
-        rows.append({"unit": unit, "description": description, "rank": rank, "candidates": candidates})
+        rows.append((unit, description, rank, candidates))
     return pd.DataFrame(rows, columns=["unit", "description", "rank", "candidates"])
 
 
 def rank_scores(judged: pd.DataFrame, ranks: Sequence[int] = (1, 4)) -> pd.DataFrame:
-    """Return the share of units found at each rank or better, with 95 % intervals, beside chance; higher is better.
+    """Return the share of units found at each rank or better, with 95 % intervals and chance; higher is better.
 
     Parameters
     ----------
@@ -193,16 +193,16 @@ def _open(photos: ImageSet, numbers: Tensor) -> list[Image.Image]:
 
 
 def _undescribed(best: Tensor, described: Tensor) -> Tensor:
-    """Return the images by which another unit is shown, as many as are held out of the true one.
+    """Return the images that are shown of another unit, as many as are held out of the true one.
 
-    They are its own held-out ones where those were not described, filled up from its others: of ``top`` images, at
-    most the described half drops out.
+    These are its own held-out images that were not described, then its others: of ``top`` images, at most the described
+    half drops out.
     """
     order = torch.cat([best[1::2], best[0::2]])
     return order[~torch.isin(order, described)][: len(best) // 2]
 
 
-def _fit(judge: Judge, description: Description, images: Sequence[Image.Image]) -> float:
+def _rate(judge: Judge, description: Description, images: Sequence[Image.Image]) -> float:
     found = np.asarray(judge.match(description, images), dtype=np.float64).ravel()
     if len(found) not in {1, len(images)} or not np.isfinite(found).all():
         raise ValueError(f"The judge's match() gave {found}; it must return a finite number, or one an image.")
@@ -218,7 +218,7 @@ MATCH = (
     "Answer with one whole number from 0 (not at all) to 100 (perfectly) and nothing else."
 )
 
-_THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)  # some models that reason leave it in the answer
+_THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)  # some reasoning models leave it in the answer
 _SCALE = re.compile(r"\b0\s*(?:\([^)]*\)\s*)?(?:to|and|-|\u2013)\s*100\b")
 _SHARE = re.compile(r"(-?\d+(?:\.\d+)?)\s*(?:/|out of)\s*(100|10)\b")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -233,9 +233,9 @@ class ChatJudge:
     client
         An object with ``chat.completions.create(model=..., messages=...)``, as OpenAI's and compatible clients have.
     model
-        The model's name there; it must take images.
+        The model's name there; it must accept images.
     side
-        Images are sent as PNG, at most so many pixels a side.
+        Images are sent as PNG, with at most so many pixels a side.
 
     Raises
     ------
@@ -265,34 +265,34 @@ class ChatJudge:
         check_count("side", self.side)
 
     def describe(self, images: Sequence[Image.Image]) -> str:
-        """Return the model's phrase for what the images share."""
+        """Return the model's phrase for what the images have in common."""
         return self._ask(DESCRIBE, images)
 
     def match(self, description: str, images: Sequence[Image.Image]) -> float:
-        """Return the model's figure from 0 to 100 for how well the images fit.
+        """Return the model's rating of how well the images fit, from 0 to 100.
 
         Raises
         ------
         ValueError
-            If the answer holds no number from 0 to 100.
+            If the answer contains no number from 0 to 100.
         """
         answer = self._ask(MATCH.format(description=description), images)
-        found = read_mark(answer)
+        found = read_rating(answer)
         if found is None:
             raise ValueError(f"{self.model!r} was asked for a number from 0 to 100 and answered {answer!r}.")
         return found
 
     def _ask(self, text: str, images: Sequence[Image.Image]) -> str:
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
-        content += [{"type": "image_url", "image_url": {"url": self._address(image)}} for image in images]
+        content += [{"type": "image_url", "image_url": {"url": self._data_url(image)}} for image in images]
         answer = self.client.chat.completions.create(model=self.model, messages=[{"role": "user", "content": content}])
         found = _THOUGHTS.sub("", (answer.choices[0].message.content if answer.choices else None) or "").strip()
         if not found:
             raise ValueError(f"{self.model!r} gave an empty answer; does it take images?")
         return found
 
-    def _address(self, image: Image.Image) -> str:
-        """Return an image as a data address, so that it needs no server."""
+    def _data_url(self, image: Image.Image) -> str:
+        """Return an image as a data URL."""
         small = image.convert("RGB")
         small.thumbnail((self.side, self.side))
         buffer = io.BytesIO()
@@ -300,34 +300,34 @@ class ChatJudge:
         return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def read_mark(answer: str) -> float | None:
-    """Return the mark from 0 to 100 that a model gave in words of its own, or ``None`` if there is none.
+def read_rating(answer: str) -> float | None:
+    """Return the rating from 0 to 100 in a model's answer, or ``None`` if there is none.
 
-    ``85/100`` and ``8.5 out of 10`` are marks, and so is the number that an answer begins with; otherwise it is the
-    last one. The scale itself (``from 0 to 100``) is no mark.
+    ``85/100`` and ``8.5 out of 10`` are ratings, and so is the number that an answer begins with; otherwise it is the
+    last one. The scale itself (``from 0 to 100``) is not a rating.
 
     Examples
     --------
-    >>> read_mark("On a scale from 0 to 100: 85."), read_mark("8.5/10"), read_mark("I cannot see the images.")
+    >>> read_rating("On a scale from 0 to 100: 85."), read_rating("8.5/10"), read_rating("I cannot see the images.")
     (85.0, 85.0, None)
     """
     plain = _SCALE.sub(" ", answer.replace("*", ""))
     shares = _SHARE.findall(plain)
     if shares:
-        mark = 100 * float(shares[-1][0]) / float(shares[-1][1])
+        rating = 100 * float(shares[-1][0]) / float(shares[-1][1])
     else:
         numbers = _NUMBER.findall(plain)
         if not numbers:
             return None
-        mark = float(numbers[0] if _NUMBER.match(plain.lstrip()) else numbers[-1])
-    return mark if 0 <= mark <= 100 else None
+        rating = float(numbers[0] if _NUMBER.match(plain.lstrip()) else numbers[-1])
+    return rating if 0 <= rating <= 100 else None
 
 
 @dataclass(frozen=True)
 class ClipJudge:
-    """A CLIP-like pair of encoders as a judge: it chooses the phrase that fits best from a list.
+    """A CLIP-like pair of encoders as a judge: it chooses the best phrase from a list.
 
-    `from_open_clip` and `from_transformers` make one of a loaded model, which runs as it is: call its ``eval()`` first.
+    `from_open_clip` and `from_transformers` wrap a loaded model, which runs as it is: call its ``eval()`` first.
 
     Attributes
     ----------
@@ -350,9 +350,11 @@ class ClipJudge:
 
     encode_images: Callable[[Sequence[Image.Image]], Tensor]
     encode_texts: Callable[[Sequence[str]], Tensor]
-    phrases: tuple[str, ...]
+    phrases: Sequence[str]
 
     def __post_init__(self) -> None:
+        phrases = (self.phrases,) if isinstance(self.phrases, str) else tuple(self.phrases)  # a word is one phrase
+        object.__setattr__(self, "phrases", phrases)
         if not self.phrases:
             raise ValueError("phrases is empty; give words to choose from, such as ('a dog', 'a wheel').")
 
@@ -364,31 +366,33 @@ class ClipJudge:
         tokenizer: Callable[[list[str]], Tensor],
         phrases: Sequence[str],
     ) -> ClipJudge:
-        """Return a judge of what ``open_clip.create_model_and_transforms`` and ``open_clip.get_tokenizer`` gave."""
+        """Return a judge from what ``open_clip.create_model_and_transforms`` and ``open_clip.get_tokenizer`` return."""
+        device = next(model.parameters()).device
 
         def encode_images(images: Sequence[Image.Image]) -> Tensor:
             pixels = torch.stack([preprocess(image) for image in images])
-            return _tensor(model.encode_image(pixels.to(_device(model))))
+            return _tensor(model.encode_image(pixels.to(device)))
 
         def encode_texts(texts: Sequence[str]) -> Tensor:
-            return _tensor(model.encode_text(tokenizer(list(texts)).to(_device(model))))
+            return _tensor(model.encode_text(tokenizer(list(texts)).to(device)))
 
-        return cls(encode_images, encode_texts, _as_phrases(phrases))
+        return cls(encode_images, encode_texts, phrases)
 
     @classmethod
     def from_transformers(cls, model: Any, processor: Any, phrases: Sequence[str]) -> ClipJudge:
-        """Return a judge of a CLIP or SigLIP model of transformers and its processor."""
+        """Return a judge from a CLIP or SigLIP model of transformers and its processor."""
+        device = next(model.parameters()).device
 
         def encode_images(images: Sequence[Image.Image]) -> Tensor:
             inputs = processor(images=list(images), return_tensors="pt")
-            return _tensor(model.get_image_features(**inputs.to(_device(model))))
+            return _tensor(model.get_image_features(**inputs.to(device)))
 
         def encode_texts(texts: Sequence[str]) -> Tensor:
             # Padded to full length, as SigLIP was trained; CLIP reads no further than the end of the text.
             inputs = processor(text=list(texts), padding="max_length", truncation=True, return_tensors="pt")
-            return _tensor(model.get_text_features(**inputs.to(_device(model))))
+            return _tensor(model.get_text_features(**inputs.to(device)))
 
-        return cls(encode_images, encode_texts, _as_phrases(phrases))
+        return cls(encode_images, encode_texts, phrases)
 
     def describe(self, images: Sequence[Image.Image]) -> str:
         """Return the phrase nearest to the images' mean embedding."""
@@ -408,17 +412,7 @@ class ClipJudge:
             return unit_vectors(self.encode_texts(self.phrases))
 
 
-def _as_phrases(phrases: Sequence[str]) -> tuple[str, ...]:
-    """Return phrases as a tuple; a lone word is one phrase, not its letters."""
-    return (phrases,) if isinstance(phrases, str) else tuple(phrases)
-
-
-def _device(model: Any) -> torch.device:
-    device: torch.device = next(model.parameters()).device
-    return device
-
-
 def _tensor(found: Any) -> Tensor:
-    """Return embeddings (n, e) on the CPU; transformers wraps them from its version 5 on."""
+    """Return embeddings (n, e) on the CPU; transformers wraps them since version 5."""
     tensor: Tensor = found if isinstance(found, Tensor) else found.pooler_output
     return tensor.float().cpu()

@@ -1,6 +1,6 @@
-"""Whether units know labels: average precision, ROC, sparse probing with one unit, class selectivity, and FMS.
+"""How well units predict labels: average precision, ROC, sparse probing with one unit, class selectivity, and FMS.
 
-Letters: ``n`` images, ``u`` units, ``l`` labels. Every image bears one label, and each label is told from all others.
+Letters: ``n`` images, ``u`` units, ``l`` labels. Every image has one label, and each label is told apart from the rest.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _AT_ONCE = 1 << 23  # numbers ranked at once: 64 MB, a few times over
 
 
 def average_precision(activations: Array, labels: Labels) -> pd.DataFrame:
-    """Return how well each unit finds each label, in (0, 1]; higher is better, the label's share of images is chance.
+    """Return the average precision of each unit for each label, in (0, 1]; higher is better.
 
-    ``sum over thresholds of (recall - recall before) * precision``, as `sklearn.metrics.average_precision_score` has
-    it: images with the same activation come all at once. The same sum image by image is the mean, over the images of
-    the label, of (those of the label at least as high) / (all at least as high), so that one ranking of all images and
-    one inside each label are enough for any number of labels. A unit that is constant scores NaN.
+    The label's share of the images is chance. ``sum over thresholds of (recall - recall before) * precision``, as
+    `sklearn.metrics.average_precision_score` has it, for all labels and units at once: the sum is the mean, over the
+    images of the label, of (those of the label at least as high) / (all at least as high), so one ranking of all images
+    and one inside each label are enough. A unit that is constant scores NaN.
 
     Parameters
     ----------
@@ -53,15 +53,15 @@ def average_precision(activations: Array, labels: Labels) -> pd.DataFrame:
     {'cat': 0.833, 'dog': 0.5}
     """
     values, codes, names = _inputs(activations, labels)
-    return _table(_precision(values, codes, len(names)).masked_fill(is_constant(values), torch.nan), names)
+    return _table(_precision(values, codes, len(names)), values, names)
 
 
 def auroc(activations: Array, labels: Labels) -> pd.DataFrame:
     """Return the area under each unit's ROC curve for each label, in [0, 1]; higher is better, 0.5 is chance.
 
     The chance that an image of the label is higher than one of another, ties counting half (Mann and Whitney, 1947):
-    ``(sum of midranks - p (p + 1) / 2) / (p (n - p))`` with ``p`` images of the label. Below 0.5 the unit speaks
-    against the label. A unit that is constant scores NaN.
+    ``(sum of midranks - p (p + 1) / 2) / (p (n - p))`` with ``p`` images of the label. Below 0.5 the unit is
+    higher on images without the label. A unit that is constant scores NaN.
 
     Parameters
     ----------
@@ -86,17 +86,17 @@ def auroc(activations: Array, labels: Labels) -> pd.DataFrame:
     {'cat': 1.0, 'dog': 0.0}
     """
     values, codes, names = _inputs(activations, labels)
-    return _table(_roc_area(values, codes, len(names)).masked_fill(is_constant(values), torch.nan), names)
+    return _table(_roc_area(values, codes, len(names)), values, names)
 
 
 def best_unit_precision(
     activations: Array, labels: Labels, *, seed: int = 0, choose: Array | Sequence[bool] | None = None
 ) -> pd.DataFrame:
-    """Choose for each label the unit that finds it best on one half of the images, and score it on the other half.
+    """Choose for each label the unit that predicts it best on one half of the images, and score it on the other half.
 
     Sparse probing with one unit (as in SAEBench, arXiv 2503.09532), by average precision. A unit that is constant on
-    the choosing half is not chosen; one that turns out constant on the other half finds nothing there and scores the
-    chance, not NaN: to leave it out would flatter units that hardly ever speak.
+    the first half is not chosen; one that is constant on the other half scores chance, not NaN: leaving it out would
+    favour units that are hardly ever active.
 
     Parameters
     ----------
@@ -105,14 +105,14 @@ def best_unit_precision(
     labels
         One an image, (n,).
     seed
-        Of the halves; each label's images are dealt to both, the odd one to the scoring half.
+        Of the halves; each label's images are distributed to both, the odd one to the scoring half.
     choose
         (n,), bool: the images to choose on, if you have halves of your own; ``seed`` is not used then.
 
     Returns
     -------
     DataFrame
-        One row a label: ``unit``, ``precision_when_chosen`` (on the choosing half; too high by its choice),
+        One row a label: ``unit``, ``precision_when_chosen`` (on the choosing half, biased upwards by the choice),
         ``average_precision`` on the other half (higher is better) and ``chance``, the label's share of that half.
 
     Raises
@@ -130,7 +130,7 @@ def best_unit_precision(
     first = _choosing_half(codes, names, seed, choose)
     chosen = _precision(values[first], codes[first], len(names))
     held_out = _precision(values[~first], codes[~first], len(names))
-    unit = chosen.masked_fill(_idle(values[first]), -1).argmax(1)  # (l,), the first of equals
+    unit = chosen.masked_fill(_constant(values[first]), -1).argmax(1)  # (l,), the first of equals
     row = torch.arange(len(names))
     return pd.DataFrame(
         {
@@ -144,13 +144,13 @@ def best_unit_precision(
 
 
 def labels_covered(table: pd.DataFrame, threshold: float = 0.5) -> int:
-    """Return how many labels have a unit that finds them better than ``threshold``; higher is better.
+    """Return how many labels have a unit that scores above ``threshold``; higher is better.
 
     Parameters
     ----------
     table
         From `best_unit_precision`, whose ``average_precision`` is held out; or (l, u) from `average_precision` or
-        `auroc`, where the best of many units is chosen on the images that it is scored on, and so is too good.
+        `auroc`, where the best of many units is chosen on the images that it is scored on, which biases it upwards.
     threshold
         In [0, 1]; a label counts if a unit lies above it.
 
@@ -166,12 +166,12 @@ def labels_covered(table: pd.DataFrame, threshold: float = 0.5) -> int:
 
 
 def class_selectivity(activations: Array, labels: Labels) -> pd.Series[float]:
-    """Return how much more each unit speaks for its favourite label than for the others, in [0, 1]; higher is better.
+    """Return how much more active each unit is on one label than on the others, in [0, 1]; higher is better.
 
     ``(highest - others) / (highest + others)`` (Morcos et al., arXiv 1803.06959), where ``highest`` is the largest of
-    the labels' mean activations and ``others`` the mean of the other labels' means. The formula is made for activations
-    that are not negative, so every unit is shifted by its own smallest activation, which becomes 0; scale and offset of
-    a unit then make no difference. One very low image lowers the score. A unit that is constant scores NaN.
+    the labels' mean activations and ``others`` the mean of the other labels' means. The formula is for activations that
+    are not negative, so each unit's smallest activation is subtracted; scale and offset of a unit make no difference.
+    A unit that is constant scores NaN.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def class_selectivity(activations: Array, labels: Labels) -> pd.Series[float]:
     highest = means.amax(0)
     others = (means.sum(0) - highest) / (len(names) - 1)
     selectivity = ((highest - others) / (highest + others)).clamp(0, 1)
-    return per_unit("class_selectivity", selectivity.masked_fill(is_constant(values), torch.nan))
+    return per_unit("class_selectivity", selectivity, missing=is_constant(values))
 
 
 def feature_monosemanticity(
@@ -209,18 +209,18 @@ def feature_monosemanticity(
 ) -> pd.DataFrame:
     """Return the feature monosemanticity score of each label (FMS, arXiv 2506.19382), in [0, 1]; higher is better.
 
-    How well one unit tells the label (``capacity``), how much is lost without it (``local``), and how little more
+    How well one unit predicts the label (``capacity``), how much is lost without it (``local``), and how little more
     units add to it (``global``)::
 
         local = 2 (accuracy of the best unit - accuracy of the best unit left when ``removed`` are taken away)
         global = 1 - mean over i = 1 .. added of (accuracy with the i best units - accuracy of the best unit)
         score = capacity (local + global) / 2
 
-    A reconstruction from the formulas that the authors made public. Where these leave room we chose: each label
-    against all others, with balanced accuracy (chance 0.5, hence the factor 2); the units' order is the order of the
-    roots of decision trees (Gini), the last root taken away each time; one unit is judged by a tree of depth 1, ``i``
-    units by one of depth ``i``; trees grow on one half of the images and are judged on the other; ``local`` and
-    ``global`` are cut to [0, 1]. Copies of a unit lower ``local`` to 0: that is meant.
+    A reconstruction from the published formulas. Where these leave room we chose: each label against all others, with
+    balanced accuracy (chance 0.5, hence the factor 2); units are ordered as the roots of decision trees (Gini), the
+    last root removed each time; one unit is judged by a tree of depth 1, ``i`` units by one of depth ``i``; trees are
+    fitted on one half of the images and tested on the other; ``local`` and ``global`` are clipped to [0, 1]. A copy of
+    a unit lowers ``local`` to 0, as intended.
 
     Parameters
     ----------
@@ -229,18 +229,18 @@ def feature_monosemanticity(
     labels
         One an image, (n,).
     removed, added
-        How many units are taken away, and how many are put together at most.
+        How many units are removed, and how many are combined at most.
     candidates
-        Trees look only at so many units, those whose area under the ROC curve lies farthest from 0.5 on the growing
-        half: a tree's root is such a unit, and thousands of others would only cost time.
+        Trees use only so many units, those whose area under the ROC curve is farthest from 0.5 on the training half:
+        a tree's root is such a unit, and thousands of others would only cost time.
     seed, choose
         The halves, as in `best_unit_precision`.
 
     Returns
     -------
     DataFrame
-        One row a label: ``unit``, ``capacity``, ``local``, ``global``, ``monosemanticity``. If all units there are
-        have been taken away, chance (0.5) is left.
+        One row a label: ``unit``, ``capacity``, ``local``, ``global``, ``monosemanticity``. If all units are removed,
+        the accuracy is chance (0.5).
 
     Raises
     ------
@@ -258,9 +258,9 @@ def feature_monosemanticity(
     check_count("candidates", candidates)
     values, codes, names = _inputs(activations, labels)
     first = _choosing_half(codes, names, seed, choose)
-    idle = _idle(values[first])
-    distance = (_roc_area(values[first], codes[first], len(names)) - 0.5).abs().masked_fill(idle, -1)
-    ordered = distance.argsort(dim=1, descending=True, stable=True)[:, : min(candidates, int((~idle).sum()))]
+    constant = _constant(values[first])
+    distance = (_roc_area(values[first], codes[first], len(names)) - 0.5).abs().masked_fill(constant, -1)
+    ordered = distance.argsort(dim=1, descending=True, stable=True)[:, : min(candidates, int((~constant).sum()))]
     rows = []
     for label in range(len(names)):
         trees = _Trees(values[:, ordered[label]], codes == label, first, seed)
@@ -268,7 +268,7 @@ def feature_monosemanticity(
         alone = trees.accuracy([best])
         without = trees.accuracy(order[removed : removed + 1])
         together = [trees.accuracy(order[:i]) for i in range(1, min(added, len(order)) + 1)]
-        beyond = added - len(together)  # more units than there are: nothing changes any more
+        beyond = added - len(together)  # with all units in use the accuracy stays
         more = (sum(together) + beyond * together[-1]) / added - alone
         local, rest = float(np.clip(2 * (alone - without), 0, 1)), float(np.clip(1 - more, 0, 1))
         rows.append((int(ordered[label, best]), alone, local, rest, alone * (local + rest) / 2))
@@ -277,21 +277,21 @@ def feature_monosemanticity(
 
 
 class _Trees:
-    """Decision trees that tell one label from the rest: grown on one half, judged on the other."""
+    """Decision trees for one label against the rest: fitted on one half, tested on the other."""
 
-    def __init__(self, values: Tensor, target: Tensor, grow: Tensor, seed: int) -> None:
-        # Trees work in float32 and take differences below 1e-7 for none: centre and scale before they round.
+    def __init__(self, values: Tensor, target: Tensor, train: Tensor, seed: int) -> None:
+        # Trees work in float32 and ignore differences below 1e-7: centre and scale before they round.
         centred = values.double() - values.double().mean(0)
         scaled = (centred / centred.abs().amax(0).clamp(min=torch.finfo(torch.float64).tiny)).numpy()
-        self._grow, self._judge = (scaled[half.numpy()] for half in (grow, ~grow))
-        self._target, self._truth = (target[half].numpy() for half in (grow, ~grow))
+        self._train, self._test = (scaled[half.numpy()] for half in (train, ~train))
+        self._target, self._truth = (target[half].numpy() for half in (train, ~train))
         self._seed = seed
 
     def roots(self, number: int) -> list[int]:
-        """Return up to ``number`` units: the root of a tree, the root when that unit is away, and so on."""
-        left, found = list(range(self._grow.shape[1])), list[int]()
+        """Return up to ``number`` units: the root of a tree, the root without that unit, and so on."""
+        left, found = list(range(self._train.shape[1])), list[int]()
         while left and len(found) < number:
-            root = int(self._fitted(left, depth=1).tree_.feature[0])
+            root = int(self._fit(left, depth=1).tree_.feature[0])
             found.append(left.pop(max(root, 0)))  # -2: no unit is of use, so any one will do
         return found
 
@@ -299,14 +299,14 @@ class _Trees:
         """Return the balanced accuracy of a tree over these units; 0.5 if there are none."""
         if not units:
             return 0.5
-        said = self._fitted(units, depth=len(units)).predict(self._judge[:, units])
-        return float((said[self._truth].mean() + (~said[~self._truth]).mean()) / 2)
+        found = self._fit(units, depth=len(units)).predict(self._test[:, units])
+        return float((found[self._truth].mean() + (~found[~self._truth]).mean()) / 2)
 
-    def _fitted(self, units: Sequence[int], depth: int) -> Any:
+    def _fit(self, units: Sequence[int], depth: int) -> Any:
         from sklearn.tree import DecisionTreeClassifier
 
         tree = DecisionTreeClassifier(max_depth=depth, class_weight="balanced", random_state=self._seed)
-        return tree.fit(self._grow[:, units], self._target)
+        return tree.fit(self._train[:, units], self._target)
 
 
 def _inputs(activations: Array, labels: Labels) -> tuple[Tensor, Tensor, list[Any]]:
@@ -314,8 +314,9 @@ def _inputs(activations: Array, labels: Labels) -> tuple[Tensor, Tensor, list[An
     return values, *as_codes(labels, len(values), classes=2)
 
 
-def _table(scores: Tensor, names: list[Any]) -> pd.DataFrame:
+def _table(scores: Tensor, values: Tensor, names: list[Any]) -> pd.DataFrame:
     columns = pd.RangeIndex(scores.shape[1], name="unit")
+    scores = scores.masked_fill(is_constant(values), torch.nan)
     return pd.DataFrame(scores.numpy(), index=pd.Index(names, name="label"), columns=columns)
 
 
@@ -350,14 +351,14 @@ def _unit_parts(values: Tensor) -> Iterator[slice]:
 
 
 def _at_least(values: Tensor) -> Tensor:
-    """Return how many images are at least as high as each one, itself counted, (n, u), float64."""
+    """Return how many images are at least as high as each one, including itself, (n, u), float64."""
     rows = values.T.contiguous()
     below = torch.searchsorted(rows.sort(dim=1)[0], rows)
     return (len(values) - below).T.double()
 
 
-def _idle(values: Tensor) -> Tensor:
-    """Return which units are constant, (u,), bool; raise if all are, for then none can be chosen."""
+def _constant(values: Tensor) -> Tensor:
+    """Return which units are constant, (u,), bool; raise if all are, since none can be chosen."""
     constant = is_constant(values)
     if bool(constant.all()):
         raise ValueError(f"None of {len(constant)} units varies over the {len(values)} images to choose on.")
@@ -366,7 +367,7 @@ def _idle(values: Tensor) -> Tensor:
 
 def _choosing_half(codes: Tensor, names: list[Any], seed: int, choose: Array | Sequence[bool] | None) -> Tensor:
     """Return which images to choose on, (n,), bool; raise unless both halves have two images of each label."""
-    first = _drawn_half(codes, seed) if choose is None else _as_mask(choose, len(codes))
+    first = _draw_half(codes, seed) if choose is None else _as_mask(choose, len(codes))
     counts = torch.stack([torch.bincount(codes[half], minlength=len(names)) for half in (first, ~first)])
     few = [names[i] for i in (counts.amin(0) < FEWEST).nonzero().flatten().tolist()]
     if few:
@@ -378,8 +379,8 @@ def _choosing_half(codes: Tensor, names: list[Any], seed: int, choose: Array | S
     return first
 
 
-def _drawn_half(codes: Tensor, seed: int) -> Tensor:
-    """Deal each label's images, in random order, to the two halves, (n,), bool; an odd one is not chosen on."""
+def _draw_half(codes: Tensor, seed: int) -> Tensor:
+    """Distribute each label's images at random to two halves, (n,), bool; an odd one goes to the second."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(codes)))
     order = order[codes[order].argsort(stable=True)]  # label by label, shuffled inside
     counts = torch.bincount(codes)

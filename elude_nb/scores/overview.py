@@ -1,4 +1,4 @@
-"""Sub-units beside the channels they came from and random routes, unit by unit, on one set of images."""
+"""Scores of sub-units, of the channels they come from and of random routes, on one set of images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count
+from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.recording import pool_recorded, record
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import Routing, means_on_concepts, shuffled
@@ -30,9 +31,9 @@ def score(
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Score sub-units, the channels they came from, and random routes of the same sizes, on one set of images.
+    """Score sub-units, the channels they come from, and random routes of the same sizes.
 
-    Use images that discovery did not see.
+    Use other images than those of the discovery.
 
     Parameters
     ----------
@@ -41,11 +42,12 @@ def score(
     images
         The images to score on.
     tokens, tokens_per_image
-        Whose activations count (by default the discovery's kind); an image's activation is the largest of them.
+        Which tokens count (by default the discovery's kind) and how many are drawn for each image; an image's
+        activation is the largest over its tokens.
     k
-        Best images of each unit that are compared.
+        How many best images of each unit are compared.
     seed
-        Of the random routes and of the drawing of tokens.
+        Of the random routes and of the draw of tokens.
     embeddings
         Reference embeddings (n, e) from an encoder of your choice; by default the model's own output, less its mean.
     batch_size, progress
@@ -56,9 +58,9 @@ def score(
     DataFrame
         One row a unit: ``kind`` ("channel", "random route", "sub-unit"), ``channel``, ``unit``, ``top_similarity``,
         ``monosemanticity``, ``redundancy`` (largest correlation with another unit of its kind), ``sibling_similarity``
-        (not for channels), and where the images have labels ``top_purity``. Channels are there
-        with both signs: unit 1 is the channel itself and unit -1 its negative. Of the routed, the sub-units 1 to k are
-        scored, not the shared rest, each turned so that it is high on its concept.
+        (not for channels), and where the images have labels ``top_purity``. Channels have a row for each sign: unit 1
+        is the channel itself and unit -1 its negative. Shared units are not scored; each sub-unit has the sign with
+        which it is high on its concept.
 
     Examples
     --------
@@ -73,32 +75,24 @@ def score(
     split = split.using(batch_size=batch_size, progress=progress)
     photos = split.model.inputs(images)
     check_count("k", k, 2, len(photos))
-    routings = split.routing, shuffled(split.routing, seed)
-    routed = [_sub_units(routing) for routing in routings]
-    matrices = [_turned_matrix(split, routing, *rows) for routing, rows in zip(routings, routed, strict=True)]
+    routings = {"sub-unit": split.routing, "random route": shuffled(split.routing, seed)}
+    routed = {kind: read_sub_units(split.weight, routing, split.book) for kind, routing in routings.items()}
     mean = split.book.source_mean()
-    pooled: list[list[Tensor]] = [[], [], []]
+    pooled: dict[str, list[Tensor]] = {"channel": [], **{kind: [] for kind in routed}}
     with overheard(split.model, wanted=embeddings is None) as outputs:
-        for part in record(
-            split.model,
-            photos,
-            split.site,
-            tokens=split.settings.tokens if tokens is None else tokens,
-            tokens_per_image=tokens_per_image,
-            seed=seed,
-        ):
+        which = split.settings.tokens if tokens is None else tokens
+        for part in record(split.model, photos, split.site, tokens=which, tokens_per_image=tokens_per_image, seed=seed):
             centred = part.sources - mean
-            both_signs = torch.cat([part.channels, -part.channels], dim=1)
-            for kept, values in zip(pooled, [both_signs, *(centred @ matrix for matrix in matrices)], strict=True):
-                kept.append(pool_recorded(values, part.images))
+            pooled["channel"].append(pool_recorded(torch.cat([part.channels, -part.channels], dim=1), part.images))
+            for kind, (_, _, matrix) in routed.items():
+                pooled[kind].append(pool_recorded(centred @ matrix, part.images))
     reference = outputs.embeddings() if embeddings is None else embeddings
     every = torch.arange(split.site.channels)
-    whole = every.repeat(2), torch.tensor([1, -1]).repeat_interleave(len(every))
+    rows = {"channel": (every.repeat(2), torch.tensor([1, -1]).repeat_interleave(len(every)))}
+    rows |= {kind: (channels, numbers) for kind, (channels, numbers, _) in routed.items()}
     tables = []
-    for kind, (channels, numbers), parts in zip(
-        ("channel", "sub-unit", "random route"), [whole, *routed], pooled, strict=True
-    ):
-        activations = torch.cat(parts)
+    for kind, (channels, numbers) in rows.items():
+        activations = torch.cat(pooled[kind])
         table = pd.DataFrame({"kind": kind, "channel": channels.numpy(), "unit": numbers.numpy()})
         table["top_similarity"] = top_similarity(activations, reference, k)
         table["monosemanticity"] = monosemanticity(activations, reference)
@@ -109,6 +103,22 @@ def score(
             table["top_purity"] = top_purity(activations, photos.labels, k)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def read_sub_units(weight: Tensor, routing: Routing, book: ConceptBook) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the linear read-out of all sub-units without the shared ones, of centred sources.
+
+    Returns
+    -------
+    channels, numbers
+        Of each sub-unit, (u,) each.
+    matrix
+        (s * kernel, u), with the sign with which each sub-unit is high on its concept.
+    """
+    channels, numbers = routing.rows()
+    channels, numbers = channels[numbers > 0], numbers[numbers > 0]
+    means = means_on_concepts(weight, routing, book)[channels, numbers]
+    return channels, numbers, routing.masked(weight, channels, numbers).T * torch.where(means < 0, -1, 1)
 
 
 def score_means(scores: pd.DataFrame) -> pd.DataFrame:
@@ -122,7 +132,7 @@ def score_means(scores: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``kind``, ``score``, ``mean``, ``low``, ``high``, ``units`` (averaged over) and ``without`` (units that
+        ``kind``, ``score``, ``mean``, ``low``, ``high``, ``units`` (how many were averaged) and ``without`` (how many
         have no such score).
     """
     check_table("scores", scores, "kind")
@@ -137,7 +147,7 @@ def score_means(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def mixed_channels(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a split channel, those first that mixed most and came apart best.
+    """Return one row a split channel, the clearest cases of polysemanticity first.
 
     Parameters
     ----------
@@ -148,9 +158,9 @@ def mixed_channels(scores: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         ``before``: top similarity of the channel. ``after``: its sub-units' mean. ``random routes``: the control's.
-        ``siblings``: how alike the images of different sub-units are. ``separation``: ``after`` less the larger of
-        ``before`` and ``siblings``, by which the rows are sorted; it is high where each sub-unit is of one kind, and
-        neither the whole channel nor the sub-units together are.
+        ``siblings``: how similar the images of different sub-units are. ``separation``: ``after`` less the larger of
+        ``before`` and ``siblings``, by which the rows are sorted; it is high where the best images of each sub-unit
+        are similar, but not those of the channel, nor those of different sub-units.
     """
     check_table("scores", scores, "kind", "channel", "unit", "top_similarity", "sibling_similarity")
     own = scores[(scores["kind"] == "channel") & (scores["unit"] == 1)].set_index("channel")["top_similarity"]
@@ -165,15 +175,3 @@ def mixed_channels(scores: pd.DataFrame) -> pd.DataFrame:
     ).dropna()
     table["separation"] = table["after"] - table[["before", "siblings"]].max(axis=1)
     return table.sort_values("separation", ascending=False)
-
-
-def _turned_matrix(split: Disentanglement, routing: Routing, channels: Tensor, numbers: Tensor) -> Tensor:
-    """Return the read-out of sub-units, (s * kernel, u), each turned so that it is high on its concept."""
-    means = means_on_concepts(split.weight, routing, split.book)[channels, numbers]
-    return routing.masked(split.weight, channels, numbers).T * torch.where(means < 0, -1, 1)
-
-
-def _sub_units(routing: Routing) -> tuple[Tensor, Tensor]:
-    """Return channels and numbers of all sub-units without the shared ones, (u,) each."""
-    channels, numbers = routing.rows()
-    return channels[numbers > 0], numbers[numbers > 0]

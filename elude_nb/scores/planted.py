@@ -1,7 +1,7 @@
-"""Planted networks: channels that are sums of known concepts, so that the right routes are known.
+"""Planted networks, whose channels are sums of known concepts: the right routes are known.
 
-No pretrained network says which contribution belongs to which concept. Here it is built in: each image shows one of
-``g`` patterns, each hidden unit responds to one of them, and each channel adds up the hidden units of a few.
+Each image shows one of ``g`` patterns, each hidden unit responds to one of them, and each channel is a sum of the
+hidden units of a few patterns.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIDE = 8  # pixels
-MOST_CONCEPTS = 64  # patterns at right angles fit into 192 numbers with room to spare
+MOST_CONCEPTS = 64  # orthogonal patterns fit into 192 numbers with room to spare
 
 _PIXELS = 3 * SIDE * SIDE
-_CONTRAST = 0.08  # a pixel departs from grey by so much on average: even with noise 1 next to none is cut off
-_THRESHOLD = 0.3  # of the response to a pattern at full strength, below which a hidden unit is silent
+_CONTRAST = 0.08  # mean distance of a pixel from grey: even with noise 1 hardly any is clipped
+_THRESHOLD = 0.3  # of the response to a pattern at full strength, below which a hidden unit is 0
 
 
 class PlantedNetwork(nn.Module):
-    """Two layers: ``hidden`` detects patterns, ``site`` adds the detections up into channels.
+    """Two layers: ``hidden`` detects patterns, ``site`` sums the detections into channels.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class PlantedNetwork(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """A network in which the right routes are known.
+    """A network whose right routes are known.
 
     Attributes
     ----------
@@ -70,8 +70,8 @@ class Planted:
     images
         Each shows one pattern; the label says which.
     truth
-        (d, s): the concept that the contribution of source ``i`` to channel ``j`` speaks for, or -1 where channel ``j``
-        does not add up the sources of that concept.
+        (d, s): the concept of the contribution of source ``i`` to channel ``j``, or -1 where the sources of that
+        concept are not in channel ``j``.
     site
         The name of the site whose routes are known.
     """
@@ -94,9 +94,9 @@ def planted_network(
 ) -> Planted:
     """Build a network whose channels are sums of known concepts, and images of these concepts.
 
-    The patterns are colours of 8 x 8 pixels on grey, at right angles to each other; an image shows one of them, more
-    or less strongly. A hidden unit responds to one pattern, above a threshold. A channel adds up, with weights between
-    0.5 and 1.5, all hidden units of its concepts; concepts are dealt evenly over the channels.
+    The patterns are orthogonal colours of 8 x 8 pixels on grey; an image shows one of them at 0.7 to 1 of its strength.
+    A hidden unit responds to one pattern, above a threshold. A channel is the sum, with weights between 0.5 and 1.5, of
+    all hidden units of its concepts; concepts are distributed evenly over the channels.
 
     Parameters
     ----------
@@ -105,17 +105,17 @@ def planted_network(
     channels
         d.
     concepts_per_channel
-        How many concepts a channel adds up; of 1, there is nothing to split.
+        How many concepts a channel has; with 1, there is nothing to split.
     sources_per_concept
         Hidden units for each pattern: s = concepts x sources per concept.
     images
-        n, spread evenly over the patterns.
+        n, distributed evenly over the patterns.
     noise
-        How large what was not planted is against what was: on each pixel of an image (against the pattern's), in each
-        hidden unit's response to each other pattern (against its own), and on each weight of the site (against 1).
-        0 is the clean case; from 0.5 on the planted sources are hard to tell.
+        Standard deviation of what is added to each pixel of an image (relative to the pattern), to each hidden unit's
+        response to each other pattern (relative to its own), and to each weight of the site (relative to 1). From 0.5
+        on the planted sources are hard to find.
     seed
-        Of all that is drawn.
+        Of everything random.
 
     Returns
     -------
@@ -138,7 +138,7 @@ def planted_network(
     check_count("images", images, concepts)
     if check_count("channels", channels) * concepts_per_channel < concepts:
         raise ValueError(
-            f"{channels} channels of {concepts_per_channel} concepts leave some of {concepts} concepts in none; "
+            f"{channels} channels of {concepts_per_channel} concepts each cannot hold {concepts} concepts; "
             "use more channels or fewer concepts."
         )
     if not 0 <= check_number("noise", noise) < np.inf:
@@ -146,7 +146,7 @@ def planted_network(
     rng = np.random.default_rng(seed)
     patterns = _patterns(concepts, rng)  # (g, pixels)
     own = np.repeat(np.arange(concepts), sources_per_concept)  # (s,), the concept of each source
-    is_planted = _dealt(concepts, channels, concepts_per_channel, rng)[:, own]  # (d, s)
+    is_planted = _distribute(concepts, channels, concepts_per_channel, rng)[:, own]  # (d, s)
     weight = is_planted * rng.uniform(0.5, 1.5, is_planted.shape) + noise * rng.normal(size=is_planted.shape)
     response = noise * rng.normal(size=(len(own), concepts))  # (s, g)
     response[np.arange(len(own)), own] = 1
@@ -163,13 +163,13 @@ def planted_network(
 
 
 def _patterns(count: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Return patterns at right angles to each other whose numbers have a mean square of 1, (count, pixels)."""
+    """Return orthogonal patterns with a mean square of 1, (count, pixels)."""
     orthonormal, _ = np.linalg.qr(rng.normal(size=(_PIXELS, count)))
     return np.asarray(orthonormal.T * np.sqrt(_PIXELS))
 
 
-def _dealt(concepts: int, channels: int, each: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Deal ``each`` concepts to every channel so that all are dealt about equally often, (d, g), bool."""
+def _distribute(concepts: int, channels: int, each: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Give ``each`` concepts to every channel, all about equally often, (d, g), bool."""
     has = np.zeros((channels, concepts), dtype=bool)
     for row in has:
         row[np.lexsort((rng.random(concepts), has.sum(0)))[:each]] = True
@@ -180,8 +180,8 @@ def _images_of(patterns: np.ndarray[Any, Any], count: int, noise: float, rng: np
     """Return images that show one pattern each, in turn, at 0.7 to 1 of its strength."""
     shown = np.arange(count) % len(patterns)
     strength = rng.uniform(0.7, 1, (count, 1))
-    departure = strength * patterns[shown] + noise * rng.normal(size=(count, _PIXELS))
-    colours = np.clip(0.5 + _CONTRAST * departure, 0, 1).reshape(count, 3, SIDE, SIDE)
+    signal = strength * patterns[shown] + noise * rng.normal(size=(count, _PIXELS))
+    colours = np.clip(0.5 + _CONTRAST * signal, 0, 1).reshape(count, 3, SIDE, SIDE)
     return load_images(colours, labels=[f"pattern {number}" for number in shown])
 
 

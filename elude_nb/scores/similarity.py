@@ -21,13 +21,14 @@ from elude_nb.scores.inputs import (
     unit_vectors,
 )
 
+_STEPS = 20  # of k-means, at most
+
 
 def top_similarity(activations: Array, embeddings: Array, k: int = 10) -> pd.Series[float]:
-    """Return the mean pairwise cosine of the ``k`` images that each unit likes best, in [-1/(k-1), 1].
+    """Return the mean pairwise cosine of each unit's ``k`` best images, in [-1/(k-1), 1]; higher is better.
 
-    Higher is better. Without going through the pairs: ``(|sum e|^2 - k) / (k (k - 1))`` over unit vectors ``e``. It is
-    the clarity of semanticlens (Nature Machine Intelligence 2025) over embeddings less their mean, so that unrelated
-    images score 0.
+    In linear time: ``(|sum e|^2 - k) / (k (k - 1))`` over unit vectors ``e``. This is the clarity of semanticlens
+    (Nature Machine Intelligence 2025); over embeddings less their mean, unrelated images score 0.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ def top_similarity(activations: Array, embeddings: Array, k: int = 10) -> pd.Ser
     embeddings
         (n, e), centred as wanted; they need not be unit vectors.
     k
-        Number of best images, at least 2 and at most n.
+        How many best images, at least 2 and at most n.
 
     Raises
     ------
@@ -50,13 +51,11 @@ def top_similarity(activations: Array, embeddings: Array, k: int = 10) -> pd.Ser
     [1.0]
     """
     check_count("k", k, 2)
-    values = as_activations(activations)
-    unit = unit_vectors(as_embeddings(embeddings, len(values)))
-    best = best_images(values, k)
+    values, unit = _checked(activations, embeddings)
     total = k * top_centres(values, unit, k)  # (u, e)
-    selves = unit.square().sum(1)[best].sum(0)  # k, but for embeddings of zeros: those are like no other, cosine 0
+    selves = unit.square().sum(1)[best_images(values, k)].sum(0)  # k; less where embeddings are zero: their cosine is 0
     similarity = (total.square().sum(1) - selves) / (k * (k - 1))
-    return per_unit("top_similarity", similarity.masked_fill(is_constant(values), torch.nan))
+    return per_unit("top_similarity", similarity, missing=is_constant(values))
 
 
 def best_images(activations: Array, k: int) -> Tensor:
@@ -93,9 +92,8 @@ def best_images(activations: Array, k: int) -> Tensor:
 
 
 def top_centres(activations: Array, embeddings: Array, k: int = 10) -> Tensor:
-    """Return the mean of the unit embeddings of the ``k`` images that each unit likes best, (u, e)."""
-    values = as_activations(activations)
-    unit = unit_vectors(as_embeddings(embeddings, len(values)))
+    """Return the mean of the normalised embeddings of each unit's ``k`` best images, (u, e)."""
+    values, unit = _checked(activations, embeddings)
     total = unit.new_zeros(values.shape[1], unit.shape[1])
     for row in best_images(values, k):
         total += unit[row]
@@ -103,11 +101,11 @@ def top_centres(activations: Array, embeddings: Array, k: int = 10) -> Tensor:
 
 
 def sibling_similarity(centres: Tensor, channels: Tensor) -> pd.Series[float]:
-    """Return how alike each unit's best images are to those of the other units of its channel, in [-1, 1].
+    """Return how similar each unit's best images are to those of the other units of its channel, in [-1, 1].
 
     The mean cosine between an image of the one and an image of the other, which is the product of their centres (PURE's
-    distance between clusters, arXiv 2404.06453, as a similarity). Lower means that the units of a channel differ.
-    A unit without siblings scores NaN.
+    distance between clusters, arXiv 2404.06453, as a similarity). Lower means that the units of a channel differ. A
+    unit that is alone in its channel scores NaN.
 
     Parameters
     ----------
@@ -131,11 +129,11 @@ def sibling_similarity(centres: Tensor, channels: Tensor) -> pd.Series[float]:
     sums = centres.new_zeros(number, centres.shape[1]).index_add_(0, places, centres)
     others = torch.bincount(places, minlength=number)[places] - 1
     similarity = (centres * (sums[places] - centres)).sum(1) / others.clamp(min=1)
-    return per_unit("sibling_similarity", similarity.masked_fill(others == 0, torch.nan))
+    return per_unit("sibling_similarity", similarity, missing=others == 0)
 
 
 def top_purity(activations: Array, labels: Sequence[Any] | Array, k: int = 10) -> pd.Series[float]:
-    """Return the share of each unit's ``k`` best images that bear their commonest label, in [1/k, 1]; higher is better.
+    """Return the share of each unit's ``k`` best images with their most common label, in [1/k, 1]; higher is better.
 
     A unit that is constant scores NaN.
 
@@ -149,19 +147,15 @@ def top_purity(activations: Array, labels: Sequence[Any] | Array, k: int = 10) -
     codes, names = as_codes(labels, len(values))
     best = codes[best_images(values, k)]  # (k, u)
     purity = torch.nn.functional.one_hot(best, len(names)).sum(0).amax(1) / k
-    return per_unit("top_purity", purity.masked_fill(is_constant(values), torch.nan))
-
-
-_STEPS = 20
-_UNITS_AT_ONCE = 256
+    return per_unit("top_purity", purity, missing=is_constant(values))
 
 
 def monosemanticity(activations: Array, embeddings: Array) -> pd.Series[float]:
-    """Return how alike the images are that raise a unit, all images weighted by how much, in [-1, 1]; higher is better.
+    """Return how similar all images are, weighted by the unit's activation, in [-1, 1]; higher is better.
 
     ``MS = sum_{i<j} a_i a_j cos(e_i, e_j) / sum_{i<j} a_i a_j`` (arXiv 2504.02821), activations scaled to [0, 1]; in
     linear time ``(|sum a_i e_i|^2 - sum a_i^2) / ((sum a_i)^2 - sum a_i^2)`` (arXiv 2602.12403). A unit that
-    is constant, or raised by one image only, has no pair to compare: it scores NaN.
+    is constant, or above its minimum on one image only, has no pair to compare: it scores NaN.
 
     Parameters
     ----------
@@ -176,17 +170,18 @@ def monosemanticity(activations: Array, embeddings: Array) -> pd.Series[float]:
     >>> monosemanticity(torch.tensor([[1.0], [1.0], [0.0]]), embeddings).round(3).tolist()
     [0.707]
     """
-    values = as_activations(activations)
-    unit = unit_vectors(as_embeddings(embeddings, len(values))).to(values.dtype)
-    return per_unit("monosemanticity", _weighted_similarity(_zero_to_one(values), unit))
+    values, unit = _checked(activations, embeddings)
+    low, high = values.amin(0), values.amax(0)
+    weights = (values - low) / (high - low).masked_fill(high == low, 1)  # in [0, 1]; 0 for constant units
+    return per_unit("monosemanticity", _weighted_similarity(weights, unit.to(values.dtype)))
 
 
 def localised_monosemanticity(heat: Array, patches: Array, *, seed: int = 0) -> pd.DataFrame:
-    """Return how alike the places are that a unit looks at, beside what random places give: the C2 score of FaCT.
+    """Return how similar the patches are on which a unit is active, beside random patches: the C2 score of FaCT.
 
-    For each unit and image, the patches' embeddings are averaged, weighted by the unit's heat on them; these means take
-    the images' place in `monosemanticity`, the images weighted by their largest heat. The mean of all patches is taken
-    off first. This is a reconstruction from the paper's description, not its code.
+    For each unit and image, the patches' embeddings are averaged, weighted by the unit's activation on them; these
+    means take the images' place in `monosemanticity`, the images weighted by their largest activation. The mean of all
+    patches is subtracted first. This is a reconstruction from the paper's description, not its code.
 
     Parameters
     ----------
@@ -195,13 +190,13 @@ def localised_monosemanticity(heat: Array, patches: Array, *, seed: int = 0) -> 
     patches
         Embeddings of the patches, (n, p, e).
     seed
-        Of the baseline.
+        Of the random patches.
 
     Returns
     -------
     DataFrame
-        One row a unit: ``c2``, in [-1, 1], higher is better, and ``random``, the same after each image's heat was dealt
-        out to its patches at random. A unit that is above 0 in fewer than two images scores NaN.
+        One row a unit: ``c2``, in [-1, 1], higher is better, and ``random``, the same after each image's activations
+        were shuffled among its patches. A unit that is above 0 in fewer than two images scores NaN.
 
     Raises
     ------
@@ -216,104 +211,47 @@ def localised_monosemanticity(heat: Array, patches: Array, *, seed: int = 0) -> 
     hot, places = hot.clamp(min=0), places - places.mean((0, 1))
     generator = torch.Generator().manual_seed(check_count("seed", seed, 0, 2**63 - 1))
     order = torch.rand(hot.shape[:2], generator=generator).argsort(1)
-    dealt = hot.gather(1, order[:, :, None].expand_as(hot))
-    table = pd.DataFrame({"c2": _localised(hot, places), "random": _localised(dealt, places)})
-    table.index.name = "unit"
-    return table
+    shuffled = hot.gather(1, order[:, :, None].expand_as(hot))
+    return pd.DataFrame({"c2": _localised(hot, places), "random": _localised(shuffled, places)})
 
 
 def _localised(heat: Tensor, patches: Tensor) -> pd.Series[float]:
-    """Return the weighted similarity of heat-weighted means, one number a unit."""
+    """Return the weighted similarity of the images' activation-weighted mean patches, one number a unit."""
     weights = heat.amax(1)  # (n, u)
     weights = weights / weights.amax(0).clamp(min=torch.finfo(weights.dtype).tiny)
-    found = []
-    for unit in range(heat.shape[2]):
+    found = torch.zeros(heat.shape[2])
+    for unit in range(len(found)):
         means = unit_vectors(torch.einsum("np,npe->ne", heat[:, :, unit], patches))
-        found.append(float(_weighted_similarity(weights[:, unit, None], means)))
-    return pd.Series(found, dtype=float)
-
-
-def clarity(activations: Array, embeddings: Array, k: int = 10) -> pd.Series[float]:
-    """Return the mean pairwise cosine of each unit's ``k`` best images, as semanticlens defines it; higher is better.
-
-    ``(|mean e|^2 - 1/k) k / (k - 1)`` over unit vectors ``e`` (Nature Machine Intelligence 2025): `top_similarity`
-    under its other name.
-    """
-    return top_similarity(activations, embeddings, k).rename("clarity")
-
-
-def redundancy(activations: Array, embeddings: Array, k: int = 10) -> pd.Series[float]:
-    """Return the largest cosine between a unit's centre and that of another unit, in [-1, 1]; lower is better.
-
-    A unit's centre is the mean embedding of its ``k`` best images (semanticlens, Nature Machine Intelligence 2025).
-    `elude_nb.scores.largest_correlation` asks the same of the activations themselves. Constant units score NaN and are
-    nobody's copy; a unit without others scores NaN.
-    """
-    values = as_activations(activations)
-    centres = unit_vectors(top_centres(values, embeddings, k))
-    constant = is_constant(values)
-    cosines = centres @ centres.T
-    cosines.fill_diagonal_(-torch.inf)
-    cosines[:, constant] = -torch.inf
-    if not len(cosines):
-        return per_unit("redundancy", centres.new_zeros(0))
-    largest = cosines.amax(1).clamp(max=1)
-    return per_unit("redundancy", largest.masked_fill(constant | largest.isinf(), torch.nan))
+        found[unit] = _weighted_similarity(weights[:, unit, None], means)
+    return per_unit("c2", found)
 
 
 def polysemanticity(activations: Array, embeddings: Array, k: int = 10) -> pd.Series[float]:
-    """Return how far apart the two halves of a unit's best images lie, in [0, 2]; lower is better.
+    """Return how far apart two clusters of a unit's best images lie, in [0, 2]; lower is better.
 
-    The ``k`` best images of a unit are grouped in two by k-means over their unit embeddings; the score is 1 less the
-    cosine of the two centres (semanticlens, Nature Machine Intelligence 2025: 1 less the clarity of the centres, which
-    for two is their cosine). k-means starts from the two images that are least alike. Constant units score NaN; a unit
-    whose images are all the same scores 0.
+    k-means groups the ``k`` best images of a unit in two by their normalised embeddings; the score is 1 less the cosine
+    of the two centres (semanticlens, Nature Machine Intelligence 2025: 1 less the clarity of the centres, which for two
+    is their cosine). k-means starts from the two least similar images. Constant units score NaN; a unit whose images
+    are all the same scores 0.
 
     Parameters
     ----------
     activations, embeddings
         (n, u) and (n, e).
     k
-        Best images, at least 2.
+        How many best images, at least 2.
     """
     check_count("k", k, 2)
-    values = as_activations(activations)
-    unit = unit_vectors(as_embeddings(embeddings, len(values)))
+    values, unit = _checked(activations, embeddings)
     first, second = _two_means(unit[best_images(values, k).T])  # (u, e) each
     apart = 1 - torch.nn.functional.cosine_similarity(first, second, dim=1)
-    return per_unit("polysemanticity", apart.clamp(min=0).masked_fill(is_constant(values), torch.nan))
+    return per_unit("polysemanticity", apart.clamp(min=0), missing=is_constant(values))
 
 
-def cluster_separation(activations: Array, embeddings: Array, k: int = 100) -> pd.DataFrame:
-    """Return the mean distances inside and between two clusters of each unit's ``k`` best images or patches.
-
-    PURE (Dreyer et al., arXiv 2404.06453) judges a neuron so: far apart between, close inside, means that it was two.
-
-    Returns
-    -------
-    DataFrame
-        One row a unit: ``inside`` and ``between``, mean Euclidean distances of unit embeddings, in [0, 2]. A constant
-        unit has NaN in both; one whose best images are all in one cluster has 0 between.
-    """
-    check_count("k", k, 3)
+def _checked(activations: Array, embeddings: Array) -> tuple[Tensor, Tensor]:
+    """Return activations (n, u) and the unit vectors of the embeddings (n, e) of the same images."""
     values = as_activations(activations)
-    unit = unit_vectors(as_embeddings(embeddings, len(values)))
-    # The embeddings of all units' images, (u, k, e), would be many times the embeddings.
-    found = torch.cat([_separation(unit[some]) for some in best_images(values, k).T.split(_UNITS_AT_ONCE)])
-    table = pd.DataFrame(found.numpy(), columns=["inside", "between"])
-    table[is_constant(values).numpy()] = float("nan")
-    table.index.name = "unit"
-    return table
-
-
-def _separation(members: Tensor) -> Tensor:
-    """Return the mean distances inside and between two clusters of each unit's vectors (u, k, e), (u, 2)."""
-    mine = _nearer(members, *_two_means(members))  # (u, k)
-    exact = members.double()  # cdist goes through products: in float32, equal vectors would lie 0.001 apart
-    distances = torch.cdist(exact, exact)
-    same = mine[:, :, None] == mine[:, None]
-    pairs = same & ~torch.eye(members.shape[1], dtype=torch.bool), ~same
-    return torch.stack([(distances * some).sum((1, 2)) / some.sum((1, 2)).clamp(min=1) for some in pairs], dim=1)
+    return values, unit_vectors(as_embeddings(embeddings, len(values)))
 
 
 def _two_means(members: Tensor) -> tuple[Tensor, Tensor]:
@@ -323,7 +261,8 @@ def _two_means(members: Tensor) -> tuple[Tensor, Tensor]:
     k, rows = members.shape[1], torch.arange(len(members))
     first, second = members[rows, pair // k], members[rows, pair % k]
     for _ in range(_STEPS):
-        mine = _nearer(members, first, second).to(members)[:, :, None]  # 1 where nearer to the second
+        away = [(members - centre[:, None]).square().sum(2) for centre in (first, second)]
+        mine = (away[1] < away[0]).to(members)[:, :, None]  # 1 where nearer to the second
         found = _mean(members, 1 - mine, first), _mean(members, mine, second)
         if torch.equal(found[0], first) and torch.equal(found[1], second):
             break
@@ -331,14 +270,8 @@ def _two_means(members: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _nearer(members: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Return which vectors (u, k, e) lie nearer to the second centre, (u, k)."""
-    away = [(members - centre[:, None]).square().sum(2) for centre in (first, second)]
-    return away[1] < away[0]
-
-
 def _mean(members: Tensor, chosen: Tensor, otherwise: Tensor) -> Tensor:
-    """Return the mean of the chosen vectors of each unit, (u, e); of none, what stands otherwise."""
+    """Return the mean of the chosen vectors of each unit, (u, e); if there are none, ``otherwise``."""
     count = chosen.sum(1)
     return torch.where(count > 0, (members * chosen).sum(1) / count.clamp(min=1), otherwise)
 
@@ -356,9 +289,3 @@ def _weighted_similarity(weights: Tensor, unit: Tensor) -> Tensor:
     together = 2 * most * (unit[top[0]] * centres).sum(1) + centres.square().sum(1) - squares.T @ lengths
     pairs = 2 * most * total + total.square() - squares.sum(0)
     return (together / pairs).clamp(-1, 1).masked_fill(total == 0, torch.nan)
-
-
-def _zero_to_one(values: Tensor) -> Tensor:
-    """Return activations (n, u) scaled to [0, 1] unit by unit; constant ones are 0."""
-    low, high = values.amin(0), values.amax(0)
-    return (values - low) / (high - low).masked_fill(high == low, 1)

@@ -1,9 +1,9 @@
-"""Choose G, K and rho from the data, without labels: try some on half of a few images, judge them on the other half.
+"""Choose G, K and rho from the data, without labels: fit on half of a few images, score on the other half.
 
-G is the power of two next to the square root of the number of tokens, so that with more data both the concepts and the
-tokens of each become more. K and rho are those with the best separation, PURE's criterion (Dreyer et al., arXiv
-2404.06453): the images that one sub-unit likes are alike, and unlike those that its siblings like. That has its best
-value between too few sub-units, which still mix, and too many, which are copies of each other.
+G is the power of two next to the square root of the number of tokens, so that with more data there are both more
+concepts and more tokens of each. K and rho are those with the best separation, PURE's criterion (Dreyer et al., arXiv
+2404.06453): the best images of one sub-unit are similar, and different from those of its siblings. The optimum lies
+between too few sub-units, which still mix concepts, and too many, which are copies of each other.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from torch import Tensor
 from elude_nb._util.checks import check_count
 from elude_nb.core.concepts import BookBuilder, ConceptBook
 from elude_nb.core.recording import Recording, pool_recorded, record
-from elude_nb.core.routing import Routing, RoutingStrategy, check_routing_settings, find_routing, means_on_concepts
+from elude_nb.core.routing import RoutingStrategy, check_routing_settings, find_routing
 from elude_nb.data.images import Images
 from elude_nb.models.find_sites import find_site
 from elude_nb.models.hooks import check_pristine, for_analysis
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import STREAM
+from elude_nb.scores.overview import read_sub_units
 from elude_nb.scores.similarity import sibling_similarity, top_centres, top_similarity
 
 UNITS = (2, 4, 8, 16)
 SHARED = (0.5, 0.8, 1.0)
-_IMAGES = 160  # half of them to try on, half to judge on
-_CHANNELS = 64  # a sample tells enough, and costs a sixth
+_IMAGES = 160  # half of them to fit on, half to score on
+_CHANNELS = 64  # a sample is enough
 _FEWEST, _MOST = 8, 512
 _BEST = 5  # few: half of 160 images has only so many of one kind
 
@@ -44,9 +45,9 @@ class Suggestion:
     concepts, units, shared
         G, K and rho.
     table
-        One row a pair of K and rho tried: ``units``, ``shared``, ``similarity`` inside sub-units, ``siblings``
-        (between the sub-units of a channel) and ``separation``, their difference: the larger the better. Empty if there
-        was nothing to try.
+        One row for each pair of K and rho that was tried: ``units``, ``shared``, ``similarity`` inside sub-units,
+        ``siblings`` (between the sub-units of a channel) and ``separation``, their difference: higher is better. Empty
+        if nothing was to be chosen.
     """
 
     concepts: int
@@ -56,7 +57,7 @@ class Suggestion:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The three as keywords: ``en.disentangle(model, images, **suggestion.settings)``."""
+        """All three as keywords: ``en.disentangle(model, images, **suggestion.settings)``."""
         return {"concepts": self.concepts, "units": self.units, "shared": self.shared}
 
     def __repr__(self) -> str:
@@ -79,21 +80,21 @@ def suggest_settings(
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> Suggestion:
-    """Return G, K and rho for `elude_nb.disentangle`: what is given is kept, the rest is chosen by the images.
+    """Return G, K and rho for `elude_nb.disentangle`: what is given is kept, the rest is chosen from the images.
 
     Parameters
     ----------
     model, images, site, blocks, routing, tokens, tokens_per_image, seed
-        As in `elude_nb.disentangle`; up to 160 of the images are run.
+        As in `elude_nb.disentangle`; at most 160 of the images are run.
     concepts, units, shared
-        A number that is kept, or ``None``.
+        A number to keep, or ``None``.
     batch_size, progress
         In place of the model's own settings.
 
     Raises
     ------
     SiteError, TypeError, ValueError
-        If the site cannot be split, a setting is out of range, or there are too few images to judge on.
+        If the site cannot be split, a setting is out of range, or there are too few images to score on.
 
     Examples
     --------
@@ -114,13 +115,13 @@ def suggest_settings(
     few = chosen.sample(_IMAGES, seed=seed)
     if len(few) < 2 * _BEST:
         raise ValueError(
-            f"{len(few)} images are too few to choose settings from (half are judged by their {_BEST} best); give at "
-            f"least {2 * _BEST}, or numbers for units and shared."
+            f"{len(few)} images are too few to choose settings from; give at least {2 * _BEST}, or numbers for units "
+            "and shared."
         )
     parts = record(model, few, place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
     trial = _Trial(Recording.join(list(parts)), for_analysis(place.weight(model.network)), place.kernel, strategy, seed)
     book = trial.book(g)
-    rows = [(k, rho, *trial.judged(book, k, rho)) for k in every_k if k <= len(book) for rho in every_rho]
+    rows = [(k, rho, *trial.score(book, k, rho)) for k in every_k if k <= len(book) for rho in every_rho]
     table = pd.DataFrame(rows, columns=["units", "shared", "similarity", "siblings"])
     table["separation"] = table["similarity"] - table["siblings"]
     table = table.dropna(ignore_index=True)
@@ -142,7 +143,7 @@ def suggest_concepts(tokens: int) -> int:
 
 
 class _Trial:
-    """Tries settings on the even images of a recording, and judges them on the odd ones."""
+    """Fits settings on the even images of a recording, and scores them on the odd ones."""
 
     def __init__(self, seen: Recording, weight: Tensor, kernel: int, strategy: RoutingStrategy, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -153,8 +154,8 @@ class _Trial:
         self._first, self._second = seen.rows(even), seen.rows(~even)
         kept = self._second.images  # sentences have different numbers of tokens
         means = torch.stack([self._second.channels[kept == image].mean(0) for image in kept.unique_consecutive()])
-        self._judges = len(means)
-        self._reference = means - means.mean(0)  # an image's mean channels: no other encoder is at hand
+        self._reference = means - means.mean(0)  # an image's mean channels: there is no other encoder
+        self._k = min(_BEST, len(means))
 
     def book(self, concepts: int) -> ConceptBook:
         """Return the concept book of the first half, with the sampled channels only."""
@@ -163,21 +164,14 @@ class _Trial:
         book, _, _ = builder.finish(min(concepts, len(self._first)))
         return replace(book, channel_sums=book.channel_sums[:, self._channels])
 
-    def judged(self, book: ConceptBook, units: int, shared: float) -> tuple[float, float]:
+    def score(self, book: ConceptBook, units: int, shared: float) -> tuple[float, float]:
         """Return the mean similarity inside sub-units and between siblings, on the second half."""
         kernels = self._weight.unflatten(1, (-1, self._kernel))
         routing = self._strategy.route(kernels, book, book, units=units, shared=shared)
-        channels, numbers = _sub_units(routing)
+        channels, _, matrix = read_sub_units(self._weight, routing, book)
         if not len(channels):
             return float("nan"), float("nan")
-        signs = torch.where(means_on_concepts(self._weight, routing, book)[channels, numbers] < 0, -1, 1)
-        matrix = routing.masked(self._weight, channels, numbers).T * signs
         values = pool_recorded((self._second.sources - book.source_mean()) @ matrix, self._second.images)  # (n, u)
-        inside = top_similarity(values, self._reference, min(_BEST, self._judges))
-        between = sibling_similarity(top_centres(values, self._reference, min(_BEST, self._judges)), channels)
+        inside = top_similarity(values, self._reference, self._k)
+        between = sibling_similarity(top_centres(values, self._reference, self._k), channels)
         return float(inside.mean()), float(between.mean())
-
-
-def _sub_units(routing: Routing) -> tuple[Tensor, Tensor]:
-    channels, numbers = routing.rows()
-    return channels[numbers > 0], numbers[numbers > 0]

@@ -138,15 +138,15 @@ def test_a_constant_channel_does_no_harm(make) -> None:
 
 @EVERY
 def test_silly_numbers_are_refused(make) -> None:
-    with pytest.raises(ValueError, match="units=0 is out of range"):
+    with pytest.raises(ValueError, match="n_units=0"):
         make(0)
-    with pytest.raises(TypeError, match="units must be a whole number"):
+    with pytest.raises(TypeError, match="n_units"):
         make(4.5)
 
 
 @pytest.mark.parametrize("kind", [PCA, ICA, NMF, KMeansDirections])
 def test_seeds_are_those_of_scikit_learn(kind) -> None:
-    with pytest.raises(ValueError, match="seed=-1 is out of range"):
+    with pytest.raises(ValueError, match="seed=-1"):
         kind(4, seed=-1)
 
 
@@ -209,7 +209,7 @@ def test_ridge_of_one_target_or_of_nothing_keeps_its_shape(d) -> None:
 
 
 def test_hidden_units_need_sources() -> None:
-    with pytest.raises(ValueError, match=r"slice\(0, 6, None\) is none of 0 sources"):
+    with pytest.raises(ValueError, match=r"slice\(0, 6, None\) .* 0 sources"):
         HiddenUnits(slice(0, D)).fit(recording_of(mixed().channels))
 
 
@@ -283,8 +283,8 @@ def test_running_out_of_iterations_is_kept_and_not_warned_of(kind) -> None:
 @pytest.mark.parametrize("kind", [ICA, NMF])
 def test_of_too_many_tokens_some_are_drawn(kind) -> None:
     seen = mixed(t=300)
-    drawn, again = (kind(6, most_tokens=50, seed=3).fit(seen) for _ in range(2))
-    other, whole = kind(6, most_tokens=50, seed=4).fit(seen), kind(6, most_tokens=300).fit(seen)
+    drawn, again = (kind(6, max_tokens=50, seed=3).fit(seen) for _ in range(2))
+    other, whole = kind(6, max_tokens=50, seed=4).fit(seen), kind(6, max_tokens=300).fit(seen)
     assert torch.equal(drawn.mean_, again.mean_)
     assert not torch.equal(drawn.mean_, other.mean_)
     torch.testing.assert_close(whole.mean_, seen.channels.mean(0))

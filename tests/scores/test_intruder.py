@@ -18,7 +18,6 @@ from elude_nb.scores import (
     intruder_result,
     make_trials,
     mean_interval,
-    trials_table,
 )
 from elude_nb.scores import intruder as room
 
@@ -171,15 +170,6 @@ def test_answers_of_people_are_graded_unit_by_unit() -> None:
     assert grade([], []).empty
 
 
-def test_the_table_shows_names_in_the_order_of_the_trial() -> None:
-    trials = [IntruderTrial(4, (2, 0, 1), 1), IntruderTrial(5, (0, 2, 1), 2)]
-    expected = {"unit": [4, 5], "image 1": [2, 0], "image 2": [0, 2], "image 3": [1, 1], "intruder": [1, 2]}
-    assert trials_table(trials).to_dict("list") == expected
-    assert trials_table(trials, ["a", "b", "c"])["image 1"].tolist() == ["c", "a"]
-    with pytest.raises(ValueError, match=r"2 names were given, but a trial shows image 2"):
-        trials_table(trials, ["a", "b"])
-
-
 def test_the_result_prints_chance_interval_and_who_was_left_out() -> None:
     accuracies = pd.Series([0.2, 0.8, math.nan, 0.6])
     found = intruder_result(accuracies, size=4, seed=1)
@@ -228,7 +218,6 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_without_trials_there_is_nothing_to_guess_grade_or_print() -> None:
     assert guess_by_embedding([], torch.eye(3)) == []
-    assert trials_table([]).empty
     found = intruder_result(grade([], []))
     assert math.isnan(found.accuracy.mean)
     assert (found.accuracy.count, found.chance) == (0, 0.2)

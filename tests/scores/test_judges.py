@@ -17,7 +17,7 @@ from PIL import Image, ImageColor
 
 from elude_nb import ImageSet, load_images
 from elude_nb.scores import EmbeddingJudge, judge_units, mean_interval, rank_scores
-from elude_nb.scores.judges import DESCRIBE, ChatJudge, ClipJudge, read_mark
+from elude_nb.scores.judges import DESCRIBE, ChatJudge, ClipJudge, read_rating
 from tests.tiny import hook_count
 
 COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta")
@@ -330,13 +330,13 @@ def test_the_chat_judge_sends_words_and_images_and_reads_the_answer() -> None:
         ("I cannot judge from 0 to 100.", None),
     ],
 )
-def test_marks_are_read_from_what_models_say(answer, mark) -> None:
-    assert read_mark(answer) == mark
+def test_ratings_are_read_from_what_models_say(answer, mark) -> None:
+    assert read_rating(answer) == mark
 
 
 @given(mark=st.integers(0, 100), words=st.text(alphabet="abcxyz .:\n*", max_size=20))
-def test_a_lone_number_is_always_the_mark(mark, words) -> None:
-    assert read_mark(f"{words} {mark} {words}") == mark
+def test_a_lone_number_is_always_the_rating(mark, words) -> None:
+    assert read_rating(f"{words} {mark} {words}") == mark
 
 
 def test_thoughts_are_no_answer() -> None:

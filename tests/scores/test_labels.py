@@ -157,13 +157,13 @@ def test_a_unit_is_chosen_on_one_half_and_scored_on_the_other() -> None:
 @given(counts=st.lists(st.integers(4, 9), min_size=2, max_size=5), seed=st.integers(0, 999))
 def test_halves_have_half_of_each_label(counts, seed) -> None:
     codes = torch.tensor(np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts)))
-    first = labels_module._drawn_half(codes, seed)
+    first = labels_module._draw_half(codes, seed)
     assert torch.bincount(codes[first], minlength=len(counts)).tolist() == [count // 2 for count in counts]
 
 
 def test_halves_are_decided_by_their_seed() -> None:
     codes = torch.arange(40) % 2
-    halves = [labels_module._drawn_half(codes, seed).tolist() for seed in (0, 0, 1)]
+    halves = [labels_module._draw_half(codes, seed).tolist() for seed in (0, 0, 1)]
     assert halves[0] == halves[1] != halves[2]
 
 

@@ -62,7 +62,7 @@ def test_channels_are_sums_of_the_sources_that_the_truth_names() -> None:
 
 
 @pytest.mark.parametrize(("concepts", "channels", "each"), [(5, 7, 3), (12, 24, 3), (6, 3, 2), (4, 4, 4), (64, 64, 1)])
-def test_concepts_are_dealt_evenly_over_the_channels(concepts, channels, each) -> None:
+def test_concepts_are_distributed_evenly_over_the_channels(concepts, channels, each) -> None:
     truth = planted_network(
         concepts=concepts, channels=channels, concepts_per_channel=each, sources_per_concept=2, images=64
     ).truth
@@ -148,7 +148,7 @@ def test_a_book_finer_than_the_patterns_still_recovers_them_if_nothing_is_shared
     assert recovery(planted_network(), concepts=48, shared=1.0) > 0.95
 
 
-def test_a_channel_of_one_concept_is_left_alone() -> None:
+def test_a_channel_of_one_concept_is_not_split() -> None:
     planted = planted_network(concepts_per_channel=1)
     split = split_of(planted)
     assert not split.routing.is_split().any()
@@ -166,7 +166,7 @@ def test_a_channel_of_one_concept_is_left_alone() -> None:
         ({"concepts_per_channel": 13}, "concepts_per_channel=13 is out of range: it must be between 1 and 12"),
         ({"sources_per_concept": 0}, "sources_per_concept=0 is out of range"),
         ({"images": 11}, "images=11 is out of range: it must be at least 12"),
-        ({"channels": 3}, "3 channels of 3 concepts leave some of 12 concepts in none"),
+        ({"channels": 3}, "3 channels of 3 concepts .* 12 concepts"),
         ({"noise": -0.1}, r"noise=-0\.1 must be 0 or a positive number"),
         ({"noise": float("nan")}, "noise=nan must be"),
     ],

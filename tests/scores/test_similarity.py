@@ -11,15 +11,11 @@ from hypothesis import strategies as st
 
 from elude_nb.scores import (
     best_images,
-    clarity,
-    cluster_separation,
     localised_monosemanticity,
     monosemanticity,
     polysemanticity,
-    redundancy,
     top_similarity,
 )
-from elude_nb.scores import similarity as room
 
 
 def drawn(n: int, u: int, e: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +48,7 @@ def test_order_of_images_and_scale_of_units_do_not_matter(seed) -> None:
     activations, embeddings = drawn(20, 5, 4, seed)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(seed))
     scaled = activations * torch.tensor([0.1, 2, 30, 1, 7]) + torch.arange(5)
-    for score in (monosemanticity, lambda a, e: polysemanticity(a, e, 6), lambda a, e: redundancy(a, e, 6)):
+    for score in (monosemanticity, lambda a, e: polysemanticity(a, e, 6)):
         expected = score(activations, embeddings)
         pd.testing.assert_series_equal(score(activations[order], embeddings[order]), expected)
         pd.testing.assert_series_equal(score(scaled, embeddings * 3), expected)
@@ -66,11 +62,6 @@ def test_hand_cases() -> None:
     two = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 3)
     assert polysemanticity(activations, two, 6).tolist() == pytest.approx([1.0, 1.0])
     assert polysemanticity(activations, torch.ones(6, 2), 6).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
-    inside, between = cluster_separation(activations, two, 6).loc[0]
-    assert (inside, between) == pytest.approx((0.0, 2**0.5), abs=1e-3)
-    # units with the same best images are copies of each other; one with others is not
-    values = torch.tensor([[3.0, 9.0, 0.0], [2.0, 8.0, 0.0], [0.0, 0.0, 5.0], [0.0, 1.0, 4.0]])
-    assert redundancy(values, torch.eye(4), 2).tolist() == pytest.approx([1.0, 1.0, 0.0])
 
 
 def test_two_clusters_are_those_of_k_means_where_they_are_clear() -> None:
@@ -88,15 +79,12 @@ def test_two_clusters_are_those_of_k_means_where_they_are_clear() -> None:
         assert found[u] == pytest.approx(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-4)
 
 
-def test_clarity_is_top_similarity_by_its_other_formula() -> None:
+def test_top_similarity_is_the_clarity_of_semanticlens() -> None:
     activations, embeddings = drawn(20, 4, 5)
-    pd.testing.assert_series_equal(
-        clarity(activations, embeddings, 6), top_similarity(activations, embeddings, 6), check_names=False
-    )
     unit = torch.nn.functional.normalize(embeddings, dim=1)
     best = unit[activations[:, 2].topk(6).indices]
     expected = (float(best.mean(0).square().sum()) - 1 / 6) * 6 / 5
-    assert clarity(activations, embeddings, 6)[2] == pytest.approx(expected)
+    assert top_similarity(activations, embeddings, 6)[2] == pytest.approx(expected)
 
 
 def test_localised_score_sees_places_where_random_ones_do_not() -> None:
@@ -125,11 +113,9 @@ def test_constant_units_and_lone_images_have_no_score() -> None:
     activations[3, 2] = 1.0
     assert monosemanticity(activations, embeddings).isna().tolist() == [False, True, True]
     assert polysemanticity(activations, embeddings, 4).isna().tolist() == [False, True, False]
-    assert redundancy(activations, embeddings, 4).isna().tolist() == [False, True, False]
-    assert redundancy(activations[:, :1], embeddings, 4).isna().all()
 
 
-@pytest.mark.parametrize("score", [monosemanticity, polysemanticity, redundancy, clarity, cluster_separation])
+@pytest.mark.parametrize("score", [monosemanticity, polysemanticity, top_similarity])
 def test_bad_input_is_refused(score) -> None:
     activations, embeddings = drawn(8, 3, 4)
     activations[2, 1] = torch.nan
@@ -161,47 +147,6 @@ def test_scores_stay_in_their_range_in_float32() -> None:
     activations = torch.rand(200, 40, generator=generator).repeat(1, 2)  # every unit has a copy
     same = torch.randn(1, 64, generator=generator).expand(200, 64)
     assert monosemanticity(activations, same).max() <= 1
-    assert redundancy(activations, torch.randn(200, 16, generator=generator)).max() <= 1
-
-
-@settings(deadline=None, max_examples=30)
-@given(u=st.integers(0, 4), k=st.integers(2, 6), e=st.integers(2, 5), seed=st.integers(0, 1000))
-def test_redundancy_is_the_largest_cosine_of_centres(u, k, e, seed) -> None:
-    activations, embeddings = drawn(12, u, e, seed)
-    centres = []
-    for unit in range(u):
-        best = sorted(range(12), key=lambda i: -float(activations[i, unit]))[:k]
-        centres.append(sum(embeddings[i] / embeddings[i].norm() for i in best))
-    expected = [
-        max((float(a @ b / a.norm() / b.norm()) for j, b in enumerate(centres) if j != i), default=np.nan)
-        for i, a in enumerate(centres)
-    ]
-    assert redundancy(activations, embeddings, k).tolist() == pytest.approx(expected, nan_ok=True)
-
-
-def test_separation_is_the_mean_distance_over_pairs_of_k_means_clusters(monkeypatch) -> None:
-    from sklearn.cluster import KMeans
-
-    activations, noise = drawn(60, 5, 4)
-    embeddings = torch.eye(4).double()[torch.arange(60) % 2] + 0.2 * noise
-    monkeypatch.setattr(room, "_UNITS_AT_ONCE", 2)
-    found = cluster_separation(activations, embeddings, 30)
-    unit = torch.nn.functional.normalize(embeddings, dim=1)
-    for u in range(5):
-        best = unit[activations[:, u].topk(30).indices].numpy()
-        cluster = KMeans(2, n_init=5, random_state=0).fit_predict(best)
-        pairs = [(i, j) for i in range(30) for j in range(i)]
-        for name, alike in (("inside", True), ("between", False)):
-            far = [np.linalg.norm(best[i] - best[j]) for i, j in pairs if (cluster[i] == cluster[j]) == alike]
-            assert found.loc[u, name] == pytest.approx(np.mean(far))
-    activations[:, 3] = 1.0
-    assert cluster_separation(activations, embeddings, 30)["inside"].isna().tolist() == [False] * 3 + [True, False]
-
-
-def test_equal_images_lie_nowhere_apart() -> None:
-    activations, embeddings = drawn(100, 3, 64)
-    for row in embeddings[:10].float():
-        assert cluster_separation(activations, row.expand(100, 64)).to_numpy() == pytest.approx(0, abs=1e-6)
 
 
 @settings(deadline=None, max_examples=20)
@@ -248,7 +193,7 @@ def test_localised_score_takes_arrays_gradients_and_no_units_and_its_seed_decide
         localised_monosemanticity(torch.rand(0, 4, 2), torch.rand(0, 4, 6))
 
 
-@pytest.mark.parametrize(("score", "least"), [(clarity, 2), (polysemanticity, 2), (cluster_separation, 3)])
+@pytest.mark.parametrize(("score", "least"), [(top_similarity, 2), (polysemanticity, 2)])
 def test_too_few_best_images_to_compare_are_refused(score, least) -> None:
     activations, embeddings = drawn(8, 3, 4)
     assert len(score(activations, embeddings, least)) == 3

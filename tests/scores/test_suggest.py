@@ -15,7 +15,7 @@ from elude_nb.models.hooks import for_analysis
 from elude_nb.scores import planted_recovery
 from elude_nb.scores.planted import planted_network
 from elude_nb.scores.similarity import top_similarity
-from elude_nb.scores.suggest import SHARED, UNITS, _sub_units, _Trial, suggest_concepts, suggest_settings
+from elude_nb.scores.suggest import SHARED, UNITS, _Trial, suggest_concepts, suggest_settings
 from tests.tiny import hook_count, random_images
 
 
@@ -113,12 +113,13 @@ def test_tokens_are_pooled_by_their_image_however_many_each_has(vit) -> None:
     tokens = [ragged.rows(ragged.images == number) for number in odd]
     means = torch.stack([part.channels.mean(0) for part in tokens])
     routing = ConceptRouting().route(trial._weight.unflatten(1, (-1, 1)), book, book, units=3, shared=1.0)
-    channels, numbers = _sub_units(routing)
+    channels, numbers = routing.rows()
+    channels, numbers = channels[numbers > 0], numbers[numbers > 0]
     signs = torch.where(means_on_concepts(trial._weight, routing, book)[channels, numbers] < 0, -1, 1)
     matrix = routing.masked(trial._weight, channels, numbers).T * signs
     highest = torch.stack([((part.sources - book.source_mean()) @ matrix).amax(0) for part in tokens])
     by_hand = top_similarity(highest, means - means.mean(0), 5).mean()
-    found, _ = trial.judged(book, 3, 1.0)
+    found, _ = trial.score(book, 3, 1.0)
     assert found == pytest.approx(float(by_hand))
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elude_nb import find_site, record
-from elude_nb.baselines.parents import OverlappingGroups, TwoClassSplit, VirtualNeurons, merge_error
+from elude_nb.baselines.channel_splits import OverlappingGroups, TwoClassSplit, VirtualNeurons, merge_error
 from elude_nb.core.recording import Recording
 from elude_nb.errors import NotFittedError
 from elude_nb.models.hooks import for_analysis
@@ -63,11 +63,11 @@ def test_a_channel_that_is_high_for_two_reasons_has_two_virtual_neurons() -> Non
 
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("chosen", [None, [2, 0]])
-def test_a_virtual_neuron_speaks_where_its_centre_is_nearest(kernel, chosen) -> None:
+def test_a_virtual_neuron_is_active_where_its_centre_is_nearest(kernel, chosen) -> None:
     from sklearn.cluster import KMeans
 
     seen, weight, bias = drawn(kernel)
-    virtual = VirtualNeurons(weight, bias, kernel, units=3, strongest=12, channels=chosen, seed=1).fit(seen)
+    virtual = VirtualNeurons(weight, bias, kernel, units_per_channel=3, strongest=12, channels=chosen, seed=1).fit(seen)
     units = virtual.encode(seen)
     numbers = chosen or list(range(D))
     assert units.shape == (T, 3 * len(numbers))
@@ -112,19 +112,19 @@ def test_tokens_that_are_all_alike_leave_clusters_empty() -> None:
 def test_no_more_tokens_than_there_are_can_be_clustered() -> None:
     seen, weight, bias = drawn(t=7)
     assert VirtualNeurons(weight, bias, strongest=100).fit(seen).encode(seen).shape == (7, 2 * D)
-    with pytest.raises(ValueError, match="7 tokens are too few for 8 clusters"):
-        VirtualNeurons(weight, bias, units=8).fit(seen)
+    with pytest.raises(ValueError, match=r"7 tokens .* 8 clusters"):
+        VirtualNeurons(weight, bias, units_per_channel=8).fit(seen)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"units": 1}, "units=1 is out of range"),
-        ({"strongest": 2, "units": 3}, "strongest=2 is out of range"),
-        ({"channels": [4]}, "channel=4 is out of range"),
-        ({"channels": [1, 1]}, r"channels=\[1, 1\] must name one channel at least, and none of them twice"),
-        ({"channels": []}, r"channels=\[\] must name one"),
-        ({"seed": -1}, "seed=-1 is out of range"),
+        ({"units_per_channel": 1}, "units_per_channel=1"),
+        ({"strongest": 2, "units_per_channel": 3}, "strongest=2"),
+        ({"channels": [4]}, "channel=4"),
+        ({"channels": [1, 1]}, r"channels=\[1, 1\]"),
+        ({"channels": []}, r"channels=\[\]"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_virtual_neurons_that_cannot_be_are_refused(settings, message) -> None:
@@ -135,7 +135,7 @@ def test_virtual_neurons_that_cannot_be_are_refused(settings, message) -> None:
 # ------------------------------------------------------------------ the split by classes
 
 
-def test_sources_go_to_the_class_that_they_speak_for() -> None:
+def test_sources_go_to_the_class_of_their_highest_relevance() -> None:
     # classes: a, b and a third; sources: one for a, one for b, one for both, one that never varies, one against a
     sources = torch.tensor([[4.0, 0, 2, 1, -3]] * 4 + [[0, 3, 2, 1, 0]] * 4 + [[0, 0, 0, 1, 0]] * 4).double()
     channels = sources @ torch.ones(5, 1).double()
@@ -188,7 +188,7 @@ def slow_routes(seen, weight, kernel, labels, groups, tau, gamma, rho) -> tuple[
 def test_routes_are_those_of_a_literal_loop(kernel, groups, tau, gamma, rho, seed) -> None:
     seen, weight, bias = drawn(kernel, seed=seed)
     how = {"tau": tau, "gamma": gamma, "rho": rho}
-    split = OverlappingGroups(weight, bias, kernel, groups=groups, **how).fit(seen, LABELS)
+    split = OverlappingGroups(weight, bias, kernel, n_groups=groups, **how).fit(seen, LABELS)
     routes, classes = slow_routes(seen, weight, kernel, LABELS, groups, **how)
     assert split.routes_.tolist() == routes
     assert [[split.class_names_[number] for number in row] for row in split.classes_] == classes
@@ -200,7 +200,7 @@ def test_routes_are_those_of_a_literal_loop(kernel, groups, tau, gamma, rho, see
 def test_channels_are_routed_alike_in_chunks_and_at_once(monkeypatch) -> None:
     seen, weight, bias = drawn(3)
     expected = TwoClassSplit(weight, bias, 3).fit(seen, LABELS).routes_
-    monkeypatch.setattr("elude_nb.baselines.parents._CONTRIBUTIONS_AT_ONCE", 1)
+    monkeypatch.setattr("elude_nb.baselines.channel_splits._CONTRIBUTIONS_AT_ONCE", 1)
     assert torch.equal(TwoClassSplit(weight, bias, 3).fit(seen, LABELS).routes_, expected)
 
 
@@ -212,7 +212,7 @@ def test_units_are_sums_of_contributions_and_merge_into_the_channels(kind, kerne
     new.channels.copy_(new.sources @ weight.T + bias + new.entering)
     split = kind(weight, bias, kernel, rho=0.5).fit(seen, LABELS)
     assert 0 < int((split.routes_ == 0).sum()) < split.routes_.numel()
-    units, g = split.encode(new), split.groups_
+    units, g = split.encode(new), split.n_groups_
     assert units.shape == (T, D * g)
     residual = split.residual(new)
     for channel in range(D):
@@ -250,14 +250,14 @@ def test_an_edited_unit_moves_its_channel_alone() -> None:
 def test_decoding_without_the_rest_is_refused() -> None:
     seen, weight, bias = drawn()
     split = TwoClassSplit(weight, bias).fit(seen, LABELS)
-    with pytest.raises(ValueError, match=r"lack the residual; use decode\(units, recording\)"):
+    with pytest.raises(ValueError, match="two-class split"):
         split.decode(split.encode(seen))
 
 
 def test_fewer_classes_than_groups_are_all_taken() -> None:
     seen, weight, bias = drawn()
-    split = OverlappingGroups(weight, bias, groups=9).fit(seen, LABELS)
-    assert split.groups_ == 4
+    split = OverlappingGroups(weight, bias, n_groups=9).fit(seen, LABELS)
+    assert split.n_groups_ == 4
     assert split.encode(seen).shape == (T, 4 * D)
     assert split.classes_.sort(1).values.tolist() == [[0, 1, 2, 3]] * D
 
@@ -290,7 +290,7 @@ def merge_errors(size: float, dtype: torch.dtype, groups: int) -> dict[str, floa
     # the same sum over the same rounded numbers in float64: what is left is rounding in the merge alone
     truth = sources.double() @ weight.double().T + bias.double() + entering.double()
     splits = [
-        kind(weight, bias, groups=groups, rho=0.5).fit(rounded, labels) for kind in (Partition, OverlappingGroups)
+        kind(weight, bias, n_groups=groups, rho=0.5).fit(rounded, labels) for kind in (Partition, OverlappingGroups)
     ]
     assert torch.equal(splits[0].routes_, splits[1].routes_)
     return {type(split).__name__: float((split.reconstruct(rounded) - truth).abs().max()) for split in splits}
@@ -338,7 +338,7 @@ def recorded(split, images) -> tuple[Recording, dict[str, Any], list[str]]:
 @pytest.mark.parametrize(
     ("name", "pictures"), [("split", "images"), ("conv_split", "small_images"), ("mlp_split", "smallest_images")]
 )
-def test_parents_give_the_channels_of_every_kind_of_site(request, name, pictures) -> None:
+def test_splits_give_the_channels_of_every_kind_of_site(request, name, pictures) -> None:
     split = request.getfixturevalue(name)
     seen, parts, labels = recorded(split, request.getfixturevalue(pictures))
     for kind in (VirtualNeurons, TwoClassSplit, OverlappingGroups):
@@ -352,7 +352,7 @@ def test_in_float32_a_partition_is_nearer_to_a_transformers_channels(vit32, imag
 
     split = disentangle(vit32, images, concepts=8, units=3, tokens_per_image=6, progress=False)
     seen, parts, labels = recorded(split, images)
-    overlapping = OverlappingGroups(**parts, groups=3, rho=0.2).fit(seen, labels)
+    overlapping = OverlappingGroups(**parts, n_groups=3, rho=0.2).fit(seen, labels)
     # the residual is made large: something that all tokens have in common, and that no class owns
     large = Recording(seen.channels, seen.sources + 300, seen.entering, seen.images, seen.positions)
     truth = large.sources.double() @ parts["weight"].double().T + parts["bias"].double() + large.entering.double()
@@ -378,10 +378,10 @@ def test_planted_sources_are_found_from_labels() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "needs labels, one a token"),
-        (LABELS[1:], "59 labels were given for 60 tokens"),
-        (["same"] * T, r"Two classes are needed at least; the labels have only \['same'\]"),
-        ([None, *LABELS[1:]], "1 labels are missing"),
+        (None, "labels"),
+        (LABELS[1:], "59 .* 60 tokens"),
+        (["same"] * T, "'same'"),
+        ([None, *LABELS[1:]], "1 labels"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels, message) -> None:
@@ -393,23 +393,23 @@ def test_labels_that_do_not_fit_are_refused(labels, message) -> None:
 @pytest.mark.parametrize("kind", [VirtualNeurons, TwoClassSplit, OverlappingGroups])
 def test_recordings_and_weights_that_do_not_fit_are_refused(kind) -> None:
     seen, weight, bias = drawn()
-    with pytest.raises(ValueError, match="has 4 channels and 10 sources, the weight is"):
+    with pytest.raises(ValueError, match=r"4 channels and 10 sources.*\(4, 9\)"):
         kind(weight[:, 1:], bias).fit(seen, LABELS)
-    with pytest.raises(ValueError, match=r"must be \(d, s \* kernel\) and bias \(d,\) with kernel=3"):
+    with pytest.raises(ValueError, match=r"kernel=3.*\(4, 10\)"):
         kind(weight, bias, 3)
-    with pytest.raises(ValueError, match=r"must be \(d, s \* kernel\) and bias \(d,\)"):
+    with pytest.raises(ValueError, match=r"\(4, 10\) and \(2,\)"):
         kind(weight, bias[:2])
     method = kind(weight, bias)
-    with pytest.raises(NotFittedError, match="has not been fitted"):
+    with pytest.raises(NotFittedError, match=method.name):
         method.encode(seen)
     seen.sources[3, 2] = math.nan
-    with pytest.raises(ValueError, match="sources hold NaN or infinite"):
+    with pytest.raises(ValueError, match="sources"):
         method.fit(seen, LABELS)
 
 
 @pytest.mark.parametrize("name", ["tau", "gamma", "rho"])
 def test_thresholds_are_shares(name) -> None:
-    with pytest.raises(ValueError, match=f"{name}=1.5 is out of range"):
+    with pytest.raises(ValueError, match=f"{name}=1.5"):
         TwoClassSplit(drawn()[1], **{name: 1.5})  # type: ignore[arg-type]
 
 
