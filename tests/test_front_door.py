@@ -101,7 +101,7 @@ def test_the_package_has_at_most_15_rooms() -> None:
     [("permanent", "make_permanent"), ("transplanting", "transplant"), ("planted", "planted_network"),
      ("neighbours", "find_neighbours"), ("gallery", "Gallery"), ("exporting", "save_onnx"), ("rivals", "TopK"),
      ("rivals.sparse", "SparseAutoencoder"), ("interventions", "edited_units"), ("heads", "predict"),
-     ("quiz", "make_questions"), ("cues", "add_cue"), ("report", "write_report")],
+     ("quiz", "make_questions"), ("cues", "add_cue"), ("report", "write_report"), ("images", "photograph")],
 )  # fmt: skip
 def test_import_paths_of_version_02_work_and_warn(old, name) -> None:
     sys.modules.pop(f"elude_nb.{old}", None)

@@ -12,7 +12,7 @@ from types import UnionType
 import numpy as np
 
 
-def near_matches(word: str, options: Collection[str], count: int = 3) -> str:
+def near_matches(word: str, options: Collection[str]) -> str:
     """Say which options are spelled like ``word``: ``" Did you mean 'a' or 'b'?"``, or nothing.
 
     Examples
@@ -20,7 +20,7 @@ def near_matches(word: str, options: Collection[str], count: int = 3) -> str:
     >>> near_matches("resnet5", ["resnet50", "vit"])
     " Did you mean 'resnet50'?"
     """
-    close = difflib.get_close_matches(word, list(options), n=count, cutoff=0.6)
+    close = difflib.get_close_matches(word, options)
     return f" Did you mean {' or '.join(repr(option) for option in close)}?" if close else ""
 
 
@@ -92,7 +92,7 @@ def check_fraction(name: str, value: object, *, open_ends: bool = False) -> floa
     """Return ``value`` as a float in [0, 1], or in (0, 1) with ``open_ends``."""
     number = check_number(name, value)
     inside = 0 < number < 1 if open_ends else 0 <= number <= 1
-    if not inside or math.isnan(number):
+    if not inside:
         bounds = "strictly between 0 and 1" if open_ends else "between 0 and 1"
         raise ValueError(f"{name}={number} is out of range: it must be {bounds}.")
     return number

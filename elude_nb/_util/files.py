@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
-import shutil
-import sys
-import time
-import uuid
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from elude_nb.errors import StoreError
+from elude_nb._util.checks import shortly
+from elude_nb.errors import EludeError, StoreError
 
-_LONGEST_STEM = 100  # bytes: file systems allow 255 for a name, some that encrypt 143
-_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC}
-_ABANDONED = 24 * 3600  # seconds without a change: whatever machine its writer runs on, it writes no more
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a path to write to; on success what was written takes the place of ``path``, on failure all is as it was.
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success, the file written there takes the place of ``path`` in one step.
 
-    A reader sees the old file or the new one, never a half-written one. Missing folders are made, and taken away again
-    on failure. A symbolic link stays one: what it points to is replaced. The path to write to lies in a hidden folder
-    of its own beside ``path``, so that whatever else a writer leaves there goes with it; a process that was killed
-    leaves that folder, and the next one that writes to ``path`` takes it away.
+    A reader sees the old file or the new one, never a part of one. After an error the old file is as it was. Missing
+    folders are made. If ``path`` is a symbolic link, the file that it points to is replaced. A file that is replaced
+    keeps its permissions. The temporary path lies in a hidden folder beside ``path``, which only a process that is
+    killed leaves behind.
 
     Parameters
     ----------
@@ -48,142 +45,34 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     IsADirectoryError
         If ``path`` is a folder.
     FileExistsError
-        If ``path`` is a device or a pipe, which a file would replace.
+        If ``path`` is a device, a pipe or a circle of symbolic links.
     FileNotFoundError
         If nothing was written.
     OSError
         If a folder or the file cannot be made: no permission, a full disk, a name that is too long.
     """
-    target = _end_of_links(Path(path))
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "This is a folder; name a file in it", str(target))
-    if target.exists() and not target.is_file():
-        raise FileExistsError(errno.EEXIST, "This is a device or a pipe; name an ordinary file", str(target))
-    made: list[Path] = []
-    whole = False
-    folder = target.with_name(f".{_stem(target.name)}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not target.is_file():
+        number = errno.EISDIR if target.is_dir() else errno.EEXIST
+        raise OSError(number, "This is no ordinary file; name another", str(target))
     try:
-        made += _make_folders(target.parent)
-        _take_away_abandoned(target)
-        folder.mkdir(parents=True)  # a process that made the parents too, and failed, may just have taken them away
-        aside = folder / target.name
-        aside.touch()
-        # That of the old file, or as the user's umask has it; safetensors would make the file private.
-        mode = (target if target.exists() else aside).stat().st_mode
-        aside.unlink()
-        yield aside
-        aside.chmod(mode)
-        with aside.open("r+b") as written:  # Windows flushes only what is open for writing
-            os.fsync(written.fileno())
-        aside.replace(target)
-        whole = True
-        _flush_folder(target.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".elude_nb-", suffix=".part", dir=target.parent) as folder:
+            part = Path(folder) / target.name
+            part.touch()
+            # Those of the old file, or those that the umask gives a new one; safetensors would make the file private.
+            permissions = (target if target.exists() else part).stat().st_mode
+            part.unlink()
+            yield part
+            with part.open("rb+") as written:  # Windows flushes only what is open for writing
+                os.fsync(written.fileno())
+            part.chmod(permissions)
+            part.replace(target)
     except OSError as error:
         if error.errno in _NO_ROOM:
             why = f"{os.strerror(error.errno)}; make room or choose another folder"
             raise OSError(error.errno, why, str(target)) from error
         raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in reversed(made if not whole else []):
-            with suppress(OSError):  # somebody else put something there meanwhile
-                parent.rmdir()
-
-
-def _end_of_links(path: Path) -> Path:
-    """Return what a symbolic link points to in the end, be it there or not, and any other path as it is."""
-    if not path.is_symlink():
-        return path
-    end = Path(os.path.realpath(path))
-    if end.is_symlink():
-        raise OSError(errno.ELOOP, "This symbolic link leads in a circle; name another file", str(path))
-    return end
-
-
-def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder and what is missing above it; return those that were made, from the top."""
-    missing = []
-    while not folder.is_dir() and folder != folder.parent:
-        missing.append(folder)
-        folder = folder.parent
-    made: list[Path] = []
-    try:
-        for each in reversed(missing):
-            try:
-                each.mkdir()
-            except FileExistsError:  # another process was quicker, or it is a file
-                if not each.is_dir():
-                    raise
-            else:
-                made.append(each)
-    except BaseException:
-        for each in reversed(made):
-            with suppress(OSError):
-                each.rmdir()
-        raise
-    return made
-
-
-def _stem(name: str) -> str:
-    """Return a file's name, or if it is long its beginning and a hash, so that more can be appended."""
-    encoded = os.fsencode(name)
-    if len(encoded) <= _LONGEST_STEM:
-        return name
-    kept = encoded[: _LONGEST_STEM - 17].decode(errors="ignore")
-    return f"{kept}~{hashlib.sha256(encoded).hexdigest()[:16]}"
-
-
-@cache
-def _machine() -> str:
-    """Return 8 hexadecimal digits for the machine, its boot and its set of processes: pids mean nothing elsewhere."""
-    parts = [platform.node()]
-    with suppress(OSError):  # Linux only
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
-        parts.append(os.readlink("/proc/self/ns/pid"))  # noqa: PTH115 - of no path, but a name of the kernel's
-    return hashlib.sha256("|".join(parts).encode(errors="replace")).hexdigest()[:8]
-
-
-def _take_away_abandoned(target: Path) -> None:
-    """Remove what killed processes left beside ``target``."""
-    pattern = re.compile(re.escape(f".{_stem(target.name)}.") + r"([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part")
-    with suppress(OSError):  # tidying up is no reason to fail
-        for each in list(os.scandir(target.parent)):
-            found = pattern.fullmatch(each.name)
-            if found and _is_abandoned(found[1], int(found[2]), Path(each.path)):
-                shutil.rmtree(each.path, ignore_errors=True)
-
-
-def _is_abandoned(machine: str, pid: int, folder: Path) -> bool:
-    """Say whether a process has ended; of other machines, and on Windows: whether nothing has changed for a day."""
-    if machine != _machine() or sys.platform == "win32":  # os.kill would end the process there
-        return _is_old(folder)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return False
-
-
-def _is_old(folder: Path) -> bool:
-    try:
-        changed = max(each.stat().st_mtime for each in (folder, *folder.iterdir()))
-    except OSError:  # its writer is just done
-        return False
-    return time.time() - changed > _ABANDONED
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make sure that the new name outlives a power cut, where folders can be flushed."""
-    if os.name != "posix":
-        return
-    with suppress(OSError):  # some network file systems refuse
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 FORMAT_VERSION = 2
@@ -192,18 +81,19 @@ FORMAT_VERSION = 2
 Contents = tuple[dict[str, Tensor], dict[str, Any]]
 """The tensors of a file and its manifest."""
 
+_MANIFEST = "elude_nb"
+_CHECKSUM = "elude_nb_sha256"
+
 
 def library_version() -> str:
     """Return the version of this elude_nb."""
-    from importlib.metadata import version
-
-    return version("elude-nb")
+    return importlib.metadata.version("elude-nb")
 
 
 def _from_1_to_2(kind: str, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Contents:
-    """Format 2 says which elude_nb wrote it, and the names of concepts always stand in it.
+    """Format 2 adds which elude_nb wrote the file, and in every split the names of its concepts.
 
-    Splits of format 1 name the version among others; they have names if they were written after names were invented.
+    Splits of format 1 have that version among others; only the later ones have names.
     """
     versions = manifest.get("versions")
     written_by = versions.get("elude-nb") if isinstance(versions, dict) else None
@@ -214,11 +104,11 @@ def _from_1_to_2(kind: str, tensors: dict[str, Tensor], manifest: dict[str, Any]
 
 
 MIGRATIONS: dict[int, Callable[[str, dict[str, Tensor], dict[str, Any]], Contents]] = {1: _from_1_to_2}
-"""For each older format, the step to the one after it. A step stays for ever, and is never changed."""
+"""For each older format, the step to the one after it. A step is never changed or removed."""
 
 
 def migrate(kind: str, version: int, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Contents:
-    """Return what a file of an older format would hold in the present one; nothing on disk is changed.
+    """Bring the contents of a file of an older format to the present one; nothing on disk is changed.
 
     Parameters
     ----------
@@ -232,20 +122,6 @@ def migrate(kind: str, version: int, tensors: dict[str, Tensor], manifest: dict[
     for step in range(version, FORMAT_VERSION):
         tensors, manifest = MIGRATIONS[step](kind, tensors, manifest)
     return tensors, manifest
-
-
-def too_new(version: Any, manifest: dict[str, Any]) -> str:
-    """Say that a file is of a format not known here, and which version of the library reads it."""
-    wrote = manifest.get("elude_nb")
-    # Only what looks like a version goes into a line that people copy into a shell.
-    known = isinstance(wrote, str) and 0 < len(wrote) <= 20 and all(part.isalnum() for part in wrote.split("."))
-    by = f" and was written by elude_nb {wrote}" if known else ""
-    cure = f"pip install --upgrade 'elude-nb>={wrote}'" if known else "pip install --upgrade elude-nb"
-    return f"has format {version!r:.40}{by}; elude_nb {library_version()} reads up to {FORMAT_VERSION}: {cure}"
-
-
-_MANIFEST = "elude_nb"
-_SEAL = "elude_nb_sha256"
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -274,47 +150,6 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Write one safetensors file, whole or not at all (see `elude_nb._util.files.write_aside`); return its path.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written, such as on a full disk; an old file of that name is then as it was.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    with write_aside(path) as aside:
-        try:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside, dict(metadata)
-            )
-        except SafetensorError as error:  # not an OSError, although the system's own number is in its text
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), str(error), os.fspath(path)) from error
-    return Path(path)
-
-
-def save_result(
-    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]
-) -> Path:
-    """Write ``tensors`` and a JSON ``manifest`` to one safetensors file, whole or not at all; return its path.
-
-    Raises
-    ------
-    ValueError
-        If the manifest holds NaN or infinity, which JSON has not.
-    OSError
-        If the file cannot be written; an old file of that name is then as it was.
-    """
-    envelope = {"kind": kind, "format": FORMAT_VERSION, "elude_nb": library_version()}
-    header = json.dumps({**manifest, **envelope}, allow_nan=False)
-    return write_tensors(path, tensors, {_MANIFEST: header, _SEAL: _seal(header, tensors)})
-
-
 def existing_file(path: str | os.PathLike[str], cure: str) -> Path:
     """Return a path if there is an ordinary file; pipes, devices and folders are none.
 
@@ -326,23 +161,60 @@ def existing_file(path: str | os.PathLike[str], cure: str) -> Path:
         If there is no such file; the message ends with ``cure``, what to do about it.
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise TypeError(f"A path must be text or a Path, not {path!r:.80} ({type(path).__name__}).")
-    file = Path(path)
+        raise TypeError(f"A path must be text or a Path, not {shortly(path)}.")
+    if not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, False for a name that is too long
+        raise FileNotFoundError(f"There is no file {str(path)!r:.500}; {cure}.")
+    return Path(path)
+
+
+def read_tensors(path: Path, error: type[EludeError]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a safetensors file and its metadata; raise ``error`` if the file is damaged."""
     try:
-        there = file.is_file()
-    except (OSError, ValueError):  # a name that is too long, or no name at all
-        there = False
-    if not there:
-        raise FileNotFoundError(f"There is no file {str(file)!r:.500}; {cure}.")
-    return file
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            return tensors, dict(opened.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as cause:
+        raise error(f"{str(path)!r} is not a whole safetensors file ({cause}); make or fetch it again.") from cause
 
 
-def _seal(header: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return one SHA-256 over the manifest and the tensors: a changed byte anywhere changes it."""
-    return hashlib.sha256(f"{header}|{sha256_of_tensors(tensors)}".encode()).hexdigest()
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write one safetensors file with `atomic_write`; return its path.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, such as on a full disk; an old file of that name is then as it was.
+    """
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path) as part:
+        try:
+            safetensors.torch.save_file(held, part, dict(metadata))
+        except SafetensorError as error:  # not an OSError, although the system's own number is in its text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), str(error), os.fspath(path)) from error
+    return Path(path)
 
 
-def load_result(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def save_result(
+    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]
+) -> Path:
+    """Write ``tensors`` and a JSON ``manifest`` to one safetensors file with `atomic_write`; return its path.
+
+    Raises
+    ------
+    ValueError
+        If the manifest holds NaN or infinity, which JSON has not.
+    OSError
+        If the file cannot be written; an old file of that name is then as it was.
+    """
+    envelope = {"kind": kind, "format": FORMAT_VERSION, "elude_nb": library_version()}
+    header = json.dumps({**manifest, **envelope}, allow_nan=False)
+    return write_tensors(path, tensors, {_MANIFEST: header, _CHECKSUM: _checksum(header, tensors)})
+
+
+def load_result(path: str | os.PathLike[str], kind: str) -> Contents:
     """Read what `save_result` wrote, in this version or an earlier one: the tensors and the manifest.
 
     Raises
@@ -352,22 +224,41 @@ def load_result(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tens
     StoreError
         If the file is damaged, is not one of ours, holds another kind of result, or comes from a newer version.
     """
-    from safetensors import SafetensorError, safe_open
-
-    file = existing_file(path, "save a result there first, or mend the path")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StoreError(f"{str(file)!r} is not a whole safetensors file ({error}); make it anew.") from error
-    header = metadata.get(_MANIFEST)
-    if header is None:
+    file = existing_file(path, "save a result there first, or correct the path")
+    tensors, about = read_tensors(file, StoreError)
+    if _MANIFEST not in about:
         raise StoreError(f"{str(file)!r} was not written by elude_nb: its manifest is missing.")
-    version, manifest = _read_manifest(header, kind, file)  # before the seal: a newer version may seal in another way
-    if metadata.get(_SEAL) != _seal(header, tensors):
-        raise StoreError(f"{str(file)!r} was changed after it was written: its SHA-256 differs; make it anew.")
+    version, manifest = _read_manifest(about[_MANIFEST], kind, file)  # first: a newer version may sum in another way
+    if about.get(_CHECKSUM) != _checksum(about[_MANIFEST], tensors):
+        raise StoreError(f"{str(file)!r} was changed after it was written: its SHA-256 differs; make it again.")
     return migrate(kind, version, tensors, manifest)
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return one SHA-256 over the manifest and the tensors."""
+    return hashlib.sha256(f"{header}|{sha256_of_tensors(tensors)}".encode()).hexdigest()
+
+
+def _read_manifest(header: str, kind: str, file: Path) -> tuple[int, dict[str, Any]]:
+    """Return the format and all else that a manifest says."""
+    try:
+        manifest = dict(read_json(header))
+        found, version = manifest.pop("kind"), manifest.pop("format")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # the last: nested too deeply
+        raise StoreError(f"The manifest of {str(file)!r} is damaged ({error}); make the file again.") from error
+    if found != kind:
+        raise StoreError(f"{str(file)!r} holds a {found!r}, not a {kind!r}.")
+    if isinstance(version, bool) or (isinstance(version, int) and version < 1):
+        raise StoreError(f"The manifest of {str(file)!r} is damaged (format {version!r}); make the file again.")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        wrote = str(manifest.get("elude_nb"))
+        # Only what looks like a version goes into a line that people copy into a shell.
+        newer = f"'elude-nb>={wrote}'" if re.fullmatch(r"\d[\w.]{0,19}", wrote, re.ASCII) else "elude-nb"
+        raise StoreError(
+            f"{str(file)!r} has format {version!r:.40}; elude_nb {library_version()} reads up to {FORMAT_VERSION}: "
+            f"pip install --upgrade {newer}"
+        )
+    return version, manifest
 
 
 def read_json(text: str) -> Any:
@@ -388,18 +279,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):  # NaN, Infinity, or as many digits as no float has
         raise ValueError(f"{text[:40]} is not a finite number")
     return number
-
-
-def _read_manifest(header: str, kind: str, file: Path) -> tuple[int, dict[str, Any]]:
-    try:
-        manifest = read_json(header)
-        found, version = manifest.pop("kind"), manifest.pop("format")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:  # the last: nested too deeply
-        raise StoreError(f"The manifest of {str(file)!r} is damaged ({error}); make the file anew.") from error
-    if found != kind:
-        raise StoreError(f"{str(file)!r} holds a {found!r}, not a {kind!r}.")
-    if (isinstance(version, int) and version < 1) or isinstance(version, bool):
-        raise StoreError(f"The manifest of {str(file)!r} is damaged (format {version!r}); make the file anew.")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise StoreError(f"{str(file)!r} {too_new(version, manifest)}")
-    return version, dict(manifest)

@@ -18,6 +18,7 @@ _MODULES = {
     "gallery": "interpret.gallery",
     "handles": "interpret.find_units",
     "heads": "steering.heads",
+    "images": "data.images",
     "interventions": "steering.controls",
     "neighbours": "interpret.neighbours",
     "permanent": "steering.permanent",

@@ -6,7 +6,7 @@ import html
 import json
 from pathlib import Path
 
-from elude_nb._util.files import write_aside
+from elude_nb._util.files import atomic_write
 from elude_nb.baselines.compare import Compared, table_of_methods
 from elude_nb.figures.scores import score_intervals, tradeoff
 
@@ -43,8 +43,8 @@ def write_comparison(compared: Compared, out: Path) -> list[Path]:
         "compare.html": comparison_page(compared),
     }
     for name, text in texts.items():
-        with write_aside(out / name) as aside:
-            aside.write_text(text, encoding="utf-8")
+        with atomic_write(out / name) as part:
+            part.write_text(text, encoding="utf-8")
     return [out / name for name in texts]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elude_nb._util.checks import near_matches
-from elude_nb._util.files import write_aside
+from elude_nb._util.files import atomic_write
 from elude_nb._util.progress import TEXT_BARS, progress_bar, say
 from elude_nb.errors import TourError
 
@@ -227,5 +227,5 @@ def _first_picture(notebook: NotebookNode) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with write_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")

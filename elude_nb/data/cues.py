@@ -61,16 +61,19 @@ def add_cue(
     """
     check_choice("kind", kind, CUES)
     check_fraction("size", size, open_ends=True)
-    paint = ImageColor.getrgb(colour)[:3]
-    photos = as_image_set(images)
     check_fraction("share", share)
-    drawn = np.random.default_rng(seed).permutation(len(photos)) < round(share * len(photos))
-    chosen = [bool(marked and lot) for marked, lot in zip(_chosen(photos, only, but), drawn, strict=True)]
-
+    photos, paint = as_image_set(images), ImageColor.getrgb(colour)[:3]
     mark = partial(_add_border, paint=paint, size=size)
     if kind == "watermark":
         mark = partial(_add_watermark, paint=paint, size=size, text=text)
-    items = list(zip(photos._items, chosen, strict=True))
+    if only is not None and but is not None:
+        raise ValueError("Give only=... or but=..., not both.")
+    chosen = np.random.default_rng(seed).permutation(len(photos)) < round(share * len(photos))
+    if only is not None:
+        chosen &= photos.has_label(only)
+    if but is not None:
+        chosen &= ~photos.has_label(but)
+    items = list(zip(photos._items, chosen.tolist(), strict=True))
     return replace(photos, _items=items, _open=partial(_open_with_cue, opener=photos._open, mark=mark))
 
 
@@ -94,21 +97,6 @@ def _open_with_cue(
 ) -> Image.Image:
     image = opener(item[0])
     return mark(image) if item[1] else image
-
-
-def _chosen(photos: ImageSet, only: Any, but: Any) -> list[bool]:
-    """Return which images get the cue."""
-    if only is not None and but is not None:
-        raise ValueError("Give only=... or but=..., not both.")
-    named = only if only is not None else but
-    if named is None:
-        return [True] * len(photos)
-    if photos.labels is None:
-        raise ValueError("only= and but= go by labels, and these images have none.")
-    wanted = {named} if isinstance(named, str) else set(named)
-    for label in sorted(wanted):
-        check_choice("label", label, sorted(set(photos.labels)))
-    return [(label in wanted) == (only is not None) for label in photos.labels]
 
 
 def _add_border(image: Image.Image, paint: tuple[int, ...], size: float) -> Image.Image:

@@ -10,36 +10,23 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction, check_kind, shortly
 from elude_nb.data.decode import open_rgb, to_rgb, upright_rgb
+from elude_nb.data.photographs import PHOTOGRAPHS, factors_of_crops, open_crop, photograph, sample_crops
 from elude_nb.data.synthetic import draw_scene, sample_scenes
 from elude_nb.errors import ImageError
 
+__all__ = ["ImageSet", "Images", "as_image_set", "load_images", "photograph"]
+
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 IMAGE_SETS = ("photographs", "shapes")
-
-PHOTOGRAPHS: dict[str, tuple[str, str]] = {
-    "astronaut": ("skimage", "data/astronaut.png"),
-    "cat": ("skimage", "data/chelsea.png"),
-    "coffee": ("skimage", "data/coffee.png"),
-    "flower": ("sklearn", "datasets/images/flower.jpg"),
-    "galaxies": ("skimage", "data/hubble_deep_field.jpg"),
-    "motorcycle": ("skimage", "data/motorcycle_left.png"),
-    "retina": ("skimage", "data/retina.jpg"),
-    "rocket": ("skimage", "data/rocket.jpg"),
-    "temple": ("sklearn", "datasets/images/china.jpg"),
-    "tissue": ("skimage", "data/ihc.png"),
-}
-"""Label, package and file of each colour photograph that travels in the wheels of scikit-image and scikit-learn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +50,7 @@ class ImageSet(Sequence[Image.Image]):
     labels: tuple[str, ...] | None
     source: str
     factors: pd.DataFrame | None = field(repr=False)
-    # One item an image, and the function that opens an item: plain values and a function of a module can be pickled.
+    # One item an image, and what opens it: plain values and a function of a module, which can be pickled.
     _items: Sequence[Any] = field(repr=False)
     _open: Callable[[Any], Image.Image] = field(repr=False)
 
@@ -131,7 +118,9 @@ class ImageSet(Sequence[Image.Image]):
         (5, 5)
         """
         check_fraction("fraction", fraction, open_ends=True)
-        order = self._shuffled(seed)
+        order = np.random.default_rng(seed).permutation(len(self))
+        if self.labels is not None:  # the images of each label together
+            order = order[np.argsort(np.asarray(self.labels)[order], kind="stable")]
         # Image number i of the order is taken when the running count floor(i * fraction) steps up.
         taken = np.diff(np.floor(np.arange(len(self) + 1) * fraction + 0.5)) > 0
         first, second = np.sort(order[taken]), np.sort(order[~taken])
@@ -174,30 +163,24 @@ class ImageSet(Sequence[Image.Image]):
         ValueError
             If there are not as many labels as images.
         """
-        return replace(self, labels=tuple(str(label) for label in labels))
+        return replace(self, labels=_as_labels(labels))
 
     def only(self, labels: str | Sequence[str]) -> Self:
-        """Return the images of these labels; raises ``ValueError`` if one of them is nobody's."""
-        wanted = self._known(labels)
-        return self.subset([i for i, label in enumerate(self.labels or ()) if label in wanted])
+        """Return the images of these labels; raises ``ValueError`` if no image has one of them."""
+        return self.subset(np.flatnonzero(self.has_label(labels)))
 
     def without(self, labels: str | Sequence[str]) -> Self:
         """Return the images of all other labels; raises as `only` does."""
-        unwanted = self._known(labels)
-        return self.subset([i for i, label in enumerate(self.labels or ()) if label not in unwanted])
+        return self.subset(np.flatnonzero(~self.has_label(labels)))
 
-    def _known(self, labels: str | Sequence[str]) -> set[str]:
-        wanted = [labels] if isinstance(labels, str) else list(labels)
-        for label in wanted:
-            check_choice("label", label, sorted(set(self.labels or ())))
-        return set(wanted)
-
-    def _shuffled(self, seed: int) -> np.ndarray[Any, Any]:
-        """Return a random order of all images in which each label's stand together."""
-        order = np.random.default_rng(seed).permutation(len(self))
+    def has_label(self, labels: str | Sequence[str]) -> np.ndarray[Any, Any]:
+        """Return which images have one of these labels, (n,); raises as `only` does."""
         if self.labels is None:
-            return order
-        return order[np.argsort(np.asarray(self.labels)[order], kind="stable")]
+            raise ValueError(f"These images have no labels; {labels!r} cannot be looked up.")
+        wanted = {labels} if isinstance(labels, str) else set(labels)
+        for label in wanted:
+            check_choice("label", label, sorted(set(self.labels)))
+        return np.array([label in wanted for label in self.labels], dtype=bool)
 
     def without_broken(self) -> Self:
         """Open every image once and return those that can be used; a warning names the others."""
@@ -272,15 +255,16 @@ def load_images(
     if isinstance(source, str | os.PathLike):
         if labels is not None:
             raise ValueError("A folder's labels are its subfolders; to give labels of your own, pass a list of paths.")
-        images = _folder(Path(source))
+        images = _from_folder(Path(source))
     elif isinstance(source, Image.Image):
         raise TypeError("One PIL image is no set; give a list, for example load_images([image]).")
     elif hasattr(source, "__array__"):
         array = _as_array(source)
-        images = _array(array, labels) if array.dtype.kind not in "OUT" else _list(array.ravel().tolist(), labels)
+        of_items = array.dtype.kind in "OUT"
+        images = _from_list(array.ravel().tolist(), labels) if of_items else _from_array(array, labels)
     else:
         check_kind("source", source, Iterable, "a folder, images, paths of images, or an array")
-        images = _list(list(source), labels)
+        images = _from_list(list(source), labels)
     return images if count is None else images.sample(count, seed=seed)
 
 
@@ -290,37 +274,20 @@ def as_image_set(images: Images) -> ImageSet:
 
 
 def _as_array(source: Any) -> np.ndarray[Any, Any]:
-    try:
-        if hasattr(source, "detach"):  # a tensor; NumPy has no bfloat16
-            source = source.detach().cpu()
-            source = source.float() if source.dtype.is_floating_point and source.dtype.itemsize < 4 else source
-        return np.asarray(source)
-    except (RuntimeError, TypeError, NotImplementedError) as error:  # of a tensor that is sparse or has no values
-        raise TypeError(f"{shortly(source)} cannot be made an array ({error}); give a dense one.") from error
+    if hasattr(source, "detach"):  # a tensor; NumPy has no bfloat16
+        source = source.detach().cpu()
+        source = source.float() if source.dtype.is_floating_point and source.dtype.itemsize < 4 else source
+    return np.asarray(source)
 
 
-def _make(
-    names: Sequence[str],
-    labels: Sequence[str] | None,
-    source: str,
-    items: Sequence[Any],
-    opener: Callable[[Any], Image.Image],
-    factors: pd.DataFrame | None = None,
-) -> ImageSet:
-    known = None if labels is None else tuple(str(label) for label in labels)
-    return ImageSet(tuple(names), known, source, factors, items, opener)
+def _as_labels(labels: Iterable[Any] | None) -> tuple[str, ...] | None:
+    return None if labels is None else tuple(str(label) for label in labels)
 
 
-def _folder(folder: Path) -> ImageSet:
-    try:
-        there = folder.is_dir()
-    except OSError:  # a name that is too long
-        there = False
-    if not there:
-        raise FileNotFoundError(
-            f"There is no folder {str(folder)!r:.500}. Name a folder, or one of the sets that need none: "
-            + ", ".join(repr(name) for name in IMAGE_SETS)
-        )
+def _from_folder(folder: Path) -> ImageSet:
+    if not os.path.isdir(folder):  # noqa: PTH112 - unlike Path.is_dir, False for a name that is too long
+        sets = " or ".join(repr(name) for name in IMAGE_SETS)
+        raise FileNotFoundError(f"There is no folder {str(folder)!r:.500}; name a folder, or {sets}, which need none.")
     paths = []
     for top, folders, files in os.walk(folder):
         folders[:] = [inner for inner in folders if not inner.startswith(".")]  # no .ipynb_checkpoints
@@ -334,41 +301,39 @@ def _folder(folder: Path) -> ImageSet:
         raise ImageError(f"No image lies below {str(folder)!r}; endings known are {sorted(IMAGE_ENDINGS)}.")
     names = [os.path.relpath(path, folder) for path in paths]
     labels = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
-    return _make(names, labels if any(labels) else None, f"folder {folder.name}", paths, open_rgb)
+    known = tuple(labels) if any(labels) else None
+    return ImageSet(tuple(names), known, f"folder {folder.name}", None, paths, open_rgb)
 
 
-def _list(items: list[Any], labels: Sequence[str] | None) -> ImageSet:
+def _from_list(items: list[Any], labels: Sequence[str] | None) -> ImageSet:
     if not items:
         raise ImageError("The list of images is empty.")
+    names, held = [], []
     for number, item in enumerate(items):
-        if not isinstance(item, str | os.PathLike | Image.Image):
-            raise TypeError(f"Item {number} is a {type(item).__name__}; give paths or PIL images, or one array.")
-    names = [f"image {i}" if isinstance(item, Image.Image) else os.fspath(item) for i, item in enumerate(items)]
-
-    named = [(item, name) if isinstance(item, Image.Image) else item for item, name in zip(items, names, strict=True)]
-    return _make(names, labels, f"a list of {len(items)}", named, _open_path_or_image)
+        check_kind(f"Item {number}", item, str | os.PathLike | Image.Image, "a path or a PIL image")
+        names.append(f"image {number}" if isinstance(item, Image.Image) else os.fspath(item))
+        held.append((item, names[-1]) if isinstance(item, Image.Image) else item)
+    return ImageSet(tuple(names), _as_labels(labels), f"a list of {len(items)}", None, held, _open_path_or_image)
 
 
 def _open_path_or_image(item: str | os.PathLike[str] | tuple[Image.Image, str]) -> Image.Image:
     return upright_rgb(*item) if isinstance(item, tuple) else open_rgb(item)
 
 
-def _array(pixels: np.ndarray[Any, Any], labels: Sequence[str] | None) -> ImageSet:
+def _from_array(pixels: np.ndarray[Any, Any], labels: Sequence[str] | None) -> ImageSet:
     shape = pixels.shape
     if pixels.ndim == 4 and shape[-1] != 3 and shape[1] == 3:
         pixels = pixels.transpose(0, 2, 3, 1)
-    if pixels.ndim not in {3, 4} or (pixels.ndim == 4 and pixels.shape[-1] != 3):
+    grey, coloured = pixels.ndim == 3, pixels.ndim == 4 and pixels.shape[-1] == 3
+    if not (grey or coloured) or not len(pixels) or (grey and shape[-1] in {3, 4}):
         raise ImageError(
-            f"An array of shape {shape} is no set of images; give (n, h, w), (n, h, w, 3) or (n, 3, h, w)."
+            f"An array of shape {shape} is no set of images; give (n, h, w), (n, h, w, 3) or (n, 3, h, w), "
+            "and a single image as array[None]."
         )
-    if pixels.ndim == 3 and shape[-1] in {3, 4}:
-        raise ImageError(f"An array of shape {shape} looks like one image; give array[None], or a list of PIL images.")
-    if not len(pixels):
-        raise ImageError(f"The array of shape {shape} holds no image.")
     if not np.issubdtype(pixels.dtype, np.floating) and pixels.dtype != np.uint8:
         raise ImageError(f"An array of {pixels.dtype} is ambiguous; give uint8, or floats in [0, 1].")
-    names = [f"image {i}" for i in range(len(pixels))]
-    return _make(names, labels, f"an array {shape}", list(enumerate(pixels)), _open_row)
+    names = tuple(f"image {i}" for i in range(len(pixels)))
+    return ImageSet(names, _as_labels(labels), f"an array {shape}", None, list(enumerate(pixels)), _open_row)
 
 
 def _open_row(item: tuple[int, np.ndarray[Any, Any]]) -> Image.Image:
@@ -380,81 +345,15 @@ def _open_row(item: tuple[int, np.ndarray[Any, Any]]) -> Image.Image:
     return to_rgb(Image.fromarray(row), f"image {index}")
 
 
-def photograph(label: str) -> Image.Image:
-    """Return a copy of one of the ten whole photographs by its label, such as ``"astronaut"``; see ``PHOTOGRAPHS``.
-
-    Raises
-    ------
-    ValueError
-        If there is none of that label.
-    ImageError
-        If the package it travels in is not installed.
-    """
-    return _read_photograph(check_choice("label", label, PHOTOGRAPHS)).copy()
-
-
-@cache
-def _read_photograph(label: str) -> Image.Image:
-    """Return a photograph from the cache: crop or copy it, and never hand it out."""
-    from importlib.util import find_spec
-
-    package, file = PHOTOGRAPHS[label]
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ImageError(f"The photograph {label!r} travels in the package {package!r}, which is not installed.")
-    return open_rgb(Path(spec.origin).parent / file)
-
-
-class _Crop(NamedTuple):
-    """A part of a photograph, in pixels."""
-
-    label: str
-    left: int
-    top: int
-    width: int
-    height: int
-    mirrored: bool
-
-
 def _photographs(count: int, seed: int) -> ImageSet:
-    """Random-resized crops: 8 to 60 % of the area, sides within 3:4 and 4:3, half of them mirrored."""
-    labels = list(islice(cycle(PHOTOGRAPHS), count))
-    crops = [_draw_crop(label, seed, index) for index, label in enumerate(labels)]
-    table = pd.DataFrame(crops)
-    whole = pd.DataFrame([_read_photograph(label).size for label in labels], columns=["width", "height"])
-    factors = pd.DataFrame(
-        {
-            "photograph": labels,
-            "x": (table["left"] + table["width"] / 2) / whole["width"],  # the centre
-            "y": (table["top"] + table["height"] / 2) / whole["height"],
-            "area": table["width"] * table["height"] / (whole["width"] * whole["height"]),
-            "mirrored": table["mirrored"],
-        }
-    )
-    names = [f"{label} {index // len(PHOTOGRAPHS)}" for index, label in enumerate(labels)]
-    return _make(names, labels, "photographs", crops, _open_crop, factors)
-
-
-def _draw_crop(label: str, seed: int, index: int) -> _Crop:
-    # Every crop has a generator of its own, so that crop 7 is the same whatever the count.
-    rng = np.random.default_rng([seed, index])
-    photo_width, photo_height = _read_photograph(label).size
-    area = rng.uniform(0.08, 0.6) * photo_width * photo_height
-    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    width = min(photo_width, round(float(np.sqrt(area * ratio))))
-    height = min(photo_height, round(float(np.sqrt(area / ratio))))
-    left, top = int(rng.integers(photo_width - width + 1)), int(rng.integers(photo_height - height + 1))
-    return _Crop(label, left, top, width, height, bool(rng.random() < 0.5))
-
-
-def _open_crop(crop: _Crop) -> Image.Image:
-    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
-    patch = _read_photograph(crop.label).crop(box)
-    return ImageOps.mirror(patch) if crop.mirrored else patch
+    crops = sample_crops(count, seed)
+    labels = tuple(crop.label for crop in crops)
+    names = tuple(f"{label} {i // len(PHOTOGRAPHS)}" for i, label in enumerate(labels))
+    return ImageSet(names, labels, "photographs", factors_of_crops(crops), crops, open_crop)
 
 
 def _shapes(count: int, seed: int) -> ImageSet:
     factors = sample_scenes(count, seed)
     rows = factors.to_dict("records")
-    names = [f"{row['texture']} {row['colour']} {row['shape']} {i}" for i, row in enumerate(rows)]
-    return _make(names, list(factors["shape"]), "shapes", rows, draw_scene, factors)
+    names = tuple(f"{row['texture']} {row['colour']} {row['shape']} {i}" for i, row in enumerate(rows))
+    return ImageSet(names, _as_labels(factors["shape"]), "shapes", factors, rows, draw_scene)

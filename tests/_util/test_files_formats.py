@@ -1,4 +1,4 @@
-"""What older versions wrote is read; what newer ones will write is refused with the way out."""
+"""Files of older versions are read; those of newer ones are refused with the version that reads them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 import elude_nb as en
 from elude_nb._util.files import (
+    _CHECKSUM,
     _MANIFEST,
-    _SEAL,
     FORMAT_VERSION,
     MIGRATIONS,
-    _seal,
+    _checksum,
     library_version,
     load_result,
     migrate,
@@ -38,13 +38,13 @@ def readings(version: int, kind: str) -> Any:
 
 
 def rewritten(source: Path, target: Path, **changes: Any) -> Path:
-    """Copy a result with changes of its manifest, sealed anew; ``...`` takes a key away."""
+    """Copy a result with changes of its manifest, with the right checksum; ``...`` takes a key away."""
     with safe_open(source, framework="pt") as opened:
         manifest = json.loads(opened.metadata()[_MANIFEST])
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     manifest = {key: value for key, value in {**manifest, **changes}.items() if value is not ...}
     header = json.dumps(manifest)
-    save_file(tensors, target, metadata={_MANIFEST: header, _SEAL: _seal(header, tensors)})
+    save_file(tensors, target, metadata={_MANIFEST: header, _CHECKSUM: _checksum(header, tensors)})
     return target
 
 
@@ -77,7 +77,7 @@ def test_an_autoencoder_of_any_format_reads_as_it_did(version) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_files_are_of_the_format_they_are_filed_under(version) -> None:
+def test_the_files_are_of_the_format_of_their_folder(version) -> None:
     for file in folder(version).glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             assert json.loads(opened.metadata()[_MANIFEST])["format"] == version
@@ -101,7 +101,7 @@ def test_a_split_from_before_there_were_names_has_none(tmp_path: Path) -> None:
     file = rewritten(folder(1) / "disentanglement.safetensors", tmp_path / "nameless.safetensors", names=...)
     assert en.Disentanglement.load(file, formats.model()).names == {}
     file = rewritten(folder(2) / "disentanglement.safetensors", tmp_path / "lacking.safetensors", names=...)
-    with pytest.raises(StoreError, match="names of its concepts are damaged"):
+    with pytest.raises(StoreError, match="names"):
         en.Disentanglement.load(file, formats.model())
 
 
@@ -120,22 +120,22 @@ def test_a_migration_changes_neither_what_it_is_given_nor_the_file(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("written_by", "words"),
+    ("written_by", "ending"),
     [
-        ("9.1.0", r"was written by elude_nb 9\.1\.0; .*pip install --upgrade 'elude-nb>=9\.1\.0'$"),
-        (..., r"has format 99; .*pip install --upgrade elude-nb$"),
-        ("1'; rm -rf ~ #", r"has format 99; .*pip install --upgrade elude-nb$"),  # people paste such lines
-        (["9"], r"has format 99; .*pip install --upgrade elude-nb$"),
+        ("9.1.0", r"99.* 'elude-nb>=9\.1\.0'$"),
+        (..., r"99.* elude-nb$"),
+        ("1'; rm -rf ~ #", r"99.* elude-nb$"),  # people copy such lines into a shell
+        (["9"], r"99.* elude-nb$"),
     ],
 )
-def test_a_file_of_the_future_says_which_version_reads_it(tmp_path: Path, written_by, words) -> None:
+def test_a_file_of_the_future_says_which_version_reads_it(tmp_path: Path, written_by, ending) -> None:
     source, target = folder(2) / "disentanglement.safetensors", tmp_path / "future.safetensors"
     rewritten(source, target, format=99, elude_nb=written_by)
-    with pytest.raises(StoreError, match=words):
+    with pytest.raises(StoreError, match=ending):
         en.Disentanglement.load(target, formats.model())
 
 
-def test_words_that_a_later_version_of_the_same_format_may_add_are_passed_over(tmp_path: Path) -> None:
+def test_words_that_a_later_version_of_the_same_format_may_add_are_ignored(tmp_path: Path) -> None:
     file = rewritten(folder(2) / "disentanglement.safetensors", tmp_path / "more.safetensors", mood="sunny")
     assert_alike(
         formats.readings_of_split(en.Disentanglement.load(file, formats.model())), readings(2, "disentanglement")

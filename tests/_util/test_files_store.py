@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from elude_nb._util.files import (
     FORMAT_VERSION,
     library_version,
     load_result,
+    read_json,
     save_result,
     sha256_of_file,
     sha256_of_tensors,
-    write_aside,
 )
 from elude_nb.errors import StoreError
 
@@ -43,49 +44,6 @@ MANIFEST = {"model": "tiny", "units": 3, "reasons": ["few", "copy"], "settings":
 @pytest.fixture
 def saved(tmp_path: Path, tensors: dict[str, Tensor]) -> Path:
     return save_result(tmp_path / "result.safetensors", "split", tensors, MANIFEST)
-
-
-# ------------------------------------------------------------------ write_aside
-
-
-def test_write_aside_makes_folders_and_leaves_the_file_alone_beside_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "er" / "file.bin"
-    with write_aside(target) as aside:
-        assert aside.parent.parent == target.parent  # a rename is whole only within one file system
-        aside.write_bytes(b"new")
-        assert not target.exists()
-    assert target.read_bytes() == b"new"
-    assert list(target.parent.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("old", [None, b"old"])
-def test_write_aside_leaves_the_old_file_and_no_debris(
-    tmp_path: Path, error: type[BaseException], old: bytes | None
-) -> None:
-    target = tmp_path / "file.bin"
-    if old is not None:
-        target.write_bytes(old)
-    with pytest.raises(error), write_aside(target) as aside:  # noqa: PT012 - the body is the writer that fails
-        aside.write_bytes(b"half of it")
-        raise error
-    assert [file.name for file in tmp_path.iterdir()] == ([] if old is None else ["file.bin"])
-    assert old is None or target.read_bytes() == old
-
-
-def test_write_aside_says_when_nothing_was_written(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), write_aside(tmp_path / "file.bin"):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
-    target = tmp_path / "file.bin"
-    with write_aside(target) as first, write_aside(target) as second:
-        first.write_bytes(b"first")
-        second.write_bytes(b"second")
-    assert target.read_bytes() == b"first"  # the outer one ends last
-    assert list(tmp_path.iterdir()) == [target]
 
 
 # ----------------------------------------------------------------------- hashes
@@ -177,7 +135,7 @@ def test_a_manifest_that_is_no_json_is_refused_and_the_old_file_stays(saved: Pat
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no file '.*gone\.safetensors'; save a result there first"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors"):
         load_result(tmp_path / "gone.safetensors", "split")
     with pytest.raises(FileNotFoundError):
         load_result(tmp_path, "split")  # a folder
@@ -187,14 +145,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused(saved: Path, kept: int) -> None:
     whole = saved.read_bytes()
     saved.write_bytes(whole[:kept])
-    with pytest.raises(StoreError, match=r"result\.safetensors' is not a whole safetensors file"):
+    with pytest.raises(StoreError, match=r"result\.safetensors"):
         load_result(saved, "split")
 
 
 @pytest.mark.parametrize("junk", [b"hello, this is text", b"\x00" * 100, b"\xff" * 100, b"PK\x03\x04" + b"\x00" * 50])
 def test_a_foreign_file_is_refused(saved: Path, junk: bytes) -> None:
     saved.write_bytes(junk)
-    with pytest.raises(StoreError, match="is not a whole safetensors file"):
+    with pytest.raises(StoreError, match=r"result\.safetensors"):
         load_result(saved, "split")
 
 
@@ -212,22 +170,22 @@ def test_a_changed_tensor_is_named_as_such(saved: Path) -> None:
     whole = bytearray(saved.read_bytes())
     whole[-1] ^= 0x01  # the last tensor's last byte
     saved.write_bytes(bytes(whole))
-    with pytest.raises(StoreError, match=r"result\.safetensors' was changed after it was written"):
+    with pytest.raises(StoreError, match=r"result\.safetensors.*SHA-256"):
         load_result(saved, "split")
 
 
 def test_weights_of_another_program_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     save_file({"w": torch.ones(2)}, file)
-    with pytest.raises(StoreError, match="was not written by elude_nb: its manifest is missing"):
+    with pytest.raises(StoreError, match=r"weights\.safetensors"):
         load_result(file, "split")
     save_file({"w": torch.ones(2)}, file, metadata={"format": "pt"})
-    with pytest.raises(StoreError, match="was not written by elude_nb"):
+    with pytest.raises(StoreError, match=r"weights\.safetensors"):
         load_result(file, "split")
 
 
 def test_another_kind_is_named(saved: Path) -> None:
-    with pytest.raises(StoreError, match="holds a 'split', not a 'recording'"):
+    with pytest.raises(StoreError, match=r"'split'.*'recording'"):
         load_result(saved, "recording")
 
 
@@ -236,7 +194,7 @@ def test_a_newer_version_asks_for_an_update(tmp_path: Path, version: object) -> 
     file = tmp_path / "new.safetensors"
     header = json.dumps({"kind": "split", "format": version})
     save_file({"w": torch.ones(2)}, file, metadata={"elude_nb": header})
-    with pytest.raises(StoreError, match=f"reads up to {FORMAT_VERSION}: pip install --upgrade"):
+    with pytest.raises(StoreError, match=f"{version!r}.* {FORMAT_VERSION}: pip install --upgrade"):
         load_result(file, "split")
 
 
@@ -244,7 +202,7 @@ def test_a_newer_version_asks_for_an_update(tmp_path: Path, version: object) -> 
 def test_a_damaged_manifest_is_refused(tmp_path: Path, header: str) -> None:
     file = tmp_path / "odd.safetensors"
     save_file({"w": torch.ones(2)}, file, metadata={"elude_nb": header})
-    with pytest.raises(StoreError, match=r"The manifest of '.*odd\.safetensors' is damaged"):
+    with pytest.raises(StoreError, match=r"odd\.safetensors"):
         load_result(file, "split")
 
 
@@ -256,3 +214,14 @@ def test_a_result_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+def test_numbers_that_are_none_are_refused_in_a_manifest(tmp_path: Path, number: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(number)):
+        read_json(f'{{"a": [{number}]}}')
+    header = f'{{"kind": "table", "format": 1, "a": {number}}}'
+    save_file({"a": torch.zeros(2)}, tmp_path / "x", metadata={"elude_nb": header, "elude_nb_sha256": "0"})
+    with pytest.raises(StoreError, match=re.escape(number)):
+        load_result(tmp_path / "x", "table")
+    assert read_json('{"a": [1e308, 12345678901234567890, 0.5]}') == {"a": [1e308, 12345678901234567890, 0.5]}

@@ -6,7 +6,7 @@ from PIL import Image
 
 from elude_nb import load_images
 from elude_nb.data.cues import add_cue, side_by_side
-from elude_nb.data.images import photograph
+from elude_nb.data.photographs import photograph
 
 GREY = np.full((6, 40, 60, 3), 120, dtype=np.uint8)
 LABELS = ["cat", "dog", "cat", "dog", "cow", "cow"]
@@ -51,7 +51,7 @@ def test_a_watermark_lies_across_the_middle() -> None:
         ({"but": "cat"}, [False, True, False, True, True, True]),
     ],
 )
-def test_labels_choose_who_gets_it(choice, expected) -> None:
+def test_labels_choose_which_images_get_it(choice, expected) -> None:
     plain = grey_images()
     assert changed(plain, add_cue(plain, **choice)) == expected
 
@@ -64,7 +64,7 @@ def test_a_share_is_drawn_by_its_seed() -> None:
     assert drawn[0] == changed(plain, add_cue(plain, share=0.5, seed=0))
 
 
-def test_subsets_and_second_cues_keep_each_image_its_own() -> None:
+def test_each_image_keeps_its_cues_in_a_subset_and_with_a_second_cue() -> None:
     plain = grey_images()
     marked = add_cue(plain, only="cow", colour="red")
     assert changed(plain.subset([4, 0]), marked.subset([4, 0])) == [True, False]
@@ -74,23 +74,23 @@ def test_subsets_and_second_cues_keep_each_image_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("wrong", "value"),
     [
-        ({"kind": "bordr"}, "Did you mean 'border'"),
-        ({"only": "cta"}, "Did you mean 'cat'"),
-        ({"only": "cat", "but": "dog"}, "not both"),
-        ({"size": 1.5}, "between 0 and 1"),
-        ({"share": -1}, "between 0 and 1"),
-        ({"colour": "no colour"}, "unknown color"),
+        ({"kind": "bordr"}, "bordr.*border"),
+        ({"only": "cta"}, "cta.*cat"),
+        ({"only": "cat", "but": "dog"}, "only.*but"),
+        ({"size": 1.5}, "size=1.5"),
+        ({"share": -1}, "share=-1"),
+        ({"colour": "no colour"}, "no colour"),
     ],
 )
-def test_wrong_arguments_are_named(wrong, message) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_wrong_arguments_are_named(wrong, value) -> None:
+    with pytest.raises(ValueError, match=value):
         add_cue(grey_images(), **wrong)
 
 
 def test_labels_are_needed_to_choose_by_them() -> None:
-    with pytest.raises(ValueError, match="these images have none"):
+    with pytest.raises(ValueError, match="cat"):
         add_cue(load_images(GREY), only="cat")
 
 
@@ -104,5 +104,5 @@ def test_two_images_stand_side_by_side() -> None:
 
 def test_a_whole_photograph_has_a_name() -> None:
     assert photograph("cat").size == (451, 300)
-    with pytest.raises(ValueError, match="Did you mean 'cat'"):
+    with pytest.raises(ValueError, match=r"cta.*cat"):
         photograph("cta")

@@ -92,7 +92,7 @@ def test_floats_are_scaled_from_0_to_1(tmp_path: Path) -> None:
 def test_floats_outside_are_named(tmp_path: Path, wrong: float) -> None:
     values = np.full((8, 8), 0.5, np.float32)
     values[3, 3] = wrong
-    with pytest.raises(ImageError, match=r"image\.tif' has pixels from .* mode 'F' needs 0 to 1"):
+    with pytest.raises(ImageError, match=rf"image\.tif.* {wrong:.3g}"):
         saved(tmp_path, Image.fromarray(values), "tif")
 
 
@@ -103,7 +103,7 @@ def test_32_bit_integers_are_taken_where_their_range_is_clear() -> None:
     values[0, 0] = 65535
     assert pixel(to_rgb(Image.fromarray(values))) == WHITE
     values[0, 0] = 70000
-    with pytest.raises(ImageError, match=r"pixels from 0\.0 to 70000\.0"):
+    with pytest.raises(ImageError, match=r"70000\.0"):
         to_rgb(Image.fromarray(values))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from elude_nb.data.images import PHOTOGRAPHS, ImageSet, load_images, open_rgb, photograph
+from elude_nb.data.decode import open_rgb
+from elude_nb.data.images import ImageSet, load_images
+from elude_nb.data.photographs import PHOTOGRAPHS, photograph
 from elude_nb.errors import ImageError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -115,20 +118,20 @@ def test_a_sample_without_labels_is_drawn_from_all() -> None:
 
 
 def test_a_missing_folder_is_named_with_the_sets_that_need_none(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no folder '.*photo'.*'photographs', 'shapes'"):
+    with pytest.raises(FileNotFoundError, match=r"photo'.*'photographs'.*'shapes'"):
         load_images(tmp_path / "photo")
-    with pytest.raises(FileNotFoundError, match="no folder 'photograph'"):
+    with pytest.raises(FileNotFoundError, match="'photograph'"):
         load_images("photograph")
 
 
 def test_a_folder_without_images_says_which_endings_it_looked_for(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ImageError, match=r"No image lies below .*'\.jpeg'"):
+    with pytest.raises(ImageError, match=rf"{tmp_path.name}.*'\.jpeg'"):
         load_images(tmp_path)
 
 
 def test_labels_for_a_folder_are_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="labels are its subfolders"):
+    with pytest.raises(ValueError, match="labels"):
         load_images(folder, labels=["a"] * 4)
 
 
@@ -151,7 +154,7 @@ def test_a_large_folder_costs_its_paths_only(tmp_path: Path, monkeypatch: pytest
     assert Counter(images.labels) == {"0": 1000, "1": 1000, "2": 1000}
     assert (len(first), len(second)) == (1500, 1500)
     assert opened == []
-    with pytest.raises(ImageError, match="is an empty file"):
+    with pytest.raises(ImageError, match=r"0007\.png"):
         images[7]
     assert opened == [str(tmp_path / "0" / "0007.png")]
 
@@ -161,13 +164,13 @@ def test_a_large_folder_costs_its_paths_only(tmp_path: Path, monkeypatch: pytest
 
 def test_an_empty_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
-    with pytest.raises(ImageError, match=r"empty\.png' is an empty file"):
+    with pytest.raises(ImageError, match=r"empty\.png"):
         load_images(tmp_path)[0]
 
 
 def test_text_with_the_ending_of_an_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "page.jpg").write_text("<html>404 not found</html>")
-    with pytest.raises(ImageError, match=r"page\.jpg' is not an image; remove it"):
+    with pytest.raises(ImageError, match=r"page\.jpg"):
         load_images(tmp_path)[0]
 
 
@@ -179,7 +182,7 @@ def test_a_truncated_file_is_named_and_never_half_shown(tmp_path: Path, ending: 
     whole = file.read_bytes()
     for share in (0.1, 0.5, 0.9):
         file.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(ImageError, match=rf"cut\.{ending}' is "):
+        with pytest.raises(ImageError, match=rf"cut\.{ending}"):
             open_rgb(file)
 
 
@@ -211,17 +214,15 @@ def test_damaged_bytes_give_an_image_or_an_image_error_and_nothing_else(tmp_path
 def test_a_file_that_went_away_is_named(folder: Path) -> None:
     images = load_images(folder)
     (folder / "cat" / "a.PNG").unlink()
-    with pytest.raises(ImageError, match=r"a\.PNG' does not exist"):
+    with pytest.raises(ImageError, match=r"a\.PNG"):
         images[0]
 
 
-@pytest.mark.parametrize(
-    ("size", "says"), [((7, 30), "each side needs at least 8"), ((8, 401), "over 50 times as long")]
-)
-def test_sizes_that_no_network_can_use_are_named(tmp_path: Path, size: tuple[int, int], says: str) -> None:
+@pytest.mark.parametrize(("size", "limit"), [((7, 30), "8"), ((8, 401), "50")])
+def test_sizes_that_no_network_can_use_are_named(tmp_path: Path, size: tuple[int, int], limit: str) -> None:
     for turned in (size, size[::-1]):
         Image.new("RGB", turned).save(tmp_path / "odd.png")
-        with pytest.raises(ImageError, match=rf"odd\.png' has {turned[0]} x {turned[1]} pixels; .*{says}"):
+        with pytest.raises(ImageError, match=rf"odd\.png.*{turned[0]} x {turned[1]} .* {limit}"):
             open_rgb(tmp_path / "odd.png")
     Image.new("RGB", (8, 400)).save(tmp_path / "odd.png")
     assert open_rgb(tmp_path / "odd.png").size == (8, 400)
@@ -230,7 +231,7 @@ def test_sizes_that_no_network_can_use_are_named(tmp_path: Path, size: tuple[int
 def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ImageError, match=r"bomb\.png' is too large to open safely"):
+    with pytest.raises(ImageError, match=r"bomb\.png.*10000"):
         open_rgb(tmp_path / "bomb.png")
 
 
@@ -238,10 +239,10 @@ def test_without_broken_warns_of_each_and_keeps_the_rest(folder: Path) -> None:
     (folder / "cat" / "aa.png").touch()
     (folder / "dog" / "z.jpg").write_text("no")
     images = load_images(folder)
-    with pytest.warns(UserWarning, match="2 of 6 images were left out") as caught:
+    with pytest.warns(UserWarning, match="2 of 6") as caught:
         whole = images.without_broken()
-    assert "aa.png' is an empty file" in str(caught[0].message)
-    assert "z.jpg' is not an image" in str(caught[0].message)
+    assert "aa.png" in str(caught[0].message)
+    assert "z.jpg" in str(caught[0].message)
     assert (greys(whole), whole.labels) == ([1, 2, 3, 4], ("cat", "cat", "dog", ""))
     assert greys(whole.without_broken()) == [1, 2, 3, 4]  # and no warning now
 
@@ -268,24 +269,24 @@ def test_a_broken_image_of_the_users_is_named(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(buffer, "PNG")
     with Image.open(io.BytesIO(buffer.getvalue()[:2000])) as cut:
         images = load_images([*numbered(1), cut])
-        with pytest.raises(ImageError, match="'image 1' is a broken image"):
+        with pytest.raises(ImageError, match="'image 1'"):
             images[1]
-        with pytest.warns(UserWarning, match="1 of 2 images"):
+        with pytest.warns(UserWarning, match="1 of 2"):
             assert len(images.without_broken()) == 1
 
 
 def test_what_is_no_image_is_named_by_place_and_type() -> None:
-    with pytest.raises(TypeError, match="Item 1 is a int; give paths or PIL images"):
+    with pytest.raises(TypeError, match=r"Item 1 .* 3 \(int\)"):
         load_images([*numbered(1), 3])
     with pytest.raises(TypeError, match=r"load_images\(\[image\]\)"):
         load_images(numbered(1)[0])  # type: ignore[arg-type]
-    with pytest.raises(ImageError, match="list of images is empty"):
+    with pytest.raises(ImageError, match="empty"):
         load_images([])
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_labels_must_be_as_many_as_images(count: int) -> None:
-    with pytest.raises(ValueError, match=f"{count} labels were given for 2 images"):
+    with pytest.raises(ValueError, match=f"{count} labels .* 2 images"):
         load_images(numbered(2), labels=["a"] * count)
 
 
@@ -315,23 +316,23 @@ def test_a_grey_array_is_repeated() -> None:
 
 @pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8, 4), (2, 1, 8, 8), (2, 2, 8, 8, 3), (8,)])
 def test_arrays_of_other_shapes_are_refused_at_once(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ImageError, match=r"is no set of images; give \(n, h, w\), \(n, h, w, 3\)"):
+    with pytest.raises(ImageError, match=re.escape(str(shape))):
         load_images(np.zeros(shape, np.uint8))
 
 
 def test_one_image_as_an_array_is_told_from_many_grey_ones() -> None:
-    with pytest.raises(ImageError, match=r"shape \(32, 32, 3\) looks like one image; give array\[None\]"):
+    with pytest.raises(ImageError, match=r"\(32, 32, 3\).*array\[None\]"):
         load_images(np.zeros((32, 32, 3), np.uint8))
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.bool_])
 def test_arrays_of_ambiguous_dtype_are_refused(dtype: Any) -> None:
-    with pytest.raises(ImageError, match=f"array of {np.dtype(dtype)} is ambiguous; give uint8, or floats"):
+    with pytest.raises(ImageError, match=str(np.dtype(dtype))):
         load_images(np.zeros((2, 8, 8), dtype))
 
 
 def test_an_empty_array_is_refused() -> None:
-    with pytest.raises(ImageError, match="holds no image"):
+    with pytest.raises(ImageError, match=r"\(0, 8, 8, 3\)"):
         load_images(np.zeros((0, 8, 8, 3), np.uint8))
 
 
@@ -341,13 +342,13 @@ def test_floats_outside_0_to_1_are_named_by_image(wrong: float) -> None:
     pixels[1, 0, 0, 0] = wrong
     images = load_images(pixels)
     assert pixel(images[0]) == (0, 0, 0)
-    with pytest.raises(ImageError, match=r"Image 1 of the array leaves \[0, 1\]"):
+    with pytest.raises(ImageError, match="Image 1 "):
         images[1]
 
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_count_is_checked(count: int) -> None:
-    with pytest.raises(ValueError, match=f"count={count} is out of range: it must be at least 1"):
+    with pytest.raises(ValueError, match=f"count={count} "):
         load_images("shapes", count=count)
 
 
@@ -414,13 +415,13 @@ def test_split_draws_evenly_within_a_label() -> None:
 
 @pytest.mark.parametrize(("count", "fraction"), [(1, 0.5), (3, 0.1), (3, 0.95)])
 def test_split_refuses_an_empty_part(count: int, fraction: float) -> None:
-    with pytest.raises(ValueError, match=f"{count} images cannot be split at fraction={fraction}"):
+    with pytest.raises(ValueError, match=f"{count} images .*fraction={fraction}"):
         load_images(numbered(count)).split(fraction)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, 2.0])
 def test_split_checks_its_fraction(fraction: float) -> None:
-    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+    with pytest.raises(ValueError, match=f"fraction={fraction}"):
         load_images(numbered(4)).split(fraction)
 
 
@@ -461,7 +462,7 @@ def test_drawing_on_a_photograph_or_a_crop_changes_no_later_one() -> None:
 
 def test_crops_lie_within_their_photograph_at_the_promised_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Image.new("RGB", (300, 400))
-    monkeypatch.setattr("elude_nb.data.images._read_photograph", lambda label: whole)
+    monkeypatch.setattr("elude_nb.data.photographs._read_photograph", lambda label: whole)
     sizes = np.array([image.size for image in load_images("photographs", count=300)])
     area, ratio = sizes.prod(1) / (300 * 400), sizes[:, 0] / sizes[:, 1]
     assert 0.075 < area.min() < 0.1
@@ -472,24 +473,24 @@ def test_crops_lie_within_their_photograph_at_the_promised_shares(monkeypatch: p
 
 def test_half_of_the_crops_are_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
-    monkeypatch.setattr("elude_nb.data.images._read_photograph", lambda label: ramp)
+    monkeypatch.setattr("elude_nb.data.photographs._read_photograph", lambda label: ramp)
     falls = [pixel(image)[0] > pixel(image, image.width - 1)[0] for image in load_images("photographs", count=200)]
     assert 70 < sum(falls) < 130
 
 
 def test_a_photograph_that_is_not_installed_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("elude_nb.data.photographs.find_spec", lambda name: None)
     images = load_images("photographs", count=1)
-    from elude_nb.data import images as module
+    from elude_nb.data import photographs as module
 
     module._read_photograph.cache_clear()
-    with pytest.raises(ImageError, match="'astronaut' travels in the package 'skimage', which is not installed"):
+    with pytest.raises(ImageError, match="'astronaut'.*'skimage'"):
         images[0]
 
 
 @pytest.mark.parametrize("name", ["photographs", "shapes"])
 def test_labels_for_a_set_by_name_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"'{name}' brings its own labels"):
+    with pytest.raises(ValueError, match=f"'{name}'"):
         load_images(name, labels=["a"])
 
 
@@ -504,9 +505,9 @@ def test_images_of_some_labels_and_of_all_others() -> None:
     assert len(images.only(["cat", "rocket"])) == 6
     assert len(images.without(["cat", "rocket"])) == 24
     assert set(images.without("cat").labels or ()) == set(images.labels or ()) - {"cat"}
-    with pytest.raises(ValueError, match="Did you mean 'cat'"):
+    with pytest.raises(ValueError, match="'cta'.*'cat'"):
         images.only("cta")
-    with pytest.raises(ValueError, match="label='cat' is not known"):
+    with pytest.raises(ValueError, match=r"'cat'"):
         load_images([Image.new("RGB", (4, 4))]).without("cat")
 
 

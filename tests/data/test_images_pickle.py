@@ -58,7 +58,8 @@ def test_a_set_comes_back_from_its_pickle(sets: dict[str, ImageSet], name: str) 
     assert type(back) is type(images)
     assert (back.names, back.labels, back.source) == (images.names, images.labels, images.source)
     assert [as_values(item) for item in back] == [as_values(item) for item in images]
-    if images.factors is not None:
+    assert (back.factors is None) == (images.factors is None)
+    if back.factors is not None and images.factors is not None:
         pd.testing.assert_frame_equal(back.factors, images.factors)
 
 

@@ -1,4 +1,4 @@
-"""The front doors of the rooms that steer and interpret: all that they promise is there, and nothing heavy comes along."""
+"""The front doors of three rooms: all that they promise is there, and nothing heavy comes along."""
 
 from __future__ import annotations
 

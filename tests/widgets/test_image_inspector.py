@@ -105,7 +105,7 @@ def test_an_upload_and_a_drop(inspector) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "an empty file"),
+        (b"", "not an image"),
         (b"hello", "not an image"),
         (png()[:60], "broken image"),
         (png(4), "4 x 4 pixels"),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from elude_nb._util.checks import check_count, check_kind
-from elude_nb._util.files import write_aside
+from elude_nb._util.files import atomic_write
 from elude_nb._util.progress import say
 from elude_nb.app.report.channels import channel_entries, channel_table
 from elude_nb.app.report.concepts import concept_entries
@@ -129,9 +129,9 @@ def write_report(
             "channels": channel_entries(split, looks, scores, opened, count=count, units=units, progress=progress),
         },
     )
-    with write_aside(target) as aside:
+    with atomic_write(target) as part:
         # Names of files can hold bytes that are no text; newlines stay as the policy's digests have counted them.
-        aside.write_text(page_of(contents), encoding="utf-8", errors="replace", newline="\n")
+        part.write_text(page_of(contents), encoding="utf-8", errors="replace", newline="\n")
     return target
 
 
