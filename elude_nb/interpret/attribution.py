@@ -348,6 +348,6 @@ def _agreement(tables: dict[str, pd.DataFrame], methods: Sequence[str]) -> pd.Da
     for of, table in tables.items():
         for first, second in combinations(methods, 2):
             pair = table[[first, second]].dropna()
-            pearson, spearman = (pair.corr(method).iloc[0, 1] for method in ("pearson", "spearman"))  # type: ignore[arg-type]
+            pearson, spearman = (pair.corr(method).iloc[0, 1] for method in ("pearson", "spearman"))
             rows.append((of, first, second, pearson, spearman, len(pair)))
     return pd.DataFrame(rows, columns=["of", "first", "second", "pearson", "spearman", "count"])

@@ -35,8 +35,9 @@ def sum_by_place(contributions: Tensor, places: Places) -> list[pd.DataFrame]:
 
 def mean_contributions(split: Disentanglement, channels: Tensor | int, concepts: Tensor | int) -> Tensor:
     """Return each source's mean contribution to a channel on a concept, above the mean over all tokens, (r, s)."""
-    products = split.weight[channels] * split.book.mean_sources()[concepts]
-    return products.unflatten(-1, (-1, split.site.kernel)).sum(-1)
+    products: Tensor = split.weight[channels] * split.book.mean_sources()[concepts]
+    by_position: Tensor = products.unflatten(-1, (-1, split.site.kernel))
+    return by_position.sum(-1)
 
 
 def depth_profile(split: Disentanglement, concept: int) -> pd.DataFrame:

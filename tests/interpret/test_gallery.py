@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_other_numbers_of_sub_units(gallery) -> None:
     ids=repr,
 )
 def test_other_numbers_go_by_the_strategy_of_the_split(vit, images, strategy) -> None:
-    quick = {"concepts": 8, "tokens_per_image": 6, "progress": False}
+    quick: Any = {"concepts": 8, "tokens_per_image": 6, "progress": False}
     split, other = (disentangle(vit, images, units=units, routing=strategy, **quick) for units in (3, 5))
     gallery = Gallery(split, images[:4]).fill(progress=False)
     assert (gallery.can_reroute, gallery.why_not_reroute) == (True, "")
@@ -97,7 +98,7 @@ def test_other_numbers_go_by_the_strategy_of_the_split(vit, images, strategy) ->
 
 
 def test_what_cannot_be_routed_anew_says_so(vit, images) -> None:
-    quick = {"concepts": 8, "units": 3, "tokens_per_image": 6, "progress": False}
+    quick: Any = {"concepts": 8, "units": 3, "tokens_per_image": 6, "progress": False}
     for routing in ("channel-clusters", RandomRouting(ChannelClusterRouting())):
         split = disentangle(vit, images, routing=routing, **quick)
         gallery = Gallery(split, images[:4]).fill(progress=False)

@@ -489,7 +489,7 @@ def test_the_shown_sentence_is_the_sentence_with_its_best_word_underlined(split)
     found = top_sentences(split, odd, concepts=[0, 1], count=3)
     for row in found.rows:
         for reading in row:
-            shown = reading.marked()
+            shown = reading.to_html()
             assert html.unescape(re.sub(r"<[^>]+>", "", shown)) == reading.sentence
             assert "<b>" not in shown
             assert re.findall(r"underline[^>]*>([^<]*)<", shown) == [html.escape(reading.word)]
