@@ -320,7 +320,7 @@ def read_strategy(text: str) -> RoutingStrategy:
     except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as error:
         raise ValueError(f"{text!r:.80} is the repr of no routing strategy that is known here.") from error
     if type(found).__name__ not in kinds:
-        raise ValueError(f"{text!r:.80} is no routing strategy.")  # noqa: TRY004 - the text is wrong, not its type
+        raise ValueError(f"{text!r:.80} is no routing strategy.")
     return found  # type: ignore[no-any-return]
 
 
