@@ -219,13 +219,7 @@ class ICA(_Projection):
     """
 
     def __init__(
-        self,
-        n_units: int = 128,
-        *,
-        iterations: int = 200,
-        max_tokens: int = 8192,
-        seed: int = 0,
-        name: str = "ICA",
+        self, n_units: int = 128, *, iterations: int = 200, max_tokens: int = 8192, seed: int = 0, name: str = "ICA"
     ) -> None:
         super().__init__(n_units, seed=seed, name=name)
         self.iterations = check_count("iterations", iterations)
