@@ -179,9 +179,9 @@ class SparseAutoencoder(Method):
             Which tensor is the ``"encoder"``, ``"decoder"``, ``"bias"`` (u,), ``"centre"`` (d,) and ``"threshold"``,
             (u,) or (), where their names are not among the common ones; all other tensors are then ignored.
         channels
-            d, where the shapes do not tell which axis it is.
+            d, where the shapes do not determine which axis it is.
         centred
-            Whether the encoder was trained on tokens less the centre (the decoder's bias); no file says so itself.
+            Whether the encoder was trained on tokens less the centre (the decoder's bias); files do not contain this.
         **settings
             ``k`` of `TopK` (unless it is in the file), ``name``, and others of the class.
 
@@ -272,7 +272,7 @@ class TopK(_KActive):
     @classmethod
     def _settings_of(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
         if "k" not in tensors and "k" not in settings:
-            raise ValueError("How many latents are active at a token is not in the weights; say k=.")
+            raise ValueError("How many latents are active at a token is not in the weights; give k=.")
         return {"k": int(tensors["k"]), **settings} if "k" in tensors else settings
 
 

@@ -1,6 +1,6 @@
 """How well units predict labels: average precision, ROC, sparse probing with one unit, class selectivity, and FMS.
 
-Letters: ``n`` images, ``u`` units, ``l`` labels. Every image has one label, and each label is told apart from the rest.
+Letters: ``n`` images, ``u`` units, ``l`` labels. Every image has one label; each label is scored against the rest.
 """
 
 from __future__ import annotations
