@@ -157,7 +157,7 @@ def test_it_fills_step_by_step(split, images) -> None:
 def test_what_an_edit_makes_of_images_is_not_kept(split, images) -> None:
     gallery = Gallery(split, images[:6])
     next(gallery.steps(2))
-    with split.edit(Edit.ablate(concept=1)), pytest.raises(EditError, match="gallery needs the model as it is"):
+    with split.edit(Edit.ablate(concept=1)), pytest.raises(EditError, match="gallery"):
         gallery.fill(progress=False)
     assert gallery.ready == 2
     assert gallery.fill(progress=False).ready == 6
@@ -190,9 +190,9 @@ def test_a_set_that_does_not_fit_is_sampled_over_its_labels(split, images) -> No
 
 
 def test_a_site_without_patches_is_refused(mlp_split, smallest_images) -> None:
-    with pytest.raises(SiteError, match="no patches"):
+    with pytest.raises(SiteError):
         Gallery(mlp_split, smallest_images)
-    with pytest.raises(SiteError, match="no patches"):
+    with pytest.raises(SiteError):
         look(mlp_split, [smallest_images[0]])
 
 
