@@ -16,7 +16,7 @@ import pandas as pd
 
 import elude_nb as en
 from elude_nb.baselines import METHODS, BatchTopK, Concepts, Method, Plan, SubUnits, TopK
-from elude_nb.core.routing import ConceptRouting
+from elude_nb.core.strategies import ConceptRouting
 from elude_nb.models.sites import Site
 from elude_nb.scores.suggest import suggest_concepts, suggest_settings
 

@@ -111,7 +111,7 @@ def main() -> None:
         page.locator(".elude-rho [role=slider]").first.focus()
         line("rho", [timed(lambda: press("ArrowLeft"), table.inner_text) for _ in range(10)], one_pass)
         page.locator(".elude-picker").first.focus()
-        spoken = page.locator(".elude-speakers select")
+        spoken = page.locator(".elude-contributors select")
         line("patch", [timed(lambda: press("ArrowRight"), spoken.inner_text) for _ in range(6)], one_pass)
         page.locator(".elude-strength [role=slider]").first.focus()
         moved = page.locator(".elude-moved")

@@ -8,6 +8,7 @@ from elude_nb._util import moved
 from elude_nb.baselines.compare import compare
 from elude_nb.core.disentangle import disentangle
 from elude_nb.core.edit import Edit
+from elude_nb.core.elude import EludeRouting
 from elude_nb.core.recording import Recording, record
 from elude_nb.core.result import Disentanglement
 from elude_nb.core.verify import verify
@@ -45,6 +46,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "Disentanglement",
     "Edit",
+    "EludeRouting",
     "ImageSet",
     "Model",
     "Recording",

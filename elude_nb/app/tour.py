@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import html
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from elude_nb._util.checks import near_matches
 from elude_nb._util.files import atomic_write
+from elude_nb._util.html import render
 from elude_nb._util.progress import TEXT_BARS, progress_bar, say
 from elude_nb.errors import TourError
 
@@ -32,8 +34,8 @@ def find_notebooks(only: Sequence[str] | None = None) -> list[Path]:
     ValueError
         If a name in ``only`` fits no notebook.
     """
-    here = Path(__file__).parent
-    folders = [folder for folder in (here / "notebooks", here.parent / "notebooks") if folder.is_dir()]
+    package = Path(__file__).parent.parent
+    folders = [folder for folder in (package / "notebooks", package.parent / "notebooks") if folder.is_dir()]
     found = sorted(folders[0].glob("[0-9]*.ipynb")) if folders else []
     if not found:
         raise TourError("The notebooks are missing from this installation; install elude-nb anew.")
@@ -67,9 +69,9 @@ def run_tour(out: Path, *, only: Sequence[str] | None = None, progress: bool = T
     import nbformat
 
     every = [(path, nbformat.read(path, as_version=4)) for path in find_notebooks(only)]
-    left_out = [f"{path.stem}: {lacking}" for path, notebook in every if (lacking := lacking_packages(notebook))]
-    if only is not None and left_out:
-        raise TourError("; ".join(left_out))
+    skipped = [f"{path.stem}: {lacking}" for path, notebook in every if (lacking := lacking_packages(notebook))]
+    if only is not None and skipped:
+        raise TourError("; ".join(skipped))
     notebooks = [(path, notebook) for path, notebook in every if not lacking_packages(notebook)]
     out.mkdir(parents=True, exist_ok=True)
     cells = sum(cell.cell_type == "code" for _, notebook in notebooks for cell in notebook.cells)
@@ -82,8 +84,8 @@ def run_tour(out: Path, *, only: Sequence[str] | None = None, progress: bool = T
             _write(page, _page(notebook))
             pages.append((page, notebook))
     index = out / "index.html"
-    _write(index, _index(pages, left_out))
-    for line in left_out:
+    _write(index, _index(pages, skipped))
+    for line in skipped:
         say(f"tour: left out {line}")
     return index
 
@@ -156,7 +158,7 @@ def _text_bars() -> Iterator[None]:
 def _page(notebook: NotebookNode) -> str:
     from nbconvert import HTMLExporter
 
-    notebook = _still(notebook)
+    notebook = _make_static(notebook)
     # Empty addresses: the page asks no server for scripts, and opens offline.
     exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="", exclude_input_prompt=True)
     exporter.exclude_output_prompt = True
@@ -164,8 +166,8 @@ def _page(notebook: NotebookNode) -> str:
     return re.sub(r'<script src="">\s*</script>', "", str(body))
 
 
-def _still(notebook: NotebookNode) -> NotebookNode:
-    """Return a copy in which widgets show their static face, and plotly figures bring one script for all of them."""
+def _make_static(notebook: NotebookNode) -> NotebookNode:
+    """Return a copy in which widgets show their static fallback, and all plotly figures share one script."""
     notebook = copy.deepcopy(notebook)
     notebook.metadata.pop("widgets", None)  # their state would only make the page larger
     script = True
@@ -189,27 +191,11 @@ def _still(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def _index(pages: Sequence[tuple[Path, NotebookNode]], left_out: Sequence[str]) -> str:
-    entries = "\n".join(
-        f'<li><a href="{html.escape(page.name)}">{html.escape(_title(notebook))}</a>{_first_picture(notebook)}</li>'
-        for page, notebook in pages
-    )
-    missing = "".join(f"<p>Left out: {html.escape(line)}</p>" for line in left_out)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>elude_nb: the tour</title>
-<style>
- body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
- li {{ margin: 1.5rem 0; list-style: none }} ul {{ padding: 0 }}
- a {{ font-size: 1.2rem; color: #0072b2 }} img {{ display: block; margin-top: .5rem; max-width: 100% }}
-</style></head>
-<body><h1>elude_nb: the tour</h1>
-<p>Channels of a real vision model, taken apart without changing its outputs. Each page is a notebook that was run on
-this machine.</p>
-<ul>
-{entries}
-</ul>{missing}</body></html>
-"""
+def _index(pages: Sequence[tuple[Path, NotebookNode]], skipped: Sequence[str]) -> str:
+    entries = [
+        {"name": page.name, "title": _title(notebook), "picture": _first_picture(notebook)} for page, notebook in pages
+    ]
+    return str(render("elude_nb.app", "tour.html", pages=entries, skipped=skipped))
 
 
 def _title(notebook: NotebookNode) -> str:
@@ -217,13 +203,13 @@ def _title(notebook: NotebookNode) -> str:
     return str(first).partition("\n")[0].lstrip("# ")
 
 
-def _first_picture(notebook: NotebookNode) -> str:
+def _first_picture(notebook: NotebookNode) -> Markup:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             found = str(output.get("data", {}).get("text/html", ""))
             if found.startswith("<img"):
-                return found
-    return ""
+                return Markup(found)  # noqa: S704 - it stands in the page of the notebook as well
+    return Markup()
 
 
 def _write(path: Path, text: str) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count, check_number
 from elude_nb._util.progress import say
-from elude_nb.core.clustering import cluster_directions
-from elude_nb.core.concepts import BookBuilder
+from elude_nb.core.clustering import cluster_directions, unit_vectors
+from elude_nb.core.concepts import BookBuilder, ConceptBook
+from elude_nb.core.elude import EludeRouting, Instances
 from elude_nb.core.recording import Recording, record
 from elude_nb.core.result import Disentanglement, Settings
-from elude_nb.core.routing import CONTRIBUTIONS_AT_ONCE, Routing, RoutingStrategy, check_routing_settings, find_routing
+from elude_nb.core.routing import CONTRIBUTIONS_AT_ONCE, NO_CONCEPT, Routing, shuffled
+from elude_nb.core.strategies import RandomRouting, RoutingStrategy, check_routing_settings, find_routing
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.models.find_sites import find_site
 from elude_nb.models.hooks import check_pristine, for_analysis
@@ -66,8 +69,8 @@ def disentangle(
     concepts: int = 128,
     units: int = 8,
     shared: float = 0.8,
-    routing: str | RoutingStrategy = "concepts",
-    tokens: str = "patch",
+    routing: str | RoutingStrategy | EludeRouting = "concepts",
+    tokens: str | None = None,
     tokens_per_image: int | None = 24,
     seed: int = 0,
     batch_size: int | None = None,
@@ -97,9 +100,11 @@ def disentangle(
     shared
         rho: a contribution whose second best owner exceeds this share of the best goes to the shared unit.
     routing
-        ``"concepts"``, ``"channel-clusters"``, ``"random"``, or an object with ``name`` and ``route()``.
+        ``"elude"`` (the published method, see `EludeRouting`; ``units`` and ``shared`` are nothing to it),
+        ``"concepts"`` (ours), ``"channel-clusters"``, ``"random"``, or an object with ``name`` and ``route()``.
     tokens, tokens_per_image
-        Which tokens count (``"class"``, ``"registers"``, ``"patch"``, ``"all"``) and how many are drawn for each image
+        Which tokens count (``"class"``, ``"registers"``, ``"patch"``, ``"all"``; by default ``"all"`` for
+        ``routing="elude"``, as in the paper, and ``"patch"`` otherwise) and how many are drawn for each image
         (``None``: every one).
     seed
         Of the drawing and the clustering; the same seed gives the same result.
@@ -124,6 +129,8 @@ def disentangle(
     check_model(model)
     given_model, model = model, model.using(batch_size=batch_size, progress=progress)
     strategy = find_routing(routing, seed)
+    elude = _elude_of(strategy)
+    tokens = tokens or ("patch" if elude is None else "all")
     seed = check_count("seed", seed, 0, 2**32 - 1)  # what scikit-learn takes
     blocks = blocks if blocks == "all" else check_count("blocks", blocks)
     given: dict[str, object] = {"concepts": concepts, "units": units, "shared": shared}
@@ -139,6 +146,8 @@ def disentangle(
     check_pristine(model.network, "disentangle")
     place = find_site(model, site, blocks=blocks)
     plan = _plan(model, chosen, place, groups, sub_units, tokens, tokens_per_image, max_memory)
+    if elude is not None:  # too few instances are reported before the long work
+        elude.sizes(min(plan.tokens, elude.max_tokens) if elude.instances == "tokens" else plan.micro_clusters)
     if model.progress:
         plan = replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))
         say(f"disentangle: {plan}")
@@ -185,14 +194,113 @@ def split_recordings(
         Gathers the concept book; by default one that keeps up to 4,096 tokens waiting.
     """
     builder = builder or BookBuilder(seed=settings.seed)
+    kept = _Reservoir.of(strategy)
     for recording in recordings:
         builder.add(recording)
+        if kept is not None:
+            kept.add(recording)
     book, fine, moments = builder.finish(settings.concepts)
     weight = for_analysis(site.weight(model.network))
     kernels = weight.unflatten(1, (-1, site.kernel))
-    route = strategy.route(kernels, book, fine, units=settings.units, shared=settings.shared)
+    elude = _elude_of(strategy)
+    if elude is None:
+        route = strategy.route(kernels, book, fine, units=settings.units, shared=settings.shared)
+    else:
+        found = _as_instances(fine) if kept is None else kept.instances()
+        route, centres = elude.route_instances(kernels, found, progress=model.progress)
+        if isinstance(strategy, RandomRouting):
+            route = shuffled(route, strategy.seed)
+        route, book = with_concepts(route, centres, fine, settings.concepts, settings.seed)
+        settings = replace(settings, units=max(2, route.units), shared=1.0, concepts=len(book))
     shares = unit_shares(weight, route, moments.covariance, moments.channel_variance)
     return Disentanglement(model, site, route, book, settings, moments.channel_variance, shares)
+
+
+def with_concepts(
+    routing: Routing, centres: Sequence[Tensor], fine: ConceptBook, number: int, seed: int
+) -> tuple[Routing, ConceptBook]:
+    """Group the clusters of all channels by direction into concepts, and tokens with them.
+
+    Parameters
+    ----------
+    routing
+        Its concepts are filled in.
+    centres
+        For each channel the mean channels of its clusters, less the overall mean, (k, d).
+    fine
+        The tokens, as micro-clusters.
+    number
+        How many concepts at most.
+    seed
+        Of the clustering.
+
+    Returns
+    -------
+    routing, book
+        Each sub-unit has the concept that its cluster's direction is in; the tokens of a concept are those whose
+        channels lie along the mean direction of its clusters more than along any other's.
+    """
+    every = unit_vectors(torch.cat(list(centres)))
+    if not len(every):
+        return routing, fine.regroup(torch.zeros(len(fine), dtype=torch.int64), 1)
+    groups = cluster_directions(every, torch.ones(len(every)), min(number, len(every)), seed=seed, careful=True)
+    middles = unit_vectors(every.new_zeros(int(groups.max()) + 1, every.shape[1]).index_add_(0, groups, every))
+    nearest = (fine.directions().to(middles) @ middles.T).argmax(1)
+    used, nearest = nearest.unique(return_inverse=True)  # a concept without any token is none
+    place = torch.full((len(middles),), NO_CONCEPT).index_put_((used,), torch.arange(len(used)))
+    place[place == NO_CONCEPT] = (middles[place == NO_CONCEPT] @ middles[used].T).argmax(1)
+    concepts = routing.concepts.clone()
+    start = 0
+    for channel, several in enumerate(centres):
+        concepts[channel, : len(several)] = place[groups[start : start + len(several)]]
+        start += len(several)
+    concepts = concepts.masked_fill(routing.sizes()[:, 1:] == 0, NO_CONCEPT)
+    return replace(routing, concepts=concepts), fine.regroup(nearest, len(used))
+
+
+class _Reservoir:
+    """A uniform random sample of all recorded tokens, of bounded size (algorithm R; Vitter, 1985)."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._random, self._seen = size, np.random.default_rng(seed), 0
+        self._sources: Tensor | None = None
+        self._channels: Tensor | None = None
+
+    @classmethod
+    def of(cls, strategy: object) -> _Reservoir | None:
+        elude = _elude_of(strategy)
+        return None if elude is None or elude.instances != "tokens" else cls(elude.max_tokens, elude.seed)
+
+    def add(self, recording: Recording) -> None:
+        if self._sources is None or self._channels is None:
+            self._sources = recording.sources.new_empty(self._size, recording.sources.shape[1], device="cpu")
+            self._channels = recording.channels.new_empty(self._size, recording.channels.shape[1], device="cpu")
+        numbers = np.arange(self._seen, self._seen + len(recording))
+        drawn = np.where(numbers < self._size, numbers, self._random.integers(0, numbers + 1))
+        self._seen += len(recording)
+        keep = np.flatnonzero(drawn < self._size)
+        # Of several tokens that are drawn for one place, the last stays.
+        places, last = np.unique(drawn[keep][::-1], return_index=True)
+        rows = torch.from_numpy(keep[::-1][last].copy())
+        self._sources[torch.from_numpy(places)] = recording.sources[rows].cpu()
+        self._channels[torch.from_numpy(places)] = recording.channels[rows].cpu()
+
+    def instances(self) -> Instances:
+        if self._sources is None or self._channels is None:
+            raise ValueError("There are no tokens to split by.")
+        count = min(self._seen, self._size)
+        return Instances(self._sources[:count], self._channels[:count], torch.ones(count))
+
+
+def _elude_of(strategy: object) -> EludeRouting | None:
+    """Return the ELUDe routing that a strategy is, or shuffles."""
+    found = strategy.like if isinstance(strategy, RandomRouting) else strategy
+    return found if isinstance(found, EludeRouting) else None
+
+
+def _as_instances(fine: ConceptBook) -> Instances:
+    counts = fine.counts[:, None]
+    return Instances(fine.source_sums / counts, (fine.channel_sums / counts).to(fine.source_sums), fine.counts)
 
 
 def unit_shares(weight: Tensor, routing: Routing, covariance: Tensor, variance: Tensor) -> Tensor:
@@ -202,8 +310,7 @@ def unit_shares(weight: Tensor, routing: Routing, covariance: Tensor, variance: 
     from outside the sources is in the shared unit. A channel that never varies has all of its share there.
     """
     kernel = weight.shape[1] // routing.routes.shape[1]
-    products = (weight * covariance.T).unflatten(1, (-1, kernel)).sum(2)  # (d, s)
-    shares = products.new_zeros(len(weight), routing.units + 1).scatter_add_(1, routing.routes.long(), products)
+    shares = routing.add_by_unit((weight * covariance.T).unflatten(1, (-1, kernel)).sum(2))
     shares = torch.where(variance[:, None] > 0, shares / variance[:, None], 0)
     shares[:, 0] = 1 - shares[:, 1:].sum(1)
     return shares

@@ -1,8 +1,8 @@
 """The explicit network: the split as ordinary modules, a layer with one output per unit and a merge that adds them.
 
-Every weight of the original stands in exactly one unit's row; the others have 0 there. So the rows of a channel add
-up to its original row bit for bit, which is asserted when a layer is made. The outputs equal the original's up to the
-order of floating-point additions.
+Every weight of the original stands in one unit's row, or is shared by several; the others have 0 there. The rows of a
+channel add up to its original row bit for bit, which is checked when a layer is made. The outputs equal the original's
+up to the order of floating-point additions.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb.core.partition import proportional_shares
 from elude_nb.core.routing import Routing
-from elude_nb.errors import PartitionError
-from elude_nb.models.hooks import clean_copy
+from elude_nb.errors import PartitionError, SiteError
+from elude_nb.models.hooks import clean_copy, evaluating, output_tensor
+from elude_nb.models.load import Model
 from elude_nb.models.sites import Site, Term, dense_weight
 from elude_nb.models.stream import blocks_of
 
@@ -166,10 +168,37 @@ def explicit_network(network: nn.Module, site: Site, routing: Routing) -> nn.Mod
         _split_stream(made, site, routing, channels, units)
     else:
         layer: Any = made.get_submodule(site.terms[0].layer)
-        split = split_layer(layer, routing.routes, channels, units)
+        split = split_layer(layer, routing, channels, units)
         merge = Merge(channels, site.channels, dim=1 if site.kind == "convolution" else -1)
         replace_module(made, site.terms[0].layer, SplitLayer(split, merge, site.terms[0].layer))
     return made.eval().requires_grad_(requires_grad=False)
+
+
+def check_explicit(model: Model, made: nn.Module, site: Site) -> None:
+    """Compare an explicit network with the model on noise.
+
+    Raises
+    ------
+    SiteError
+        If its outputs differ by more than rounding: a network that looks into its layers beside calling them cannot be
+        split by replacing them.
+    """
+    noise = model.noise()
+    with evaluating(model.network):
+        expected = output_tensor(model(noise))
+        try:
+            found = output_tensor(made(noise))
+        except (AttributeError, RuntimeError, TypeError, IndexError, KeyError) as error:
+            raise SiteError(
+                f"{site.name!r} cannot be made explicit: its network does not run with split layers in the "
+                f"place of its own ({type(error).__name__}: {error}). The lens works all the same."
+            ) from error
+    difference, largest = float((expected - found).abs().max()), float(expected.abs().max())
+    if not difference <= largest * torch.finfo(model.dtype).eps ** 0.5:
+        raise SiteError(
+            f"{site.name!r} cannot be made explicit: outputs on noise differ by {difference:.2g} (the largest "
+            f"is {largest:.2g}). The network does more with its layers than call them; the lens works all the same."
+        )
 
 
 def weights_add_up(network: nn.Module, explicit: nn.Module, site: Site) -> bool:
@@ -191,15 +220,18 @@ def weights_add_up(network: nn.Module, explicit: nn.Module, site: Site) -> bool:
     return True
 
 
-def split_layer(layer: nn.Linear | nn.Conv2d, routes: Tensor, channels: Tensor, units: Tensor) -> Any:
-    """Return a layer with one output per unit: the channel's weights where routed to the unit, 0 elsewhere.
+def split_layer(layer: nn.Linear | nn.Conv2d, routing: Routing, channels: Tensor, units: Tensor) -> Any:
+    """Return a layer with one output per unit: the channel's weights, or shares of them, where routed to the unit.
+
+    The bias is in unit 0. Where contributions are shared, which leaves unit 0 empty, it is spread over the sub-units in
+    proportion to their mean share of the weights (arXiv 2605.31304, section 3).
 
     Parameters
     ----------
     layer
         A linear layer or convolution with ``d`` outputs and ``s`` inputs.
-    routes
-        (d, s).
+    routing
+        Of the layer's inputs.
     channels, units
         The units wanted, as `Routing.rows` gives them, (u,) each.
 
@@ -209,23 +241,27 @@ def split_layer(layer: nn.Linear | nn.Conv2d, routes: Tensor, channels: Tensor, 
         If the rows of a channel do not add up to its weights bit for bit.
     """
     weight = dense_weight(layer)
-    mask = (routes.to(weight.device)[channels] == units[:, None]).view(len(units), -1, *[1] * (weight.ndim - 2))
-    rows = weight[channels].masked_fill(~mask, 0)
-    _check_partition(rows, channels, weight)
+    rows = routing.masked(weight.flatten(1), channels, units).view(len(units), *weight.shape[1:])
+    _check_partition(rows, channels, weight, alone=routing.owner_sets is None)
     bias = None
-    if layer.bias is not None:  # counted once, in the shared unit
-        bias = layer.bias.detach()[channels].masked_fill(units != 0, 0)
-        _check_partition(bias, channels, layer.bias.detach())
+    if layer.bias is not None:
+        whole = layer.bias.detach()
+        bias = whole[channels].masked_fill(units != 0, 0)
+        if routing.owner_sets is not None:
+            shares = proportional_shares(whole, routing.mean_shares().to(whole.device))
+            bias = shares[channels, units]
+        _check_partition(bias, channels, whole, alone=routing.owner_sets is None)
     split = _empty_like(layer, len(units))
     split.weight = nn.Parameter(rows, requires_grad=False)
     split.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return split
 
 
-def _check_partition(rows: Tensor, channels: Tensor, weight: Tensor) -> None:
+def _check_partition(rows: Tensor, channels: Tensor, weight: Tensor, *, alone: bool = True) -> None:
+    """Check that rows add up to the weights, and unless some are shared, that each stands in one row."""
     total = torch.zeros_like(weight).index_add(0, channels, rows)
     entries = torch.zeros_like(weight, dtype=torch.int32).index_add(0, channels, (rows != 0).to(torch.int32))
-    if not torch.equal(total, weight) or int(entries.max()) > 1:
+    if not torch.equal(total, weight) or (alone and int(entries.max()) > 1):
         wrong = int((total != weight).sum())
         raise PartitionError(f"The split weights are no partition: {wrong} of {weight.numel()} sums differ.")
 
@@ -251,11 +287,12 @@ def _empty_like(layer: Any, outputs: int) -> Any:
 def _split_stream(network: nn.Module, site: Site, routing: Routing, channels: Tensor, units: Tensor) -> None:
     merge = Merge(channels, site.channels)
     shared = (units == 0).nonzero().flatten()  # one for each channel, in the order of the channels
-    pieces = routing.routes.split([term.sources for term in site.terms], dim=1)
-    ledger = Ledger()
-    for term, routes in zip(site.terms, pieces, strict=True):
+    ledger, first_source = Ledger(), 0
+    for term in site.terms:
+        piece = routing.of_sources(first_source, first_source + term.sources)
+        first_source += term.sources
         layer: Any = network.get_submodule(term.layer)
-        split = split_layer(layer, routes, channels, units)
+        split = split_layer(layer, piece, channels, units)
         scale = split.weight.new_empty(0)
         if term.scale is not None:
             scale = network.get_parameter(term.scale).detach()[channels]

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import html
 import os
-import re
-import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,51 +14,25 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from elude_nb._util.checks import check_count, check_kind, check_unit, near_matches
-from elude_nb._util.files import load_result, save_result, sha256_of_tensors
+from elude_nb._util.checks import check_count, check_kind, check_unit
+from elude_nb._util.files import sha256_of_tensors
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.edit import Edit
-from elude_nb.core.explicit import explicit_network
+from elude_nb.core.explicit import check_explicit, explicit_network
+from elude_nb.core.names import UniqueNames
 from elude_nb.core.plan import check_splittable
 from elude_nb.core.readout import Lens, Readout, read_out
 from elude_nb.core.recording import Recording, record
 from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts
-from elude_nb.core.saving import (
-    Settings,
-    Stamp,
-    check_tensors,
-    difference_of_models,
-    identity_of,
-    load_named_model,
-    probe_of,
-    read_reasons,
-    read_settings,
-)
+from elude_nb.core.saving import Settings, Stamp, read_split, write_split
 from elude_nb.core.steer import Steering
+from elude_nb.core.tables import channel_table, concepts_of, contribution_table, summary, unit_table
 from elude_nb.data.images import Images
-from elude_nb.errors import ModelMismatchError, SiteError, StoreError
-from elude_nb.models.find_sites import find_site
-from elude_nb.models.hooks import check_pristine, evaluating, for_analysis, output_tensor
-from elude_nb.models.load import Model, check_model
+from elude_nb.models.hooks import check_pristine, for_analysis
+from elude_nb.models.load import Model
 from elude_nb.models.sites import STREAM, Site
 
-_KIND = "disentanglement"
 _NAMELESS = {"_stamp", "weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units"}
-
-
-class UniqueNames(dict[int, str]):
-    """Names of concepts, no two alike.
-
-    Attributes
-    ----------
-    labels
-        Which label each name stands for: both ``"cat"`` and ``"cat (2)"`` stand for ``"cat"``. Files of version 0.2 do
-        not say it; a name of theirs has no label here.
-    """
-
-    def __init__(self, names: Mapping[int, str] | None = None, labels: Mapping[int, str] | None = None) -> None:
-        super().__init__(names or {})
-        self.labels = dict(labels or {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,30 +97,16 @@ class Disentanglement:
     def units(self) -> pd.DataFrame:
         """One row a unit: ``channel``, ``unit``, ``concept``, ``sources``, ``share_of_variance``, ``mean_on_concept``.
 
-        ``mean_on_concept`` is the unit's mean (above its overall mean) on the tokens of its concept. Unit 0 of a
-        channel is the shared unit, or the whole channel where it was left alone; it has no concept.
+        ``sources`` are those that the unit has a part in; where the published rule shares some, ``exclusive_sources``
+        are those that it has alone, and a sub-unit without any is dead. ``mean_on_concept`` is the unit's mean (above
+        its overall mean) on the tokens of its concept. Unit 0 of a channel is what no sub-unit owns, or the whole
+        channel where it was not split; it has no concept.
         """
         return self._unit_table.copy()
 
     @cached_property
     def _unit_table(self) -> pd.DataFrame:
-        channels, units = self.routing.rows()
-        concepts = self._concepts_of(channels, units)
-        table = pd.DataFrame(
-            {
-                "channel": channels.numpy(),
-                "unit": units.numpy(),
-                "concept": pd.array(concepts.numpy(), dtype="Int64"),
-                "sources": self.routing.sizes()[channels, units].numpy(),
-                "share_of_variance": self.unit_shares[channels, units].numpy(),
-                "mean_on_concept": self.means_on_concepts[channels, units].numpy(),
-            }
-        )
-        missing = table["concept"] == NO_CONCEPT
-        table.loc[missing, ["concept", "mean_on_concept"]] = pd.NA
-        if self.names:
-            table.insert(3, "name", [self.names.get(concept, "") for concept in concepts.tolist()])
-        return table
+        return unit_table(self.routing, self.unit_shares, self.means_on_concepts, self.names)
 
     @property
     def channels(self) -> pd.DataFrame:
@@ -158,15 +115,7 @@ class Disentanglement:
 
     @cached_property
     def _channel_table(self) -> pd.DataFrame:
-        return pd.DataFrame(
-            {
-                "channel": range(self.site.channels),
-                "split": self.routing.is_split().numpy(),
-                "units": (self.routing.sizes()[:, 1:] > 0).sum(1).numpy(),
-                "reason": self.routing.reasons,
-                "variance": self.channel_variance.numpy(),
-            }
-        )
+        return channel_table(self.routing, self.channel_variance)
 
     def contributions(
         self,
@@ -184,8 +133,7 @@ class Disentanglement:
             The unit.
         images, tokens
             Average over these tokens (by default those of the discovery) of these images; without images, over the
-            tokens of the unit's concept (for the
-            shared unit, which has none, images are needed).
+            tokens of the unit's concept (unit 0 has none: images are needed).
 
         Returns
         -------
@@ -194,18 +142,13 @@ class Disentanglement:
             the mean over all recorded tokens.
         """
         row = self._rows_of([(channel, unit)])[0]
-        if images is not None:
-            means = self._mean_sources_of(images, tokens) - self.book.source_mean()
-        else:
-            concept = int(self._concepts_of(*(rows[row : row + 1] for rows in self.routing.rows())))
-            if concept == NO_CONCEPT:
-                raise ValueError(f"Unit {(channel, unit)} has no concept; say on which images: images=...")
-            means = self.book.mean_sources()[concept]
-        products = (self.weight[channel] * means).unflatten(0, (-1, self.site.kernel)).sum(1)
-        table = self.site.source_table(self.model.network)
-        table["contribution"] = products.numpy()
-        mine = table[(self.routing.routes[channel] == unit).numpy()]
-        return mine.sort_values("contribution", key=abs, ascending=False)
+        concept = int(concepts_of(self.routing, *(rows[row : row + 1] for rows in self.routing.rows())))
+        if images is None and concept == NO_CONCEPT:
+            raise ValueError(f"Unit {(channel, unit)} has no concept; say on which images: images=...")
+        centre = self.book.source_mean()
+        means = self.book.mean_sources()[concept] if images is None else self._mean_sources(images, tokens) - centre
+        members = self.routing.members(channel)[unit]
+        return contribution_table(self.model.network, self.site, self.weight[channel] * means, members)
 
     # --------------------------------------------------------------- names
 
@@ -234,31 +177,12 @@ class Disentanglement:
         --------
         ``split = split.with_names({12: "cat"})``; then ``Edit.scale(concept="cat", by=0.0)``.
         """
-        check_kind("names", names, Mapping | pd.Series, "a mapping of concepts to names, such as {12: 'cat'}")
-        given = getattr(names, "labels", {}) if labels is None else labels
-        check_kind("labels", given, Mapping | pd.Series, "a mapping of concepts to labels, such as {12: 'cat'}")
-        unnamed = set(given.keys()) - set(names.keys())
-        if unnamed:
-            raise ValueError(f"labels are given for the concepts {sorted(unnamed)}, and no names; give both.")
-        known = UniqueNames(self.names, self.names.labels)
-        for concept, name in names.items():
-            number = check_count("concept", concept, 0, len(self.book) - 1)
-            known[number] = _stripped("name", concept, name)
-            known.labels[number] = _stripped("label", concept, given.get(concept, name))
-            if known[number] and not known.labels[number]:
-                raise ValueError(f"The label of concept {concept} is empty; leave it out, or take the name away too.")
-        merged = {concept: name for concept, name in sorted(known.items()) if name}
-        twice = [name for name, count in Counter(merged.values()).items() if count > 1]
-        if twice:
-            concepts = [concept for concept, name in merged.items() if name == twice[0]]
-            raise ValueError(f"Concepts {concepts} would all be called {twice[0]!r}; give each a name of its own.")
-        kept = {concept: label for concept, label in sorted(known.labels.items()) if concept in merged}
-        return self._with(names=UniqueNames(merged, kept))
+        return self._with(names=self.names.updated(names, labels, len(self.book)))
 
     @property
     def labels(self) -> dict[int, str]:
         """Which label the name of each concept stands for; where no label is known, the name itself."""
-        return {**self.names, **self.names.labels}
+        return self.names.all_labels
 
     def _with(self, **changed: Any) -> Disentanglement:
         """Return a copy with some fields changed that has all that was worked out of the others, which takes time."""
@@ -279,23 +203,7 @@ class Disentanglement:
         ValueError
             If there is none.
         """
-        labels = self.labels
-        found = [concept for concept, label in labels.items() if label == name]
-        found = found or [concept for concept, text in self.names.items() if text == name]
-        if not found:
-            options = sorted({*labels.values(), *self.names.values()})
-            raise ValueError(f"No concept is called {name!r}; names are {options}.{near_matches(name, options)}")
-        alike = re.compile(re.escape(name) + r" \(\d+\)")
-        unsure = [
-            text for concept, text in self.names.items() if concept not in self.names.labels and alike.fullmatch(text)
-        ]
-        if unsure:
-            warnings.warn(
-                f"{unsure} may stand for {name!r} too, or be labels of their own: this split was saved by version 0.2, "
-                "which did not note it. Name its concepts anew, or pass with_names(split.names, labels=...).",
-                stacklevel=2,
-            )
-        return found
+        return self.names.concepts_of(name)
 
     # ----------------------------------------------------------- activations
 
@@ -319,7 +227,7 @@ class Disentanglement:
             (n, u) for sites or choices with one token an image (``tokens="class"``), else (n, t, u). Sub-units are
             centred: 0 is their mean over the recorded tokens. Unit 0 holds the rest, so that the sum is the channel.
             Where a sentence has no token (padding) all are NaN.
-            A unit whose `signs` entry is -1 likes best where it is lowest.
+            A unit whose `signs` entry is -1 is lowest on its concept.
         """
         readout = self.unit_readout(units)
         return self._read(readout, images, tokens, batch_size, progress)
@@ -376,11 +284,10 @@ class Disentanglement:
         matrix = torch.zeros(len(self.book), self.weight.shape[1], dtype=self.weight.dtype)
         factors = self.means_on_concepts / self.channel_variance.clamp(min=1e-12)[:, None]  # (d, k + 1)
         for channel in self.routing.is_split().nonzero().flatten().tolist():
-            owner = torch.cat([torch.tensor([NO_CONCEPT]), self.routing.concepts[channel]])
-            routes = self.routing.routes[channel].long().repeat_interleave(self.site.kernel)  # (s * kernel,)
-            owned = (routes > 0).nonzero().flatten()
-            values = self.weight[channel, owned] * factors[channel, routes[owned]]
-            matrix.index_put_((owner[routes[owned]], owned), values, accumulate=True)
+            concepts = self.routing.concepts[channel]
+            units = (concepts != NO_CONCEPT).nonzero().flatten() + 1
+            rows = self.routing.masked(self.weight, torch.full_like(units, channel), units)  # (u, s * kernel)
+            matrix.index_add_(0, concepts[units - 1], rows * factors[channel, units, None])
         matrix = matrix.T.contiguous()
         nothing = torch.full((len(self.book),), -1)
         return Readout(matrix, -(self.book.source_mean() @ matrix), nothing)
@@ -413,7 +320,7 @@ class Disentanglement:
                 check_count("channel", channel, 0, self.site.channels - 1)
             routing = routing.only(torch.as_tensor(list(channels), dtype=torch.int64))
         made = explicit_network(self.model.network, self.site, routing)
-        self._check_explicit(made)
+        check_explicit(self.model, made, self.site)
         return made
 
     def lens(self, units: Sequence[tuple[int, int]] | None = None) -> Lens:
@@ -458,6 +365,8 @@ class Disentanglement:
             "counts": self.book.counts,
             "source_sums": self.book.source_sums,
         }
+        if self.routing.owner_sets is not None:
+            tensors["owner_sets"] = self.routing.owner_sets
         return hashlib.sha256(f"{self.site.name}|{sha256_of_tensors(tensors)}".encode()).hexdigest()[:16]
 
     # ------------------------------------------------------------- steering
@@ -491,24 +400,9 @@ class Disentanglement:
             If the model's weights changed after the split was made.
         """
         self.check_model("save", thorough=True)
-        tensors = {
-            "routes": self.routing.routes,
-            "concepts": self.routing.concepts,
-            "counts": self.book.counts,
-            "channel_sums": self.book.channel_sums,
-            "source_sums": self.book.source_sums,
-            "channel_variance": self.channel_variance,
-            "unit_shares": self.unit_shares,
-            "probe": probe_of(self.model),
-        }
-        manifest = {
-            **identity_of(self.model),
-            "settings": asdict(self.settings),
-            "reasons": list(self.routing.reasons),
-            "names": {str(concept): name for concept, name in self.names.items()},
-            "labels": {str(concept): label for concept, label in self.names.labels.items()},
-        }
-        save_result(path, _KIND, tensors, manifest)
+        write_split(path, self.model, self.settings, self.routing, self.book, self.names, {
+            "channel_variance": self.channel_variance, "unit_shares": self.unit_shares
+        })  # fmt: skip
 
     @staticmethod
     def load(path: str | os.PathLike[str], model: Model | None = None) -> Disentanglement:
@@ -522,28 +416,7 @@ class Disentanglement:
             If ``model`` is not the one that was split: its weights, its dtype or input size, or what it makes of one
             fixed input differ. (The same weights in another architecture give themselves away by the last.)
         """
-        tensors, manifest = load_result(path, _KIND)
-        if model is None:
-            model = load_named_model(manifest, os.fspath(path))
-        check_model(model)
-        check_pristine(model.network, "load")
-        difference = difference_of_models(model, manifest, tensors.get("probe"))
-        if difference:
-            raise ModelMismatchError(
-                f"{os.fspath(path)!r} was made with {manifest.get('model')!r} ({manifest.get('architecture')}), not "
-                f"with this {model.name!r}: {difference}. Load that model, or disentangle this one."
-            )
-        try:
-            settings = read_settings(manifest.get("settings"))
-            site = find_site(model, settings.site, blocks=settings.blocks)
-            check_tensors(tensors, site, for_analysis(torch.empty(0, dtype=model.dtype)).dtype)
-            routing = Routing(tensors["routes"], tensors["concepts"], read_reasons(manifest.get("reasons")))
-        except (TypeError, ValueError) as error:  # a SiteError is one, too
-            raise StoreError(f"{os.fspath(path)!r} holds no disentanglement of this model ({error})") from error
-        book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])
-        variance, shares = tensors["channel_variance"], tensors["unit_shares"]
-        split = Disentanglement(model, site, routing, book, settings, variance, shares)
-        return _with_saved_names(split, manifest.get("names"), manifest.get("labels", {}), os.fspath(path))
+        return Disentanglement(**read_split(path, model))
 
     # --------------------------------------------------------------- reprs
 
@@ -556,40 +429,11 @@ class Disentanglement:
         )
 
     def _repr_html_(self) -> str:
-        split = int(self.routing.is_split().sum())
-        chosen = self.settings
-        rows = {
-            "model": self.model.name,
-            "site": f"{self.site.name}, {self.site.channels} channels, {self.site.sources:,} sources",
-            "split": f"{split} channels in {int((self.routing.sizes()[:, 1:] > 0).sum()):,} sub-units; "
-            f"{self.site.channels - split} left alone",
-            "concepts": f"{len(self.book)} from {int(self.book.counts.sum()):,} {chosen.tokens} tokens "
-            f"of {chosen.images} images ({chosen.images_from})",
-            "routing": f"{chosen.routing}, units = {chosen.units}, shared = {chosen.shared}, seed = {chosen.seed}",
-        }
+        rows = summary(self.model.name, self.site, self.routing, self.book, self.settings)
         body = "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in rows.items())
         return f"<table><caption>Disentanglement</caption>{body}</table>"
 
     # ------------------------------------------------------------- helpers
-
-    def _check_explicit(self, made: nn.Module) -> None:
-        """Compare on noise: a network that looks into its layers beside calling them might be taken apart wrongly."""
-        noise = self.model.noise()
-        with evaluating(self.model.network):
-            expected = output_tensor(self.model(noise))
-            try:
-                found = output_tensor(made(noise))
-            except (AttributeError, RuntimeError, TypeError, IndexError, KeyError) as error:
-                raise SiteError(
-                    f"{self.site.name!r} cannot be made explicit: its network does not run with split layers in the "
-                    f"place of its own ({type(error).__name__}: {error}). The lens works all the same."
-                ) from error
-        difference, largest = float((expected - found).abs().max()), float(expected.abs().max())
-        if not difference <= largest * torch.finfo(self.model.dtype).eps ** 0.5:
-            raise SiteError(
-                f"{self.site.name!r} cannot be made explicit: outputs on noise differ by {difference:.2g} (the largest "
-                f"is {largest:.2g}). The network does more with its layers than call them; the lens works all the same."
-            )
 
     def _read(
         self,
@@ -620,20 +464,16 @@ class Disentanglement:
                 raise ValueError(f"There is no unit {(channel, number)}; {hint}. See .units for all.")
         return [place[pair] for pair in pairs]
 
-    def _concepts_of(self, channels: Tensor, units: Tensor) -> Tensor:
-        concepts = self.routing.concepts[channels, (units - 1).clamp(min=0)]
-        return concepts.masked_fill(units == 0, NO_CONCEPT)
-
     @cached_property
     def signs(self) -> Tensor:
-        """Which way each unit speaks for its concept, (d, k + 1): -1 where it is low on it, else 1.
+        """Whether each unit is high or low on its concept, (d, k + 1): -1 where it is low, else 1.
 
-        A channel of a residual stream says one thing when it is high and another when it is low. What a unit likes best
-        is where ``sign * activation`` is largest; that it adds up to the channel has nothing to do with it.
+        A channel of a residual stream means one thing when it is high and another when it is low. A unit activates most
+        on its concept where ``sign * activation`` is largest; that it adds up to the channel does not depend on it.
         """
         return torch.where(self.means_on_concepts < 0, -1, 1)
 
-    def _mean_sources_of(self, images: Images, tokens: str | None) -> Tensor:
+    def _mean_sources(self, images: Images, tokens: str | None) -> Tensor:
         self.check_model()
         total, count = torch.zeros(self.weight.shape[1], dtype=torch.float64), 0
         which = self.settings.tokens if tokens is None else tokens
@@ -657,19 +497,3 @@ def check_split(split: object, purpose: str = "", *, thorough: bool = False) -> 
     check: Any = getattr(split, "check_model", None)
     if check is not None:
         check(purpose, thorough=thorough)
-
-
-def _stripped(what: str, concept: int, text: object) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"The {what} of concept {concept} must be text, not {text!r} ({type(text).__name__}).")
-    return text.strip()
-
-
-def _with_saved_names(split: Disentanglement, names: Any, labels: Any, path: str) -> Disentanglement:
-    """Return a split with the names of its file; those of version 0.2 have no labels."""
-    try:
-        known = {int(concept): label for concept, label in labels.items()}
-        named = split.with_names({int(concept): name for concept, name in names.items()}, known)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise StoreError(f"{path!r}: the names of its concepts are damaged ({error}); make the file anew.") from error
-    return named._with(names=UniqueNames(named.names, {concept: named.labels[concept] for concept in known}))

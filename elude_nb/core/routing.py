@@ -1,52 +1,58 @@
-"""Routing: to which sub-unit of a channel each contribution goes.
+"""Routing: to which sub-units of a channel each contribution goes.
 
-A `Routing` is a plain value, decided first and applied later. It is always a partition: one small whole number for
-each pair of channel and source, so a contribution cannot be in two sub-units or in none. Number 0 is the shared unit.
+A `Routing` is a plain value, decided first and applied later. Most routings give each contribution one owner: one small
+whole number for each pair of channel and source. The published rule may give it to several sub-units at once, which
+then share its weight (`elude_nb.core.partition`). Either way the weights of a channel's units add up to the channel's
+bit for bit. Number 0 is the unit of what no sub-unit owns.
 """
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from elude_nb._util.checks import check_choice, check_count, check_fraction
-from elude_nb.core.clustering import cluster_directions
+from elude_nb._util.checks import check_count
 from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.partition import equal_share
 
 NO_CONCEPT = -1
 CONTRIBUTIONS_AT_ONCE = 1 << 22  # 16 MB of float32, a few times over
-MOST_UNITS = 255  # routes are kept as bytes; 0 is the shared unit
+MOST_UNITS = 255  # routes are kept as bytes; 0 is what no sub-unit owns
 
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """Which sub-unit each contribution goes to.
+    """Which sub-units each contribution goes to.
 
     Attributes
     ----------
     routes
-        (d, s), uint8: the sub-unit of channel ``j`` that takes the contribution of source ``i``; 0 is shared.
+        (d, s), uint8: the sub-unit of channel ``j`` that alone takes the contribution of source ``i``. 0 where there is
+        none: then unit 0 takes it, unless it is shared.
     concepts
         (d, k), int64: the concept of each sub-unit 1 to k, or -1 where a sub-unit is empty or belongs to no concept
         of the book.
     reasons
-        For each channel, why it was split or left alone.
+        For each channel, why it was split or not.
+    owner_sets
+        Which sub-units share each contribution, as bits: (d, s, ceil(k / 8)), uint8; bit ``b`` of byte ``a`` stands for
+        sub-unit ``8 a + b + 1``. 0 where there is one owner or none. ``None`` if nothing is shared.
 
     Raises
     ------
     ValueError
-        If a tensor has another shape or dtype, or a route points to a sub-unit that does not exist.
+        If a tensor has another shape or dtype, a route points to a sub-unit that does not exist, or a contribution has
+        both an owner and sharers, or a single sharer.
     """
 
     routes: Tensor
     concepts: Tensor
     reasons: tuple[str, ...]
+    owner_sets: Tensor | None = None
 
     def __post_init__(self) -> None:
         d = len(self.routes) if self.routes.ndim else 0
@@ -58,30 +64,108 @@ class Routing:
             raise ValueError(f"A route points to sub-unit {int(self.routes.max())}; there are {self.units}.")
         if self.concepts.dtype != torch.int64:
             raise ValueError(f"concepts must be of torch.int64, not {self.concepts.dtype}.")
+        if self.owner_sets is not None:
+            self._check_owner_sets(self.owner_sets)
+
+    def _check_owner_sets(self, sets: Tensor) -> None:
+        wanted = (*self.routes.shape, -(-self.units // 8))
+        if tuple(sets.shape) != wanted or sets.dtype != torch.uint8:
+            raise ValueError(f"owner_sets must be {wanted} of uint8, not {tuple(sets.shape)} of {sets.dtype}.")
+        for channel in range(len(self.routes)):  # one at a time: unpacked, bits are eight times as much
+            members = unpack_bits(sets[channel], 8 * sets.shape[-1])
+            count = members.sum(1)
+            if bool(members[:, self.units :].any()) or bool((count == 1).any()):
+                raise ValueError(f"Channel {channel}: contributions are shared by sub-units that do not exist, or one.")
+            if bool(((count > 0) & (self.routes[channel] > 0)).any()):
+                raise ValueError(f"Channel {channel}: a contribution has an owner and is shared.")
 
     @property
     def units(self) -> int:
-        """Return k, the largest number of sub-units of a channel, the shared one not counted."""
+        """Return k, the largest number of sub-units of a channel, unit 0 not counted."""
         return self.concepts.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that routes and owner sets take, in bytes."""
+        return int(self.routes.nbytes + (0 if self.owner_sets is None else self.owner_sets.nbytes))
+
+    def members(self, channel: int) -> Tensor:
+        """Return which units have a part in each source's contribution to a channel, (k + 1, s), bool."""
+        numbers = torch.arange(self.units + 1)[:, None]
+        found = self.routes[channel] == numbers
+        if self.owner_sets is not None:
+            sharing = unpack_bits(self.owner_sets[channel], self.units).T
+            found[1:] |= sharing
+            found[0] &= ~sharing.any(0)
+        return found
+
+    def fractions(self, channel: int) -> Tensor:
+        """Return which part of each source's contribution to a channel each unit has, (k + 1, s), float64."""
+        members = self.members(channel)
+        return members.double() / members.sum(0)
+
     def sizes(self) -> Tensor:
-        """Return the number of sources in each sub-unit, (d, k + 1); column 0 is the shared unit."""
+        """Return how many sources each unit has a part in, (d, k + 1)."""
         return self._sizes.clone()
+
+    def exclusive_sizes(self) -> Tensor:
+        """Return how many sources each unit owns alone, (d, k + 1); a sub-unit with none is called dead."""
+        ones = torch.ones_like(self.routes, dtype=torch.int64)
+        counts = ones.new_zeros(len(self.routes), self.units + 1).scatter_add_(1, self.routes.long(), ones)
+        if self.owner_sets is not None:
+            counts[:, 0] -= (self.owner_sets.amax(2) > 0).sum(1)
+        return counts
 
     @cached_property
     def _sizes(self) -> Tensor:  # millions of routes: counted once, since panels ask at every step
-        ones = torch.ones_like(self.routes, dtype=torch.int64)
-        return ones.new_zeros(len(self.routes), self.units + 1).scatter_add_(1, self.routes.long(), ones)
+        counts = self.exclusive_sizes()
+        if self.owner_sets is not None:
+            counts[:, 1:] += torch.stack([unpack_bits(bits, self.units).sum(0) for bits in self.owner_sets])
+        return counts
 
     def is_split(self) -> Tensor:
         """Return which channels were split, (d,), bool; the others are wholly in their unit 0."""
-        return self.routes.amax(dim=1) > 0
+        return self.sizes()[:, 1:].amax(1) > 0
 
     def masked(self, weight: Tensor, channels: Tensor, units: Tensor) -> Tensor:
-        """Return the weights of chosen sub-units, (u, s * kernel): the channel's row, zero where routed elsewhere."""
+        """Return the weights of chosen units, (u, s * kernel); those of a channel's units add up to its row exactly.
+
+        A unit has the channel's weight where it owns the contribution, a share of it where several do, and 0 elsewhere.
+        """
         kernel = weight.shape[1] // self.routes.shape[1]
-        mask = self.routes[channels] == units[:, None]
-        return weight[channels].masked_fill(~mask.repeat_interleave(kernel, dim=1), 0)
+        mask = (self.routes[channels] == units[:, None]).repeat_interleave(kernel, dim=1)
+        if self.owner_sets is None:
+            return weight[channels].masked_fill(~mask, 0)
+        made = weight.new_zeros(len(channels), weight.shape[1])
+        for channel in channels.unique().tolist():
+            rows = (channels == channel).nonzero().flatten()
+            members = self.members(channel).to(weight.device)
+            # Unit 0 has a part in what nobody owns alone or shares; it is never one of several.
+            count = members.sum(0).repeat_interleave(kernel)
+            rank = (members.cumsum(0) - members.long())[units[rows]].repeat_interleave(kernel, dim=1)
+            part = members[units[rows]].repeat_interleave(kernel, dim=1)
+            whole = weight[channel].expand(len(rows), -1)
+            share = equal_share(whole, count.expand_as(rank), torch.minimum(rank, count - 1))
+            made[rows] = share.masked_fill(~part, 0)
+        return made
+
+    def add_by_unit(self, values: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+        """Return the sums of values over each unit's sources, (c, k + 1), from values (c, s) of channels, or of all.
+
+        What several units share is split evenly between them.
+        """
+        routes = self.routes if channels is None else self.routes[list(channels)]
+        sums = values.new_zeros(len(values), self.units + 1)
+        if self.owner_sets is None:
+            return sums.scatter_add_(1, routes.to(values.device).long(), values)
+        for row, channel in enumerate(range(len(routes)) if channels is None else channels):
+            sums[row] = self.fractions(channel).to(values) @ values[row]
+        return sums
+
+    def mean_shares(self) -> Tensor:
+        """Return the share of a channel's weights that each unit has on average, (d, k + 1), float64."""
+        sources = self.routes.shape[1]
+        return self.add_by_unit(torch.full(self.routes.shape, 1 / sources, dtype=torch.float64))
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Return the units there are, in order: their channels and their numbers, (u,) each.
@@ -94,226 +178,51 @@ class Routing:
         return channels, units
 
     def only(self, channels: Tensor) -> Routing:
-        """Return the same routing with all but these channels left whole."""
+        """Return the same routing with all but these channels not split."""
         kept = torch.zeros(len(self.routes), dtype=torch.bool)
         kept[channels] = True
-        reasons = tuple(r if k else "left alone: not asked for" for r, k in zip(self.reasons, kept, strict=True))
+        reasons = tuple(r if k else "not split: not asked for" for r, k in zip(self.reasons, kept, strict=True))
         concepts = self.concepts.masked_fill(~kept[:, None], NO_CONCEPT)
-        return Routing(self.routes * kept[:, None], concepts, reasons)
+        sets = None if self.owner_sets is None else self.owner_sets * kept[:, None, None]
+        return Routing(self.routes * kept[:, None], concepts, reasons, sets)
+
+    def of_channel(self, channel: int) -> Routing:
+        """Return the routing of one channel, d = 1."""
+        here = slice(channel, channel + 1)
+        sets = None if self.owner_sets is None else self.owner_sets[here]
+        return Routing(self.routes[here], self.concepts[here], self.reasons[here], sets)
+
+    def of_sources(self, first: int, last: int) -> Routing:
+        """Return the routing of the sources ``first`` to ``last`` alone, ``last`` not included."""
+        sets = None if self.owner_sets is None else self.owner_sets[:, first:last]
+        return replace(self, routes=self.routes[:, first:last], owner_sets=sets)
 
     def __repr__(self) -> str:
         d, s = self.routes.shape
         return f"Routing(d={d}, s={s:,}, k={self.units}, {int(self.is_split().sum())} channels split)"
 
 
-class RoutingStrategy(Protocol):
-    """Anything with a ``name`` and this one method decides a routing."""
-
-    @property
-    def name(self) -> str:
-        """Name of the strategy, as it is saved with the result."""
-        ...  # pragma: no cover
-
-    def route(self, weight: Tensor, book: ConceptBook, fine: ConceptBook, *, units: int, shared: float) -> Routing:
-        """Decide the routing.
-
-        Parameters
-        ----------
-        weight
-            W, (d, s, kernel).
-        book
-            The concept book, g groups.
-        fine
-            A finer book over the same tokens (micro-clusters, or single tokens where there were few).
-        units
-            k, the largest number of sub-units of a channel.
-        shared
-            rho: a contribution whose second best owner exceeds rho times the best goes to the shared unit.
-        """
-        ...  # pragma: no cover
+def pack_bits(members: Tensor) -> Tensor:
+    """Return bool (..., k) as bits in bytes, (..., ceil(k / 8))."""
+    padded = torch.nn.functional.pad(members.to(torch.uint8), (0, -members.shape[-1] % 8))
+    places = 1 << torch.arange(8, dtype=torch.uint8, device=members.device)
+    return (padded.unflatten(-1, (-1, 8)) * places).sum(-1, dtype=torch.uint8)
 
 
-@dataclass(frozen=True)
-class ConceptRouting:
-    """The default: a channel's sub-units are the concepts that drive it most (method, step 3).
-
-    Candidates of channel ``j`` are the ``units`` concepts with the largest mean value, if above the channel's mean.
-    Contribution ``i`` goes to the candidate with the largest ``W[j, i] * m[g, i]``. Two variants can be asked for;
-    docs/method.md has what each is worth.
-
-    Attributes
-    ----------
-    one_meaning
-        A channel whose strongest concepts' directions have a mean cosine of at least this (weighted by how strongly
-        each drives the channel, and turned round where it drives it down) is of one meaning already and is left alone.
-    both_signs
-        Whether concepts on which a channel is low are candidates too, by ``|mean value|``; their contributions are
-        those with the largest ``-W[j, i] * m[g, i]``. By default only concepts on which it is high.
-    unlike
-        Whether candidates are taken one after the other, each time the one with the largest mean value times its
-        novelty: 1 less its largest cosine with those already taken.
-    """
-
-    one_meaning: float = 0.8
-    both_signs: bool = False
-    unlike: bool = False
-    name: str = "concepts"
-
-    def route(
-        self,
-        weight: Tensor,
-        book: ConceptBook,
-        fine: ConceptBook,  # noqa: ARG002
-        *,
-        units: int,
-        shared: float,
-        channels: Sequence[int] | None = None,
-    ) -> Routing:
-        """See `RoutingStrategy.route`; with ``channels``, W has the rows of these only, and so has the routing."""
-        means, directions = book.mean_sources(), book.directions()
-        mine = slice(None) if channels is None else list(channels)
-        strongest = [found[mine] for found in strongest_concepts(book, units, both_signs=self.both_signs)]
-        reasons = [
-            left_alone(v.abs() if self.both_signs else v, directions[c] * v.sign()[:, None], self.one_meaning)
-            for v, c in zip(*strongest, strict=True)
-        ]
-        split = torch.tensor([not reason for reason in reasons])
-        if self.unlike:
-            strongest = [found[mine] for found in unlike_concepts(book, units, both_signs=self.both_signs)]
-        values, concepts = strongest
-        signs = values.sign() if self.both_signs else torch.ones_like(values)
-        routes = torch.zeros(weight.shape[:2], dtype=torch.uint8)
-        for chunk in _chunks(len(weight), CONTRIBUTIONS_AT_ONCE // (concepts.shape[1] * weight[0].numel())):
-            contributions = _mean_contributions(weight[chunk], means[concepts[chunk]])
-            turned = contributions * signs[chunk, :, None]
-            routes[chunk] = owners(turned, values[chunk] * signs[chunk] > 0, shared) * split[chunk, None]
-        routing = Routing(routes, concepts, _reasons(routes, reasons))
-        return replace(routing, concepts=concepts.masked_fill(routing.sizes()[:, 1:] == 0, NO_CONCEPT))
-
-
-@dataclass(frozen=True)
-class ChannelClusterRouting:
-    """PURE's view (Dreyer et al., arXiv 2404.06453): per channel, cluster the tokens it is high on by contributions.
-
-    The tokens are the groups of the finer book. The sub-units of different channels have nothing to do with each
-    other, so there are no concepts that go through all channels.
-
-    Attributes
-    ----------
-    strongest
-        How many groups of the finer book, those on which the channel is highest, are clustered.
-    one_meaning
-        A channel is left alone if these groups' directions have a mean cosine of at least this.
-    seed
-        Of the clustering.
-    """
-
-    strongest: int = 128
-    one_meaning: float = 0.8
-    seed: int = 0
-    name: str = "channel-clusters"
-
-    def route(self, weight: Tensor, book: ConceptBook, fine: ConceptBook, *, units: int, shared: float) -> Routing:  # noqa: ARG002
-        """See `RoutingStrategy.route`."""
-        means, values, directions = fine.mean_sources(), fine.mean_channels(), fine.directions()
-        routes = torch.zeros(weight.shape[:2], dtype=torch.uint8)
-        reasons = []
-        for channel in range(len(weight)):
-            high = values[:, channel].topk(min(self.strongest, len(fine))).indices
-            high = high[values[high, channel] > 0]
-            if len(high) < units:
-                reasons.append(f"left alone: only {len(high)} groups of tokens raise it")
-                continue
-            reason = left_alone(values[high, channel] * fine.counts[high], directions[high], self.one_meaning)
-            if reason:
-                reasons.append(reason)
-                continue
-            row = weight[channel : channel + 1]
-            contributions = _mean_contributions(row, means[high][None])[0]  # (high, s)
-            counts = fine.counts[high].float()
-            groups = cluster_directions(contributions, counts, units, seed=self.seed)
-            centres = _weighted_means(contributions, counts, groups, units)
-            present = torch.bincount(groups, minlength=units) > 0
-            routes[channel] = owners(centres[None], present[None], shared)[0]
-            reasons.append("")
-        none = torch.full((len(weight), units), NO_CONCEPT)
-        return Routing(routes, none, _reasons(routes, reasons))
-
-
-@dataclass(frozen=True)
-class RandomRouting:
-    """The control: another strategy's sub-units with the same sizes, but contributions dealt out at random.
-
-    Whatever gain it shows is owed to having more and smaller units, not to their meaning.
-    """
-
-    like: RoutingStrategy = ConceptRouting()
-    seed: int = 0
-    name: str = "random"
-
-    def route(self, weight: Tensor, book: ConceptBook, fine: ConceptBook, *, units: int, shared: float) -> Routing:
-        """See `RoutingStrategy.route`."""
-        return shuffled(self.like.route(weight, book, fine, units=units, shared=shared), self.seed)
+def unpack_bits(packed: Tensor, k: int) -> Tensor:
+    """Undo `pack_bits`: return bool (..., k)."""
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed[..., None] >> places) & 1).flatten(-2)[..., :k].bool()
 
 
 def shuffled(routing: Routing, seed: int = 0) -> Routing:
-    """Return a random routing with the same sizes of all sub-units."""
+    """Return a random routing in which every unit has as many sources, owned and shared, as before."""
     generator = torch.Generator().manual_seed(check_count("seed", seed, 0, 2**63 - 1))
     order = torch.rand(routing.routes.shape, generator=generator).argsort(dim=1)
-    return replace(routing, routes=routing.routes.gather(1, order))
-
-
-ROUTINGS: dict[str, type[ConceptRouting] | type[ChannelClusterRouting] | type[RandomRouting]] = {
-    "concepts": ConceptRouting,
-    "channel-clusters": ChannelClusterRouting,
-    "random": RandomRouting,
-}
-
-
-def find_routing(routing: str | RoutingStrategy, seed: int = 0) -> RoutingStrategy:
-    """Return the strategy of that name, with ``seed`` if it draws or clusters, or the object itself if it can route."""
-    if isinstance(routing, str):
-        kind = ROUTINGS[check_choice("routing", routing, ROUTINGS)]
-        return kind() if kind is ConceptRouting else kind(seed=seed)  # type: ignore[call-arg]
-    named = isinstance(getattr(routing, "name", None), str)
-    if isinstance(routing, type) or not named or not callable(getattr(routing, "route", None)):
-        raise TypeError(f"routing={routing!r}: give one of {list(ROUTINGS)}, or an object with a name and route().")
-    return routing
-
-
-def check_routing_settings(units: int, shared: float) -> tuple[int, float]:
-    """Return both as plain numbers; raise unless ``units`` is 2 to 255 and ``shared`` lies in [0, 1]."""
-    return check_count("units", units, 2, MOST_UNITS), check_fraction("shared", shared)
-
-
-def strongest_concepts(book: ConceptBook, units: int, *, both_signs: bool = False) -> tuple[Tensor, Tensor]:
-    """Return, for each channel, the largest centred mean values over concepts and which they are: (d, k) twice.
-
-    With ``both_signs`` the largest by their absolute value, the sign kept.
-    """
-    values = book.mean_channels().T  # (d, g)
-    concepts = (values.abs() if both_signs else values).topk(min(units, len(book)), dim=1).indices
-    return values.gather(1, concepts), concepts
-
-
-def unlike_concepts(book: ConceptBook, units: int, *, both_signs: bool = False) -> tuple[Tensor, Tensor]:
-    """Return concepts that drive each channel and are unlike each other, with their mean values: (d, k) twice.
-
-    Greedy: each time the largest strength times novelty, which is 1 less the largest cosine (if positive) of a
-    concept's direction with those already taken.
-    """
-    values, directions = book.mean_channels().T, book.directions()  # (d, g), (g, d)
-    strength = values.abs() if both_signs else values.clamp(min=0)
-    apart = 1 - (directions @ directions.T).clamp(min=0)  # (g, g)
-    novelty = torch.ones_like(strength)
-    taken: list[Tensor] = []
-    for _ in range(min(units, len(book))):
-        worth = (strength * novelty).scatter(1, torch.stack(taken, 1), -torch.inf) if taken else strength
-        best = worth.argmax(1)  # (d,)
-        taken.append(best)
-        novelty = torch.minimum(novelty, apart[best])
-    concepts = torch.stack(taken, 1)
-    return values.gather(1, concepts), concepts
+    sets = routing.owner_sets
+    if sets is not None:
+        sets = sets.gather(1, order[..., None].expand_as(sets))
+    return replace(routing, routes=routing.routes.gather(1, order), owner_sets=sets)
 
 
 def means_on_concepts(weight: Tensor, routing: Routing, book: ConceptBook) -> Tensor:
@@ -323,160 +232,7 @@ def means_on_concepts(weight: Tensor, routing: Routing, book: ConceptBook) -> Te
     for channel in routing.is_split().nonzero().flatten().tolist():
         concepts = routing.concepts[channel]
         products = (weight[channel] * means[concepts.clamp(min=0)]).unflatten(1, (-1, kernel)).sum(2)
-        mine = routing.routes[channel] == torch.arange(1, routing.units + 1)[:, None]
-        found[channel, 1:] = (products * mine).sum(1).masked_fill(concepts == NO_CONCEPT, 0)
+        found[channel, 1:] = (
+            (products * routing.fractions(channel)[1:].to(products)).sum(1).masked_fill(concepts == NO_CONCEPT, 0)
+        )
     return found
-
-
-def agreement_of(strength: Tensor, directions: Tensor) -> float:
-    """Return the mean cosine between different unit vectors (k, d), weighted by ``strength`` (k,) of both."""
-    share = strength / strength.sum()
-    resultant = (share[:, None] * directions).sum(0).square().sum()
-    same = share.square().sum()
-    return float((resultant - same) / (1 - same))
-
-
-def left_alone(values: Tensor, directions: Tensor, one_meaning: float) -> str:
-    """Return why a channel is not to be split, in words, or nothing.
-
-    ``values`` (k,) say how strongly each group of tokens drives the channel, ``directions`` (k, d) where it lies.
-    """
-    strength = values.clamp(min=0)
-    if int((strength > 0).sum()) < 2:
-        return "left alone: fewer than two concepts raise it"
-    agreement = agreement_of(strength, directions)
-    if agreement >= one_meaning:
-        return f"left alone: of one meaning (its concepts agree to {agreement:.2f})"
-    return ""
-
-
-def owners(contributions: Tensor, allowed: Tensor, shared: float) -> Tensor:
-    """Return who takes each contribution, (c, s) uint8: 1 + the best candidate, or 0 (shared) where it is not clear.
-
-    Parameters
-    ----------
-    contributions
-        Mean contribution of each source on each candidate concept, (c, k, s).
-    allowed
-        Which candidates take part, (c, k), bool.
-    shared
-        rho: where the second best exceeds rho times the best, nobody owns the contribution.
-    """
-    ranked = contributions.masked_fill(~allowed[:, :, None], -torch.inf)
-    best, route = ranked.max(dim=1)
-    second = ranked.scatter(1, route[:, None], -torch.inf).amax(dim=1)
-    unclear = (second > shared * best) | (best <= 0)
-    return (route + 1).masked_fill(unclear, 0).to(torch.uint8)
-
-
-def _reasons(routes: Tensor, left_alone: list[str]) -> tuple[str, ...]:
-    """Say for each channel why it was left alone, or that it was split."""
-    unowned = "left alone: no contribution clearly speaks for one sub-unit"
-    return tuple(
-        reason or ("split" if split else unowned)
-        for reason, split in zip(left_alone, routes.any(dim=1).tolist(), strict=True)
-    )
-
-
-def _mean_contributions(weight: Tensor, means: Tensor) -> Tensor:
-    """Return ``W[j, i] * m[g, i]``, the kernel's positions added up: (c, s, p) and (c, k, s * p) to (c, k, s)."""
-    products: Tensor = weight[:, None] * means.unflatten(-1, weight.shape[1:])
-    return products.squeeze(-1) if weight.shape[2] == 1 else products.sum(-1)
-
-
-def _chunks(channels: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + max(1, size)) for start in range(0, channels, max(1, size)))
-
-
-def _weighted_means(rows: Tensor, weights: Tensor, groups: Tensor, number: int) -> Tensor:
-    """Return the weighted mean of the rows of each group, (number, columns); an empty group has zeros."""
-    sums = rows.new_zeros(number, rows.shape[1]).index_add_(0, groups, rows * weights[:, None])
-    total = weights.new_zeros(number).index_add_(0, groups, weights)
-    return sums / total.clamp(min=1e-12)[:, None]
-
-
-# ---------------------------------------------------------------- one channel again
-
-
-def read_strategy(text: str) -> RoutingStrategy:
-    """Return the strategy whose ``repr`` this is: what `Settings.strategy` keeps.
-
-    Only the strategies of this module are made, of plain literals; nothing else in the text is run.
-
-    Raises
-    ------
-    ValueError
-        If it is no such ``repr``, as that of a strategy of one's own.
-
-    Examples
-    --------
-    >>> read_strategy("RandomRouting(like=ConceptRouting(both_signs=True), seed=3)").like.both_signs
-    True
-    """
-    kinds: dict[str, Any] = {kind.__name__: kind for kind in ROUTINGS.values()}
-
-    def read(node: ast.expr) -> Any:
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-            return kinds[node.func.id](**{str(word.arg): read(word.value) for word in node.keywords})
-        return ast.literal_eval(node)
-
-    try:
-        found = read(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{text!r:.80} is the repr of no routing strategy that is known here.") from error
-    if type(found).__name__ not in kinds:
-        raise ValueError(f"{text!r:.80} is no routing strategy.")  # noqa: TRY004 - the text is wrong, not its type
-    return found  # type: ignore[no-any-return]
-
-
-def why_not_route_channel(strategy: RoutingStrategy) -> str:
-    """Return why a channel cannot be routed alone, from what a split keeps, in words; ``""`` if it can."""
-    while isinstance(strategy, RandomRouting):
-        strategy = strategy.like
-    if isinstance(strategy, ConceptRouting):
-        return ""
-    return (
-        f"routing={strategy.name!r} decides by more than the concept book that a split keeps; "
-        "disentangle again with other numbers."
-    )
-
-
-def route_channel(
-    strategy: RoutingStrategy, weight: Tensor, book: ConceptBook, channel: int, *, units: int, shared: float
-) -> Routing:
-    """Return the routing of one channel alone: its row of what the strategy makes of all channels.
-
-    Parameters
-    ----------
-    strategy
-        Concepts, or their sources drawn at random: then by the same drawing as for all channels.
-    weight
-        W of all channels, (d, s, kernel).
-    book, units, shared
-        As in `RoutingStrategy.route`.
-    channel
-        Which channel.
-
-    Raises
-    ------
-    ValueError
-        If the strategy needs more than the book; see `why_not_route_channel`.
-    """
-    reason = why_not_route_channel(strategy)
-    if reason:
-        raise ValueError(reason)
-    if isinstance(strategy, RandomRouting):
-        found = route_channel(strategy.like, weight, book, channel, units=units, shared=shared)
-        order = _random_order(weight.shape[0], weight.shape[1], strategy.seed, slice(channel, channel + 1))
-        return replace(found, routes=found.routes.gather(1, order))
-    alone: Any = strategy
-    routing: Routing = alone.route(
-        weight[channel : channel + 1], book, book, units=units, shared=shared, channels=[channel]
-    )
-    return routing
-
-
-def _random_order(channels: int, sources: int, seed: int, rows: slice) -> Tensor:
-    """Return rows of the order in which `shuffled` takes the sources of each channel, (c, s)."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand((channels, sources), generator=generator)[rows].argsort(dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -13,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction
-from elude_nb.core.routing import NO_CONCEPT
+from elude_nb._util.files import load_result, save_result
+from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.names import UniqueNames
+from elude_nb.core.routing import NO_CONCEPT, Routing
 from elude_nb.errors import ModelMismatchError, StoreError
-from elude_nb.models.hooks import evaluating, for_analysis
-from elude_nb.models.load import Model, load_model
+from elude_nb.models.find_sites import find_site
+from elude_nb.models.hooks import check_pristine, evaluating, for_analysis
+from elude_nb.models.load import Model, check_model, load_model
 from elude_nb.models.sites import TOKENS, Site
 
 
@@ -38,6 +43,7 @@ class Settings:
     images_from: str
 
 
+KIND = "disentanglement"
 _VALUES = 16  # of each parameter that are looked at to notice that it changed
 _TEXTS = ("site", "routing", "strategy", "images_from")
 _COUNTS = ("concepts", "units", "images")
@@ -120,6 +126,81 @@ def check_tensors(tensors: Mapping[str, Tensor], site: Site, dtype: torch.dtype)
         raise ValueError(f"concepts of sub-units go from {low} to {high}; there are {g}, and {NO_CONCEPT} is none")
 
 
+def write_split(
+    path: str | os.PathLike[str],
+    model: Model,
+    settings: Settings,
+    routing: Routing,
+    book: ConceptBook,
+    names: UniqueNames,
+    more: dict[str, Tensor],
+) -> None:
+    """Write a split to one safetensors file, and the identity of its model with it; ``more`` are its other tensors."""
+    tensors = {
+        "routes": routing.routes,
+        "concepts": routing.concepts,
+        "counts": book.counts,
+        "channel_sums": book.channel_sums,
+        "source_sums": book.source_sums,
+        "probe": probe_of(model),
+        **({} if routing.owner_sets is None else {"owner_sets": routing.owner_sets}),
+        **more,
+    }
+    manifest = {
+        **identity_of(model),
+        "settings": asdict(settings),
+        "reasons": list(routing.reasons),
+        "names": {str(concept): name for concept, name in names.items()},
+        "labels": {str(concept): label for concept, label in names.labels.items()},
+    }
+    save_result(path, KIND, tensors, manifest)
+
+
+def read_split(path: str | os.PathLike[str], model: Model | None) -> dict[str, Any]:
+    """Return the parts of a saved split, by the names of `elude_nb.Disentanglement`'s attributes, each checked."""
+    tensors, manifest = load_result(path, KIND)
+    if model is None:
+        model = load_named_model(manifest, os.fspath(path))
+    check_model(model)
+    check_pristine(model.network, "load")
+    difference = difference_of_models(model, manifest, tensors.get("probe"))
+    if difference:
+        raise ModelMismatchError(
+            f"{os.fspath(path)!r} was made with {manifest.get('model')!r} ({manifest.get('architecture')}), not "
+            f"with this {model.name!r}: {difference}. Load that model, or disentangle this one."
+        )
+    try:
+        settings = read_settings(manifest.get("settings"))
+        site = find_site(model, settings.site, blocks=settings.blocks)
+        check_tensors(tensors, site, for_analysis(torch.empty(0, dtype=model.dtype)).dtype)
+        reasons = read_reasons(manifest.get("reasons"))
+        routing = Routing(tensors["routes"], tensors["concepts"], reasons, tensors.get("owner_sets"))
+    except (TypeError, ValueError) as error:  # a SiteError is one, too
+        raise StoreError(f"{os.fspath(path)!r} holds no disentanglement of this model ({error})") from error
+    book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])
+    names = _read_names(manifest.get("names"), manifest.get("labels", {}), len(book), os.fspath(path))
+    rest = {name: tensors[name] for name in ("channel_variance", "unit_shares")}
+    return {
+        "model": model,
+        "site": site,
+        "routing": routing,
+        "book": book,
+        "settings": settings,
+        "names": names,
+        **rest,
+    }
+
+
+def _read_names(names: Any, labels: Any, n_concepts: int, path: str) -> UniqueNames:
+    """Return the names of a file; those of version 0.2 have no labels."""
+    try:
+        known = {int(concept): label for concept, label in labels.items()}
+        found = UniqueNames().updated({int(concept): name for concept, name in names.items()}, known, n_concepts)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StoreError(f"{path!r}: the names of its concepts are damaged ({error}); make the file anew.") from error
+    return UniqueNames(found, {concept: found.labels[concept] for concept in known})
+
+
 class Stamp:
     """What tells cheaply that the weights of a network are still those of a split.
 
@@ -156,8 +237,8 @@ class Stamp:
             return
         if model.dtype != self._dtype:
             raise ModelMismatchError(
-                f"{model.name!r} was split in {self._dtype} and is now in {model.dtype}; move it back, or disentangle a "
-                "model that was loaded with that dtype."
+                f"{model.name!r} was split in {self._dtype} and is now in {model.dtype}; move it back, or disentangle "
+                "a model that was loaded with that dtype."
             )
         changed = sorted(name for name in marks.keys() | self._marks.keys() if marks.get(name) != self._marks.get(name))
         named = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")

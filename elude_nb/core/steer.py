@@ -193,17 +193,17 @@ class _Live:
 
     def _see(self, number: int, layer: nn.Module, inputs: Tensor) -> None:
         plan = self._plan
-        if plan is None or not len(plan):
-            return
+        begun = None if plan is None or not len(plan) else Accumulator(plan, self._split.site)
         if in_backward():
             if number == 0 or self._again is None:
-                self._again = Accumulator(plan, self._split.site)
-            self._again.see(number, layer, inputs)
-            return
-        if number == 0:  # a pass that failed may have left what it gathered
-            self._gathered = Accumulator(plan, self._split.site)
-        if self._gathered is not None:
-            self._gathered.see(number, layer, inputs)
+                self._again = begun
+            gathered = self._again
+        else:
+            if number == 0:  # a pass that failed may have left what it gathered
+                self._gathered = begun
+            gathered = self._gathered
+        if gathered is not None:
+            gathered.see(number, layer, inputs)
 
     def _finish(self, output: Any) -> Any:
         if in_backward():
@@ -211,8 +211,8 @@ class _Live:
             if gathered is not None and not gathered.whole:
                 raise EditError(
                     f"Activation checkpointing runs only some of the layers again that the edit at "
-                    f"{self._split.site.name!r} reads, so its gradient would be wrong. Switch checkpointing off, or edit "
-                    "a site whose layers lie in one checkpointed block."
+                    f"{self._split.site.name!r} reads, so its gradient would be wrong. Switch checkpointing off, or "
+                    "edit a site whose layers lie in one checkpointed block."
                 )
         else:
             gathered, self._gathered, number = self._gathered, None, self._passes

@@ -102,6 +102,13 @@ def concept_atlas(
     return dress(figure, title=title, alt=alt, height=height)
 
 
+def fill_square(positions: Places) -> Places:
+    """Return positions (g, 2) stretched until they fill the unit square, for maps whose axes have no common scale."""
+    low, extent = positions.min(0), np.ptp(positions, axis=0)
+    found: Places = np.where(extent > 1e-9, (positions - low) / np.maximum(extent, 1e-9), 0.5)
+    return found
+
+
 def _points(
     places: Places,
     texts: list[str],

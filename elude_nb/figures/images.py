@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_flag, check_fraction, check_kind, check_number, check_whole
 from elude_nb.data.images import ImageSet, as_image_set
-from elude_nb.figures.html import enlarged, lightened
+from elude_nb.figures.html import darken, enlarge
 from elude_nb.figures.theme import (
     FAINT,
     INK,
@@ -126,7 +126,7 @@ def draw_exemplar(
         rows, columns = exemplar.heat.shape
         axes.imshow(crop_at(image, int(exemplar.heat.argmax()), (rows, columns), crop).clip(0, 1))
         return _framed(axes, colour)
-    axes.imshow(lightened(image, exemplar.heat, brightest))
+    axes.imshow(darken(image, exemplar.heat, brightest))
     return _framed(axes, colour)
 
 
@@ -316,7 +316,7 @@ def _overlay(place: Axes, image: Array, heat: Array, limit: float) -> None:
     # A pale image on a light page, a dim one on a dark page: colours stand out from either.
     low, high = (0.25, 1.0) if shade(PAPER) == "#FFFFFF" else (0.05, 0.7)
     place.imshow(low + (high - low) * grey, cmap="gray", vmin=0, vmax=1, extent=extent)
-    large = np.clip(enlarged(heat, image.shape) / limit, -1, 1)
+    large = np.clip(enlarge(heat, image.shape) / limit, -1, 1)
     strong = np.sign(large) * (0.3 + 0.7 * np.abs(large))  # the pale middle of the scale would hide the image
     opacity = 0.85 * np.abs(large) ** 0.7
     place.imshow(strong, cmap=diverging(), vmin=-1, vmax=1, alpha=opacity, extent=extent)

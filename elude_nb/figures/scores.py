@@ -29,6 +29,7 @@ from elude_nb.figures.theme import (
     drawing,
     handed_over,
     house_style,
+    in_words,
     sequential,
 )
 from elude_nb.scores.inputs import check_table
@@ -131,11 +132,11 @@ def score_distributions(
             place.vlines(mean, row - 0.36, row + 0.36, color=INK, linewidth=1.8)
         names = [f"{kind}s\nmean {v.mean():.2f} of {len(v):,}" for kind, v in zip(kinds, values, strict=True)]
         place.set_yticks(range(1, len(kinds) + 1), names)
-        place.set_xlabel(f"{column} ({_reading(column)})")
+        place.set_xlabel(f"{in_words(column)} ({_reading(column)})")
         place.tick_params(axis="y", length=0)
         place.spines["left"].set_visible(False)
     means = ", ".join(f"{kind} {float(v.mean()):.2f}" for kind, v in zip(kinds, values, strict=True))
-    return handed_over(place, axes, f"Distributions of {column}; means: {means}")
+    return handed_over(place, axes, f"Distributions of {in_words(column)}; means: {means}")
 
 
 def _reading(column: str) -> str:
@@ -190,11 +191,11 @@ def tradeoff(
             heights = rows[score] if side else _spread(rows[score], 0.05 * _range(table, score))
             for height, (_, row) in zip(heights, rows.iterrows(), strict=True):
                 _point(place, row, score, loss, float(height))
-        place.set_xlabel(f"{loss} (0: the model is what it was)")
-        place.set_ylabel(f"{score} ({'higher' if HIGHER_IS_BETTER.get(score, True) else 'lower'} is better)")
+        place.set_xlabel(f"{in_words(loss)} (0: the model is what it was)")
+        place.set_ylabel(f"{in_words(score)} ({'higher' if HIGHER_IS_BETTER.get(score, True) else 'lower'} is better)")
         place.margins(y=0.08)
     said = ", ".join(f"{row['method']} {row[score]:.2f} at {row[loss]:.2f}" for _, row in table.iterrows())
-    return handed_over(place, axes, f"{score} against {loss}: {said}")
+    return handed_over(place, axes, f"{in_words(score)} against {in_words(loss)}: {said}")
 
 
 def score_intervals(
@@ -231,12 +232,13 @@ def score_intervals(
             place.hlines(places, low, high, colors=colours, linewidth=2)
             place.scatter(table[score], places, c=colours, s=28, zorder=3)
             arrow = "\u2192" if HIGHER_IS_BETTER.get(score, True) else "\u2190"
-            place.set_title(f"{score} {arrow}")
+            place.set_title(f"{in_words(score)} {arrow}")
             place.grid(axis="x", color=FAINT, alpha=0.2)
             place.tick_params(axis="y", length=0)
         axes[0].set_yticks(places, [f"{m} ({int(u)})" for m, u in zip(table["method"], table["units"], strict=True)])
     best = table.iloc[-1]
-    picture.alt = f"{', '.join(scores)} of {len(table)} methods; highest {scores[0]}: {best['method']}"
+    picture.alt = f"{', '.join(map(in_words, scores))} of {len(table)} methods; "
+    picture.alt += f"highest {in_words(scores[0])}: {best['method']}"
     return picture
 
 

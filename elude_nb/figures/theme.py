@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, cast
 
 import matplotlib as mpl
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, get_named_colors_mapping
 from matplotlib.figure import Figure
@@ -148,6 +148,11 @@ def readable_on(background: tuple[float, ...]) -> str:
     return THEMES["light"][INK] if luminance > 0.2 else "#FFFFFF"
 
 
+def in_words(column: str) -> str:
+    """Return the name of a column as pictures and pages write it: ``"top similarity"``."""
+    return str(column).replace("_", " ")
+
+
 def _dark_map(name: str) -> Colormap:
     return LinearSegmentedColormap.from_list(f"elude dark {name}", _DARK_MAPS[name])
 
@@ -191,7 +196,8 @@ class Picture(Figure):
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png()).decode("ascii")
-        return f'<img alt="{html.escape(self.alt)}" style="max-width:100%" src="data:image/png;base64,{data}">'
+        image = Markup('<img alt="{}" style="max-width:100%" src="data:image/png;base64,{}">')
+        return str(image.format(self.alt, data))
 
     def __repr__(self) -> str:
         return f"Picture({self.alt!r})"

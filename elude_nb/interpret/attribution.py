@@ -182,7 +182,6 @@ class _Work:
         if not pairs:
             raise ValueError("No channel was split; there are no sub-units to attribute to.")
         self._all = self._plan({"unit": pairs})
-        self._routes = split.routing.routes.long()
         self.rest = Rest(split.model, split.site, read)
 
     def gradients(self, batch: Tensor, steps: int) -> _Part:
@@ -265,8 +264,7 @@ class _Work:
             a = torch.cat([for_analysis(term[image, self._positions]) for term in sources], dim=1).to(weight.dtype)
             products = weight * (g.T @ a - g.sum(0)[:, None] * mean)  # (d, s * kernel)
             products = products.unflatten(1, (-1, self.site.kernel)).sum(2)  # (d, s)
-            empty = products.new_zeros(len(products), self.split.routing.units + 1)
-            rows.append(empty.scatter_add_(1, self._routes, products))
+            rows.append(self.split.routing.add_by_unit(products))
         return torch.stack(rows)
 
 

@@ -87,7 +87,7 @@ def lay_out(
     thumbnails: Pictures = np.zeros((0, side, side, 3), np.uint8)
     if gallery is not None:
         _check_gallery(gallery, split)
-        best, thumbnails = _looks(gallery, count, side)
+        best, thumbnails = cut_thumbnails(gallery, count, side)
     units = split.units[["channel", "unit", "concept"]].dropna().astype("int64").reset_index(drop=True)
     return Atlas(_positions(split, seed), _concepts(split, units), units, best, thumbnails)
 
@@ -159,7 +159,7 @@ def _check_gallery(gallery: Gallery, split: Disentanglement) -> None:
         raise ValueError("Thumbnails need images that are ready; call the gallery's .fill() first.")
 
 
-def _looks(gallery: Gallery, count: int, side: int) -> tuple[Numbers, Pictures]:
+def cut_thumbnails(gallery: Gallery, count: int, side: int) -> tuple[Numbers, Pictures]:
     """Return each concept's top-activating images, (g, c), and a thumbnail of its first, (g, side, side, 3)."""
     highest, patches = gallery.concept_maps.max(1)  # (n, g) twice
     best = best_images(highest, min(count, len(gallery))).T  # (g, c)

@@ -19,15 +19,8 @@ from torch import Tensor
 from elude_nb._util.checks import check_count, check_number
 from elude_nb._util.progress import progress_bar
 from elude_nb.core.result import Disentanglement, check_split
-from elude_nb.core.routing import (
-    NO_CONCEPT,
-    Routing,
-    check_routing_settings,
-    means_on_concepts,
-    read_strategy,
-    route_channel,
-    why_not_route_channel,
-)
+from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts
+from elude_nb.core.strategies import check_routing_settings, read_strategy, route_channel, why_not_route_channel
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
 from elude_nb.interpret.exemplars import Exemplars, Pixels, arrange_exemplars, choose_among, name_of_unit
@@ -313,7 +306,7 @@ class Gallery:
         """
         rows = view.units[view.units["concept"].notna()]
         units, concepts = rows["unit"].tolist(), torch.tensor(rows["concept"].tolist(), dtype=torch.int64)
-        mine = view.routing.routes[0] == torch.tensor(units)[:, None]
+        mine = view.routing.fractions(0)[units].to(self.split.weight)
         contributions = mean_contributions(self.split, view.channel, concepts) * mine
         return dict(zip(units, sum_by_place(contributions, self._places), strict=True))
 
@@ -326,8 +319,7 @@ class Gallery:
     def _routing(self, channel: int, units: int | None, shared: float | None) -> Routing:
         settings, mine = self.split.settings, self.split.routing
         if units in {None, settings.units} and shared in {None, settings.shared}:
-            rows = slice(channel, channel + 1)
-            return Routing(mine.routes[rows], mine.concepts[rows], mine.reasons[rows])
+            return mine.of_channel(channel)
         k, rho = check_routing_settings(
             settings.units if units is None else units, settings.shared if shared is None else shared
         )

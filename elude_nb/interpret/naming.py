@@ -21,7 +21,8 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_fraction, check_kind
 from elude_nb._util.progress import progress_bar
-from elude_nb.core.result import Disentanglement, UniqueNames, check_split
+from elude_nb.core.names import UniqueNames
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.interpret.find_units import Numbers, holm, pool_readouts
 from elude_nb.models.load import Model

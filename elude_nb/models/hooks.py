@@ -1,7 +1,7 @@
 """Hooks on a network: the one place that knows whether a network is listened to or edited, and by whom.
 
-- `Tap` listens to a site, and `intercept` changes what a module puts out. Both are bound to the thread that set them, can
-  be entered again inside themselves, and leave nothing behind.
+- `Tap` listens to a site, and `intercept` changes what a module puts out. Both are bound to the thread that set them,
+  can be entered again inside themselves, and leave nothing behind.
 - `check_pristine` is the one check of everything that measures or writes a model.
 - `clean_copy` copies a network without the hooks of this library.
 
@@ -89,7 +89,7 @@ def clean_copy(network: nn.Module) -> nn.Module:
 
 
 class Reentrant:
-    """A context that may be entered again inside itself: what it attaches is attached once, and gone after the last exit.
+    """A context that may be entered again inside itself: it attaches once, and detaches after the last exit.
 
     Subclasses say what to attach in `attach`.
 
@@ -146,7 +146,10 @@ _EVALUATING: weakref.WeakKeyDictionary[nn.Module, _Flags] = weakref.WeakKeyDicti
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode without gradients; after the last thread's exit each has its own training flag again."""
+    """Put every module in eval mode without gradients; afterwards each has its own training flag again.
+
+    Where several threads do so at once, that is after the last of them.
+    """
     with _LOCK:
         found = _EVALUATING.get(network)
         if found is None:

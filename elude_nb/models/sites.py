@@ -3,7 +3,7 @@
 At a site, channel ``j`` of a token is ``h[j] = entering[j] + bias[j] + sum over i of W[j, i] * a[i]``. A linear layer
 and a convolution are such sums by themselves. The residual stream of a pre-norm transformer is one too: what entered
 the window of blocks, plus every attention output projection and every second MLP layer since, each with its layer
-scale folded into ``W``. `elude_nb.models.find_sites.find_site` checks this on a forward pass before it hands a site out.
+scale folded into ``W``. `elude_nb.models.find_sites.find_site` checks this on a forward pass before it returns a site.
 """
 
 from __future__ import annotations

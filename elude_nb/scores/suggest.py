@@ -19,7 +19,7 @@ from torch import Tensor
 from elude_nb._util.checks import check_count
 from elude_nb.core.concepts import BookBuilder, ConceptBook
 from elude_nb.core.recording import Recording, pool_recorded, record
-from elude_nb.core.routing import RoutingStrategy, check_routing_settings, find_routing
+from elude_nb.core.strategies import RoutingStrategy, check_routing_settings, find_routing
 from elude_nb.data.images import Images
 from elude_nb.models.find_sites import find_site
 from elude_nb.models.hooks import check_pristine, for_analysis

@@ -1,28 +1,37 @@
-"""ChannelExplorer: pick a channel and see it come apart; turn K and rho and see what they do."""
+"""ChannelExplorer: pick a channel and see its sub-units; change K and rho and see what they do."""
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import ipywidgets
 import pandas as pd
-import torch
 import traitlets
+from markupsafe import Markup
 
 from elude_nb.core.result import Disentanglement
-from elude_nb.core.routing import agreement_of, strongest_concepts
+from elude_nb.core.strategies import agreement_of, strongest_concepts
 from elude_nb.data.images import Images
 from elude_nb.figures.html import PALETTE, depth_chart, exemplar_grid
+from elude_nb.figures.theme import in_words
 from elude_nb.interpret.exemplars import Exemplars
 from elude_nb.interpret.gallery import ChannelView, Gallery
-from elude_nb.widgets.panel import Calm, GalleryPanel, open_gallery, picture
+from elude_nb.widgets.panel import (
+    GalleryPanel,
+    check_range,
+    debounce,
+    fill_in,
+    make,
+    make_button,
+    make_place,
+    make_row,
+)
 
-MOST_UNITS = 16  # more rows of pictures than that nobody looks at
+MOST_UNITS = 16  # more rows of pictures than anybody looks at
 
 
 class ChannelExplorer(GalleryPanel):
-    """Pick a channel and see it come apart: images, heat maps, where its contributions arise, and how alike they are.
+    """Pick a channel and see its sub-units: top images, heat maps, where contributions arise, how alike the images are.
 
     Parameters
     ----------
@@ -31,22 +40,25 @@ class ChannelExplorer(GalleryPanel):
     images
         Images to look at, if ``gallery`` is a split.
     scores
-        From `elude_nb.score`; its scores of channels can then be sorted by.
-    count, rows
-        How many images of each unit, and at most how many sub-units.
+        From `elude_nb.score`; channels can then be sorted by what their sub-units gain.
+    count
+        How many images of each unit.
+    max_units
+        How many sub-units have their images shown, at most.
 
     Attributes
     ----------
     channel
         The channel that is shown (trait, settable).
     units, shared
-        K and rho (traits, settable); the channel that is shown is routed anew with them.
+        K and rho (traits, settable); the channel that is shown is routed anew with them. Where the split's routing
+        cannot do that, they stay as they are and the panel says why.
     order
         What the channels are sorted by (trait, settable): one of `orders`.
     view
         The `ChannelView` that is shown (trait, read-only).
     exemplars
-        Its `Exemplars` (trait, read-only), or None if it was left alone.
+        Its `Exemplars` (trait, read-only).
 
     Examples
     --------
@@ -67,62 +79,50 @@ class ChannelExplorer(GalleryPanel):
         *,
         scores: pd.DataFrame | None = None,
         count: int = 6,
-        rows: int = 5,
+        max_units: int = 5,
     ) -> None:
-        super().__init__(open_gallery(gallery, images))
-        self._count, self._rows = count, rows
-        split = self.gallery.split
-        self.orders: dict[str, list[int]] = _orders(split, scores)
-        self._listed: list[int] = []
+        super().__init__(gallery, images)
+        self._count, self._max_units = count, max_units
+        self._settings = self.gallery.split.settings
+        self.orders = _orders(self.gallery.split, scores)
+        self._listed = next(iter(self.orders.values()))
         self._build()
-        self.set_trait("units", split.settings.units)
-        self.set_trait("shared", split.settings.shared)
+        self.set_trait("units", self._settings.units)
+        self.set_trait("shared", self._settings.shared)
         self.order = next(iter(self.orders))
         self.channel = self._listed[0]
         self.observe(self._show, ["channel", "units", "shared"])
         self.begin()
 
-    # ------------------------------------------------------------------- parts
-
     def _build(self) -> None:
-        settings = self.gallery.split.settings
-        wide, label = ipywidgets.Layout(width="340px"), {"description_width": "90px"}
-        self._order = ipywidgets.Dropdown(
-            options=list(self.orders), description="sorted by", layout=wide, style=label
-        ).add_class("elude-order")
-        self._place = ipywidgets.IntSlider(
-            description="place", min=1, max=len(self.gallery.split.channels), layout=wide, style=label
-        ).add_class("elude-place")
-        self._search = ipywidgets.Text(
-            description="search",
-            placeholder="a channel's number, or a concept's name",
-            continuous_update=False,
-            layout=wide,
-            style=label,
-        ).add_class("elude-search")
-        self._k = ipywidgets.IntSlider(
-            settings.units, 2, max(MOST_UNITS, settings.units), description="K: units", layout=wide, style=label
-        ).add_class("elude-k")
-        self._rho = ipywidgets.FloatSlider(
-            settings.shared, min=0, max=1, step=0.05, description="rho: shared", layout=wide, style=label
-        ).add_class("elude-rho")
-        self._reset = ipywidgets.Button(description="as discovered", tooltip="K and rho as in the split").add_class(
-            "elude-reset"
+        settings, fixed = self._settings, not self.gallery.can_reroute
+        self._order = make(ipywidgets.Dropdown, "sorted by", "order", options=list(self.orders))
+        self._place = make(ipywidgets.IntSlider, "place", "place", min=1, max=len(self._listed))
+        hint = "a channel's number, or a concept's name"
+        self._search = make(ipywidgets.Text, "search", "search", placeholder=hint, continuous_update=False)
+        most = max(MOST_UNITS, settings.units)
+        self._k = make(ipywidgets.IntSlider, "K: units", "k", value=settings.units, min=2, max=most, disabled=fixed)
+        self._rho = make(
+            ipywidgets.FloatSlider, "rho: shared", "rho", value=settings.shared, max=1, step=0.05, disabled=fixed
         )
-        self._grid, self._table = picture("elude-channel"), picture("elude-units")
-        calm_place = Calm(lambda place: self.set_trait("channel", self._listed[place - 1]))
-        calm_k = Calm(lambda value: self.set_trait("units", value))
-        calm_rho = Calm(lambda value: self.set_trait("shared", round(value, 4)))
+        self._reset = make_button(
+            "as discovered", "reset", self.reset, tooltip="K and rho as in the split", disabled=fixed
+        )
+        self._fixed, self._grid, self._table = (make_place(name) for name in ("fixed", "channel", "units"))
+        self._fixed.value = fill_in("fixed.html", reason=self.gallery.why_not_reroute) if fixed else ""
+        change_place = debounce(lambda place: self.set_trait("channel", self._listed[place - 1]))
+        change_k = debounce(lambda value: self.set_trait("units", value))
+        change_rho = debounce(lambda value: self.set_trait("shared", round(value, 4)))
         self._order.observe(lambda change: self.set_trait("order", change["new"]), "value")
-        self._place.observe(lambda change: calm_place(change["new"]), "value")
-        self._k.observe(lambda change: calm_k(change["new"]), "value")
-        self._rho.observe(lambda change: calm_rho(change["new"]), "value")
+        self._place.observe(lambda change: change_place(change["new"]), "value")
+        self._k.observe(lambda change: change_k(change["new"]), "value")
+        self._rho.observe(lambda change: change_rho(change["new"]), "value")
         self._search.observe(lambda change: self.search(change["new"]), "value")
-        self._reset.on_click(lambda _: self.reset())
         self.children = (
-            ipywidgets.HBox([self._order, self._place], layout={"flex_flow": "row wrap"}),
-            ipywidgets.HBox([self._search, self._k], layout={"flex_flow": "row wrap"}),
-            ipywidgets.HBox([self._rho, self._reset], layout={"flex_flow": "row wrap"}),
+            make_row(self._order, self._place),
+            make_row(self._search, self._k),
+            make_row(self._rho, self._reset),
+            self._fixed,
             self._status,
             self._bar,
             self._grid,
@@ -134,10 +134,9 @@ class ChannelExplorer(GalleryPanel):
     def search(self, text: str) -> None:
         """Go to the channel of that number, or list the channels with sub-units of a concept of that name.
 
-        An empty text lists all channels again. What is not found is said in the status line.
+        An empty text lists all channels again. What is not found is reported in the status line.
         """
-        text = text.strip()
-        split = self.gallery.split
+        text, split = text.strip(), self.gallery.split
         if text.isdecimal():
             if int(text) >= split.site.channels:
                 self.say(f"There is no channel {text}; there are {split.site.channels}, from 0.", error=True)
@@ -147,8 +146,7 @@ class ChannelExplorer(GalleryPanel):
         allowed = set(range(split.site.channels))
         if text:
             concepts = [c for c, name in split.names.items() if text.lower() in name.lower()]
-            rows = split.units[split.units["concept"].isin(concepts)]
-            allowed = set(rows["channel"].tolist())
+            allowed = set(split.units.loc[split.units["concept"].isin(concepts), "channel"].tolist())
             if not allowed:
                 known = ", ".join(sorted(set(split.names.values()))) or "none; see with_names and name_concepts"
                 self.say(f"No concept with a name like {text!r} has sub-units. Names: {known}.", error=True)
@@ -158,33 +156,30 @@ class ChannelExplorer(GalleryPanel):
         self.say(f"{len(self._listed)} channels" + (f" with sub-units of {text!r}" if text else ""))
 
     def reset(self) -> None:
-        """Take K and rho back to what they were in the discovery."""
-        settings = self.gallery.split.settings
+        """Set K and rho back to what they were in the discovery."""
         with self.hold_trait_notifications():
-            self.units, self.shared = settings.units, settings.shared
+            self.units, self.shared = self._settings.units, self._settings.shared
 
     def _list(self, channels: list[int]) -> None:
         self._listed = channels
         self._place.max = len(channels)
 
     @traitlets.validate("channel")
-    def _valid_channel(self, proposal: Any) -> int:
-        d = self.gallery.split.site.channels
-        if not 0 <= proposal["value"] < d:
-            raise traitlets.TraitError(f"channel={proposal['value']}: there are {d}, from 0.")
-        return int(proposal["value"])
+    def _valid_channel(self, proposal: Any) -> Any:
+        return check_range(proposal, 0, self.gallery.split.site.channels - 1)
 
     @traitlets.validate("units")
-    def _valid_units(self, proposal: Any) -> int:
-        if not 2 <= proposal["value"] <= self._k.max:
-            raise traitlets.TraitError(f"units={proposal['value']} must be between 2 and {self._k.max}.")
-        return int(proposal["value"])
+    def _valid_units(self, proposal: Any) -> Any:
+        return self._check_setting(proposal, self._settings.units, 2, self._k.max)
 
     @traitlets.validate("shared")
-    def _valid_shared(self, proposal: Any) -> float:
-        if not 0 <= proposal["value"] <= 1:
-            raise traitlets.TraitError(f"shared={proposal['value']} must be between 0 and 1.")
-        return float(proposal["value"])
+    def _valid_shared(self, proposal: Any) -> Any:
+        return self._check_setting(proposal, self._settings.shared, 0, 1)
+
+    def _check_setting(self, proposal: Any, discovered: float, low: float, high: float) -> Any:
+        if not self.gallery.can_reroute and proposal["value"] != discovered:
+            raise traitlets.TraitError(f"{proposal['trait'].name} stays {discovered}: {self.gallery.why_not_reroute}")
+        return check_range(proposal, low, high)
 
     @traitlets.validate("order")
     def _valid_order(self, proposal: Any) -> str:
@@ -195,7 +190,7 @@ class ChannelExplorer(GalleryPanel):
     @traitlets.observe("order")
     def _sort(self, change: Any) -> None:
         self._order.value = change["new"]
-        kept = set(self._listed) or set(range(self.gallery.split.site.channels))
+        kept = set(self._listed)
         self._list([channel for channel in self.orders[change["new"]] if channel in kept])
         if change["old"]:
             self.channel = self._listed[0]
@@ -208,81 +203,65 @@ class ChannelExplorer(GalleryPanel):
 
     def refresh(self) -> None:
         """Paint the channel anew."""
-        view = self.gallery.channel(self.channel, units=self.units, shared=self.shared)
-        self.set_trait("view", view)
+        gallery = self.gallery
+        view = gallery.channel(self.channel, units=self.units, shared=self.shared)
         whole = len(view.units) == 1
-        count = min(self._count, self.gallery.ready)
-        found = self.gallery.exemplars(view, count=count, units=self._rows)
+        found = gallery.exemplars(view, count=min(self._count, gallery.ready), units=self._max_units)
+        self.set_trait("view", view)
         self.set_trait("exemplars", found)
         colours = ["currentColor", *(PALETTE[i % len(PALETTE)] for i in range(len(found.units) - 1))]
-        self._grid.value = (
-            f'<h4 style="margin:0.4em 0">Channel {self.channel}{": " + view.reason if whole else ""}</h4>'
-            + exemplar_grid(found, colours)
-        )
-        self._table.value = _table(view, self.gallery.depths(view), found, dict(zip(found.units, colours, strict=True)))
-        self._follow()
-        if self.gallery.ready < len(self.gallery.images):
-            self.say(f"{self.gallery.ready} of {len(self.gallery.images)} images are there; the others are coming.")
-        else:
-            parts = "left whole" if whole else f"{len(view.units) - 1} sub-units"
-            self.say(f"Channel {self.channel}: {parts}, on {self.gallery.ready} images.")
-
-    def _follow(self) -> None:
-        """Have the controls say what is shown, whoever changed it."""
-        if self.channel in self._listed:
+        reason = f": {view.reason}" if whole else ""
+        title = Markup('<h4 style="margin:0.4em 0">Channel {}{}</h4>').format(self.channel, reason)
+        self._grid.value = title + exemplar_grid(found, colours)
+        self._table.value = fill_in("units.html", units=self._units(view, found, colours))
+        if self.channel in self._listed:  # the controls show what is shown, whoever changed it
             self._place.value = self._listed.index(self.channel) + 1
         self._k.value, self._rho.value = self.units, self.shared
+        parts = "not split" if whole else f"{len(view.units) - 1} sub-units"
+        self.say(f"Channel {self.channel}: {parts}, on {self.describe_images()}.")
 
-    def static_html(self) -> str:
-        """Return the channel that is shown, as it is."""
-        return f"{self._grid.value}{self._table.value}"
+    def _units(self, view: ChannelView, exemplars: Exemplars, colours: list[str]) -> list[dict[str, Any]]:
+        """Return the rows of the table of units: those of the view, with a colour and a chart of contributions."""
+        colour_of = dict(zip(exemplars.units, colours, strict=True))
+        similarity = dict(zip(exemplars.units, exemplars.similarity, strict=True))
+        depths = self.gallery.depths(view)
+        return [
+            {
+                **row,
+                "concept": "" if pd.isna(row["concept"]) else row["concept"],
+                "colour": colour_of.get(row["unit"], "inherit"),
+                "alike": f"{similarity[row['unit']]:.2f}" if row["unit"] in similarity else "",
+                "chart": depth_chart(depths[row["unit"]]) if row["unit"] in depths else "",
+            }
+            for row in view.units.to_dict("records")
+        ]
 
-
-def _table(view: ChannelView, depths: dict[int, pd.DataFrame], exemplars: Exemplars, colours: dict[int, str]) -> str:
-    """Return the table of a channel's units, with a small chart of the blocks in which each arises."""
-    alike = dict(zip(exemplars.units, exemplars.similarity, strict=True))
-    rows = []
-    columns = [view.units[name].tolist() for name in ("unit", "concept", "name", "sources", "share_of_variance")]
-    for unit, concept, name, sources, share in zip(*columns, strict=True):
-        title = str(unit) if unit else "whole channel" if len(view.units) == 1 else "shared unit"
-        meaning = "" if pd.isna(concept) else html.escape(f"{concept} {name}")
-        similarity = f"{alike[unit]:.2f}" if unit in alike else ""
-        chart = depth_chart(depths[unit]) if unit in depths else ""
-        rows.append(
-            f'<tr><th scope="row" style="color:{colours.get(unit, "inherit")}">{title}</th>'
-            f"<td>{meaning}</td><td>{sources:,}</td><td>{share:.2f}</td><td>{similarity}</td><td>{chart}</td></tr>"
-        )
-    head = "".join(
-        f'<th scope="col">{text}</th>'
-        for text in ("unit", "concept", "sources", "share_of_variance", "alike", "contributions by block")
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<div style="overflow-x:auto">{table}</div>'
+    def static_html(self) -> Markup:
+        """Return the channel that is shown."""
+        return Markup(self._grid.value + self._table.value)  # noqa: S704 - made by templates
 
 
 def _orders(split: Disentanglement, scores: pd.DataFrame | None) -> dict[str, list[int]]:
-    """Return the channels in different orders; those that were left alone come last."""
-    whole = ~split.channels["split"]
-    orders = {
-        "how unlike its concepts are": _sorted(_unlikeness(split), whole),
-        "variance": _sorted(split.channels["variance"], whole),
-        "number": list(range(split.site.channels)),
+    """Return the channels in different orders; those that are not split come last."""
+    values = {
+        "how unlike its concepts are": _unlikeness(split),
+        "variance": split.channels["variance"],
+        "number": -split.channels["channel"],
     }
     if scores is not None:
-        mine, before = (
+        after, before = (
             scores[scores["kind"] == kind].groupby("channel").mean(numeric_only=True)
             for kind in ("sub-unit", "channel")
         )
-        for column in before.columns:
-            if column in mine.columns and pd.api.types.is_float_dtype(before[column]):
-                gain = (mine[column] - before[column]).reindex(range(split.site.channels))
-                orders[f"gain in {column}"] = _sorted(gain.fillna(-float("inf")), whole)
-    return orders
-
-
-def _sorted(values: pd.Series[Any], last: pd.Series[bool]) -> list[int]:
-    table = pd.DataFrame({"last": last.to_numpy(), "value": -values.to_numpy()})
-    return [int(channel) for channel in table.sort_values(["last", "value"], kind="stable").index]
+        gains = (after - before).drop(columns="unit").dropna(axis=1, how="all").reindex(range(split.site.channels))
+        values |= {f"gain in {in_words(column)}": gains[column].fillna(-float("inf")) for column in gains}
+    whole = ~split.channels["split"]
+    return {
+        name: pd.DataFrame({"whole": whole & (name != "number"), "value": -value})
+        .sort_values(["whole", "value"], kind="stable")
+        .index.tolist()
+        for name, value in values.items()
+    }
 
 
 def _unlikeness(split: Disentanglement) -> pd.Series[float]:
@@ -292,5 +271,5 @@ def _unlikeness(split: Disentanglement) -> pd.Series[float]:
     for values, concepts in zip(*strongest_concepts(split.book, split.settings.units), strict=True):
         strength = values.clamp(min=0)
         enough = int((strength > 0).sum()) > 1
-        found.append(1 - agreement_of(strength, directions[concepts]) if enough else 0.0)
-    return pd.Series(torch.tensor(found).numpy())
+        found.append(1 - float(agreement_of(strength, directions[concepts])) if enough else 0.0)
+    return pd.Series(found)

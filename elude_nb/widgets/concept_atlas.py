@@ -1,31 +1,32 @@
-"""ConceptAtlas: a map of all concepts; brush and click to see their images and sub-units, and give them names."""
+"""ConceptAtlas: a map of all concepts; choose some to see their images and sub-units, and give them names."""
 
 from __future__ import annotations
 
-import html
 import os
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import traitlets
+from markupsafe import Markup
 
 from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
-from elude_nb.figures.html import PALETTE, best_images
-from elude_nb.interpret.concept_map import lay_out
+from elude_nb.figures.concept_map import fill_square
+from elude_nb.figures.html import PALETTE, data_uri, top_images
+from elude_nb.interpret.concept_map import cut_thumbnails, lay_out
 from elude_nb.interpret.gallery import Gallery
-from elude_nb.widgets.panel import GalleryPanel, open_gallery, picture
+from elude_nb.widgets.controls import ConceptMap
+from elude_nb.widgets.panel import GalleryPanel, fill_in, make, make_button, make_place, make_row
 
-_MOST_SVG_POINTS = 2000  # above that plotly draws with WebGL
-_MOST_SHOWN = 6  # concepts of a brush whose images are shown
+_MOST_CONCEPTS = 6  # of those chosen have their images shown
+_MOST_UNITS = 12  # are listed
+_COLUMNS = ["channel", "unit", "concept", "sources", "share_of_variance", "mean_on_concept"]
 
 
 class ConceptAtlas(GalleryPanel):
-    """A map of concepts, near each other if alike: click one or brush several, see what they like, and name them.
+    """A map of concepts, near each other if alike: choose one or several, see their top images, and name them.
 
     Parameters
     ----------
@@ -66,48 +67,40 @@ class ConceptAtlas(GalleryPanel):
     def __init__(
         self, gallery: Gallery | Disentanglement, images: Images | None = None, *, count: int = 8, seed: int = 0
     ) -> None:
-        super().__init__(open_gallery(gallery, images))
+        super().__init__(gallery, images)
         if not self.gallery.has_concepts:
             raise ValueError("These sub-units belong to no concepts across channels; there is no map of them.")
-        self._count, self._seed = count, seed
+        self._count = count
         self.split = self.gallery.split
         self.set_trait("names", dict(self.split.names))
+        self._atlas = lay_out(self.split, seed=seed)
+        self._thumbnails: list[str] = []
         self._build()
-        self.observe(self._show, "selected")
         self.selected = [int(self.split.book.counts.argmax())]
+        traitlets.link((self, "selected"), (self.map, "chosen"))
+        self.observe(self._show, "selected")
         self.begin()
 
     def _build(self) -> None:
         label = {"description_width": "70px"}
-        self.figure = self._map()
-        self._choice = ipywidgets.Dropdown(
-            options=self._options(), description="concept", style=label, layout={"width": "320px"}
-        ).add_class("elude-concept")
-        self._name = ipywidgets.Text(
-            description="name",
-            placeholder="what is it?",
-            continuous_update=False,
-            style=label,
-            layout={"width": "260px"},
-        ).add_class("elude-name")
-        self._rename = ipywidgets.Button(description="name it", layout={"width": "90px"}).add_class("elude-rename")
-        self._path = ipywidgets.Text(
-            "named.safetensors", description="save as", continuous_update=False, style=label, layout={"width": "320px"}
-        ).add_class("elude-path")
-        self._save = ipywidgets.Button(description="save", layout={"width": "90px"}).add_class("elude-save")
-        self._concepts, self._table = picture("elude-concepts"), picture("elude-sub-units")
+        self.map = ConceptMap()
+        self._choice = make(ipywidgets.Dropdown, "concept", "concept", options=self._options(), style=label)
+        self._name = make(
+            ipywidgets.Text, "name", "name", placeholder="what is it?", continuous_update=False, style=label
+        )
+        self._rename = make_button("name it", "rename", self._take_name, layout={"width": "90px"})
+        self._path = make(
+            ipywidgets.Text, "save as", "path", value="named.safetensors", continuous_update=False, style=label
+        )
+        self._save = make_button("save", "save", self._take_path, layout={"width": "90px"})
+        self._concepts, self._table = make_place("concepts"), make_place("sub-units")
         self._choice.observe(lambda change: self._choose(change["new"]), "value")
-        self._rename.on_click(lambda _: self._named())
-        self._save.on_click(lambda _: self._saved())
-        trace = self.figure.data[0]
-        trace.on_click(lambda _, points, __: self._brush(points.point_inds))
-        trace.on_selection(lambda _, points, __: self._brush(points.point_inds))
         self.children = (
-            ipywidgets.HBox([self._choice, self._name, self._rename], layout={"flex_flow": "row wrap"}),
-            ipywidgets.HBox([self._path, self._save], layout={"flex_flow": "row wrap"}),
+            make_row(self._choice, self._name, self._rename),
+            make_row(self._path, self._save),
             self._status,
             self._bar,
-            self.figure,
+            self.map,
             self._concepts,
             self._table,
         )
@@ -128,11 +121,8 @@ class ConceptAtlas(GalleryPanel):
         chosen = list(self.selected)
         self._choice.options = self._options()
         self.selected = chosen
-        trace = self.figure.data[0]
-        with self.figure.batch_update():
-            trace.text = self._texts()
-            trace.hovertext = self._hovers()
-        self.refresh()
+        self._paint_map()
+        self._paint_chosen()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Save the split with its names; return the path.
@@ -145,7 +135,7 @@ class ConceptAtlas(GalleryPanel):
         self.split.save(path)
         return Path(path)
 
-    def _named(self) -> None:
+    def _take_name(self) -> None:
         with self.guarded():
             if len(self.selected) != 1:
                 raise ValueError(f"Choose one concept to name; {len(self.selected)} are chosen.")
@@ -153,7 +143,7 @@ class ConceptAtlas(GalleryPanel):
             self.name(concept, text)
             self.say(f"Concept {concept} is called {text!r} now." if text else f"Concept {concept} has no name now.")
 
-    def _saved(self) -> None:
+    def _take_path(self) -> None:
         with self.guarded():
             path = self.save(self._path.value.strip() or "named.safetensors")
             self.say(f"Saved {path}; concepts with a name: {len(self.names)}.")
@@ -161,10 +151,6 @@ class ConceptAtlas(GalleryPanel):
     def _choose(self, concept: int | None) -> None:
         if concept is not None and [concept] != self.selected:
             self.selected = [concept]
-
-    def _brush(self, points: list[int]) -> None:
-        if points:
-            self.selected = sorted(points)
 
     @traitlets.validate("selected")
     def _valid_selection(self, proposal: Any) -> list[int]:
@@ -178,27 +164,54 @@ class ConceptAtlas(GalleryPanel):
 
     def _show(self, _: object) -> None:
         with self.guarded():
-            self.refresh()
+            self._paint_chosen()
 
     def refresh(self) -> None:
-        """Paint the chosen concepts."""
+        """Paint the map, with thumbnails from the images that are ready, and the chosen concepts."""
+        self._thumbnails = [data_uri(crop, None) for crop in cut_thumbnails(self.gallery, 1, 64)[1]]
+        self._paint_map()
+        self._paint_chosen()
+
+    def _paint_map(self) -> None:
+        places, table = fill_square(self._atlas.positions).tolist(), self._atlas.concepts
+        counts = zip(table["tokens"], table["sub_units"], table["channels"], strict=True)
+        self.map.concepts = [
+            {
+                "name": self.names.get(concept, ""),
+                "label": f"{self._title(concept)}; {units} sub-units in {channels} channels, {tokens:,} tokens",
+                "x": round(x, 4),
+                "y": round(y, 4),
+                "src": src,
+            }
+            for concept, ((x, y), (tokens, units, channels), src) in enumerate(
+                zip(places, counts, self._thumbnails, strict=True)
+            )
+        ]
+
+    def _paint_chosen(self) -> None:
         chosen = list(self.selected)
         self._choice.value = chosen[0] if len(chosen) == 1 else None
         self._name.value = self.names.get(chosen[0], "") if len(chosen) == 1 else ""
         table = self.split.units[self.split.units["concept"].isin(chosen)].reset_index(drop=True)
         self.set_trait("sub_units", table)
-        self.figure.data[0].selectedpoints = chosen or None
-        if self.gallery.ready:
-            rows = [self._row(concept, place) for place, concept in enumerate(chosen[:_MOST_SHOWN])]
-            more = len(chosen) - _MOST_SHOWN
-            self._concepts.value = "".join(rows) + (f"<p>and {more} more</p>" if more > 0 else "")
-        self._table.value = _sub_units(table)
-        self.say(f"{len(chosen)} concept{'s' * (len(chosen) != 1)}, {len(table)} sub-units.")
+        concepts = [
+            (self._title(concept), self._top_images(concept, place))
+            for place, concept in enumerate(chosen[:_MOST_CONCEPTS])
+        ]
+        self._concepts.value = fill_in("concepts.html", concepts=concepts, more=max(len(chosen) - _MOST_CONCEPTS, 0))
+        order = table["mean_on_concept"].abs().sort_values(ascending=False).index[:_MOST_UNITS]
+        self._table.value = fill_in(
+            "sub_units.html",
+            columns=[column.replace("_", " ") for column in _COLUMNS],
+            rows=list(table.loc[order, _COLUMNS].itertuples(index=False)),
+            more=len(table) - len(order),
+        )
+        plural = "" if len(chosen) == 1 else "s"
+        self.say(f"{len(chosen)} concept{plural}, {len(table)} sub-units; {self.describe_images()}.")
 
-    def _row(self, concept: int, place: int) -> str:
-        maps, colour = self.gallery.concept_maps[..., concept], PALETTE[place % len(PALETTE)]
-        tiles = best_images(self.gallery, maps, self._count, colour=colour)
-        return f'<h4 style="margin:0.5em 0 0.2em">{html.escape(self._title(concept))}</h4><div>{tiles}</div>'
+    def _top_images(self, concept: int, place: int) -> Markup:
+        maps = self.gallery.concept_maps[..., concept]
+        return top_images(self.gallery, maps, self._count, colour=PALETTE[place % len(PALETTE)])
 
     def _title(self, concept: int) -> str:
         name = self.names.get(concept)
@@ -207,66 +220,7 @@ class ConceptAtlas(GalleryPanel):
     def _options(self) -> list[tuple[str, int]]:
         return [(self._title(concept), concept) for concept in range(len(self.split.book))]
 
-    # ---------------------------------------------------------------------- map
-
-    def _texts(self) -> list[str]:
-        return [self.names.get(concept, "") for concept in range(len(self.split.book))]
-
-    def _hovers(self) -> list[str]:
-        owners = self.split.units.groupby("concept")["unit"].count()
-        counts = self.split.book.counts.tolist()
-        return [
-            f"{html.escape(self._title(concept))}<br>{owners.get(concept, 0)} sub-units, {counts[concept]:,} tokens"
-            for concept in range(len(counts))
-        ]
-
-    def _map(self) -> Any:
-        """Return the map; data and layout are handed over at once, since later changes are lost on a page's reload."""
-        positions = lay_out(self.split, seed=self._seed).positions
-        counts = self.split.book.counts.double().numpy()
-        kind = go.Scatter if len(counts) <= _MOST_SVG_POINTS else go.Scattergl
-        trace = kind(
-            x=positions[:, 0],
-            y=positions[:, 1],
-            mode="markers+text",
-            text=self._texts(),
-            textposition="top center",
-            textfont={"size": 10},
-            hovertext=self._hovers(),
-            hoverinfo="text",
-            marker={
-                "size": 8 + 16 * np.sqrt(counts / counts.max()),
-                "color": PALETTE[0],
-                "opacity": 0.75,
-                "line": {"width": 0},
-            },
-            selected={"marker": {"color": PALETTE[3], "opacity": 1.0}},
-            unselected={"marker": {"opacity": 0.55}},
-        )
-        layout = {
-            "height": 420,
-            "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-            "xaxis": {"visible": False},
-            "yaxis": {"visible": False, "scaleanchor": "x"},
-            "dragmode": "select",
-            "clickmode": "event",
-            "showlegend": False,
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(128,128,128,0.08)",
-            "font": {"color": "#888888"},
-        }
-        return go.FigureWidget(data=[trace], layout=layout)
-
-    def static_html(self) -> str:
-        """Return the chosen concepts and their sub-units, as they are."""
-        return f"{self._concepts.value}{self._table.value}"
-
-
-def _sub_units(table: pd.DataFrame, most: int = 12) -> str:
-    """Return the strongest of some sub-units as an HTML table."""
-    order = table["mean_on_concept"].abs().sort_values(ascending=False).index[:most]
-    shown = table.loc[order, ["channel", "unit", "concept", "sources", "share_of_variance", "mean_on_concept"]]
-    more = len(table) - len(shown)
-    note = f"<p><small>and {more} more, in .sub_units</small></p>" if more > 0 else ""
-    found: str = shown.to_html(index=False, float_format="{:.3f}".format, border=0)
-    return found + note
+    def static_html(self) -> Markup:
+        """Return the map, the chosen concepts and their sub-units."""
+        content = Markup(self._concepts.value + self._table.value)  # noqa: S704 - made by templates
+        return fill_in("concept_map.html", concepts=self.map.concepts, content=content, side=40, height=360)

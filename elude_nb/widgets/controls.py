@@ -1,57 +1,16 @@
-"""Controls that ipywidgets lacks: a button that copies, a picture whose patches can be picked."""
+"""Controls that ipywidgets lacks: a button that copies, a picture whose patches can be chosen, the map of concepts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-_SCRIPT = """
-function byHand(text) {  // pages that are not served over https have no navigator.clipboard
-  const area = document.createElement("textarea");
-  const before = document.activeElement;
-  area.value = text;
-  area.style.position = "fixed";
-  area.style.opacity = "0";
-  document.body.append(area);
-  area.select();
-  let done = false;
-  try { done = document.execCommand("copy"); } catch { done = false; }
-  area.remove();
-  before?.focus();
-  return done;
-}
-
-function render({ model, el }) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "elude-copy-button jupyter-button widget-button lm-Widget";
-  button.style.width = "auto";
-  const said = document.createElement("span");
-  said.className = "elude-copied";
-  said.setAttribute("role", "status");
-  said.style.marginLeft = "0.6em";
-  said.style.color = "var(--jp-ui-font-color1, inherit)";
-  const label = () => { button.textContent = model.get("label"); };
-  const forget = () => { said.textContent = ""; };
-  label();
-  button.addEventListener("click", async () => {
-    const text = model.get("text");
-    let done = false;
-    try { await navigator.clipboard.writeText(text); done = true; } catch { done = byHand(text); }
-    said.textContent = done ? "copied" : "this page may not copy: mark the text and copy it";
-  });
-  model.on("change:label", label);
-  model.on("change:text", forget);
-  el.append(button, said);
-  return () => { model.off("change:label", label); model.off("change:text", forget); };
-}
-
-export default { render };
-"""
+_HERE, _FIGURES = Path(__file__).parent, files("elude_nb.figures")
 
 
 class CopyButton(anywidget.AnyWidget):
@@ -62,7 +21,7 @@ class CopyButton(anywidget.AnyWidget):
     text
         What is copied (trait).
     label
-        What stands on the button (trait).
+        What is written on the button (trait).
 
     Examples
     --------
@@ -70,9 +29,27 @@ class CopyButton(anywidget.AnyWidget):
     'Edit()'
     """
 
-    _esm = _SCRIPT
+    _esm = _HERE / "copy_button.js"
     text = traitlets.Unicode().tag(sync=True)
     label = traitlets.Unicode("copy").tag(sync=True)
+
+
+class ConceptMap(anywidget.AnyWidget):
+    """The map of concepts, by the script that the report draws it with.
+
+    Attributes
+    ----------
+    concepts
+        One dict a concept: ``name``, ``label``, ``x`` and ``y`` in [0, 1], and ``src``, a thumbnail as a data URI
+        (trait, synchronised).
+    chosen
+        Numbers of the chosen concepts (trait, synchronised).
+    """
+
+    _esm = _FIGURES.joinpath("concept_map.js").read_text("utf-8") + (_HERE / "concept_map.js").read_text("utf-8")
+    _css = _FIGURES.joinpath("concept_map.css").read_text("utf-8")
+    concepts = traitlets.List(traitlets.Dict()).tag(sync=True)
+    chosen = traitlets.List(traitlets.Int()).tag(sync=True)
 
 
 MOST_BYTES = 30_000_000  # a larger file would hold up the connection to the kernel
@@ -93,7 +70,7 @@ class PatchPicker(anywidget.AnyWidget):
         Width and height in pixels (trait, synchronised).
     """
 
-    _esm = Path(__file__).with_name("patch_picker.js")
+    _esm = _HERE / "patch_picker.js"
     src = traitlets.Unicode().tag(sync=True)
     alt = traitlets.Unicode().tag(sync=True)
     grid = traitlets.List(traitlets.Int(), default_value=[1, 1]).tag(sync=True)
@@ -105,12 +82,11 @@ class PatchPicker(anywidget.AnyWidget):
     def on_drop(self, take: Callable[[str, bytes], object], refuse: Callable[[str], object]) -> None:
         """Have ``take(name, content)`` called for a dropped file, or ``refuse(message)`` if it is too large."""
 
-        def received(_: Any, content: Any, buffers: Any) -> None:
+        def receive(_: Any, content: Any, buffers: Any) -> None:
+            name = str(content.get("name", "file"))
             if content.get("kind") == "file" and buffers:
-                take(str(content.get("name", "file")), bytes(buffers[0]))
+                take(name, bytes(buffers[0]))
             elif content.get("kind") == "too large":
-                refuse(
-                    f"{content.get('name')!r} has {content.get('size', 0):,} bytes; at most {MOST_BYTES:,} are taken."
-                )
+                refuse(f"{name!r} has {content.get('size', 0):,} bytes; at most {MOST_BYTES:,} are taken.")
 
-        self.on_msg(received)
+        self.on_msg(receive)

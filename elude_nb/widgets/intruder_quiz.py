@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 import base64
-import html
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import ipywidgets
 import pandas as pd
 import traitlets
+from markupsafe import Markup
 
 from elude_nb._util.checks import check_count
 from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
-from elude_nb.figures.html import PALETTE, tile
+from elude_nb.figures.html import GREY, PALETTE, tile
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.quiz import CHANNEL, SUB_UNIT, Question, Quiz, Share, make_questions
-from elude_nb.widgets.panel import GalleryPanel, open_gallery, picture
+from elude_nb.widgets.panel import GalleryPanel, fill_in, make, make_button, make_place, make_row
 
-_SIDE, _SMALL = 136, 84
-_CALLED = {CHANNEL: "whole channels", SUB_UNIT: "sub-units"}
-# The button's label lies below the picture, but what can be clicked is both.
-_STYLE = """<style>
-.elude-choice { position: relative; padding: 4px; overflow: visible; border: 3px solid transparent; border-radius: 6px }
-.elude-choice .elude-answer { position: static; overflow: visible; width: 100%; margin: 2px 0 0 }
-.elude-choice .elude-answer::after { content: ""; position: absolute; inset: 0; cursor: pointer }
-.elude-choice .elude-answer:disabled::after { cursor: default }
-.elude-choice:focus-within { border-color: var(--jp-brand-color1, #2C8FCC) }
-</style>"""
+_SIDE, _SMALL_SIDE = 136, 84
+_KIND_NAMES = {CHANNEL: "whole channels", SUB_UNIT: "sub-units"}
 
 
 class IntruderQuiz(GalleryPanel):
-    """Questions for people: which of these images, all but one of which a unit likes, does not belong.
+    """Questions for people: all but one of these images activate a unit most; which one does not belong.
 
-    Half of the questions are about whole channels and half about sub-units of the same channels, mixed, and nobody is
-    told which is which before the answer. Questions are drawn as those of `elude_nb.scores`.
+    Half of the questions are about whole channels and half about sub-units of the same channels, mixed; which is which
+    is shown only after the answer. Questions are drawn as those of `elude_nb.scores`.
 
     Parameters
     ----------
@@ -91,84 +83,73 @@ class IntruderQuiz(GalleryPanel):
         seed: int = 0,
         units: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        super().__init__(open_gallery(gallery, images))
+        super().__init__(gallery, images)
         check_count("per_kind", per_kind)
         self._size, self._seed = check_count("size", size, 3), check_count("seed", seed, 0)
         self._per_kind, self._units = per_kind, units
         self._quiz = Quiz()
-        self._open = False  # whether the question that is shown waits for an answer
-        self._sheet: tuple[int, str] | None = None
+        self._waiting = False  # whether the question that is shown waits for an answer
         self._build()
         self.begin()
 
-    # ------------------------------------------------------------------- parts
-
     def _build(self) -> None:
-        self._player = ipywidgets.Text(description="player", placeholder="your name, if you like").add_class(
-            "elude-player"
+        self._player = make(
+            ipywidgets.Text, "player", "player", placeholder="your name, if you like", layout={}, style={}
         )
         ipywidgets.link((self, "player"), (self._player, "value"))
-        self._again = ipywidgets.Button(
-            description="new questions", tooltip="begin again with other questions; results are kept"
-        ).add_class("elude-restart")
-        self._again.on_click(lambda _: self.restart())
-        self._title = picture("elude-question")
-        self._pictures = [picture("elude-picture") for _ in range(self._size)]
-        self._answers = []
-        choices = []
-        for place, shown in enumerate(self._pictures):
-            button = ipywidgets.Button(
-                description=f"image {place + 1}", tooltip=f"image {place + 1} does not belong", disabled=True
-            )
-            button.add_class("elude-answer").add_class(f"elude-answer-{place + 1}")
-            button.on_click(partial(self._clicked, place))
-            self._answers.append(button)
-            choice = ipywidgets.VBox([shown, button], layout={"width": f"{_SIDE + 20}px"})
-            choices.append(choice.add_class("elude-choice").add_class(f"elude-choice-{place + 1}"))
-        self._next = ipywidgets.Button(description="next question", button_style="primary", disabled=True).add_class(
-            "elude-next"
-        )
-        self._next.on_click(lambda _: self.next())
-        self._score, self._link = picture("elude-score"), picture("elude-download")
-        wrap = {"flex_flow": "row wrap"}
+        hint = "begin again with other questions; results are kept"
+        self._again = make_button("new questions", "restart", self.restart, tooltip=hint)
+        self._title, self._score, self._link = (make_place(name) for name in ("question", "score", "download"))
+        self._pictures = [make_place("picture") for _ in range(self._size)]
+        self._answers = [
+            make_button(
+                f"image {number}",
+                f"answer-{number}",
+                partial(self.answer, number - 1),
+                tooltip=f"image {number} does not belong",
+                disabled=True,
+            ).add_class("elude-answer")
+            for number in range(1, self._size + 1)
+        ]
+        width = {"width": f"{_SIDE + 20}px"}
+        choices = [
+            ipywidgets.VBox([picture, button], layout=width).add_class("elude-choice")
+            for picture, button in zip(self._pictures, self._answers, strict=True)
+        ]
+        self._next = make_button("next question", "next", self.next, button_style="primary", disabled=True)
+        style = Path(__file__).with_name("quiz.css").read_text(encoding="utf-8")
         self.children = (
-            ipywidgets.HTML(_STYLE),
-            ipywidgets.HBox([self._player, self._again], layout=wrap),
+            ipywidgets.HTML(f"<style>{style}</style>"),
+            make_row(self._player, self._again),
             self._bar,
             self._title,
-            ipywidgets.HBox(choices, layout=wrap).add_class("elude-choices"),
+            make_row(*choices).add_class("elude-choices"),
             self._status,
             self._next,
             self._score,
             self._link,
         )
 
-    def _clicked(self, place: int, _: object) -> None:
-        self.answer(place)
-
     # ------------------------------------------------------------------ actions
 
     def answer(self, place: int) -> None:
-        """Answer the question that is shown with the place of an image, from 0; what is wrong is said."""
-        if not self._open:
+        """Answer the question that is shown with the place of an image, from 0."""
+        if not self._waiting:
             self.say("There is no question to answer now: go to the next one, or begin again.", error=True)
             return
         with self.guarded():
-            question, odd = self._quiz.current, self._quiz.current.trial.intruder
+            question = self._quiz.current
             right = self._quiz.answer(place, self.player.strip())
-            self._open = False
+            self._waiting = False
             self.set_trait("finished", self._quiz.finished)
             self._paint(question, chosen=place)
-            about = f"the whole channel {question.channel}"
-            if question.unit is not None:
-                about = f"sub-unit {question.unit} of channel {question.channel}"
-            verdict = "Right" if right else "Wrong"
-            self.say(f"{verdict}: image {odd + 1} did not belong. The question was about {about}.")
+            verdict, odd = "Right" if right else "Wrong", question.trial.intruder + 1
+            self.say(f"{verdict}: image {odd} did not belong. The question was about {_name_unit(question)}.")
             (self._again if self.finished else self._next).focus()
 
     def next(self) -> None:
         """Go to the next question."""
-        if self._open:
+        if self._waiting:
             self.say("Answer this question first.", error=True)
         elif self._quiz.finished:
             self.say("There is no other question; begin again with new ones.", error=True)
@@ -199,7 +180,7 @@ class IntruderQuiz(GalleryPanel):
         return self._quiz.questions
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the results to a CSV file, which appears whole or not at all.
+        """Write the results to a CSV file (an atomic write).
 
         Raises
         ------
@@ -214,18 +195,17 @@ class IntruderQuiz(GalleryPanel):
     # -------------------------------------------------------------------- paint
 
     def refresh(self) -> None:
-        """Begin when all images are there: with fewer, other images would be a unit's best ones."""
-        count, ready = len(self.gallery.images), self.gallery.ready
-        if ready < count:
-            self.say(f"{ready} of {count} images are there; the questions come when all are.")
+        """Begin when all images are ready: with fewer, other images would be a unit's top-activating ones."""
+        if self.gallery.ready < len(self.gallery.images):
+            self.say(f"{self.describe_images()}. The questions come when all are ready.")
         elif not self._quiz.round:
-            # Once the kernel is at other work there is nobody to catch an error: it is said.
+            # In a task of the kernel an error would be lost: it is shown.
             with nullcontext() if self._task is None else self.guarded():
                 self._quiz.restart(self._questions(self._seed))
                 self._ask()
 
     def _ask(self) -> None:
-        self._open = True
+        self._waiting = True
         self.set_trait("question", self._quiz.answered + 1)
         self._paint(self._quiz.current)
         self.say("Choose the image that does not belong to the others.")
@@ -233,55 +213,54 @@ class IntruderQuiz(GalleryPanel):
 
     def _paint(self, question: Question, chosen: int | None = None) -> None:
         """Show a question; once an image was chosen, also what was right."""
-        self._title.value = (
-            f'<h4 style="margin:0.4em 0">Question {self.question} of {len(self._quiz.questions)}: '
-            "which image does not belong?</h4>"
-        )
-        pictures = self.gallery.pictures
+        self._title.value = fill_in("question.html", number=self.question, count=len(self.questions))
         for place, image in enumerate(question.trial.images):
-            odd, mine = place == question.trial.intruder, place == chosen
-            said, colour = "", "#767676"
+            said, colour = "", GREY
             if chosen is not None:
+                odd = place == question.trial.intruder
                 said, colour = ("did not belong", PALETTE[3]) if odd else ("belongs", PALETTE[2])
-                said += ", your choice" if mine else ""
-            shown = tile(
-                pictures[image], f"image {place + 1}" + (f", {said}" if said else ""), side=_SIDE, colour=colour
-            )
-            self._pictures[place].value = f'{shown}<div style="min-height:1.4em;line-height:1.4em">{said}</div>'
+                said += ", your choice" if place == chosen else ""
+            alt = f"image {place + 1}" + (f", {said}" if said else "")
+            shown = tile(self.gallery.pictures_of(image), alt, side=_SIDE, colour=colour)
+            self._pictures[place].value = fill_in("quiz_picture.html", tile=shown, said=said)
             self._answers[place].disabled = chosen is not None
-        self._next.disabled = self._open or self._quiz.finished
-        score = self._quiz.score()
-        self.set_trait("score", score)
-        self._score.value = self._score_html(score)
-        self._link.value = _csv_link(self._quiz.results)
+        self._next.disabled = self._waiting or self._quiz.finished
+        self._paint_score()
 
-    def _score_html(self, score: dict[str, Share]) -> str:
-        rows = [f'<tr><th scope="row">{_CALLED[kind]}</th><td>{share}</td></tr>' for kind, share in score.items()]
-        summary = ""
+    def _paint_score(self) -> None:
+        score, results = self._quiz.score(), self._quiz.results
+        self.set_trait("score", score)
+        rows = [(_KIND_NAMES[kind], share) for kind, share in score.items()]
         if self._quiz.finished:
             of_model = self._quiz.score_of_embedding(self.gallery.outputs - self.gallery.outputs.mean(0))
-            rows += [
-                f'<tr><th scope="row">{_CALLED[kind]}, the model itself</th><td>{share}</td></tr>'
-                for kind, share in of_model.items()
-            ]
-            summary = f"<p>{html.escape(_verdict(score))}</p>"
-        return (
-            '<table style="line-height:1.35"><caption style="text-align:left;white-space:nowrap">'
-            "odd image found: share and 95 % interval; guessing finds "
-            f"{1 / self._size:.2f}</caption><tbody>{''.join(rows)}</tbody></table>{summary}"
-        )
+            rows += [(f"{_KIND_NAMES[kind]}, the model itself", share) for kind, share in of_model.items()]
+        verdict = _judge(score) if self._quiz.finished else ""
+        self._score.value = fill_in("quiz_score.html", chance=1 / self._size, rows=rows, verdict=verdict)
+        data = base64.b64encode(results.to_csv(index=False).encode("utf-8")).decode("ascii")
+        self._link.value = fill_in("quiz_link.html", data=data, count=len(results))
 
-    def static_html(self) -> str:
+    def static_html(self) -> Markup:
         """Return the questions of this round as a sheet to print, with the answers folded away."""
         if not self._quiz.round:
-            return f"<p>{html.escape(self.message)}</p>"
-        if self._sheet is None or self._sheet[0] != self._quiz.round:
-            self._sheet = self._quiz.round, _sheet(self._quiz.questions, self.gallery.pictures)
-        return self._sheet[1]
+            return Markup("<p>{}</p>").format(self.message)
+        questions = [
+            [
+                tile(self.gallery.pictures_of(image), f"question {number}, image {place}", side=_SMALL_SIDE)
+                for place, image in enumerate(question.trial.images, 1)
+            ]
+            for number, question in enumerate(self.questions, 1)
+        ]
+        answers = [f"image {question.trial.intruder + 1} ({_name_unit(question)})" for question in self.questions]
+        return fill_in("quiz_sheet.html", questions=questions, answers=answers)
 
 
-def _verdict(score: dict[str, Share]) -> str:
-    """Say in words what a round showed, and no more than that."""
+def _name_unit(question: Question) -> str:
+    what = "the whole channel" if question.unit is None else f"sub-unit {question.unit} of channel"
+    return f"{what} {question.channel}"
+
+
+def _judge(score: dict[str, Share]) -> str:
+    """Return in words what a round showed, and no more than that."""
     whole, parts = score[CHANNEL], score[SUB_UNIT]
     if parts.low > whole.high:
         found = "The odd image was found more often for sub-units than for whole channels."
@@ -290,30 +269,3 @@ def _verdict(score: dict[str, Share]) -> str:
     else:
         found = "The intervals overlap: this round alone does not tell sub-units from whole channels."
     return f"All {whole.count + parts.count} questions are answered. {found}"
-
-
-def _csv_link(results: pd.DataFrame) -> str:
-    count = "1 answer" if len(results) == 1 else f"{len(results)} answers"
-    data = base64.b64encode(results.to_csv(index=False).encode("utf-8")).decode("ascii")
-    return (
-        '<a style="color:var(--jp-content-link-color,#0b64c0)" download="intruder_quiz.csv" '
-        f'href="data:text/csv;charset=utf-8;base64,{data}">download CSV</a> <small>({count})</small>'
-    )
-
-
-def _sheet(questions: Sequence[Question], pictures: Any) -> str:
-    rows, answers = [], []
-    for number, question in enumerate(questions, 1):
-        tiles = "".join(
-            f'<figure style="display:inline-block;margin:2px 6px;text-align:center">'
-            f"{tile(pictures[image], f'question {number}, image {place}', side=_SMALL)}"
-            f"<figcaption>{place}</figcaption></figure>"
-            for place, image in enumerate(question.trial.images, 1)
-        )
-        rows.append(f'<li style="break-inside:avoid">{tiles}</li>')
-        what = "whole channel" if question.unit is None else f"sub-unit {question.unit} of channel"
-        answers.append(f"<li>image {question.trial.intruder + 1} ({what} {question.channel})</li>")
-    return (
-        f'<div class="elude-sheet"><h4>Which image does not belong?</h4><ol>{"".join(rows)}</ol>'
-        f"<details><summary>answers</summary><ol>{''.join(answers)}</ol></details></div>"
-    )

@@ -1,16 +1,18 @@
-"""What all widgets have in common: a spoken status line, calm sliders, clear messages, and a face without a kernel."""
+"""What all panels have in common: a status line, debounced controls, messages instead of errors, a static fallback."""
 
 from __future__ import annotations
 
 import asyncio
-import html
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ipywidgets
 import traitlets
+from markupsafe import Markup
 
+from elude_nb._util.html import render
 from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
 from elude_nb.interpret.gallery import Gallery
@@ -19,68 +21,65 @@ FIRST_IMAGES = 8  # are run before the first paint: about a second for a ViT-S o
 PAUSE = 0.12  # seconds for which a slider must rest before anything is computed
 _EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, traitlets.TraitError)
 
+fill_in = partial(render, "elude_nb.widgets")  # a template of this room
+
 
 class Panel(ipywidgets.VBox):
-    """A widget with a status line, and with a static face for pages that have no kernel.
+    """A widget with a status line, and with a static fallback for pages that have no kernel.
 
-    Subclasses say what they show without a kernel in `static_html`.
+    Subclasses return the fallback from `static_html`.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._status = ipywidgets.HTML()
-        self._status.add_class("elude-status")
+        self._status = make_place("status")
         self.say("")
 
     def say(self, text: str, *, error: bool = False) -> None:
-        """Show a message; screen readers read it aloud."""
-        colour = "color:var(--jp-error-color1,#b00020)" if error else "color:var(--jp-ui-font-color2,#666)"
-        role = "alert" if error else "status"
-        self._status.value = f'<div role="{role}" style="min-height:1.4em;{colour}">{html.escape(text)}</div>'
-
-    @property
-    def message(self) -> str:
-        """Return what the status line says."""
-        return html.unescape(self._status.value.partition('">')[2].rpartition("</div>")[0])
+        """Show a message in the status line; screen readers read it aloud."""
+        self.message = text
+        self._status.value = fill_in("status.html", text=text, error=error)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Turn the errors that input can cause into a message; others are bugs and go on their way."""
+        """Turn the errors that input can cause into a message; others are bugs and are raised."""
         try:
             yield
         except _EXPECTED as error:
             self.say(str(error), error=True)
 
-    def static_html(self) -> str:
-        """Return what is to be seen without a kernel."""
+    def static_html(self) -> Markup:
+        """Return what a page without a kernel shows."""
         raise NotImplementedError
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         found = super()._repr_mimebundle_(**kwargs)
         bundle, metadata = found if isinstance(found, tuple) else (found, {})
         if bundle is not None:
-            note = "<p><small>This is a still picture of a widget; with a running kernel it can be used.</small></p>"
-            bundle = {**bundle, "text/html": self.static_html() + note}
+            bundle = {**bundle, "text/html": str(fill_in("fallback.html", content=self.static_html()))}
         return (bundle, metadata) if isinstance(found, tuple) else bundle
 
 
 class GalleryPanel(Panel):
-    """A panel over a `Gallery` that may still be filling: it paints at once and again when all images are there.
+    """A panel over a `Gallery` that may still be filling: it paints at once, and again when all images are ready.
 
     In a running kernel the images are run a few at a time between other work; elsewhere all at once.
     """
 
-    def __init__(self, gallery: Gallery, **settings: Any) -> None:
+    def __init__(self, gallery: Gallery | Disentanglement, images: Images | None = None, **settings: Any) -> None:
         super().__init__(**settings)
-        self.gallery = gallery
-        self._bar = ipywidgets.IntProgress(
-            max=len(gallery.images), description="images", layout={"width": "60%", "display": "none"}
+        self.gallery = open_gallery(gallery, images)
+        self._bar = make(
+            ipywidgets.IntProgress,
+            "images",
+            "progress",
+            max=len(self.gallery.images),
+            layout={"width": "60%", "display": "none"},
         )
-        self._bar.add_class("elude-progress")
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Have enough images for a first paint, paint, and see to the others."""
+        """Run enough images for a first paint, paint, and run the others."""
         steps = self.gallery.steps(4)
         while self.gallery.ready < min(FIRST_IMAGES, len(self.gallery.images)):
             next(steps)
@@ -96,39 +95,45 @@ class GalleryPanel(Panel):
             self._task = loop.create_task(self._fill())
 
     def refresh(self) -> None:
-        """Paint anew; called when more images are there."""
+        """Paint anew; called when more images are ready."""
         raise NotImplementedError
+
+    def describe_images(self) -> str:
+        """Return how many images are shown, of how many: ``"48 of 200 images"``, and whether more are coming."""
+        gallery = self.gallery
+        taken, given = len(gallery.images), gallery.total
+        if gallery.ready < taken:
+            return f"{gallery.ready} of {taken} images are ready; the others are coming"
+        return f"{taken} images" if taken == given else f"{taken} of {given:,} images (as many as fit into memory)"
 
     async def _fill(self) -> None:
         self._bar.layout.display = ""
-        for _ in self.gallery.steps(4):  # each step is about half a second, and the kernel answers in between
+        for _ in self.gallery.steps(4):  # each step takes about half a second; the kernel answers in between
             self._bar.value = self.gallery.ready
             await asyncio.sleep(0.02)
         self._bar.layout.display = "none"
         self.refresh()
 
 
-class Calm:
-    """Call a function only when its caller has been quiet for a moment, with the last arguments.
+def debounce(function: Callable[..., object], seconds: float = PAUSE) -> Callable[..., None]:
+    """Return a function that calls ``function`` with its last arguments, once it was not called for some time.
 
-    Without a running event loop (in a script, in a test) it is called at once.
+    Without a running event loop (in a script, in a test) it calls at once.
     """
+    waiting: asyncio.TimerHandle | None = None
 
-    def __init__(self, function: Callable[..., object], seconds: float = PAUSE) -> None:
-        self._function, self._seconds = function, seconds
-        self._waiting: asyncio.TimerHandle | None = None
-
-    def __call__(self, *args: Any) -> None:
-        """Call soon, and forget an earlier call that still waits."""
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+    def call(*arguments: Any) -> None:
+        nonlocal waiting
+        if waiting is not None:
+            waiting.cancel()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            self._function(*args)
+            function(*arguments)
         else:
-            self._waiting = loop.call_later(self._seconds, self._function, *args)
+            waiting = loop.call_later(seconds, function, *arguments)
+
+    return call
 
 
 def open_gallery(gallery: Gallery | Disentanglement, images: Images | None) -> Gallery:
@@ -148,8 +153,32 @@ def open_gallery(gallery: Gallery | Disentanglement, images: Images | None) -> G
     return Gallery(gallery, images)
 
 
-def picture(cls: str) -> ipywidgets.HTML:
-    """Return an empty place for HTML, with a class by which style sheets and tests find it."""
-    place = ipywidgets.HTML()
-    place.add_class(cls)
-    return place
+def check_range(proposal: Any, low: float, high: float) -> Any:
+    """Return the value that a trait is to take, for a validator; raise ``TraitError`` if it is out of range."""
+    name, value = proposal["trait"].name, proposal["value"]
+    if not low <= value <= high:
+        raise traitlets.TraitError(f"{name}={value} is out of range: it must be between {low} and {high}.")
+    return value
+
+
+def make(kind: Callable[..., Any], description: str, name: str, **settings: Any) -> Any:
+    """Return a control with a label, and with the class ``elude-{name}``, by which style sheets and tests find it."""
+    usual = {"layout": {"width": "340px"}, "style": {"description_width": "90px"}}
+    return kind(description=description, **{**usual, **settings}).add_class(f"elude-{name}")
+
+
+def make_button(description: str, name: str, press: Callable[[], object], **settings: Any) -> Any:
+    """Return a button with the class ``elude-{name}``."""
+    button = ipywidgets.Button(description=description, **settings).add_class(f"elude-{name}")
+    button.on_click(lambda _: press())
+    return button
+
+
+def make_place(name: str) -> Any:
+    """Return an empty place for HTML with the class ``elude-{name}``."""
+    return ipywidgets.HTML().add_class(f"elude-{name}")
+
+
+def make_row(*controls: Any) -> Any:
+    """Return controls beside each other, or below each other on a narrow page."""
+    return ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"})

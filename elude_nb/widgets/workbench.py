@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
 import traitlets
+from markupsafe import Markup
 
 from elude_nb.core.disentangle import disentangle
 from elude_nb.core.result import Disentanglement
@@ -20,7 +20,7 @@ from elude_nb.widgets.channel_explorer import ChannelExplorer
 from elude_nb.widgets.concept_atlas import ConceptAtlas
 from elude_nb.widgets.image_inspector import ImageInspector
 from elude_nb.widgets.intruder_quiz import IntruderQuiz
-from elude_nb.widgets.panel import Panel, open_gallery
+from elude_nb.widgets.panel import Panel, fill_in, make, make_button, make_row, open_gallery
 from elude_nb.widgets.steering_panel import SteeringPanel
 
 
@@ -36,7 +36,7 @@ class Workbench(Panel):
     concepts, units
         G and K of the discovery.
     gallery
-        A `Gallery` that is there already; then nothing is run and the panels are shown at once.
+        An existing `Gallery`; then nothing is run and the panels are shown at once.
     seed
         Of the halves and the discovery.
 
@@ -68,26 +68,22 @@ class Workbench(Panel):
         super().__init__()
         self._seed = seed
         self.panels: dict[str, Panel] = {}
-        wide, label = ipywidgets.Layout(width="340px"), {"description_width": "90px"}
-        self._model = ipywidgets.Text(model, description="model", continuous_update=False, layout=wide, style=label)
-        self._images = ipywidgets.Text(images, description="images", continuous_update=False, layout=wide, style=label)
-        self._count = ipywidgets.BoundedIntText(count, 4, 100_000, description="how many", layout=wide, style=label)
-        self._concepts = ipywidgets.BoundedIntText(
-            concepts, 2, 4096, description="G: concepts", layout=wide, style=label
+        self._model = make(ipywidgets.Text, "model", "model", value=model, continuous_update=False)
+        self._images = make(ipywidgets.Text, "images", "images", value=images, continuous_update=False)
+        number = ipywidgets.BoundedIntText
+        self._count = make(number, "how many", "count", value=count, min=4, max=100_000)
+        self._concepts = make(number, "G: concepts", "g", value=concepts, min=2, max=4096)
+        self._units = make(number, "K: units", "max-units", value=units, min=2, max=64)
+        self._go = make_button(
+            "disentangle", "disentangle", self.run, button_style="primary", tooltip="load both and split the channels"
         )
-        self._units = ipywidgets.BoundedIntText(units, 2, 64, description="K: units", layout=wide, style=label)
-        self._go = ipywidgets.Button(
-            description="disentangle", button_style="primary", tooltip="load both and take the channels apart"
-        )
-        self._go.add_class("elude-disentangle")
-        self._go.on_click(lambda _: self.run())
         self._log = ipywidgets.Output().add_class("elude-log")
         self._tabs = ipywidgets.Tab().add_class("elude-tabs")
         self._tabs.observe(lambda change: self._open_tab(change["new"]), "selected_index")
         form = [
-            ipywidgets.HBox([self._model, self._images], layout={"flex_flow": "row wrap"}),
-            ipywidgets.HBox([self._count, self._concepts], layout={"flex_flow": "row wrap"}),
-            ipywidgets.HBox([self._units, self._go], layout={"flex_flow": "row wrap"}),
+            make_row(self._model, self._images),
+            make_row(self._count, self._concepts),
+            make_row(self._units, self._go),
         ]
         self._form = ipywidgets.VBox(form).add_class("elude-form")
         self.children = (self._form, self._status, self._log, self._tabs)
@@ -99,7 +95,7 @@ class Workbench(Panel):
     def run(self) -> Workbench:
         """Load the model and the images that the form names, disentangle, and show the panels.
 
-        What goes wrong is said in the status line; then the panels stay as they were.
+        An error is reported in the status line; then the panels stay as they were.
         """
         self._go.disabled = True
         self.say(f"{self._model.value}: loading …")
@@ -113,12 +109,20 @@ class Workbench(Panel):
                 split = disentangle(
                     model, discover, concepts=self._concepts.value, units=self._units.value, seed=self._seed
                 )
-                gallery = _prepared(split, discover, held_out, self.say)
+                gallery = self._prepare(split, discover, held_out)
                 self._log.clear_output()
                 self.take(gallery)
         finally:
             self._go.disabled = False
         return self
+
+    def _prepare(self, split: Disentanglement, discover: ImageSet, held_out: ImageSet) -> Gallery:
+        """Return a filled gallery of a split whose concepts are named after the labels, if there are labels."""
+        if discover.labels is not None and len(set(discover.labels)) > 1:
+            self.say("Naming concepts after the labels …")
+            split = split.with_names(name_concepts(split, discover, top=min(20, max(1, len(discover) // 4))).names)
+        self.say(f"Running {len(held_out)} images to look at …")
+        return Gallery(split, held_out).fill()
 
     def take(self, gallery: Gallery) -> None:
         """Show the panels on a gallery."""
@@ -137,7 +141,7 @@ class Workbench(Panel):
             "Channels": lambda: ChannelExplorer(gallery),
             "Concepts": lambda: ConceptAtlas(gallery),
             "Image": lambda: ImageInspector(gallery),
-            "Steering": lambda: SteeringPanel(gallery, head=_head(gallery)),
+            "Steering": lambda: SteeringPanel(gallery, head=_fit_head(gallery)),
             "Intruder quiz": lambda: IntruderQuiz(gallery),
         }
 
@@ -147,29 +151,19 @@ class Workbench(Panel):
         if index is None or index >= len(makers):
             return
         title = list(makers)[index]
-        if title in self.panels:
-            return
-        with self.guarded():
-            self.panels[title] = makers[title]()
-            self._tabs.children[index].children = (self.panels[title],)
+        if title not in self.panels:
+            with self.guarded():
+                self.panels[title] = makers[title]()
+                self._tabs.children[index].children = (self.panels[title],)
 
-    def static_html(self) -> str:
+    def static_html(self) -> Markup:
         """Return the panels that were opened, one below the other."""
-        parts = [f"<h3>{html.escape(title)}</h3>{panel.static_html()}" for title, panel in self.panels.items()]
-        return "".join(parts) or f"<p>{html.escape(self.message)}</p>"
+        panels = [(title, panel.static_html()) for title, panel in self.panels.items()]
+        return fill_in("workbench.html", panels=panels, message=self.message)
 
 
-def _prepared(split: Disentanglement, discover: ImageSet, held_out: ImageSet, say: Callable[[str], object]) -> Gallery:
-    """Return a filled gallery of a split whose concepts are named after the labels, if there are labels."""
-    if discover.labels is not None and len(set(discover.labels)) > 1:
-        say("Naming concepts after the labels …")
-        split = split.with_names(name_concepts(split, discover, top=min(20, max(1, len(discover) // 4))).names)
-    say(f"Running {len(held_out)} images to look at …")
-    return Gallery(split, held_out).fill()
-
-
-def _head(gallery: Gallery | None) -> Any:
+def _fit_head(gallery: Gallery) -> Any:
     """Return a probe fitted on the gallery's own images, or None without labels."""
-    if gallery is None or gallery.labels is None or len(set(gallery.labels)) < 2:
+    if gallery.labels is None or len(set(gallery.labels)) < 2:
         return None
     return fit_on_outputs(gallery.features, list(gallery.labels))

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,19 @@ import torch
 
 from elude_nb import Disentanglement, Edit, ImageSet, disentangle, score, verify
 from elude_nb.app.report import build as report
-from elude_nb.app.report import looks
 from elude_nb.app.report.build import write_report
-from elude_nb.app.report.channels import channel_table
-from elude_nb.app.report.charts import KINDS, LEFT, WIDTH, distribution
-from elude_nb.app.report.concepts import positions_of_concepts
-from elude_nb.app.report.packing import LEVELS, json_for_html, pack_heat, rounded, short_name
-from elude_nb.app.report.page import SCRIPTS
+from elude_nb.app.report.charts import KINDS, LEFT, WIDTH, draw_distribution
+from elude_nb.app.report.entries import LEVELS, channel_table, pack_heat, round_to
+from elude_nb.app.report.images import run_images
+from elude_nb.app.report.page import SCRIPTS, file_name
 from elude_nb.errors import SiteError
+from elude_nb.figures.concept_map import fill_square
+from elude_nb.figures.theme import in_words
+from elude_nb.interpret.concept_map import lay_out
 from elude_nb.interpret.exemplars import WHOLE_CHANNEL
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.scores import score_means
+from tests.markup import Page
 from tests.tiny import random_images
 
 HOSTILE = (
@@ -39,62 +40,16 @@ HOSTILE = (
     "<!--<script>\u2028' onfocus='window.hacked=1",
     "$data ${title} &lt;b&gt; \\u003c",
 )
-VOID = {"meta", "img", "br", "input"}
 
 
-class Page(HTMLParser):
-    """A page as a browser reads it: tags, attributes, text, scripts; complains if a tag is left open."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.scripts: list[str] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        assert not self._open
-        self.data: dict[str, Any] = json.loads(self.scripts[0])
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self._open.append(tag)
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data) -> None:
-        if self._open and self._open[-1] in {"script", "style"}:
-            if self._open[-1] == "script":
-                self.scripts[-1] += data
-        else:
-            self.text += data
+def data_of(page: Page) -> dict[str, Any]:
+    """Return what the script draws from."""
+    found: dict[str, Any] = json.loads(page.scripts[0])
+    return found
 
 
-class Tables(HTMLParser):
-    """The rows of all tables, each a list of the texts of its cells."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self._inside = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs) -> None:
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in {"td", "th"}:
-            self.rows[-1].append("")
-            self._inside = True
-
-    def handle_endtag(self, tag) -> None:
-        self._inside = self._inside and tag not in {"td", "th"}
-
-    def handle_data(self, data) -> None:
-        if self._inside:
-            self.rows[-1][-1] += data
+def written_page(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +67,7 @@ def shown(images: ImageSet) -> ImageSet:
 @pytest.fixture(scope="module")
 def written(named: Disentanglement, shown: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("report") / "report.html"
-    assert write_report(named, shown, file, title=HOSTILE[0], count=4, units=2, progress=False) == file
+    assert write_report(named, shown, file, title=HOSTILE[0], count=4, max_units=2, progress=False) == file
     return file.read_text(encoding="utf-8")
 
 
@@ -144,7 +99,7 @@ def unpacked(text: str) -> list[int]:
 
 
 def test_concepts_are_those_of_the_book_with_their_best_images(page: Page, named, gallery) -> None:
-    concepts = page.data["concepts"]
+    concepts = data_of(page)["concepts"]
     assert [entry["concept"] for entry in concepts] == list(range(len(named.book)))
     assert [entry["tokens"] for entry in concepts] == named.book.counts.tolist()
     assert [entry["name"] for entry in concepts] == [named.names.get(i, "") for i in range(len(named.book))]
@@ -159,7 +114,7 @@ def test_concepts_are_those_of_the_book_with_their_best_images(page: Page, named
 
 def test_a_concept_lists_its_units_and_its_likes(page: Page, named) -> None:
     directions = named.book.directions().numpy()
-    for entry in page.data["concepts"]:
+    for entry in data_of(page)["concepts"]:
         mine = named.units[named.units["concept"] == entry["concept"]]
         found = {(channel, unit): (mean, share) for channel, unit, mean, share in entry["units"]}
         expected = {
@@ -178,9 +133,9 @@ def test_a_concept_lists_its_units_and_its_likes(page: Page, named) -> None:
 
 def test_a_concepts_depth_is_the_sum_over_its_units(page: Page, named) -> None:
     """By the tables of contributions, one unit after the other."""
-    blocks, parts = page.data["blocks"], page.data["parts"]
+    blocks, parts = data_of(page)["blocks"], data_of(page)["parts"]
     assert (blocks, parts) == ([1, 2, 3], ["attention", "mlp"])
-    for entry in page.data["concepts"][:3]:
+    for entry in data_of(page)["concepts"][:3]:
         expected = np.zeros((len(blocks), len(parts)))
         for channel, unit, *_ in entry["units"]:
             factor = float(named.means_on_concepts[channel, unit] / named.channel_variance[channel])
@@ -191,18 +146,18 @@ def test_a_concepts_depth_is_the_sum_over_its_units(page: Page, named) -> None:
 
 
 def test_positions_fill_the_unit_square_and_are_the_same_each_time(named: Disentanglement) -> None:
-    places = positions_of_concepts(named)
+    places = fill_square(lay_out(named).positions)
     assert places.shape == (len(named.book), 2)
     assert np.allclose(places.min(0), 0)
     assert np.allclose(places.max(0), 1)
-    assert np.array_equal(places, positions_of_concepts(named))
+    assert np.array_equal(places, fill_square(lay_out(named).positions))
 
 
 def test_channels_come_apart_as_the_gallery_shows_them(page: Page, named, gallery) -> None:
-    assert list(page.data["channels"]) == [str(c) for c in channel_order(page)]
-    assert len(page.data["channels"]) == named.site.channels
+    assert list(data_of(page)["channels"]) == [str(c) for c in channel_order(page)]
+    assert len(data_of(page)["channels"]) == named.site.channels
     for channel in (0, 7, 23):
-        rows = page.data["channels"][str(channel)]["rows"]
+        rows = data_of(page)["channels"][str(channel)]["rows"]
         expected = gallery.exemplars(gallery.channel(channel), count=4, units=2)
         assert [row["unit"] for row in rows] == list(expected.units)
         assert rows[0]["unit"] == WHOLE_CHANNEL
@@ -218,7 +173,7 @@ def test_channels_come_apart_as_the_gallery_shows_them(page: Page, named, galler
 def test_heat_is_the_activation_that_the_split_reads(page: Page, named, shown) -> None:
     """Past the gallery, whose sources are rounded."""
     channel = 7
-    for row in page.data["channels"][str(channel)]["rows"][1:]:
+    for row in data_of(page)["channels"][str(channel)]["rows"][1:]:
         values = named.activations(shown, [(channel, row["unit"])], tokens="patch")[..., 0]
         values = values * int(named.signs[channel, row["unit"]])
         assert row["images"][0][1] == pytest.approx(float(values.max()), rel=0.02)
@@ -226,7 +181,7 @@ def test_heat_is_the_activation_that_the_split_reads(page: Page, named, shown) -
 
 def test_the_table_of_units_is_the_splits(page: Page, named, scores) -> None:
     tops = scores[scores["kind"] == "sub-unit"].set_index(["channel", "unit"])["top_similarity"]
-    for channel, entry in page.data["channels"].items():
+    for channel, entry in data_of(page)["channels"].items():
         table = named.units[named.units["channel"] == int(channel)]
         assert [unit["unit"] for unit in entry["units"]] == table["unit"].tolist()
         for unit, (_, row) in zip(entry["units"], table.iterrows(), strict=True):
@@ -245,12 +200,12 @@ def channel_order(page: Page) -> list[int]:
     return [int(attributes["data-channel"]) for _, attributes in page.tags if "data-channel" in attributes]
 
 
-def test_the_list_of_channels_has_their_scores_and_the_best_first(page: Page, written: str, named, scores) -> None:
+def test_the_list_of_channels_has_their_scores_and_the_best_first(page: Page, named, scores) -> None:
     table = channel_table(named, scores)
     assert channel_order(page) == table["channel"].tolist()
     separations = table["separation"].dropna().tolist()
     assert separations == sorted(separations, reverse=True)
-    rows = {row[0]: row for row in Tables(written).rows if len(row) == 8}
+    rows = {row[0]: row for row in page.rows if len(row) == 8}
     for _, row in table.iterrows():
         cells = rows[str(row["channel"])]
         sub = scores[(scores["kind"] == "sub-unit") & (scores["channel"] == row["channel"])]["top_similarity"].mean()
@@ -264,17 +219,17 @@ def test_the_list_of_channels_has_their_scores_and_the_best_first(page: Page, wr
         assert float(cells[5]) == pytest.approx(random["top_similarity"].mean(), rel=1e-2)
 
 
-def test_the_means_are_those_of_score(written: str, scores) -> None:
-    rows = {row[0]: row[1:] for row in Tables(written).rows if row}
+def test_the_means_are_those_of_score(page: Page, scores) -> None:
+    rows = {row[0]: row[1:] for row in page.rows if row}
     for found in score_means(scores).to_dict("records"):
-        cell = rows[found["score"]][list(KINDS).index(found["kind"])]
+        cell = rows[in_words(found["score"])][list(KINDS).index(found["kind"])]
         said = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
         assert cell == f"{said}{found['units']:,} units"
 
 
 def test_each_distribution_says_its_means_and_draws_them_in_place(written: str, scores) -> None:
     for column in ("top_similarity", "monosemanticity", "redundancy", "sibling_similarity"):
-        drawn = distribution(scores, column)
+        drawn = draw_distribution(scores, column)
         assert drawn in written
         shown = re.findall(r'<line class="mean" x1="([\d.]+)"', drawn)
         means = [scores.loc[scores["kind"] == kind, column].mean() for kind in KINDS]
@@ -288,7 +243,7 @@ def test_each_distribution_says_its_means_and_draws_them_in_place(written: str, 
 
 def test_scores_that_are_all_the_same_can_be_drawn() -> None:
     table = pd.DataFrame({"kind": ["channel", "sub-unit"], "channel": 0, "unit": 1, "top_similarity": [0.5, 0.5]})
-    assert "channels, before: 0.500; sub-units, after: 0.500" in distribution(table, "top_similarity")
+    assert "channels, before: 0.500; sub-units, after: 0.500" in draw_distribution(table, "top_similarity")
 
 
 def test_the_certificate_and_the_provenance_stand_in_the_page(page: Page, named, shown) -> None:
@@ -321,7 +276,7 @@ def test_hostile_text_stays_text(page: Page, written: str) -> None:
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert "<b" not in written.replace("<br>", "").replace("<body>", "").split("<main")[1].split("<script")[0]
     assert page.text.count(HOSTILE[0]) >= 2  # the title and the name of a concept
-    names = [entry["name"] for entry in page.data["concepts"][:4]]
+    names = [entry["name"] for entry in data_of(page)["concepts"][:4]]
     assert names == [f"{concept} {name}" for concept, name in enumerate(HOSTILE)]
     for number, name in enumerate(names):
         assert f"concept {number}, {name}" in page.text
@@ -351,18 +306,11 @@ def test_the_page_names_no_address_outside_itself(page: Page, written: str) -> N
 
 def test_the_script_writes_text_and_never_markup() -> None:
     for name in SCRIPTS:
-        script = files("elude_nb.app.report").joinpath(f"{name}.js").read_text(encoding="utf-8")
+        script = files("elude_nb").joinpath(name).read_text(encoding="utf-8")
         for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "fetch("):
             assert word not in script, name
         assert "</script" not in script
         assert "<!--" not in script
-
-
-@pytest.mark.parametrize("text", [*HOSTILE, "]]>", "\ud800", "é ü 猫"])
-def test_json_comes_back_as_it_was(text: str) -> None:
-    packed = json_for_html({text: [text, None, 1.5]})
-    assert json.loads(packed) == {text: [text, None, 1.5]}
-    assert not set(packed) & set("<>&\u2028\u2029")
 
 
 def test_heat_has_64_degrees() -> None:
@@ -373,14 +321,14 @@ def test_heat_has_64_degrees() -> None:
 
 
 def test_numbers_are_rounded_and_what_is_none_is_null() -> None:
-    assert [rounded(1.23456), rounded(float("inf")), rounded(None), rounded(0)] == [1.235, None, None, 0.0]
+    assert [round_to(1.23456), round_to(float("inf")), round_to(None), round_to(0)] == [1.235, None, None, 0.0]
 
 
 @pytest.mark.parametrize(
     ("name", "short"), [("/home/me/a b.png", "a b.png"), ("C:\\me\\cat.jpg", "cat.jpg"), ("/", "/")]
 )
 def test_of_a_path_the_name_is_shown(name: str, short: str) -> None:
-    assert short_name(name) == short
+    assert file_name(name) == short
 
 
 def test_names_of_files_that_are_no_text_do_not_stop_it(
@@ -398,10 +346,10 @@ def test_chosen_channels_open_and_the_others_are_listed(
     split: Disentanglement, images: ImageSet, tmp_path: Path
 ) -> None:
     few = images[:8]
-    best = Page(write_report(split, few, tmp_path / "a.html", channels=3, progress=False).read_text("utf-8"))
-    assert [int(channel) for channel in best.data["channels"]] == channel_order(best)[:3]
-    these = Page(write_report(split, few, tmp_path / "b.html", channels=[5, 2], progress=False).read_text("utf-8"))
-    assert list(these.data["channels"]) == ["5", "2"]
+    best = written_page(write_report(split, few, tmp_path / "a.html", channels=3, progress=False))
+    assert [int(channel) for channel in data_of(best)["channels"]] == channel_order(best)[:3]
+    these = written_page(write_report(split, few, tmp_path / "b.html", channels=[5, 2], progress=False))
+    assert list(data_of(these)["channels"]) == ["5", "2"]
     assert len(channel_order(these)) == split.site.channels
     links = {a["href"] for _, a in these.tags if a.get("href", "").startswith("#channel-")}
     assert links == {"#channel-5", "#channel-2"}
@@ -409,35 +357,37 @@ def test_chosen_channels_open_and_the_others_are_listed(
 
 def test_sub_units_of_single_channels_have_no_map(vit, images: ImageSet, tmp_path: Path) -> None:
     made = disentangle(vit, images, concepts=8, units=3, routing="channel-clusters", tokens_per_image=6, progress=False)
-    page = Page(write_report(made, images, tmp_path / "r.html", progress=False).read_text("utf-8"))
-    assert page.data["concepts"] == []
+    page = written_page(write_report(made, images, tmp_path / "r.html", progress=False))
+    assert data_of(page)["concepts"] == []
     assert "no concepts that go through all channels" in page.text
     channel = next(str(c) for c in channel_order(page) if made.routing.is_split()[c])
-    assert len(page.data["channels"][channel]["rows"]) == 1 + int((made.routing.sizes()[int(channel), 1:] > 0).sum())
-    assert all(unit["concept"] is None for unit in page.data["channels"][channel]["units"])
+    assert len(data_of(page)["channels"][channel]["rows"]) == 1 + int(
+        (made.routing.sizes()[int(channel), 1:] > 0).sum()
+    )
+    assert all(unit["concept"] is None for unit in data_of(page)["channels"][channel]["units"])
 
 
 def test_a_convolution_has_maps_and_one_block(conv_split: Disentanglement, small_images, tmp_path: Path) -> None:
-    page = Page(write_report(conv_split, small_images, tmp_path / "r.html", progress=False).read_text("utf-8"))
-    assert page.data["grid"] == [8, 8]
-    assert len(page.data["concepts"][0]["images"][0][2]) == 64
-    assert len(page.data["blocks"]) == 1
+    page = written_page(write_report(conv_split, small_images, tmp_path / "r.html", progress=False))
+    assert data_of(page)["grid"] == [8, 8]
+    assert len(data_of(page)["concepts"][0]["images"][0][2]) == 64
+    assert len(data_of(page)["blocks"]) == 1
 
 
 def test_without_patches_an_image_is_shown_as_a_whole(
     mlp_split: Disentanglement, smallest_images, tmp_path: Path
 ) -> None:
-    page = Page(write_report(mlp_split, smallest_images, tmp_path / "r.html", progress=False).read_text("utf-8"))
-    assert page.data["grid"] == [1, 1]
+    page = written_page(write_report(mlp_split, smallest_images, tmp_path / "r.html", progress=False))
+    assert data_of(page)["grid"] == [1, 1]
     values = mlp_split.concept_activations(smallest_images)
-    for entry in page.data["concepts"]:
+    for entry in data_of(page)["concepts"]:
         mine = values[:, entry["concept"]]
         assert entry["images"][0][0] == int(mine.argmax())
         assert entry["images"][0][1] == pytest.approx(float(mine.max()), rel=1e-3)
     channels, units = mlp_split.routing.rows()
     every = mlp_split.activations(smallest_images)
     for channel in range(mlp_split.site.channels):
-        for row in page.data["channels"][str(channel)]["rows"]:
+        for row in data_of(page)["channels"][str(channel)]["rows"]:
             if row["unit"] == WHOLE_CHANNEL:
                 mine = every[:, channels == channel].sum(1) - mlp_split.book.channel_mean()[channel]
             else:
@@ -463,14 +413,14 @@ def test_blocks_that_cannot_be_made_explicit_leave_the_rest_of_the_page(
         raise SiteError("these <blocks> are not plain")
 
     monkeypatch.setattr(report, "verify", refuse)
-    page = Page(write_report(split, images[:6], tmp_path / "r.html", channels=1, progress=False).read_text("utf-8"))
+    page = written_page(write_report(split, images[:6], tmp_path / "r.html", channels=1, progress=False))
     assert "It could not be made: these <blocks> are not plain" in page.text
-    assert len(page.data["concepts"]) == len(split.book)
+    assert len(data_of(page)["concepts"]) == len(split.book)
 
 
 def test_images_that_do_not_fit_are_counted(split, images, tmp_path: Path, capsys) -> None:
     room = 9.5 * 2 * split.site.sources * 16 / (1 << 30)
-    page = Page(write_report(split, images, tmp_path / "r.html", channels=1, max_memory=room).read_text("utf-8"))
+    page = written_page(write_report(split, images, tmp_path / "r.html", channels=1, max_memory=room))
     assert "9 of 20 given" in page.text
     assert "9 of 20 images fit" in capsys.readouterr().err
 
@@ -480,7 +430,7 @@ def test_images_that_do_not_fit_are_counted(split, images, tmp_path: Path, capsy
 
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(report, "look_at", lambda *_, **__: pytest.fail("minutes went by"))
+    monkeypatch.setattr(report, "run_images", lambda *_, **__: pytest.fail("minutes went by"))
     return iter(())
 
 
@@ -500,7 +450,7 @@ def test_a_page_that_cannot_be_written_is_found_out_first(split, images, tmp_pat
         ({"channels": -1}, "channels=-1 is out of range"),
         ({"channels": [99]}, "channel=99 is out of range"),
         ({"count": 1}, "count=1 is out of range"),
-        ({"units": 0}, "units=0 is out of range"),
+        ({"max_units": 0}, "max_units=0 is out of range"),
         ({"k": 1}, "k=1 is out of range"),
         ({"verify_on": 0}, "verify_on=0 is out of range"),
     ],
@@ -516,12 +466,12 @@ def test_one_image_is_too_few(split, images, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_memory"):
         write_report(split, images, tmp_path / "r.html", max_memory=1e-9, progress=False)
     with pytest.raises(ValueError, match="give two at least"):
-        looks.look_at(split, images[:1], max_memory=1.0, progress=False)
+        run_images(split, images[:1], max_memory=1.0)
     assert not list(tmp_path.iterdir())
 
 
 def test_two_images_are_enough(split, images, tmp_path: Path) -> None:
-    page = Page(write_report(split, images[:2], tmp_path / "r.html", channels=1, progress=False).read_text("utf-8"))
+    page = written_page(write_report(split, images[:2], tmp_path / "r.html", channels=1, progress=False))
     assert "the 2 best images" in page.text
 
 
@@ -530,10 +480,10 @@ def test_on_failure_the_old_page_stays_and_nothing_else(split, images, tmp_path:
     file = tmp_path / "report.html"
     file.write_text("the old page")
 
-    def fail(_: object) -> str:
+    def fail(**_: object) -> str:
         raise error
 
-    monkeypatch.setattr(report, "page_of", fail)
+    monkeypatch.setattr(report, "fill_page", fail)
     with pytest.raises(type(error)):
         write_report(split, images[:4], file, count=2, channels=1, progress=False)
     assert file.read_text() == "the old page"
@@ -553,7 +503,8 @@ def test_the_model_is_as_it_was(split: Disentanglement, images: ImageSet, tmp_pa
         assert not torch.equal(split.model(batch), before)
 
 
-def test_bars_are_shown_unless_they_are_not_wanted(split, images, tmp_path: Path, capsys) -> None:
+def test_bars_are_shown_unless_they_are_not_wanted(split, images, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("elude_nb._util.progress._DELAY", 0.0)
     write_report(split, images[:4], tmp_path / "r.html", count=2, channels=1, progress=False)
     assert capsys.readouterr().err == ""
     write_report(split, images[:4], tmp_path / "r.html", count=2, channels=1)
@@ -563,4 +514,4 @@ def test_bars_are_shown_unless_they_are_not_wanted(split, images, tmp_path: Path
 
 def test_few_concepts_stand_in_a_row(vit, images: ImageSet) -> None:
     two = disentangle(vit, random_images(6, 32), concepts=2, units=2, tokens_per_image=4, progress=False)
-    assert positions_of_concepts(two).tolist() == [[0.0, 0.5], [1.0, 0.5]]
+    assert sorted(fill_square(lay_out(two).positions).tolist()) == [[0.0, 0.5], [1.0, 0.5]]

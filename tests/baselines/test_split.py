@@ -7,7 +7,7 @@ import torch
 
 from elude_nb import find_site
 from elude_nb.baselines import Concepts, RandomRoutes, SubUnits
-from elude_nb.core.routing import ConceptRouting
+from elude_nb.core.strategies import ConceptRouting
 from elude_nb.errors import NotFittedError
 from tests.tiny import hook_count
 

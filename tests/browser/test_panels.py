@@ -142,7 +142,7 @@ def use_image(page: Any, folder: Path) -> None:
     open_tab(page, "Image")
     picker = page.locator(".elude-picker")
     picker.wait_for(timeout=60_000)
-    lines = page.locator(".elude-speakers select")
+    lines = page.locator(".elude-contributors select")
     before = lines.inner_text()
     box = picker.bounding_box()
     assert box is not None

@@ -12,7 +12,8 @@ from torch import nn
 import elude_nb
 from elude_nb import Disentanglement, disentangle, find_site, record, wrap_network
 from elude_nb.core.disentangle import estimate, unit_shares
-from elude_nb.core.routing import NO_CONCEPT, ConceptRouting, Routing
+from elude_nb.core.routing import NO_CONCEPT, Routing
+from elude_nb.core.strategies import ConceptRouting
 from elude_nb.errors import SiteError
 from tests.tiny import hook_count, tiny_vit, to_tensor
 
@@ -177,7 +178,8 @@ def test_estimate_counts_the_tokens_there_are(vit, conv, images, small_images) -
     assert (found.tokens, found.sources) == (30 * 64, 27)
 
 
-def test_the_estimate_is_shown_beforehand(vit, images, capsys) -> None:
+def test_the_estimate_is_shown_beforehand(vit, images, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("elude_nb._util.progress._DELAY", 0.0)
     disentangle(vit, images, **(QUICK | {"progress": True}))
     shown = capsys.readouterr()
     assert "disentangle: 120 tokens with 360 sources each" in shown.out + shown.err

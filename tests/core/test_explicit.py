@@ -62,7 +62,7 @@ def test_split_weights_add_up_bit_for_bit_and_merge_to_the_layer(layer, k, seed)
     d, s = layer.weight.shape[0], layer.in_channels if convolution else layer.in_features
     routing = random_routing(d, s, k, seed=seed)
     channels, units = routing.rows()
-    split = split_layer(layer, routing.routes, channels, units)
+    split = split_layer(layer, routing, channels, units)
     assert split.weight.dtype == layer.weight.dtype
     groups = layer.groups if convolution else 1
     dense = torch.zeros(d, s, *layer.weight.shape[2:], dtype=layer.weight.dtype)
@@ -180,7 +180,7 @@ def test_tampered_weights_are_refused(harm) -> None:
     else:
         channels, units = torch.cat([channels, channels[:1]]), torch.cat([units, units[:1]])
     with pytest.raises(PartitionError, match="are no partition"):
-        split_layer(layer, routing.routes, channels, units)
+        split_layer(layer, routing, channels, units)
 
 
 def test_weights_that_cancel_are_no_partition() -> None:
@@ -197,7 +197,7 @@ def test_a_weight_that_is_not_finite_is_refused() -> None:
     layer.weight[0, 0] = torch.nan
     routing = random_routing(2, 2)
     with pytest.raises(PartitionError):
-        split_layer(layer, routing.routes, *routing.rows())
+        split_layer(layer, routing, *routing.rows())
 
 
 @pytest.mark.parametrize(

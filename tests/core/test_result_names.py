@@ -9,7 +9,7 @@ import pytest
 from elude_nb import Disentanglement
 from elude_nb._util.files import load_result, save_result
 from elude_nb.core.edit import Edit
-from elude_nb.core.result import UniqueNames
+from elude_nb.core.names import UniqueNames
 from elude_nb.errors import StoreError
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from elude_nb.core.routing import (
+from elude_nb.core.strategies import (
     ChannelClusterRouting,
     ConceptRouting,
     RandomRouting,

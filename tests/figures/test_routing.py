@@ -185,8 +185,8 @@ def test_bad_input_is_named(split, call, message) -> None:
         call(split, split_channel(split))
 
 
-def test_a_channel_that_was_left_alone(split) -> None:
+def test_a_channel_that_was_not_split(split) -> None:
     whole = replace(split, routing=split.routing.only(torch.tensor([split_channel(split)])))
     other = next(channel for channel in range(24) if channel != split_channel(split))
-    with pytest.raises(ValueError, match="left alone"):
+    with pytest.raises(ValueError, match=f"Channel {other} was not split"):
         routing_bars(whole, other)

@@ -15,7 +15,8 @@ from sklearn.metrics import roc_auc_score
 
 from elude_nb import disentangle, load_images
 from elude_nb.core.edit import Edit
-from elude_nb.core.routing import ConceptRouting, Routing
+from elude_nb.core.routing import Routing
+from elude_nb.core.strategies import ConceptRouting
 from elude_nb.interpret.find_units import _auroc, _p_values, find_units, holm, pool_readouts, rank_candidates
 from tests.tiny import hook_count, random_images
 

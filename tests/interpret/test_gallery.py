@@ -8,7 +8,7 @@ import torch
 
 from elude_nb import Disentanglement, disentangle, embed, find_exemplars
 from elude_nb.core.edit import Edit
-from elude_nb.core.routing import ChannelClusterRouting, ConceptRouting, RandomRouting
+from elude_nb.core.strategies import ChannelClusterRouting, ConceptRouting, RandomRouting
 from elude_nb.errors import EditError, SiteError
 from elude_nb.interpret.gallery import Gallery, look
 from elude_nb.interpret.profiles import find_contributors

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elude_nb import Recording, disentangle, find_site, record
-from elude_nb.core.routing import ConceptRouting, means_on_concepts
+from elude_nb.core.routing import means_on_concepts
+from elude_nb.core.strategies import ConceptRouting
 from elude_nb.models.hooks import for_analysis
 from elude_nb.scores import planted_recovery
 from elude_nb.scores.planted import planted_network

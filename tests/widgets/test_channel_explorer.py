@@ -8,10 +8,10 @@ import pytest
 import traitlets
 
 from elude_nb import disentangle, score
-from elude_nb.core.routing import ConceptRouting
+from elude_nb.core.strategies import ConceptRouting
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets.channel_explorer import ChannelExplorer
-from elude_nb.widgets.panel import Calm, Panel
+from elude_nb.widgets.panel import Panel, debounce
 from tests.tiny import random_images
 
 
@@ -117,12 +117,12 @@ def test_wrong_traits_are_refused_and_nothing_changes(explorer, name, value) -> 
     assert (getattr(explorer, name), explorer._grid.value) == before
 
 
-def test_a_channel_left_whole_says_why(vit, images) -> None:
+def test_a_channel_that_is_not_split_says_why(vit, images) -> None:
     one = ConceptRouting(one_meaning=-1.0)  # every channel is then of one meaning
     split = disentangle(vit, images, concepts=8, units=3, tokens_per_image=6, routing=one, progress=False)
     explorer = ChannelExplorer(split, images[:6], count=3)
-    assert "left alone: of one meaning" in explorer._grid.value
-    assert "left whole" in explorer.message
+    assert explorer.view.reason in explorer._grid.value
+    assert "not split" in explorer.message
     found: Any = explorer.exemplars
     assert len(found.rows) == 1
     assert "whole channel" in explorer._table.value
@@ -134,7 +134,7 @@ def test_names_are_escaped(explorer) -> None:
     assert "corner <b>" not in explorer.static_html()
 
 
-def test_a_face_without_a_kernel(explorer) -> None:
+def test_the_static_fallback(explorer) -> None:
     bundle: Any = explorer._repr_mimebundle_()
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     assert "application/vnd.jupyter.widget-view+json" in data
@@ -180,15 +180,15 @@ def test_only_the_last_of_many_quick_calls_counts() -> None:
     calls: list[int] = []
 
     async def use() -> None:
-        calm = Calm(calls.append, seconds=0.05)
+        call = debounce(calls.append, seconds=0.05)
         for value in range(20):
-            calm(value)
+            call(value)
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.2)
 
     asyncio.run(use())
     assert calls == [19]
-    Calm(calls.append)(7)  # without a loop at once
+    debounce(calls.append)(7)  # without a loop at once
     assert calls == [19, 7]
 
 

@@ -37,16 +37,16 @@ def test_first_paint(inspector) -> None:
     assert (inspector.image, inspector.row, inspector.column) == (0, 2, 2)
     assert inspector._picker.src.startswith("data:image/jpeg")
     assert inspector._picker.alt == "image 0, as the model sees it"
-    assert len(inspector._list.options) == len(inspector.speakers) == 6
-    assert inspector.unit == tuple(inspector.speakers.loc[0, ["channel", "unit"]])
+    assert len(inspector._list.options) == len(inspector.contributors) == 6
+    assert inspector.unit == tuple(inspector.contributors.loc[0, ["channel", "unit"]])
     assert inspector._others.value.count("<img") == 7  # the image itself and six others
 
 
-def test_speakers_are_those_of_the_patch(inspector, gallery) -> None:
+def test_contributors_are_those_of_the_patch(inspector, gallery) -> None:
     inspector.image, inspector.row, inspector.column = 3, 1, 2
     seen = look(gallery.split, [gallery.images[3]])
     expected = find_contributors(gallery.split, seen.sources[0, 1 * 4 + 2], count=6)
-    found = inspector.speakers
+    found = inspector.contributors
     assert found["deviations"].tolist() == pytest.approx(expected["deviations"].tolist(), rel=0.03)
     assert inspector._picker.row == 1
     assert inspector._picker.column == 2
@@ -137,7 +137,7 @@ def test_wrong_traits_are_refused(inspector, name, value) -> None:
     assert getattr(inspector, name) == before
 
 
-def test_a_face_without_a_kernel(inspector) -> None:
+def test_the_static_fallback(inspector) -> None:
     text = inspector.static_html()
     assert text.count("<img") == 8
     assert text.count("<li>") == 6

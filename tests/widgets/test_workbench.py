@@ -36,7 +36,7 @@ def test_panels_share_the_gallery_and_its_names(app) -> None:
     assert app.gallery.split.names == {2: "edge"}
 
 
-def test_a_face_without_a_kernel(app) -> None:
+def test_the_static_fallback(app) -> None:
     app._tabs.selected_index = 2
     text = app.static_html()
     assert "<h3>Channels</h3>" in text

@@ -1,29 +1,14 @@
-"use strict";
-// First of the four files of a report's script, which stand in its page as one. All text reaches the page as text
-// (textContent, setAttribute), never as markup, so no name can do anything but be read. Pictures stand in the page
+// The report's script: concept_map.js stands before this, panels.js and list.js after it. All text reaches the page as
+// text (textContent, setAttribute), never as markup, so no name can do anything but be read. Pictures stand in the page
 // once; tiles are drawn from them under their heat maps.
 const data = JSON.parse(document.getElementById("data").textContent);
-const LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"; // as packing.py has them
+const LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"; // as entries.py has them
 const [ROWS, COLUMNS] = data.grid;
 const SHARP = Math.min(2, window.devicePixelRatio || 1);
 const byId = (id) => document.getElementById(id);
 const number = (value, digits = 3) => (value === null ? "–" : String(Number(value.toPrecision(digits))));
 const conceptName = (c) => `concept ${c}` + (data.concepts[c]?.name ? `, ${data.concepts[c].name}` : "");
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-
-function makeSvg(tag, attributes = {}, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
 
 // ------------------------------------------------------------------ tiles
 
@@ -93,31 +78,28 @@ function heatSwitch() {
 
 // ----------------------------------------------------------------- charts
 
-// Bars by block, one a part of it. ``depth`` holds block after block, in each part after part.
-function bars(depth, width, height) {
-  if (depth.length < 2) return "";
-  const high = Math.max(0, ...depth), low = Math.min(0, ...depth), scale = (height - 2) / (high - low || 1);
-  const zero = 1 + high * scale, step = width / depth.length, parts = data.parts.length;
-  const where = (i) => `${data.parts[i % parts]} of block ${data.blocks[Math.floor(i / parts)]}`;
-  const strongest = depth.reduce((best, value, i) => (Math.abs(value) > Math.abs(depth[best]) ? i : best), 0);
-  const drawn = depth.map((value, i) => {
-    const bar = makeSvg("rect", { x: i * step + 0.1 * step, width: 0.8 * step, height: Math.abs(value) * scale });
-    bar.setAttribute("y", zero - Math.max(value * scale, 0));
-    if (i % parts) bar.setAttribute("class", "second");
-    bar.append(makeSvg("title", {}, `${where(i)}: ${number(value)}`));
-    return bar;
+// The chart of contributions by block that figures/html.py made, filled with other values.
+function depthChart(values, width, height) {
+  if (data.blocks.length < 2 || !values.length) return "";
+  const chart = byId("depth-chart").content.querySelector("svg").cloneNode(true);
+  const top = Math.max(0, ...values), bottom = Math.min(0, ...values), bars = [...chart.querySelectorAll("rect")];
+  const strongest = values.reduce((best, value, i) => (Math.abs(value) > Math.abs(values[best]) ? i : best), 0);
+  const where = (bar) => bar.textContent.split(":")[0];
+  chart.setAttribute("aria-label", `mean contributions by block; the largest from ${where(bars[strongest])}`);
+  bars.forEach((bar, i) => {
+    bar.setAttribute("y", -Math.max(values[i], 0));
+    bar.setAttribute("height", Math.abs(values[i]));
+    bar.querySelector("title").textContent = `${where(bar)}: ${number(values[i])}`;
   });
-  const said = `contributions by block; the largest from ${where(strongest)}`;
-  const line = makeSvg("line", { x1: 0, x2: width, y1: zero, y2: zero });
-  const chart = makeSvg("svg", { class: "bars", viewBox: `0 0 ${width} ${height}`, width, height }, ...drawn, line);
-  chart.setAttribute("role", "img");
-  chart.setAttribute("aria-label", said);
+  chart.setAttribute("viewBox", `0 ${-top} ${values.length} ${top - bottom || 1}`);
+  chart.setAttribute("width", width);
+  chart.setAttribute("height", height);
   return chart;
 }
 
 function legend() {
   const blocks = `bars: blocks ${data.blocks[0]} to ${data.blocks[data.blocks.length - 1]}`;
-  const keys = data.parts.slice(0, 2).map((part, i) => make("span", { class: i ? "key second" : "key" }, part));
+  const keys = data.parts.slice(0, 2).map((part, i) => make("span", { class: i ? "key other" : "key" }, part));
   return make("div", { class: "links faint" }, blocks, ...keys);
 }
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb._util.files import atomic_write
 from elude_nb._util.progress import say
-from elude_nb.app.report.channels import channel_entries, channel_table
-from elude_nb.app.report.concepts import concept_entries
-from elude_nb.app.report.looks import look_at
-from elude_nb.app.report.page import Contents, page_of
+from elude_nb.app.report.entries import channel_entries, channel_table, concept_entries
+from elude_nb.app.report.images import run_images
+from elude_nb.app.report.page import fill_page
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.saving import identity_of
 from elude_nb.core.verify import verify
@@ -31,12 +30,12 @@ def write_report(
     title: str | None = None,
     channels: int | Sequence[int] | None = None,
     count: int = 6,
-    units: int = 8,
+    max_units: int = 8,
     k: int = 10,
     verify_on: int = 4,
     seed: int = 0,
     max_memory: float = 1.0,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Path:
     """Write one self-contained HTML page: the map of concepts, channels before and after, scores, the certificate.
 
@@ -48,20 +47,21 @@ def write_report(
     split
         What to report on.
     images
-        The images to show and to score on, best those that discovery did not see; as many as ``max_memory`` holds.
+        The images to show and to score on, best those that discovery did not see. If they do not all fit into
+        ``max_memory``, a sample is drawn.
     path
-        The file; its folder must exist. A file that is there is replaced when the new one is whole.
+        The file; its folder must exist. An existing file is replaced when the new one is complete.
     title
         Heading of the page; by default the names of model and site.
     channels
-        How many channels can be opened (those that mixed most and came apart best), or which; by default all. The
+        How many channels can be opened (those that mixed most and were separated best), or which; by default all. The
         others are in the list with their scores.
     count
         Images in a row, at most.
-    units
+    max_units
         Sub-units whose images are shown, at most: the strong ones that are unlike each other. The table has all.
     k
-        Best images of each unit that `elude_nb.score` compares; fewer where there are few images.
+        Top images of each unit that `elude_nb.score` compares; fewer where there are few images.
     verify_on
         On how many of the images the certificate is made.
     seed
@@ -69,7 +69,7 @@ def write_report(
     max_memory
         Bound of the sources that are kept while the page is made, in GiB.
     progress
-        Show progress bars.
+        In place of the model's own settings.
 
     Returns
     -------
@@ -88,50 +88,48 @@ def write_report(
         If the page cannot be written, such as on a full disk; an old one is then as it was.
     """
     check_split(split, "report")
+    split = split.using(progress=progress)
     target = check_target(path)
-    check_count("units", units)
+    check_count("max_units", max_units)
     check_kind("title", title, str | None, "text")
     check_count("k", k, 2)
     check_count("verify_on", verify_on)
     photos = as_image_set(images)
     check_count("count", count, 2)
     wanted = _wanted(channels, split.site.channels)
-    if len(photos) < 2:
-        raise ValueError(f"A report compares images with each other; it was given {len(photos)}: give two at least.")
-
-    looks = look_at(split, photos, max_memory=max_memory, progress=progress)
-    shown = looks.images
-    if len(shown) < len(photos) and progress:
+    seen = run_images(split, photos, max_memory=max_memory)
+    shown, show_bars = seen.images, split.model.progress
+    if len(shown) < len(photos) and show_bars:
         say(f"report: {len(shown)} of {len(photos)} images fit into max_memory={max_memory:g} GiB")
     count = min(count, len(shown))
     k = min(k, max(2, len(shown) // 4))  # of few images the ten best are nearly all
-    scores = score(split, shown, k=k, seed=seed, progress=progress)
+    scores = score(split, shown, k=k, seed=seed, progress=show_bars)
     table = channel_table(split, scores)
     opened = table["channel"].head(wanted).tolist() if isinstance(wanted, int) else wanted
-    certificate, problems = _certificate(split, shown[:verify_on], progress=progress)
+    certificate, problems = _certify(split, shown[:verify_on])
     blocks, parts, _ = places_of_sources(split)
-    contents = Contents(
-        title=title or f"{split.model.name}, {split.site.name}: channels taken apart",
+    page = fill_page(
+        title=title or f"{split.model.name}, {split.site.name}: channels split into sub-units",
         summary=_summary(split, shown),
         facts=_facts(split, shown, len(photos)),
         certificate=certificate,
         problems=problems,
         images=shown,
-        pictures=looks.pictures,
+        pictures=seen.pictures,
         scores=scores,
         k=k,
         channels=table,
         data={
-            "grid": looks.grid,
+            "grid": seen.grid,
             "blocks": blocks,
             "parts": parts,
-            "concepts": concept_entries(split, looks, count=8),
-            "channels": channel_entries(split, looks, scores, opened, count=count, units=units, progress=progress),
+            "concepts": concept_entries(split, seen, count=8),
+            "channels": channel_entries(split, seen, scores, opened, count=count, max_units=max_units),
         },
     )
     with atomic_write(target) as part:
         # Names of files can hold bytes that are no text; newlines stay as the policy's digests have counted them.
-        part.write_text(page_of(contents), encoding="utf-8", errors="replace", newline="\n")
+        part.write_text(page, encoding="utf-8", errors="replace", newline="\n")
     return target
 
 
@@ -163,16 +161,13 @@ def _wanted(channels: int | Sequence[int] | None, there: int) -> int | list[int]
     return [check_count("channel", channel, 0, there - 1) for channel in dict.fromkeys(channels)]
 
 
-def _certificate(
-    split: Disentanglement, images: ImageSet, *, progress: bool
-) -> tuple[list[tuple[str, str]], list[str]]:
+def _certify(split: Disentanglement, images: ImageSet) -> tuple[list[list[str]], list[str]]:
     """Return the certificate's lines and its problems; blocks that cannot be made explicit are one."""
     try:
-        found = verify(split, images, images_float64=2, strict=False, progress=progress)
+        found = verify(split, images, images_float64=2, strict=False)
     except SiteError as error:
         return [], [f"It could not be made: {error}"]
-    lines = [tuple(line.partition(": ")[::2]) for line in str(found).splitlines()]
-    return [(name, value) for name, value in lines], found.problems()
+    return [line.split(": ", 1) for line in str(found).splitlines()], found.problems()
 
 
 def _summary(split: Disentanglement, images: ImageSet) -> str:

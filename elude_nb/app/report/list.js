@@ -65,7 +65,26 @@ function prepareChannels() {
   filter();
 }
 
-if (data.concepts.length) drawMap(byId("atlas"));
+// The map, with the concept under the pointer beside it.
+function prepareMap(home) {
+  const peek = make("div", { class: "peek" });
+  const preview = (entry) =>
+    peek.replaceChildren(make("h3", {}, conceptLink(entry.concept)), tiles(entry.images.slice(0, 6), 84, "the concept"),
+      make("p", { class: "faint" }, `${entry.tokens.toLocaleString("en")} tokens, ${entry.units.length} sub-units`),
+      depthChart(entry.depth, 190, 40));
+  const node = (entry) => {
+    const said = `${conceptName(entry.concept)}: ${entry.units.length} sub-units`;
+    return make("a", { href: `#concept-${entry.concept}`, title: said, "aria-label": said, draggable: "false" },
+      tileCanvas(entry.images[0], 64, 0.5));
+  };
+  const box = make("div");
+  home.append(box, peek);
+  home.hidden = false;
+  drawConceptMap(box, data.concepts, { node, preview });
+  preview(data.concepts[0]);
+}
+
+if (data.concepts.length) prepareMap(byId("map"));
 prepareChannels();
 window.addEventListener("hashchange", route);
 route();

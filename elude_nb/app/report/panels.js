@@ -36,7 +36,7 @@ function openConcept(c) {
     list = all;
     more.hidden = true;
   });
-  const depth = bars(entry.depth, 420, 80);
+  const depth = depthChart(entry.depth, 420, 80);
   show(
     byId("concept-view"), capital(name), [],
     make("p", {}, `${entry.tokens.toLocaleString("en")} tokens of the discovery, ${entry.units.length} sub-units.`),
@@ -62,10 +62,10 @@ function openChannel(channel) {
   const units = new Map(entry.units.map((unit) => [unit.unit, unit]));
   const hasConcept = (unit) => unit.concept !== null && data.concepts.length > 0;
   const lines = entry.units.map((unit) => [
-    unit.unit ? `sub-unit ${unit.unit}` : "shared rest",
+    unit.unit ? `sub-unit ${unit.unit}` : "shared unit",
     hasConcept(unit) ? conceptLink(unit.concept) : "–",
     unit.sources.toLocaleString("en"), number(unit.share), number(unit.mean), number(unit.top),
-    bars(unit.depth, 190, 34),
+    depthChart(unit.depth, 190, 34),
   ]);
   const scores = ["share of variance", "mean on concept", "top similarity"];
   const heads = ["unit", "concept", "sources", ...scores, "where it arises"];
@@ -83,10 +83,10 @@ function openChannel(channel) {
 
 // What is open is in the address, so that the browser's back button works and a link can be sent with the file.
 function mark() {
-  for (const element of document.querySelectorAll("tr.open, .map a.open")) element.classList.remove("open");
+  for (const element of document.querySelectorAll("tr.open, .elude-map a.chosen")) element.classList.remove("open", "chosen");
   const link = document.querySelector(`#channel-table a[href="${location.hash}"]`);
   link?.closest("tr").classList.add("open");
-  document.querySelector(`.map a[href="${location.hash}"]`)?.classList.add("open");
+  document.querySelector(`.elude-map a[href="${location.hash}"]`)?.classList.add("chosen");
 }
 
 function route() {

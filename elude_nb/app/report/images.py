@@ -1,0 +1,111 @@
+"""The images of a report: a gallery where the site has patches, else whole images, each as a map of one patch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elude_nb._util.progress import progress_bar
+from elude_nb.core.result import Disentanglement
+from elude_nb.core.routing import NO_CONCEPT
+from elude_nb.data.images import Images, ImageSet, as_image_set
+from elude_nb.interpret.exemplars import Exemplars, arrange_exemplars, choose_units, name_of_unit
+from elude_nb.interpret.gallery import Gallery, picture_of
+from elude_nb.models.forward import overheard
+
+Pictures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True, eq=False)
+class ReportImages:
+    """What a report shows of its images.
+
+    Attributes
+    ----------
+    images
+        Those that are shown.
+    pictures
+        As the model sees them, (n, h, w, 3).
+    grid
+        Rows and columns of patches.
+    concept_maps
+        Read-out of each concept at every patch, (n, t, g); ``None`` if no concept goes through all channels.
+    channel
+        Returns of a channel, and at most so many images and sub-units, the top-activating images, and where each
+        sub-unit's contributions arise.
+    """
+
+    images: ImageSet
+    pictures: Pictures
+    grid: tuple[int, int]
+    concept_maps: Tensor | None
+    channel: Callable[[int, int, int], tuple[Exemplars, dict[int, pd.DataFrame]]]
+
+
+def run_images(split: Disentanglement, images: Images, *, max_memory: float) -> ReportImages:
+    """Run the images and return what a report shows of them.
+
+    Raises
+    ------
+    ValueError
+        If there are not two images, or not even two fit into ``max_memory``.
+    """
+    photos = as_image_set(images)
+    if len(photos) < 2:
+        raise ValueError(f"A report compares images with each other; it was given {len(photos)}: give two at least.")
+    if split.site.layout.grid is None:
+        return _run_whole_images(split, photos)
+    gallery = Gallery(split, photos, max_memory=max_memory).fill(progress=split.model.progress)
+
+    def channel(number: int, count: int, units: int) -> tuple[Exemplars, dict[int, pd.DataFrame]]:
+        view = gallery.channel(number)
+        return gallery.exemplars(view, count=count, units=units), gallery.depths(view)
+
+    maps = gallery.concept_maps if gallery.has_concepts else None
+    return ReportImages(gallery.images, gallery.pictures, gallery.grid, maps, channel)
+
+
+def _run_whole_images(split: Disentanglement, images: ImageSet) -> ReportImages:
+    """Return images without patches: one value of a unit an image; where contributions arise is left out."""
+    channels, units = split.routing.rows()
+    with overheard(split.model) as outputs:
+        values = _largest(split.activations(images) * split.signs[channels, units])  # (n, u)
+    embeddings = outputs.embeddings()
+    bar = progress_bar(images, description="pictures", show=split.model.progress, unit="image")
+    pictures = np.stack([picture_of(split.model, image) for image in bar])
+    maps = None
+    if bool((split.routing.concepts != NO_CONCEPT).any()):
+        maps = _largest(split.concept_activations(images))[:, None]
+
+    def channel(number: int, count: int, max_units: int) -> tuple[Exemplars, dict[int, pd.DataFrame]]:
+        rows = (channels == number).nonzero().flatten()
+        numbers, signs = units[rows].tolist(), split.signs[number]
+        chosen = choose_units(split, number, max_units)
+        concepts = [NO_CONCEPT, *split.routing.concepts[number].tolist()]
+        whole = (values[:, rows] * signs[numbers]).sum(1) - float(split.book.channel_mean()[number])
+        parts = [values[:, rows[numbers.index(unit)]] for unit in chosen]
+        names = [name_of_unit(unit, concepts[unit], low=bool(signs[unit] < 0)) for unit in chosen]
+        found = arrange_exemplars(
+            number,
+            chosen,
+            ["whole channel", *names],
+            [each[:, None] for each in (whole, *parts)],
+            grid=(1, 1),
+            picture=lambda index: pictures[index].astype(np.float32) / 255,
+            labels=images.labels,
+            embeddings=embeddings,
+            count=count,
+        )
+        return found, {}
+
+    return ReportImages(images, pictures, (1, 1), maps, channel)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Return (n, u): of an image's tokens the largest value."""
+    return values if values.ndim == 2 else torch.amax(values, 1)

@@ -1,0 +1,97 @@
+"""Tables of a split: its units, its channels, the contributions behind a unit, and its summary in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from torch import Tensor, nn
+
+from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.routing import NO_CONCEPT, Routing
+from elude_nb.core.saving import Settings
+from elude_nb.models.sites import Site
+
+
+def concepts_of(routing: Routing, channels: Tensor, units: Tensor) -> Tensor:
+    """Return the concepts of units, (u,), or -1 where one has none."""
+    return routing.concepts[channels, (units - 1).clamp(min=0)].masked_fill(units == 0, NO_CONCEPT)
+
+
+def unit_table(routing: Routing, shares: Tensor, means: Tensor, names: Mapping[int, str]) -> pd.DataFrame:
+    """Return one row a unit; see `elude_nb.Disentanglement.units`.
+
+    Parameters
+    ----------
+    routing
+        The routing.
+    shares, means
+        Share of the channel's variance, and mean on the concept, of each unit, (d, k + 1).
+    names
+        Names of concepts; without any the table has no column for them.
+    """
+    channels, units = routing.rows()
+    concepts = concepts_of(routing, channels, units)
+    table = pd.DataFrame(
+        {
+            "channel": channels.numpy(),
+            "unit": units.numpy(),
+            "concept": pd.array(concepts.numpy(), dtype="Int64"),
+            "sources": routing.sizes()[channels, units].numpy(),
+            "share_of_variance": shares[channels, units].numpy(),
+            "mean_on_concept": means[channels, units].numpy(),
+        }
+    )
+    table.loc[table["concept"] == NO_CONCEPT, ["concept", "mean_on_concept"]] = pd.NA
+    if names:
+        table.insert(3, "name", [names.get(concept, "") for concept in concepts.tolist()])
+    if routing.owner_sets is not None:
+        table["exclusive_sources"] = routing.exclusive_sizes()[channels, units].numpy()
+    return table
+
+
+def channel_table(routing: Routing, variance: Tensor) -> pd.DataFrame:
+    """Return one row a channel; see `elude_nb.Disentanglement.channels`."""
+    return pd.DataFrame(
+        {
+            "channel": range(len(variance)),
+            "split": routing.is_split().numpy(),
+            "units": (routing.sizes()[:, 1:] > 0).sum(1).numpy(),
+            "reason": routing.reasons,
+            "variance": variance.numpy(),
+        }
+    )
+
+
+def contribution_table(network: nn.Module, site: Site, products: Tensor, members: Tensor) -> pd.DataFrame:
+    """Return the sources of a unit, the strongest first, with their contributions.
+
+    Parameters
+    ----------
+    network, site
+        The network and its site.
+    products
+        What each source contributes to the channel, (s * kernel,).
+    members
+        Which sources the unit has a part in, (s,), bool.
+    """
+    table = site.source_table(network)
+    table["contribution"] = products.unflatten(0, (-1, site.kernel)).sum(1).numpy()
+    return table[members.numpy()].sort_values("contribution", key=abs, ascending=False)
+
+
+def summary(model: str, site: Site, routing: Routing, book: ConceptBook, settings: Settings) -> dict[str, str]:
+    """Return what a split is, as rows of a small table."""
+    split = int(routing.is_split().sum())
+    units = int((routing.sizes()[:, 1:] > 0).sum())
+    rule = f"{settings.routing}, units = {settings.units}, shared = {settings.shared}, seed = {settings.seed}"
+    if settings.routing == "elude":
+        rule = settings.strategy
+    return {
+        "model": model,
+        "site": f"{site.name}, {site.channels} channels, {site.sources:,} sources",
+        "split": f"{split} channels in {units:,} sub-units; {site.channels - split} not split",
+        "concepts": f"{len(book)} from {int(book.counts.sum()):,} {settings.tokens} tokens of {settings.images} images "
+        f"({settings.images_from})",
+        "routing": rule,
+    }
