@@ -12,7 +12,7 @@ from elude_nb.core.strategies import ChannelClusterRouting, ConceptRouting, Rand
 from elude_nb.errors import EditError, SiteError
 from elude_nb.interpret.gallery import Gallery, look
 from elude_nb.interpret.profiles import find_contributors
-from tests.tiny import hook_count
+from tests.tiny import hook_count, random_images
 
 ROUNDING = 0.02  # sources are kept in bfloat16, which has 8 bits
 
@@ -109,6 +109,19 @@ def test_what_cannot_be_routed_anew_says_so(vit, images) -> None:
         assert gallery.channel(split_channel(split), units=3).routing.is_split().all()
     mine = replace(split, settings=replace(split.settings, strategy="Mine(3)"))
     assert "Mine" in Gallery(mine, images[:4]).why_not_reroute
+
+
+def test_contributions_that_several_sub_units_share(vit) -> None:
+    """The published rule gives some contributions to several sub-units; it needs more than the book to route anew."""
+    images = random_images(40, 32)
+    split = disentangle(vit, images, "blocks.1.mlp.fc2", routing="elude", progress=False)
+    assert split.routing.owner_sets is not None
+    gallery = Gallery(split, images[:6]).fill(progress=False)
+    for channel in split.routing.is_split().nonzero().flatten().tolist():
+        view = gallery.channel(channel)
+        pairs = [(channel, unit) for unit in view.units["unit"]]
+        close(view.maps, split.activations(gallery.images, pairs, tokens="patch").float())
+    assert "elude" in gallery.why_not_reroute
 
 
 def test_exemplars_are_those_of_find_exemplars(gallery) -> None:
