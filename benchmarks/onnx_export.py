@@ -1,8 +1,7 @@
-"""Real networks in ONNX Runtime: what they compute there, beside torch, and what the files weigh.
+"""Real networks in ONNX Runtime: what they compute there, compared with torch, and how large the files are.
 
 DINOv2 ViT-S/14 split over its last block, the same with one concept faded for good, and MiniLM with its neurons split.
-Each is written with `elude_nb.steering.export.save_onnx`, loaded by ONNX Runtime alone, and run on inputs that the discovery
-has not seen.
+Each is written with `save_onnx`, loaded by ONNX Runtime alone, and run on inputs that the discovery has not seen.
 
     python benchmarks/onnx_export.py
 """
@@ -20,8 +19,7 @@ from torch import Tensor, nn
 
 import elude_nb as en
 from elude_nb import text
-from elude_nb.steering.export import save_onnx
-from elude_nb.steering.permanent import make_permanent
+from elude_nb.steering import make_permanent, save_onnx
 
 
 def measure(name: str, network: nn.Module, model: en.Model, batch: Tensor, folder: Path) -> None:

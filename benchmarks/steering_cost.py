@@ -1,4 +1,4 @@
-"""Measure a forward pass with an edit beside the plain model's, in one run.
+"""Measure a forward pass with an edit against the plain model's, in one run.
 
 For the stream over the last block and over all 12: the ratio with no edit, with one concept faded, with more and more
 of the concepts, and with a clamp, which reads each sub-unit by itself. Plain and edited passes take turns, so that a
@@ -21,8 +21,7 @@ from torch import Tensor
 
 import elude_nb as en
 from elude_nb.core.edit import Edit
-from elude_nb.steering.controls import edited_units
-from elude_nb.steering.permanent import make_permanent
+from elude_nb.steering import edited_units, make_permanent
 
 
 def ratios(plain: Callable[[], object], other: Callable[[], object], repeats: int) -> list[float]:

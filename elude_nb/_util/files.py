@@ -75,7 +75,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """The format that is written."""
 
 Contents = tuple[dict[str, Tensor], dict[str, Any]]
@@ -103,7 +103,12 @@ def _from_1_to_2(kind: str, tensors: dict[str, Tensor], manifest: dict[str, Any]
     return tensors, manifest
 
 
-MIGRATIONS: dict[int, Callable[[str, dict[str, Tensor], dict[str, Any]], Contents]] = {1: _from_1_to_2}
+def _from_2_to_3(kind: str, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Contents:  # noqa: ARG001
+    """Format 3 may hold ``owner_sets``; where there are none, every contribution has one owner, as in format 2."""
+    return tensors, manifest
+
+
+MIGRATIONS: dict[int, Callable[[str, dict[str, Tensor], dict[str, Any]], Contents]] = {1: _from_1_to_2, 2: _from_2_to_3}
 """For each older format, the step to the one after it. A step is never changed or removed."""
 
 

@@ -157,7 +157,7 @@ def compare(
         site,
         methods=chosen,
         blocks=_blocks(blocks),
-        units=units,
+        n_units=units,
         concepts=concepts,
         sparsity=sparsity,
         tokens=tokens,

@@ -1,4 +1,4 @@
-"""The rivals: other ways to get units out of a site's tokens, all behind the interface of `Method`."""
+"""Baselines: other ways to represent a site's tokens by units, all with the interface of `Method`."""
 
 from elude_nb.baselines.base import Method
 from elude_nb.baselines.channel_splits import OverlappingGroups, TwoClassSplit, VirtualNeurons, merge_error
@@ -9,26 +9,7 @@ from elude_nb.baselines.split import Concepts, RandomRoutes, SubUnits
 from elude_nb.errors import NotFittedError
 
 __all__ = [
-    "ICA",
-    "METHODS",
-    "NMF",
-    "PCA",
-    "BatchTopK",
-    "Channels",
-    "Concepts",
-    "HiddenUnits",
-    "KMeansDirections",
-    "Matryoshka",
-    "Method",
-    "NotFittedError",
-    "OverlappingGroups",
-    "Plan",
-    "RandomRoutes",
-    "ReLU",
-    "SparseAutoencoder",
-    "SubUnits",
-    "TopK",
-    "TwoClassSplit",
-    "VirtualNeurons",
-    "merge_error",
-]
+    "ICA", "METHODS", "NMF", "PCA", "BatchTopK", "Channels", "Concepts", "HiddenUnits", "KMeansDirections",
+    "Matryoshka", "Method", "NotFittedError", "OverlappingGroups", "Plan", "RandomRoutes", "ReLU",
+    "SparseAutoencoder", "SubUnits", "TopK", "TwoClassSplit", "VirtualNeurons", "merge_error",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""One method on trial: fitted on one half of the tokens, its live units scored on the other, its cost, its fidelity."""
+"""Evaluate one method: fitted on one half of the tokens, its live units scored on the other, its cost, its fidelity."""
 
 from __future__ import annotations
 
@@ -6,47 +6,28 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb.baselines import Method
+from elude_nb import scores
+from elude_nb.baselines.base import Method
 from elude_nb.baselines.replace import replaced_features
 from elude_nb.core.recording import Recording, pool_recorded
 from elude_nb.data.images import ImageSet
 from elude_nb.models.load import Model
 from elude_nb.models.sites import Site
-from elude_nb.scores import (
-    best_unit_precision,
-    density,
-    effective_rank,
-    intruder_accuracy,
-    knn_accuracy,
-    labels_covered,
-    largest_correlation,
-    linear_explained,
-    mean_interval,
-    monosemanticity,
-    neighbour_agreement,
-    output_change,
-    polysemanticity,
-    probe_accuracy,
-    top_purity,
-    top_similarity,
-    unexplained_variance,
-)
 from elude_nb.scores.labels import FEWEST
 
 _TOKENS_AT_ONCE = 2048
 
 
 def most_selective(activations: Tensor, groups: Tensor) -> Tensor:
-    """Order units so that any prefix has strong ones for many kinds of token; labels are not looked at.
+    """Order units so that every prefix has strong ones for many groups of tokens; labels are not used.
 
-    A unit belongs to the group of tokens on which it is highest, in its standard deviations above its mean (d'). Each
-    group's units are sorted by that; then the groups take turns, the best first.
+    A unit belongs to the group of tokens on which it is highest, in standard deviations above its mean (d'). The units
+    of each group are sorted by that; then the groups take turns, the best first.
 
     Parameters
     ----------
@@ -82,14 +63,46 @@ def most_selective(activations: Tensor, groups: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Entrant:
-    """A fitted method and what its units did on both halves.
+class Halves:
+    """What all methods are fitted and scored on.
 
     Attributes
     ----------
-    method
-        The method.
-    on_seen, on_new
+    seen
+        The recorded tokens of the discovery, to fit on.
+    labels
+        The label of each of them, if there are labels.
+    groups
+        The group of each of them, (t,), from clustering their channels.
+    new
+        The recorded tokens of the images to score on.
+    images
+        These images.
+    reference
+        Their reference embeddings, (n, e).
+    k, seed
+        How many best images of each unit are compared; the seed of what is random in scores.
+    """
+
+    seen: Recording
+    labels: list[str] | None
+    groups: Tensor
+    new: Recording
+    images: ImageSet
+    reference: Tensor
+    k: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class FittedMethod:
+    """A fitted method and its units on both halves of the images.
+
+    Attributes
+    ----------
+    method, halves
+        The method, and what it was fitted on.
+    seen_units, new_units
         Its units at the tokens of the discovery and of the scored images, (t, u).
     pooled
         The largest over each scored image's tokens, (n, u).
@@ -98,12 +111,13 @@ class Entrant:
     order
         The same, the most selective first.
     fit_seconds, encode_seconds
-        What fitting and encoding the scored tokens took.
+        The time of fitting, and of encoding the scored tokens.
     """
 
     method: Method
-    on_seen: Tensor
-    on_new: Tensor
+    halves: Halves
+    seen_units: Tensor
+    new_units: Tensor
     pooled: Tensor
     live: Tensor
     order: Tensor
@@ -111,107 +125,87 @@ class Entrant:
     encode_seconds: float
 
     @classmethod
-    def of(
-        cls,
-        method: Method,
-        seen: Recording,
-        new: Recording,
-        labels: list[str] | None,
-        groups: Tensor,
-        *,
-        k: int,
-    ) -> Entrant:
-        """Fit a method on what was seen, and encode both."""
+    def fit(cls, method: Method, halves: Halves) -> FittedMethod:
+        """Fit a method on the tokens of the discovery, and encode both halves."""
         start = time.perf_counter()
-        method.fit(seen, labels)
+        method.fit(halves.seen, halves.labels)
         fitted = time.perf_counter()
-        on_new = _encode(method, new)
+        new_units = _encode(method, halves.new)
         encoded = time.perf_counter()
-        on_seen = _encode(method, seen)
-        pooled = pool_recorded(on_new, new.images)
-        is_live = (pooled > pooled.amin(0)).sum(0) >= k
+        seen_units = _encode(method, halves.seen)
+        pooled = pool_recorded(new_units, halves.new.images)
+        is_live = (pooled > pooled.amin(0)).sum(0) >= halves.k
         if not bool(is_live.any()):
             raise ValueError(f"{method.name!r} has no live unit on the scored images; use more images or tokens.")
-        order = most_selective(on_seen, groups)
-        live = is_live.nonzero().flatten()
-        return cls(method, on_seen, on_new, pooled, live, order[is_live[order]], fitted - start, encoded - fitted)
+        order = most_selective(seen_units, halves.groups)
+        live, order = is_live.nonzero().flatten(), order[is_live[order]]
+        return cls(method, halves, seen_units, new_units, pooled, live, order, fitted - start, encoded - fitted)
 
-    def cost(self, passes: float, images: int) -> dict[str, float]:
-        """Return seconds and bytes; forward passes are counted for both."""
+    def cost(self, passes: float) -> dict[str, float]:
+        """Return seconds and bytes; the seconds of a forward pass, ``passes``, are included."""
         return {
             "dead_units": self.pooled.shape[1] - len(self.live),
             "seconds_to_fit": self.fit_seconds,
-            "seconds_per_1000_images": 1000 * (passes + self.encode_seconds / images),
+            "seconds_per_1000_images": 1000 * (passes + self.encode_seconds / len(self.pooled)),
             "bytes": self.method.size_in_bytes(),
         }
 
-    def scores(
-        self,
-        columns: Tensor,
-        seen: Recording,
-        new: Recording,
-        images: ImageSet,
-        reference: Tensor,
-        *,
-        k: int,
-        seed: int,
-    ) -> tuple[dict[str, float], pd.DataFrame]:
-        """Return the means over some units, with their intervals, and the scores of the single units."""
-        pooled, tokens = self.pooled[:, columns], self.on_new[:, columns]
-        single = [
-            top_similarity(pooled, reference, k),
-            monosemanticity(pooled, reference),
-            polysemanticity(pooled, reference, k),
-            intruder_accuracy(pooled, reference, top=min(k, len(pooled) // 2), seed=seed),
-            largest_correlation(pooled).rename("redundancy"),
-            density(tokens),
+    def scores(self, numbers: Tensor) -> tuple[dict[str, float], pd.DataFrame]:
+        """Return the means over some units with their intervals, and the scores of each unit."""
+        halves, pooled, tokens = self.halves, self.pooled[:, numbers], self.new_units[:, numbers]
+        reference, labels, k = halves.reference, halves.images.labels, halves.k
+        each = [
+            scores.top_similarity(pooled, reference, k),
+            scores.monosemanticity(pooled, reference),
+            scores.polysemanticity(pooled, reference, k),
+            scores.intruder_accuracy(pooled, reference, top=min(k, len(pooled) // 2), seed=halves.seed),
+            scores.largest_correlation(pooled).rename("redundancy"),
+            scores.density(tokens),
         ]
-        if images.labels is not None:
-            single.insert(4, top_purity(pooled, images.labels, k))
-        table = pd.concat(single, axis=1)
-        summary: dict[str, float] = {"units": len(columns)}
+        if labels is not None:
+            each.insert(4, scores.top_purity(pooled, labels, k))
+        table = pd.concat(each, axis=1)
+        summary: dict[str, float] = {"units": len(numbers)}
         for name in table:
-            summary.update(_columns(str(name), table[name]))
-        common = _of_common_labels(images.labels)
-        if common is not None:
-            here, labels = common
-            best = best_unit_precision(pooled[here], labels, seed=seed)
-            summary.update(_columns("best_unit_precision", best["average_precision"]))
-            summary["labels_covered"] = labels_covered(best)
-            summary["labels"] = len(best)
-        summary["effective_rank"] = effective_rank(pooled)
-        summary["linearly_explained"] = linear_explained(self.on_seen[:, columns], seen.channels, tokens, new.channels)
-        return summary, table.assign(unit=columns.numpy())
+            summary |= _with_interval(str(name), table[name])
+        summary |= _label_scores(pooled, labels, halves.seed)
+        summary["effective_rank"] = scores.effective_rank(pooled)
+        seen_units, channels = self.seen_units[:, numbers], (halves.seen.channels, halves.new.channels)
+        summary["linearly_explained"] = scores.linear_explained(seen_units, channels[0], tokens, channels[1])
+        return summary, table.assign(unit=numbers.numpy())
 
 
-def _of_common_labels(labels: Sequence[str] | None) -> tuple[list[int], list[str]] | None:
-    """Return the images whose label has at least four, and their labels: the others cannot be chosen and scored on."""
-    if labels is None:
-        return None
+def _label_scores(pooled: Tensor, labels: Sequence[str] | None, seed: int) -> dict[str, float]:
+    """Return the best-unit precision over labels with enough images to choose and to score on; nothing without."""
     counts = Counter(labels)
-    here = [i for i, label in enumerate(labels) if counts[label] >= 2 * FEWEST]
-    return (here, [labels[i] for i in here]) if len({labels[i] for i in here}) > 1 else None
+    common = [i for i, label in enumerate(labels or ()) if counts[label] >= 2 * FEWEST]
+    names = [labels[i] for i in common] if labels else []
+    if len(set(names)) < 2:
+        return {}
+    best = scores.best_unit_precision(pooled[common], names, seed=seed)
+    precision = _with_interval("best_unit_precision", best["average_precision"])
+    return {**precision, "labels_covered": scores.labels_covered(best), "labels": len(best)}
 
 
 def _encode(method: Method, recording: Recording) -> Tensor:
-    """Encode a recording in parts, so that nothing between is larger than its units."""
+    """Encode a recording in parts, so that nothing in between is larger than its units."""
     return torch.cat([method.encode(part).float() for part in recording.parts(_TOKENS_AT_ONCE)])
 
 
-def _columns(name: str, values: Any) -> dict[str, float]:
-    interval = mean_interval(values)
-    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+def _with_interval(name: str, values: pd.Series[float]) -> dict[str, float]:
+    found = scores.mean_interval(values)
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 class Fidelity:
-    """Runs the model as it is once, then with each method beside it or with its reconstructions in it.
+    """Compares the model as it is with the model beside a method, or with the method's reconstructions in it.
 
     Parameters
     ----------
     model, images, site, tokens
         The model, the images to run, and which tokens of the site are replaced.
     k
-        Nearest neighbours.
+        How many nearest neighbours are compared.
     seed
         Of the halves that probes are trained and tested on.
     """
@@ -220,56 +214,46 @@ class Fidelity:
         self.model, self.images, self.site, self.tokens = model, images, site, tokens
         self._k, self._seed = k, seed
         self._original = self._features(None)
-        self._tapped: Tensor | None = None
+        self._beside_tap: Tensor | None = None
 
-    def of(self, method: Method, recording: Recording) -> dict[str, float]:
-        """Return the fidelity of a method: of its reconstruction at recorded tokens, and of the model's features."""
+    def measure(self, method: Method, recording: Recording) -> dict[str, float]:
+        """Return the fidelity of a method: of its reconstruction of recorded tokens, and of the model's features."""
         if method.lossless:
-            unexplained, changed = 0.0, self._beside(method)  # nothing is put in the channels' place
+            unexplained, changed = 0.0, self._beside(method)  # nothing is replaced
         else:
             made = torch.cat([method.reconstruct(part) for part in recording.parts(_TOKENS_AT_ONCE)])
-            unexplained = unexplained_variance(recording.channels, made)
-            changed = self._features(method)
+            unexplained, changed = scores.unexplained_variance(recording.channels, made), self._features(method)
         return {"unexplained_variance": unexplained, **self._changes(changed)}
 
     def _beside(self, method: Method) -> Tensor:
-        """Return the features while the units are read off; of what all methods read in the same way, only once."""
-        tapped = type(method).beside is Method.beside
-        if tapped and self._tapped is not None:
-            return self._tapped
+        """Return the features while the units are read; only once for all methods that read in the same way."""
+        is_tap = type(method).beside is Method.beside
+        if is_tap and self._beside_tap is not None:
+            return self._beside_tap
         with method.beside(self.model.network, self.site):
             changed = self._features(None)
-        self._tapped = changed if tapped else self._tapped
+        self._beside_tap = changed if is_tap else self._beside_tap
         return changed
 
     def _features(self, method: Method | None) -> Tensor:
-        return replaced_features(
-            self.model,
-            self.images,
-            self.site,
-            None if method is None else method.reconstruct,
-            tokens=self.tokens,
-            sources=method is not None and method.needs_sources,
-        )
+        reconstruct = None if method is None else method.reconstruct
+        sources = method is not None and method.needs_sources
+        return replaced_features(self.model, self.images, self.site, reconstruct, tokens=self.tokens, sources=sources)
 
     def _changes(self, changed: Tensor) -> dict[str, float]:
-        differences = output_change(self._original, changed)
+        from sklearn.model_selection import train_test_split
+
+        differences = scores.output_change(self._original, changed)
         found = {
             "output_change": float(differences["largest"]),
             "top1_agreement": float(differences["top1_agreement"]),
-            "neighbour_agreement": neighbour_agreement(self._original, changed, self._k),
+            "neighbour_agreement": scores.neighbour_agreement(self._original, changed, self._k),
         }
-        labels = self.images.labels
-        if labels is None or len(set(labels)) < 2 or min(labels.count(label) for label in set(labels)) < 2 * FEWEST:
+        labels, counts = self.images.labels, Counter(self.images.labels)
+        if labels is None or len(counts) < 2 or min(counts.values()) < 2 * FEWEST:
             return found
-        # Trained on what the model makes of one half, tested on what the changed model makes of the other.
-        train, test = _stratified_halves(labels, self._seed)
+        # Trained on the model's features of one half, tested on the changed model's features of the other.
+        halves = train_test_split(range(len(labels)), test_size=0.5, stratify=labels, random_state=self._seed)
+        train, test = map(sorted, halves)
         inputs = self._original[train], [labels[i] for i in train], changed[test], [labels[i] for i in test]
-        return {**found, "knn_accuracy": knn_accuracy(*inputs), "probe_accuracy": probe_accuracy(*inputs)}
-
-
-def _stratified_halves(labels: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
-    from sklearn.model_selection import train_test_split
-
-    train, test = train_test_split(range(len(labels)), test_size=0.5, stratify=labels, random_state=seed)
-    return sorted(train), sorted(test)
+        return {**found, "knn_accuracy": scores.knn_accuracy(*inputs), "probe_accuracy": scores.probe_accuracy(*inputs)}

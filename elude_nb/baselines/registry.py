@@ -1,4 +1,4 @@
-"""All methods by name, each made from one plan."""
+"""All methods by name, each made from the same settings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from elude_nb.models.sites import Site
 
 @dataclass(frozen=True)
 class Plan:
-    """What methods are made from; `elude_nb.compare` says what each setting means."""
+    """The settings of methods; `elude_nb.compare` says what each means."""
 
     model: Model
     site: Site
-    units: int = 128
+    n_units: int = 128
     concepts: int = 64
     sub_units: int = 8
     shared: float = 0.8
@@ -30,45 +30,40 @@ class Plan:
     tokens: str = "patch"
     seed: int = 0
 
-    def splitting(self, **other: Any) -> dict[str, Any]:
-        """Return the arguments of a method that splits channels."""
-        settings = {
-            "concepts": self.concepts, "units": self.sub_units, "shared": self.shared, "tokens": self.tokens,
-            "seed": self.seed,
-        }  # fmt: skip
-        return {"model": self.model, "site": self.site, **settings, **other}
+    def split_settings(self, **other: Any) -> dict[str, Any]:
+        """Return the arguments of ELUDe's units."""
+        settings = {"concepts": self.concepts, "units": self.sub_units, "shared": self.shared}
+        shared = {"model": self.model, "site": self.site, "tokens": self.tokens, "seed": self.seed}
+        return {**shared, **settings, **other}
 
     def weights(self) -> dict[str, Any]:
-        """Return the site's weights, as the parents want them."""
+        """Return the site's weights, the arguments of methods that work on contributions."""
         network = self.model.network
-        return {
-            "weight": for_analysis(self.site.weight(network)),
-            "bias": for_analysis(self.site.bias(network)),
-            "kernel": self.site.kernel,
-        }
+        weight, bias = (for_analysis(each) for each in (self.site.weight(network), self.site.bias(network)))
+        return {"weight": weight, "bias": bias, "kernel": self.site.kernel}
 
     def hidden(self) -> slice:
-        """Return which sources are the hidden units of the last layer."""
+        """Return which sources are the hidden units of the last layer before the site."""
         width = self.site.terms[-1].sources * self.site.kernel
         return slice(self.site.sources * self.site.kernel - width, None)
 
 
 METHODS: dict[str, Callable[[Plan], Method]] = {
-    "sub-units": lambda plan: SubUnits(**plan.splitting()),
-    "concepts": lambda plan: Concepts(**plan.splitting(concepts=plan.units)),
-    "random routes": lambda plan: RandomRoutes(**plan.splitting()),
+    "sub-units": lambda plan: SubUnits(**plan.split_settings()),
+    "concepts": lambda plan: Concepts(**plan.split_settings(concepts=plan.n_units)),
+    "random routes": lambda plan: RandomRoutes(**plan.split_settings()),
     "channels": lambda _: Channels(),
     "hidden units": lambda plan: HiddenUnits(plan.hidden()),
-    "PCA": lambda plan: PCA(plan.units, seed=plan.seed),
-    "ICA": lambda plan: ICA(plan.units, seed=plan.seed),
-    "NMF": lambda plan: NMF(plan.units, seed=plan.seed),
-    "k-means": lambda plan: KMeansDirections(plan.units, seed=plan.seed),
+    "PCA": lambda plan: PCA(plan.n_units, seed=plan.seed),
+    "ICA": lambda plan: ICA(plan.n_units, seed=plan.seed),
+    "NMF": lambda plan: NMF(plan.n_units, seed=plan.seed),
+    "k-means": lambda plan: KMeansDirections(plan.n_units, seed=plan.seed),
     "virtual neurons": lambda plan: VirtualNeurons(**plan.weights(), seed=plan.seed),
     "two-class split": lambda plan: TwoClassSplit(**plan.weights()),
     "overlapping groups": lambda plan: OverlappingGroups(**plan.weights()),
-    "TopK SAE": lambda plan: TopK(plan.units, plan.sparsity, seed=plan.seed),
-    "BatchTopK SAE": lambda plan: BatchTopK(plan.units, plan.sparsity, seed=plan.seed),
-    "ReLU SAE": lambda plan: ReLU(plan.units, seed=plan.seed),
-    "Matryoshka SAE": lambda plan: Matryoshka(plan.units, plan.sparsity, seed=plan.seed),
+    "TopK SAE": lambda plan: TopK(plan.n_units, plan.sparsity, seed=plan.seed),
+    "BatchTopK SAE": lambda plan: BatchTopK(plan.n_units, plan.sparsity, seed=plan.seed),
+    "ReLU SAE": lambda plan: ReLU(plan.n_units, seed=plan.seed),
+    "Matryoshka SAE": lambda plan: Matryoshka(plan.n_units, plan.sparsity, seed=plan.seed),
 }
 """Every method by the name it has in tables; each makes a method that is not fitted yet."""

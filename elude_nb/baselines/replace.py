@@ -1,9 +1,10 @@
-"""Let a method's reconstruction stand in for a site's channels, and see what the model makes of it."""
+"""Replace a site's channels by a method's reconstruction, and run the model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +18,13 @@ from elude_nb.models.load import Model
 from elude_nb.models.sites import Site
 
 Reconstruct = Callable[[Recording], Tensor]
-"""From recorded tokens (t) to the channels (t, d) that stand in for theirs."""
+"""From recorded tokens (t) to the channels (t, d) that replace theirs."""
 
 
 class Replaced(Reentrant):
-    """Inside the ``with`` block the site's channels at chosen tokens are what ``reconstruct`` makes of them.
+    """Inside the ``with`` block ``reconstruct`` replaces the site's channels at chosen tokens.
 
-    The network is as it was afterwards, whatever happens.
+    Afterwards the network is as it was, also after an exception.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ class Replaced(Reentrant):
     positions
         Numbers of the tokens that are replaced, (t,).
     sources
-        Whether ``reconstruct`` looks at the sources; without them, recordings have none, (t, 0).
+        Whether ``reconstruct`` reads the sources; otherwise recordings have none, (t, 0).
     """
 
     def __init__(
@@ -49,15 +50,12 @@ class Replaced(Reentrant):
         """Set the hooks."""
         stack.callback(self._seen.clear)
         if self._wants_sources:
-            stack.enter_context(
-                Tap(
-                    self._network,
-                    self._site,
-                    on_source=lambda number, a: self._seen.__setitem__(number, self._chosen(a)),
-                    on_entering=lambda x: self._seen.__setitem__("entering", self._chosen(x)),
-                )
-            )
+            on_entering = partial(self._keep, "entering")
+            stack.enter_context(Tap(self._network, self._site, on_source=self._keep, on_entering=on_entering))
         stack.callback(intercept(self._network.get_submodule(self._site.exit), after=self._replace))
+
+    def _keep(self, name: int | str, tokens: Tensor) -> None:
+        self._seen[name] = self._chosen(tokens)
 
     def _chosen(self, tokens: Tensor) -> Tensor:
         return for_analysis(tokens[:, self._positions].flatten(0, 1))
@@ -69,7 +67,7 @@ class Replaced(Reentrant):
         before = self._site.outputs(self._network, tokens)
         recording = self._recording(before)
         changed = self._reconstruct(recording).to(before)
-        if changed.shape != recording.channels.shape:  # some would spread over the tokens without a word
+        if changed.shape != recording.channels.shape:  # some shapes would broadcast
             raise ValueError(
                 f"The reconstruction of {tuple(recording.channels.shape)} channels is {tuple(changed.shape)}; "
                 "return a channel for each of them at every token."

@@ -1,4 +1,4 @@
-"""ELUDe's units and their control behind the interface of all methods: sub-units, concepts, random routes."""
+"""ELUDe's units and their control with the interface of all methods: sub-units, concepts, random routes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from elude_nb._util.checks import check_count, check_kind
@@ -20,8 +21,9 @@ from elude_nb.core.strategies import RoutingStrategy, check_routing_settings, fi
 from elude_nb.errors import NotFittedError
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import Site
+from elude_nb.scores.overview import read_sub_units
 
-_UNITS_BESIDE = 64  # thousands at every token would cost more than the model itself
+_UNITS_BESIDE = 64  # thousands at every token would cost more than the model
 
 
 class SubUnits(Method):
@@ -34,7 +36,7 @@ class SubUnits(Method):
     concepts, units, shared, routing, seed
         As in `disentangle`.
     tokens
-        What kind of tokens the recordings are of; it is only kept with the result.
+        What kind of tokens the recordings are of; only kept with the result.
     """
 
     lossless = True
@@ -60,22 +62,19 @@ class SubUnits(Method):
         units, shared = check_routing_settings(units, shared)  # before any forward pass
         concepts = check_count("concepts", concepts, 2)
         self._settings = {"concepts": concepts, "units": units, "shared": shared, "tokens": tokens, "seed": seed}
-        self._split: Disentanglement | None = None
-        self._readout: Readout | None = None
+        self._fitted: tuple[Disentanglement, Readout] | None = None
 
     @classmethod
     def of(cls, split: Disentanglement) -> Self:
-        """Return the method as it has been fitted already: the units of a disentanglement."""
-        made = cls(split.model, split.site, routing=_Found(split), tokens=split.settings.tokens)
-        made.take(split)
+        """Return the method fitted already: the units of a disentanglement."""
+        made = cls(split.model, split.site, routing=_Known(split), tokens=split.settings.tokens)
+        made.set_split(split)
         return made
 
     @property
     def split_(self) -> Disentanglement:
         """Return the disentanglement that `fit` made."""
-        if self._split is None:
-            raise NotFittedError(f"{self.name!r} has not been fitted; call fit(recording) first.")
-        return self._split
+        return self._learned()[0]
 
     def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:  # noqa: ARG002 - needs none
         """See `Method.fit`."""
@@ -90,48 +89,43 @@ class SubUnits(Method):
             images_from="a recording",
             **self._settings,  # type: ignore[arg-type]
         )
-        self.take(split_recordings(self.model, self.site, [recording], self.strategy, settings))
+        self.set_split(split_recordings(self.model, self.site, [recording], self.strategy, settings))
         return self
 
-    def take(self, split: Disentanglement) -> None:
-        """Take over a finished disentanglement."""
-        self._split = split
-        self._readout = self._read_out(split)
+    def set_split(self, split: Disentanglement) -> None:
+        """Use a disentanglement that has been made."""
+        self._fitted = split, self._read_out(split)
 
     def encode(self, recording: Recording) -> Tensor:
-        """See `Method.encode`; 0 is a unit's mean over the discovery, and it is high on its concept."""
-        readout = self._fitted()
+        """See `Method.encode`; 0 is a unit's mean over the discovery, and each is high on its concept."""
+        readout = self._learned()[1]
         return recording.sources @ readout.matrix + readout.offset
 
     def decode(self, units: Tensor) -> Tensor:
-        """Sub-units add up to the channels together with the shared units: `reconstruct` does that."""
+        """Raise: the channels are the sum of sub-units and shared units, which `reconstruct` has."""
         raise NotImplementedError(f"{self.name!r} lack the shared units; use reconstruct(recording).")
 
     def reconstruct(self, recording: Recording) -> Tensor:
-        """Return the channels (t, d) as the sum of all units, the shared ones too: the model's own up to rounding."""
+        """Return the channels (t, d) as the sum of all units with the shared ones: the model's own up to rounding."""
         return self.split_.decode(self.split_.encode(recording))
 
     def beside(self, network: nn.Module, site: Site) -> AbstractContextManager[object]:
         """Return a lens on the first units."""
-        readout = self._fitted()
-        few = slice(_UNITS_BESIDE)
+        readout, few = self._learned()[1], slice(_UNITS_BESIDE)
         return Lens(network, site, Readout(readout.matrix[:, few], readout.offset[few], readout.entering[few]))
 
     def size_in_bytes(self) -> int:
-        """Return the memory of the routes (one byte a contribution): the weights are the model's."""
-        return self.split_.routing.routes.nbytes
+        """Return the memory of the routes (one byte a contribution); the weights are the model's."""
+        return self.split_.routing.nbytes
 
-    def _fitted(self) -> Readout:
-        if self._readout is None:
+    def _learned(self) -> tuple[Disentanglement, Readout]:
+        if self._fitted is None:
             raise NotFittedError(f"{self.name!r} has not been fitted; call fit(recording) first.")
-        return self._readout
+        return self._fitted
 
     def _read_out(self, split: Disentanglement) -> Readout:
-        channels, numbers = split.routing.rows()
-        channels, numbers = channels[numbers > 0], numbers[numbers > 0]
-        found = split.unit_readout(list(zip(channels.tolist(), numbers.tolist(), strict=True)))
-        signs = split.signs[channels, numbers]
-        return Readout(found.matrix * signs, found.offset * signs, found.entering)
+        channels, _, matrix = read_sub_units(split.weight, split.routing, split.book)
+        return Readout(matrix, -(split.book.source_mean() @ matrix), torch.full_like(channels, -1))
 
 
 class Concepts(SubUnits):
@@ -142,25 +136,25 @@ class Concepts(SubUnits):
 
     def size_in_bytes(self) -> int:
         """Return the memory of the read-out, (s * kernel, g)."""
-        return self._fitted().matrix.nbytes
+        return self._learned()[1].matrix.nbytes
 
     def _read_out(self, split: Disentanglement) -> Readout:
         return split.concept_readout()
 
 
 class RandomRoutes(SubUnits):
-    """The control: sub-units of the same sizes, their contributions dealt out at random."""
+    """The control: sub-units of the same sizes, with random contributions."""
 
     def __init__(self, model: Model, site: Site, *, name: str = "random routes", **settings: Any) -> None:
         super().__init__(model, site, name=name, **settings)
 
-    def take(self, split: Disentanglement) -> None:
-        """Take over a finished disentanglement, with its routes shuffled."""
-        super().take(replace(split, routing=shuffled(split.routing, split.settings.seed)))
+    def set_split(self, split: Disentanglement) -> None:
+        """Use a disentanglement that has been made, with its routes shuffled."""
+        super().set_split(replace(split, routing=shuffled(split.routing, split.settings.seed)))
 
 
-class _Found:
-    """The routing of a disentanglement that was found already, as a strategy."""
+class _Known:
+    """The routing of a disentanglement, as a strategy."""
 
     def __init__(self, split: Disentanglement) -> None:
         self.name, self._routing = split.settings.routing, split.routing

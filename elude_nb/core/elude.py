@@ -264,10 +264,14 @@ def choose_rho(strength: Tensor, contributions: Tensor, groups: Tensor) -> float
     own = groups[:, None] == torch.arange(len(strength))  # (n, k)
     other = (groups >= 0)[:, None] & ~own
     best, chosen = -float("inf"), RHOS[-1]
+    before = contributions.new_zeros(strength.shape)
+    sums = contributions.new_zeros(own.shape)  # (n, k): what each sub-unit adds up
     for rho in RHOS:
         sets = winning_sets(strength, rho)
-        parts = sets / sets.sum(0)
-        units = (contributions @ parts.to(contributions).T).relu()  # (n, k)
+        parts = sets.to(contributions) / sets.sum(0)
+        changed = (parts != before).any(0)  # of one rho to the next, few sources change their owners
+        sums += contributions[:, changed] @ (parts - before)[:, changed].T
+        before, units = parts, sums.relu()
         ratio = (units * own).sum(0) / ((units * other).sum(0) + _STEADY)
         if float(ratio.mean()) > best:
             best, chosen = float(ratio.mean()), rho

@@ -84,6 +84,11 @@ class Routing:
         """Return k, the largest number of sub-units of a channel, unit 0 not counted."""
         return self.concepts.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that routes and owner sets take, in bytes."""
+        return int(self.routes.nbytes + (0 if self.owner_sets is None else self.owner_sets.nbytes))
+
     def members(self, channel: int) -> Tensor:
         """Return which units have a part in each source's contribution to a channel, (k + 1, s), bool."""
         numbers = torch.arange(self.units + 1)[:, None]
@@ -93,6 +98,11 @@ class Routing:
             found[1:] |= sharing
             found[0] &= ~sharing.any(0)
         return found
+
+    def fractions(self, channel: int) -> Tensor:
+        """Return which part of each source's contribution to a channel each unit has, (k + 1, s), float64."""
+        members = self.members(channel)
+        return members.double() / members.sum(0)
 
     def sizes(self) -> Tensor:
         """Return how many sources each unit has a part in, (d, k + 1)."""
@@ -149,8 +159,7 @@ class Routing:
         if self.owner_sets is None:
             return sums.scatter_add_(1, routes.to(values.device).long(), values)
         for row, channel in enumerate(range(len(routes)) if channels is None else channels):
-            members = self.members(channel).to(values)
-            sums[row] = members @ (values[row] / members.sum(0))
+            sums[row] = self.fractions(channel).to(values) @ values[row]
         return sums
 
     def mean_shares(self) -> Tensor:
@@ -223,7 +232,7 @@ def means_on_concepts(weight: Tensor, routing: Routing, book: ConceptBook) -> Te
     for channel in routing.is_split().nonzero().flatten().tolist():
         concepts = routing.concepts[channel]
         products = (weight[channel] * means[concepts.clamp(min=0)]).unflatten(1, (-1, kernel)).sum(2)
-        members = routing.members(channel)
-        parts = members[1:] / members.sum(0)
-        found[channel, 1:] = (products * parts).sum(1).masked_fill(concepts == NO_CONCEPT, 0)
+        found[channel, 1:] = (
+            (products * routing.fractions(channel)[1:].to(products)).sum(1).masked_fill(concepts == NO_CONCEPT, 0)
+        )
     return found

@@ -45,7 +45,7 @@ def open_rgb(path: str | os.PathLike[str]) -> Image.Image:
     """
     name = os.fsdecode(path)
     if not os.path.isfile(name):  # noqa: PTH113 - False for pipes, at which a reader would wait for ever
-        raise ImageError(f"There is no file {name!r}.")
+        raise ImageError(f"{name!r} does not exist or is no ordinary file.")
     return _read(name, name)
 
 

@@ -1,4 +1,4 @@
-"""Ten colour photographs that travel in the wheels of scikit-image and scikit-learn, and random crops of them."""
+"""Ten colour photographs from the wheels of scikit-image and scikit-learn, and random crops of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def photograph(label: str) -> Image.Image:
     ValueError
         If there is none of that label.
     ImageError
-        If the package it travels in is not installed.
+        If the package that holds it is not installed.
     """
     return _read_photograph(check_choice("label", label, PHOTOGRAPHS)).copy()
 
@@ -88,7 +88,7 @@ def _read_photograph(label: str) -> Image.Image:
     package, file = PHOTOGRAPHS[label]
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise ImageError(f"The photograph {label!r} travels in the package {package!r}, which is not installed.")
+        raise ImageError(f"The photograph {label!r} is part of the package {package!r}, which is not installed.")
     return open_rgb(Path(spec.origin).parent / file)
 
 

@@ -15,7 +15,7 @@ _FINER = 3  # drawn this many times larger, then reduced: smooth edges
 
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 TEXTURES = ("plain", "stripes", "dots", "checks")
-COLOURS: dict[str, tuple[int, int, int]] = {  # Okabe and Ito: told apart by most colour-blind people too
+COLOURS: dict[str, tuple[int, int, int]] = {  # of Okabe and Ito: most colour-blind people can distinguish them
     "orange": (230, 159, 0),
     "sky": (86, 180, 233),
     "green": (0, 158, 115),

@@ -1,1 +1,41 @@
-"""What a unit stands for: exemplars, profiles, names, attribution."""
+"""What a unit means: exemplars, galleries, profiles, names, attribution, and the intruder quiz.
+
+>>> from elude_nb import interpret
+>>> interpret.Gallery.__doc__.partition(",")[0]
+'Cached images'
+"""
+
+from elude_nb.interpret.attribution import Attribution, attribute
+from elude_nb.interpret.concept_map import Atlas, lay_out
+from elude_nb.interpret.exemplars import Exemplars, find_exemplars
+from elude_nb.interpret.find_units import find_units
+from elude_nb.interpret.gallery import Gallery, look
+from elude_nb.interpret.naming import ConceptNames, name_concepts, name_concepts_by_text, open_clip_encoder
+from elude_nb.interpret.neighbours import Neighbours, find_neighbours
+from elude_nb.interpret.profiles import depth_profile, find_contributors, route_table, spatial_profile
+from elude_nb.interpret.quiz import Question, Quiz, make_questions
+
+__all__ = [
+    "Atlas",
+    "Attribution",
+    "ConceptNames",
+    "Exemplars",
+    "Gallery",
+    "Neighbours",
+    "Question",
+    "Quiz",
+    "attribute",
+    "depth_profile",
+    "find_contributors",
+    "find_exemplars",
+    "find_neighbours",
+    "find_units",
+    "lay_out",
+    "look",
+    "make_questions",
+    "name_concepts",
+    "name_concepts_by_text",
+    "open_clip_encoder",
+    "route_table",
+    "spatial_profile",
+]

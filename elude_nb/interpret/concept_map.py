@@ -83,7 +83,8 @@ def lay_out(
     check_count("seed", seed, 0)
     check_count("count", count)
     check_count("side", side, 1, _LARGEST_SIDE)
-    best, thumbnails = np.zeros((len(split.book), 0), np.int64), np.zeros((0, side, side, 3), np.uint8)
+    best: Numbers = np.zeros((len(split.book), 0), np.int64)
+    thumbnails: Pictures = np.zeros((0, side, side, 3), np.uint8)
     if gallery is not None:
         _check_gallery(gallery, split)
         best, thumbnails = cut_thumbnails(gallery, count, side)
@@ -118,15 +119,18 @@ def _positions(split: Disentanglement, seed: int) -> Positions:
 
     directions = split.book.directions().double().numpy()
     found: Any = np.zeros((len(directions), 2))
-    if len(directions) > 1:
+    if len(directions) == 2:
+        found[:, 0] = 0, 1
+    if len(directions) > 2:
         found = PCA(2, random_state=seed).fit_transform(directions)
     if len(directions) > 4:
         start = 1e-4 * found / max(float(found.std()), 1e-12)
         perplexity = min(_PERPLEXITY, (len(directions) - 1) / 3)
         tsne = TSNE(2, perplexity=perplexity, init=start, metric="cosine", random_state=seed)
         found = PCA(2, random_state=seed).fit_transform(tsne.fit_transform(directions))  # the longer way lies flat
-    found = np.asarray(found - (found.max(0) + found.min(0)) / 2, dtype=np.float64)
-    return np.divide(found, max(float(np.ptp(found, axis=0).max()), 1e-12))
+    found = found - (found.max(0) + found.min(0)) / 2
+    positions: Positions = np.asarray(found / max(float(np.ptp(found, axis=0).max()), 1e-12), dtype=np.float64)
+    return positions
 
 
 def _concepts(split: Disentanglement, units: pd.DataFrame) -> pd.DataFrame:

@@ -252,10 +252,10 @@ class Gallery:
         maps, names = [view.maps.sum(-1) - mean], ["whole channel"]
         for unit in chosen:
             row = table["unit"].tolist().index(unit)
-            concept, mean_on_concept = table.loc[row, ["concept", "mean_on_concept"]].fillna(NO_CONCEPT)
-            low = concept != NO_CONCEPT and mean_on_concept < 0
+            concept = table["concept"].fillna(NO_CONCEPT).tolist()[row]
+            low = table["mean_on_concept"].tolist()[row] < 0  # not if there is no concept: NaN
             maps.append(view.maps[..., row] * (-1 if low else 1))
-            names.append(name_of_unit(unit, int(concept), low=low))
+            names.append(name_of_unit(unit, concept, low=low))
         return arrange_exemplars(
             view.channel,
             [*chosen],
@@ -306,7 +306,7 @@ class Gallery:
         """
         rows = view.units[view.units["concept"].notna()]
         units, concepts = rows["unit"].tolist(), torch.tensor(rows["concept"].tolist(), dtype=torch.int64)
-        mine = view.routing.routes[0] == torch.tensor(units)[:, None]
+        mine = view.routing.fractions(0)[units].to(self.split.weight)
         contributions = mean_contributions(self.split, view.channel, concepts) * mine
         return dict(zip(units, sum_by_place(contributions, self._places), strict=True))
 
@@ -319,8 +319,7 @@ class Gallery:
     def _routing(self, channel: int, units: int | None, shared: float | None) -> Routing:
         settings, mine = self.split.settings, self.split.routing
         if units in {None, settings.units} and shared in {None, settings.shared}:
-            rows = slice(channel, channel + 1)
-            return Routing(mine.routes[rows], mine.concepts[rows], mine.reasons[rows])
+            return mine.of_channel(channel)
         k, rho = check_routing_settings(
             settings.units if units is None else units, settings.shared if shared is None else shared
         )
@@ -329,7 +328,8 @@ class Gallery:
         return route_channel(strategy, weight, self.split.book, channel, units=k, shared=rho)
 
     def _in_colours(self, index: int) -> Pixels:
-        return self._pictures[index].astype(np.float32) / 255
+        found: Pixels = np.divide(self._pictures[index], 255, dtype=np.float32)
+        return found
 
     def _check_ready(self) -> None:
         if not self.ready:
@@ -393,16 +393,17 @@ def _view(split: Disentanglement, channel: int, routing: Routing, sources: Tenso
     maps = torch.cat([(whole - parts.sum(-1))[..., None], parts], dim=-1)
     moved = maps.flatten(0, 1) - maps.mean((0, 1))
     variance = moved.sum(1).square().mean().clamp(min=1e-12)
-    concepts = pd.array([NO_CONCEPT, *routing.concepts[0, [unit - 1 for unit in numbers[1:]]].tolist()], dtype="Int64")
+    concepts = [NO_CONCEPT, *routing.concepts[0, [unit - 1 for unit in numbers[1:]]].tolist()]
+    owned = pd.Series(concepts) != NO_CONCEPT
     means = pd.Series(means_on_concepts(row, routing, split.book)[0, numbers].double().numpy())
     units = pd.DataFrame(
         {
             "unit": numbers,
-            "concept": pd.Series(concepts).mask(concepts == NO_CONCEPT),
+            "concept": pd.Series(concepts, dtype="Int64").where(owned),
             "name": [split.names.get(concept, "") for concept in concepts],
             "sources": sizes[numbers].tolist(),
             "share_of_variance": ((moved * moved.sum(1, keepdim=True)).mean(0) / variance).tolist(),
-            "mean_on_concept": means.mask(concepts == NO_CONCEPT),
+            "mean_on_concept": means.where(owned),
         }
     )
     return ChannelView(channel, units, maps, routing.reasons[0], routing)

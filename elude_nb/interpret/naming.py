@@ -63,8 +63,10 @@ class ConceptNames:
 
         No two have the same; ``names.labels`` has the label or text that each stands for.
         """
-        named = self.table[self.table["name"] != ""].set_index("concept")
-        return UniqueNames(named["name"].to_dict(), named[self.source.removesuffix("s")].to_dict())
+        named = self.table[self.table["name"] != ""]
+        concepts = named["concept"].tolist()
+        names, labels = (named[column].tolist() for column in ("name", self.source.removesuffix("s")))
+        return UniqueNames(dict(zip(concepts, names, strict=True)), dict(zip(concepts, labels, strict=True)))
 
     def __repr__(self) -> str:
         return f"ConceptNames({len(self.names)} of {len(self.table)} concepts named by {self.source})"

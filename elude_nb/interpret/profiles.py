@@ -35,8 +35,9 @@ def sum_by_place(contributions: Tensor, places: Places) -> list[pd.DataFrame]:
 
 def mean_contributions(split: Disentanglement, channels: Tensor | int, concepts: Tensor | int) -> Tensor:
     """Return each source's mean contribution to a channel on a concept, above the mean over all tokens, (r, s)."""
-    products = split.weight[channels] * split.book.mean_sources()[concepts]
-    return products.unflatten(-1, (-1, split.site.kernel)).sum(-1)
+    products: Tensor = split.weight[channels] * split.book.mean_sources()[concepts]
+    by_position: Tensor = products.unflatten(-1, (-1, split.site.kernel))
+    return by_position.sum(-1)
 
 
 def depth_profile(split: Disentanglement, concept: int) -> pd.DataFrame:
@@ -60,7 +61,8 @@ def depth_profile(split: Disentanglement, concept: int) -> pd.DataFrame:
     channels, places = (routing.concepts == concept).nonzero(as_tuple=True)
     if not len(channels):
         raise ValueError(f"No sub-unit belongs to concept {concept}; see .units for those that have some.")
-    mine = routing.routes[channels] == (places + 1)[:, None]  # (c, s)
+    pairs = zip(channels.tolist(), (places + 1).tolist(), strict=True)
+    mine = torch.stack([routing.fractions(channel)[unit] for channel, unit in pairs]).to(split.weight)  # (c, s)
     scale = split.signs[channels, places + 1] / split.channel_variance[channels].sqrt().clamp(min=1e-12)
     products = mean_contributions(split, channels, concept) * mine
     total = (products * scale.to(products)[:, None]).sum(0, keepdim=True)
@@ -118,34 +120,37 @@ def route_table(split: Disentanglement, channel: int, *, detail: str = "part") -
     check_split(split)
     check_count("channel", channel, 0, split.site.channels - 1)
     check_choice("detail", detail, DETAILS)
-    routes = split.routing.routes[channel].long()  # (s,)
-    if not bool((routes > 0).any()):
+    if not bool(split.routing.is_split()[channel]):
         raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
-    means, magnitudes = _amounts(split, channel, routes)
-    table = split.site.source_table(split.model.network)
+    fractions = split.routing.fractions(channel).to(split.weight)
+    units, sources = (fractions > 0).nonzero(as_tuple=True)  # a source that several units share has a row for each
+    means, magnitudes = _amounts(split, channel, units, sources)
+    table = split.site.source_table(split.model.network).iloc[sources.tolist()].reset_index(drop=True)
     table = table.assign(
-        unit=routes.numpy(),
+        unit=units.numpy(),
         block=table["block"].fillna(0).astype(int),
         place=_places(table, detail),
         sources=1,
-        contribution=means.numpy(),
-        magnitude=magnitudes.numpy(),
+        contribution=(means * fractions[units, sources]).numpy(),
+        magnitude=(magnitudes * fractions[units, sources]).numpy(),
     )
     keys = ["unit", "layer", "block", "part", "place"]
     grouped = table.groupby(keys, sort=False)[["sources", "contribution", "magnitude"]]
     return grouped.sum(min_count=1).reset_index().sort_values("unit", kind="stable", ignore_index=True)
 
 
-def _amounts(split: Disentanglement, channel: int, routes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each source's mean contribution on the concept of its unit, NaN without one, and its magnitude."""
+def _amounts(split: Disentanglement, channel: int, units: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sources' mean contributions on the concepts of units, (r,), NaN without one, and their magnitudes."""
     concepts = split.routing.concepts[channel]
     owned = concepts[concepts != NO_CONCEPT]
     every = owned if len(owned) else torch.arange(len(split.book))
     products = mean_contributions(split, channel, every)
-    means, magnitudes = torch.full_like(products[0], torch.nan), products.abs().mean(0)
+    magnitudes = products.abs().mean(0)[sources]
+    means = torch.full_like(magnitudes, torch.nan)
     for row, concept in enumerate(owned.tolist()):
-        mine = torch.isin(routes, 1 + (concepts == concept).nonzero().flatten())
-        means[mine], magnitudes[mine] = products[row, mine], products[row, mine].abs()
+        mine = torch.isin(units, 1 + (concepts == concept).nonzero().flatten())
+        means[mine] = products[row, sources[mine]]
+        magnitudes[mine] = means[mine].abs()
     return means, magnitudes
 
 
@@ -191,8 +196,7 @@ def find_contributors(split: Disentanglement, sources: Tensor, *, count: int = 1
     if sources.shape != (width,):
         raise ValueError(f"sources must be ({width},), those of one token, not {tuple(sources.shape)}.")
     products = (split.weight * sources.to(split.weight)).unflatten(1, (-1, split.site.kernel)).sum(2)  # (d, s)
-    empty = products.new_zeros(len(products), split.routing.units + 1)
-    values = (empty.scatter_add_(1, split.routing.routes.long(), products) * split.signs)[:, 1:]  # (d, k)
+    values = (split.routing.add_by_unit(products) * split.signs)[:, 1:]  # (d, k)
     deviations = values / split.channel_variance.to(values).sqrt().clamp(min=1e-12)[:, None]
     channels, places = (split.routing.sizes()[:, 1:] > 0).nonzero(as_tuple=True)
     best = deviations[channels, places].topk(min(count, len(channels))).indices

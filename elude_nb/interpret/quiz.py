@@ -302,5 +302,5 @@ class Quiz:
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the results to a file, by an atomic write; ``OSError`` if it cannot be written."""
-        with atomic_write(path) as aside:
-            self.results.to_csv(aside, index=False)
+        with atomic_write(path) as part:
+            self.results.to_csv(part, index=False)

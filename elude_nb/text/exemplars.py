@@ -1,12 +1,10 @@
-"""Top sentences: what a channel and each of its sub-units read in a text, with the words that they like marked."""
+"""Top sentences: the top-activating sentences of a channel and of each of its sub-units, with their words marked."""
 
 from __future__ import annotations
 
 import html
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
@@ -14,21 +12,22 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_count
 from elude_nb.core.result import Disentanglement
-from elude_nb.interpret.exemplars import read_channel
+from elude_nb.interpret.exemplars import count_labels, read_channel
+from elude_nb.scores.similarity import best_images
 from elude_nb.text.models import TextModel
 from elude_nb.text.sentences import SentenceSet, as_sentence_set
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One sentence that a unit likes.
+    """One of a unit's top-activating sentences.
 
     Attributes
     ----------
     sentence, label
         The sentence, and its label (``""`` without labels).
     spans
-        Characters (start, stop) of each token, marks left out.
+        Characters (start, stop) of each token, special tokens left out.
     heat
         The unit's activation at each of these tokens, turned round for a unit that is low on its concept.
     index
@@ -43,12 +42,12 @@ class Reading:
 
     @property
     def best(self) -> int:
-        """Which token the unit likes best."""
+        """Which token has the highest activation."""
         return max(range(len(self.heat)), key=self.heat.__getitem__)
 
     @property
     def word(self) -> str:
-        """The token that the unit likes best, as it stands in the sentence."""
+        """The token with the highest activation, as it stands in the sentence."""
         start, stop = self.spans[self.best]
         return self.sentence[start:stop]
 
@@ -57,8 +56,8 @@ class Reading:
         """The unit's activation there."""
         return self.heat[self.best]
 
-    def marked(self) -> str:
-        """Return the sentence as HTML: the brighter a word, the more it is liked; the best is underlined."""
+    def to_html(self) -> str:
+        """Return the sentence as HTML: the brighter a word, the higher its activation; the highest is underlined."""
         highest, parts, end = max(self.value, 1e-12), [], 0
         for number, ((start, stop), value) in enumerate(zip(self.spans, self.heat, strict=True)):
             share = min(max(value / highest, 0.0), 1.0)
@@ -72,7 +71,7 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class TopSentences:
-    """The sentences that each row's unit likes best; in a notebook, a table with the words marked.
+    """The top-activating sentences of each row's unit; in a notebook, a table with the words marked.
 
     Attributes
     ----------
@@ -81,7 +80,7 @@ class TopSentences:
     names
         A name for each row.
     rows
-        For each row its readings, best first.
+        For each row its readings, the highest activation first.
     """
 
     title: str
@@ -91,14 +90,11 @@ class TopSentences:
     @property
     def table(self) -> pd.DataFrame:
         """One row a reading: ``unit``, ``rank``, ``word``, ``value``, ``label``, ``sentence``."""
-        found: list[dict[str, Any]] = [
-            {
-                "unit": name, "rank": rank, "word": reading.word, "value": reading.value,
-                "label": reading.label, "sentence": reading.sentence,
-            }
+        found = [
+            (name, rank, reading.word, reading.value, reading.label, reading.sentence)
             for name, row in zip(self.names, self.rows, strict=True)
             for rank, reading in enumerate(row, 1)
-        ]  # fmt: skip
+        ]
         return pd.DataFrame(found, columns=["unit", "rank", "word", "value", "label", "sentence"])
 
     def __repr__(self) -> str:
@@ -108,9 +104,9 @@ class TopSentences:
         left = 'style="text-align:left;vertical-align:top;padding:6px 10px"'
         lines = []
         for name, row in zip(self.names, self.rows, strict=True):
-            commonest = ", ".join(f"{label} {n}" for label, n in Counter(r.label for r in row).most_common(3) if label)
-            heading = f"{html.escape(name)}<br><small>{html.escape(commonest)}</small>"
-            lines.append(f"<tr><th {left}>{heading}</th><td {left}>{'<br>'.join(r.marked() for r in row)}</td></tr>")
+            labels = count_labels(reading.label for reading in row if reading.label)
+            heading = f"{html.escape(name)}<br><small>{html.escape(labels)}</small>"
+            lines.append(f"<tr><th {left}>{heading}</th><td {left}>{'<br>'.join(r.to_html() for r in row)}</td></tr>")
         caption = f'<caption style="text-align:left">{html.escape(self.title)}</caption>'
         return f"<table>{caption}{''.join(lines)}</table>"
 
@@ -123,10 +119,10 @@ def top_sentences(
     concepts: Sequence[int] | None = None,
     units: Sequence[int] | int = 5,
     count: int = 5,
-    batch_size: int = 16,
-    progress: bool = False,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> TopSentences:
-    """Find the sentences that a channel and its sub-units like best, or that concepts like best across all channels.
+    """Find the top-activating sentences of a channel and its sub-units, or of concepts across all channels.
 
     Parameters
     ----------
@@ -143,7 +139,7 @@ def top_sentences(
     count
         Sentences for each row.
     batch_size, progress
-        Sentences in one forward pass, and whether to show a bar.
+        In place of the model's own settings.
 
     Raises
     ------
@@ -155,6 +151,7 @@ def top_sentences(
     --------
     ``top_sentences(split, held_out, channel=17)`` in the last line of a cell shows the table.
     """
+    split = split.using(batch_size=batch_size, progress=progress)
     model = split.model
     if not isinstance(model, TextModel):
         raise TypeError(f"{model.name!r} does not read text; for images there is find_exemplars.")
@@ -164,25 +161,25 @@ def top_sentences(
     check_count("count", count, 1, len(found))
     if channel is not None:
         check_count("channel", channel, 0, split.site.channels - 1)
-        _, names, maps = read_channel(split, found, channel, units, batch_size=batch_size, progress=progress)
+        _, names, maps = read_channel(split, found, channel, units)
         title = f"channel {channel} of {split.site.name}"
     else:
         chosen = [check_count("concept", concept, 0, len(split.book) - 1) for concept in concepts or ()]
         if not chosen:
             raise ValueError("concepts=[] is empty; name at least one.")
-        values = split.concept_activations(found, tokens="patch", batch_size=batch_size, progress=progress)  # (n, t, g)
+        values = split.concept_activations(found, tokens="patch")  # (n, t, g)
         names = [split.names.get(concept) or f"concept {concept}" for concept in chosen]
         maps = [values[..., concept] for concept in chosen]
         title = f"concepts of {split.site.name}"
-    rows = tuple(_best(model, found, heat, count) for heat in maps)
+    rows = tuple(_top_readings(model, found, heat, count) for heat in maps)
     return TopSentences(title, tuple(names), rows)
 
 
-def _best(model: TextModel, sentences: SentenceSet, heat: Tensor, count: int) -> tuple[Reading, ...]:
+def _top_readings(model: TextModel, sentences: SentenceSet, heat: Tensor, count: int) -> tuple[Reading, ...]:
     """Return the ``count`` sentences in which a unit (n, t) is highest at any token."""
     highest = heat.nan_to_num(nan=-torch.inf).amax(1)  # NaN is padding
     rows = []
-    for index in highest.topk(count).indices.tolist():
+    for index in best_images(highest, count).tolist():
         sentence = sentences.names[index]
         spans = model.spans(sentence)[1:-1]
         values = tuple(heat[index, : len(spans)].tolist())

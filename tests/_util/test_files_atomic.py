@@ -164,7 +164,7 @@ def test_many_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        with suppress(FileNotFoundError):  # nobody is done yet
+        with suppress(FileNotFoundError):  # no writer has finished yet
             seen.add(target.read_bytes())
     assert errors == []
     assert seen

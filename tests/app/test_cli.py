@@ -150,7 +150,7 @@ def test_compare_writes_what_the_library_finds(tiny, tmp_path: Path, capsys: pyt
     assert printed == [str(out / name) for name in ("compare.csv", "units.csv", "compare.json", "compare.html")]
     found = json.loads((out / "compare.json").read_text())
     expected = en.compare(
-        tiny_vit(torch.float32), random_images(36, 32), "stream:2", blocks=1, methods=names, units=8, concepts=5, k=4,
+        tiny_vit(torch.float32), random_images(36, 32), "stream:2", blocks=1, methods=names, n_units=8, concepts=5, k=4,
         sparsity=2, seed=3, progress=False,
     )  # fmt: skip
     for key in ("site", "blocks", "units", "concepts", "sparsity", "k", "seed", "scored_images", "equal_units"):
@@ -204,7 +204,7 @@ def test_report_writes_the_page_of_the_library(tiny, tmp_path: Path, capsys, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "PCA,PCA"], "['PCA'] stand twice"),
+        (["--methods", "PCA,PCA"], "['PCA', 'PCA']"),
         (["--methods", ""], "method='' is not known"),
         (["--k", "30"], "20 images to score on are too few for the k=30 best"),
         (["--blocks", "two"], "a whole number or 'all'"),

@@ -108,7 +108,7 @@ def test_the_page_opens_without_a_network(labelled: bool) -> None:
         assert any(score in picture["alt"] for score in ("top similarity", "best unit precision"))
     assert names.count("table") == 2
     assert "At 4 units each" in page.text
-    assert ("best_unit_precision" in page.text) == labelled
+    assert ("best unit precision" in page.text) == labelled
 
 
 def test_names_are_text_and_not_markup() -> None:

@@ -20,7 +20,7 @@ from elude_nb.figures import score_intervals, tradeoff
 from tests.tiny import hook_count, random_images, tiny_vit
 
 QUICK: dict[str, Any] = {
-    "units": 12,
+    "n_units": 12,
     "concepts": 6,
     "sub_units": 3,
     "sparsity": 3,
@@ -68,7 +68,7 @@ def test_no_score_is_silently_missing(compared) -> None:
     assert len(scores) >= 12
     assert compared.table[scores].notna().all().all()
     for name in ("top_similarity", "redundancy", "best_unit_precision"):
-        low, mean, high = (compared.table[f"{name}{end}"] for end in (" low", "", " high"))
+        low, mean, high = (compared.table[f"{name}{end}"] for end in ("_low", "", "_high"))
         assert ((low <= mean) & (mean <= high)).all()
 
 
@@ -114,7 +114,7 @@ def test_methods_are_fitted_on_images_that_are_not_scored(vit32, monkeypatch, gi
 
 
 def test_rows_of_equal_size_have_the_most_selective_of_the_live_units(vit32) -> None:
-    found = compare(vit32, random_images(40, 32), methods=["channels", "PCA"], **{**QUICK, "units": 6})
+    found = compare(vit32, random_images(40, 32), methods=["channels", "PCA"], **{**QUICK, "n_units": 6})
     assert found.settings["equal_units"] == 6
     for method in ("channels", "PCA"):
         rows = found.units[found.units["method"] == method]
@@ -144,22 +144,22 @@ def test_a_method_that_fails_half_way_leaves_no_hook(vit32, monkeypatch) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"methods": ["sub-unit"]}, "Did you mean 'sub-units'"),
-        ({"methods": [Channels(), Channels()]}, "stand twice"),
-        ({"methods": ["PCA", "PCA"]}, r"\['PCA'\] stand twice"),
-        ({"methods": []}, "Name a method"),
-        ({"methods": "PCA"}, "method='P' is not known"),
-        ({"k": 3}, "k=3 is out of range"),
-        ({"seed": -1}, "seed=-1 is out of range"),
-        ({"concepts": 1}, "concepts=1 is out of range"),
-        ({"sub_units": 1, "methods": ["sub-units"]}, "units=1 is out of range"),
-        ({"shared": 1.5, "methods": ["concepts"]}, "shared=1.5 is out of range"),
-        ({"fidelity_images": 1}, "fidelity_images=1 is out of range"),
-        ({"labels": ["a"] * 3}, "3 labels were given for 20 images"),
-        ({"tokens": "patches"}, "Did you mean 'patch'"),
-        ({"k": 30}, "20 images to score on are too few for the k=30 best"),
-        ({"max_memory": 1e-6}, "more than max_memory"),
-        ({"units": 1}, "units=1"),
+        ({"methods": ["sub-unit"]}, "'sub-unit'.*'sub-units'"),
+        ({"methods": [Channels(), Channels()]}, r"\['channels', 'channels'\]"),
+        ({"methods": ["PCA", "PCA"]}, r"\['PCA', 'PCA'\]"),
+        ({"methods": []}, r"\[\]"),
+        ({"methods": "PCA"}, "method='P'"),
+        ({"k": 3}, "k=3"),
+        ({"seed": -1}, "seed=-1"),
+        ({"concepts": 1}, "concepts=1"),
+        ({"sub_units": 1, "methods": ["sub-units"]}, "units=1"),
+        ({"shared": 1.5, "methods": ["concepts"]}, "shared=1.5"),
+        ({"fidelity_images": 1}, "fidelity_images=1"),
+        ({"labels": ["a"] * 3}, "3 labels .* 20 images"),
+        ({"tokens": "patches"}, "'patches'.*'patch'"),
+        ({"k": 30}, "20 images .* k=30"),
+        ({"max_memory": 1e-6}, "max_memory=1e-06"),
+        ({"n_units": 1}, "n_units=1"),
     ],
 )
 def test_bad_input_is_refused_before_tokens_are_recorded(vit32, monkeypatch, settings, message) -> None:
@@ -169,17 +169,24 @@ def test_bad_input_is_refused_before_tokens_are_recorded(vit32, monkeypatch, set
 
 
 def test_too_few_images_to_score_on_are_refused(vit32) -> None:
-    with pytest.raises(ValueError, match="7 images to score on are too few for the k=4 best"):
+    with pytest.raises(ValueError, match=r"7 images .* k=4"):
         compare(vit32, random_images(14, 32), methods=["channels"], **QUICK)
     assert len(compare(vit32, random_images(16, 32), methods=["channels"], **QUICK).table) == 2
 
 
 def test_methods_that_need_labels_say_so(vit32) -> None:
     images = np.random.default_rng(0).random((30, 32, 32, 3))
-    with pytest.raises(ValueError, match="'two-class split' needs labels"):
+    with pytest.raises(ValueError, match="'two-class split'"):
         compare(vit32, images, methods=["two-class split"], **QUICK)
     table = compare(vit32, images, methods=["channels"], **QUICK).table
     assert "best_unit_precision" not in table
+
+
+def test_the_old_name_of_the_number_of_units_warns(vit32) -> None:
+    settings_ = {name: value for name, value in QUICK.items() if name != "n_units"}
+    with pytest.warns(DeprecationWarning, match="n_units"):
+        found = compare(vit32, random_images(40, 32), methods=["PCA"], units=6, **settings_)
+    assert found.settings["equal_units"] == found.settings["units"] == 6
 
 
 def test_methods_can_be_objects(vit32) -> None:
@@ -218,12 +225,12 @@ def test_leaders_name_the_best_and_ours(compared) -> None:
     assert compared.best("unexplained_variance") in LOSSLESS
     for score in leaders.index:
         assert compared.best(str(score)) == leaders.loc[score, "leader"]
-    with pytest.raises(ValueError, match="Did you mean 'redundancy'"):
+    with pytest.raises(ValueError, match=r"'redundance'.*'redundancy'"):
         compared.best("redundance")
     for ask in (lambda: compared.best("redundancy", "all"), lambda: compared.leaders("all")):
-        with pytest.raises(ValueError, match="choose one of 'equal', 'own'"):
+        with pytest.raises(ValueError, match=r"'all'.*'equal', 'own'"):
             ask()
-    with pytest.raises(ValueError, match="No method's name begins with"):
+    with pytest.raises(ValueError, match="nobody"):
         compared.leaders(ours=["nobody"])
 
 
@@ -232,7 +239,7 @@ def test_the_table_marks_the_best_of_each_column(compared) -> None:
     marked = re.findall(r'<td class="best">([^<]*)</td>', html)
     assert len(marked) >= len([name for name in HIGHER_IS_BETTER if name in compared.table])
     assert html.count("<tr>") == 1 + len(METHODS)
-    assert "&ndash;" in table_of_methods(compared.table.assign(redundancy=float("nan")), "equal")
+    assert "\N{EN DASH}" in table_of_methods(compared.table.assign(redundancy=float("nan")), "equal")
 
 
 def test_four_files_are_written_and_agree(compared, tmp_path) -> None:
@@ -256,7 +263,7 @@ def test_pictures_of_methods_say_in_words_what_they_show(compared) -> None:
     other = score_intervals(compared, ["redundancy", "effective_rank"])
     assert [place.get_title(loc="left")[:-2] for place in other.axes] == ["redundancy", "effective_rank"]
     assert picture.png()[:4] == b"\x89PNG"
-    with pytest.raises(ValueError, match="Did you mean 'redundancy'"):
+    with pytest.raises(ValueError, match=r"'redundance'.*'redundancy'"):
         tradeoff(compared, "redundance")
-    with pytest.raises(ValueError, match="choose one of 'equal', 'own'"):
+    with pytest.raises(ValueError, match=r"'all'.*'equal', 'own'"):
         tradeoff(compared, size="all")

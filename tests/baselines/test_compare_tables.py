@@ -85,5 +85,5 @@ def test_a_column_without_any_value_marks_nothing() -> None:
 @pytest.mark.parametrize("name", HIGHER_IS_BETTER)
 def test_arrow_and_mark_point_the_same_way(name) -> None:
     cells = read(pd.DataFrame({"method": ["low", "high"], "size": "equal", name: [0.25, 0.5]}))
-    assert cells.rows[0][1] == f"{name} {'↑' if HIGHER_IS_BETTER[name] else '↓'}"
+    assert cells.rows[0][1] == f"{name.replace('_', ' ')} {'↑' if HIGHER_IS_BETTER[name] else '↓'}"
     assert cells.best == {(2 if HIGHER_IS_BETTER[name] else 1, 1)}

@@ -1,4 +1,4 @@
-"""One method on trial: which of its units are live, in which order, what they score, and what the model loses."""
+"""One method evaluated: which of its units are live, in which order, what they score, and what the model loses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from elude_nb import find_site, record
 from elude_nb.baselines import PCA, Channels, Concepts, HiddenUnits, Method
-from elude_nb.baselines.evaluate import Entrant, Fidelity, most_selective
+from elude_nb.baselines.evaluate import Fidelity, FittedMethod, Halves, most_selective
 from elude_nb.baselines.replace import replaced_features
 from elude_nb.core.recording import Recording
 from elude_nb.scores import mean_interval, top_similarity, unexplained_variance
@@ -45,8 +45,9 @@ def tokens(units: int = 6, seed: int = 0) -> Recording:
     return Recording(h, h[:, :0], 0 * h, numbers // T, numbers % T)
 
 
-def entrant(method: Method, seen: Recording, new: Recording, k: int = 3, labels: Any = None) -> Entrant:
-    return Entrant.of(method, seen, new, labels, torch.arange(N * T) % 4, k=k)
+def fit(method: Method, seen: Recording, new: Recording, *, k: int = 3, labels: Any = None, images: Any = None) -> Any:
+    reference = torch.randn(N, 4, generator=torch.Generator().manual_seed(2))
+    return FittedMethod.fit(method, Halves(seen, labels, torch.arange(N * T) % 4, new, images, reference, k))
 
 
 # ------------------------------------------------------------------ the most selective
@@ -101,44 +102,44 @@ def test_live_units_are_those_that_enough_images_raise() -> None:
         if sum(value > min(best) for value in best) >= 3:
             expected.append(unit)
     assert {1, 4}.isdisjoint(expected)
-    found = entrant(Given(), seen, new)
+    found = fit(Given(), seen, new)
     assert found.live.tolist() == expected
     assert sorted(found.order.tolist()) == expected
-    every = most_selective(found.on_seen, torch.arange(N * T) % 4)
+    every = most_selective(found.seen_units, torch.arange(N * T) % 4)
     assert found.order.tolist() == [unit for unit in every.tolist() if unit in expected]
-    assert found.cost(0.25, N)["dead_units"] == 6 - len(expected)
-    assert 4 in entrant(Given(), seen, new, k=2).live.tolist()
+    assert found.cost(0.25)["dead_units"] == 6 - len(expected)
+    assert 4 in fit(Given(), seen, new, k=2).live.tolist()
 
 
 def test_the_order_looks_at_the_discovery_alone_and_labels_go_to_the_fit() -> None:
     seen = tokens()
-    one, other = (entrant(Given(), seen, tokens(seed=seed), labels=["a"] * N * T) for seed in (1, 2))
+    one, other = (fit(Given(), seen, tokens(seed=seed), labels=["a"] * N * T) for seed in (1, 2))
     assert torch.equal(one.order, other.order)
     assert one.method.labels == ["a"] * N * T  # type: ignore[attr-defined]
 
 
 def test_activations_are_the_largest_over_an_images_tokens() -> None:
-    found = entrant(Given(), tokens(), tokens(seed=1))
+    found = fit(Given(), tokens(), tokens(seed=1))
     for image in range(N):
-        assert torch.equal(found.pooled[image], found.on_new[image * T : (image + 1) * T].max(0).values)
+        assert torch.equal(found.pooled[image], found.new_units[image * T : (image + 1) * T].max(0).values)
 
 
 def test_long_recordings_are_encoded_in_parts_that_join(monkeypatch) -> None:
-    whole = entrant(Given(), tokens(), tokens(seed=1))
+    whole = fit(Given(), tokens(), tokens(seed=1))
     monkeypatch.setattr("elude_nb.baselines.evaluate._TOKENS_AT_ONCE", 7)
-    parts = entrant(Given(), tokens(), tokens(seed=1))
-    assert torch.equal(parts.on_new, whole.on_new)
-    assert torch.equal(parts.on_seen, whole.on_seen)
+    parts = fit(Given(), tokens(), tokens(seed=1))
+    assert torch.equal(parts.new_units, whole.new_units)
+    assert torch.equal(parts.seen_units, whole.seen_units)
 
 
 def test_a_method_without_live_units_is_refused() -> None:
-    with pytest.raises(ValueError, match="'flat' has no live unit on the scored images; use more images"):
-        entrant(Given("flat", torch.zeros_like), tokens(), tokens(seed=1))
+    with pytest.raises(ValueError, match="'flat'"):
+        fit(Given("flat", torch.zeros_like), tokens(), tokens(seed=1))
 
 
 def test_seconds_count_the_forward_passes() -> None:
-    found = entrant(Channels(), tokens(), tokens(seed=1))
-    cost = found.cost(0.25, N)
+    found = fit(Channels(), tokens(), tokens(seed=1))
+    cost = found.cost(0.25)
     assert cost["seconds_per_1000_images"] == pytest.approx(250 + 1000 * found.encode_seconds / N)
     assert cost["seconds_to_fit"] == found.fit_seconds >= 0
     assert cost["bytes"] == found.method.size_in_bytes() > 0
@@ -147,18 +148,16 @@ def test_seconds_count_the_forward_passes() -> None:
 # ------------------------------------------------------------------ scores
 
 
-def summed(images, columns: torch.Tensor, k: int = 4) -> tuple[dict[str, float], Any, Entrant, torch.Tensor]:
-    seen, new = tokens(), tokens(seed=1)
-    found = entrant(Given(), seen, new)
-    reference = torch.randn(N, 4, generator=torch.Generator().manual_seed(2))
-    return *found.scores(columns, seen, new, images, reference, k=k, seed=0), found, reference
+def summed(images, numbers: torch.Tensor, k: int = 4) -> tuple[dict[str, float], Any, FittedMethod]:
+    found = fit(Given(), tokens(), tokens(seed=1), k=k, images=images)
+    return *found.scores(numbers), found
 
 
 def test_scores_are_means_over_the_units_that_were_asked_for(images) -> None:
-    summary, single, found, reference = summed(images[:N], torch.tensor([4, 0, 2]))
+    summary, single, found = summed(images[:N], torch.tensor([4, 0, 2]))
     assert single["unit"].tolist() == [4, 0, 2]
     assert summary["units"] == 3
-    expected = top_similarity(found.pooled[:, [4, 0, 2]], reference, 4)
+    expected = top_similarity(found.pooled[:, [4, 0, 2]], found.halves.reference, 4)
     assert single["top_similarity"].tolist() == pytest.approx(expected.tolist())
     interval = mean_interval(expected)
     names = ("top_similarity", "top_similarity_low", "top_similarity_high")
@@ -191,47 +190,47 @@ def test_only_labels_with_four_images_are_scored(labels, scored) -> None:
 
 
 @pytest.fixture(scope="module")
-def trial(vit32, images) -> tuple[Fidelity, Any, Recording]:
+def measured(vit32, images) -> tuple[Fidelity, Any, Recording]:
     site = find_site(vit32)
     seen = Recording.join(list(record(vit32, images, site, tokens_per_image=4)))
     return Fidelity(vit32, images, site, "patch", k=5, seed=0), site, seen
 
 
-def test_fidelity_is_that_of_the_reconstruction_in_the_models_place(trial, vit32, images) -> None:
-    fidelity, site, seen = trial
+def test_fidelity_is_that_of_the_reconstruction_in_the_models_place(measured, vit32, images) -> None:
+    fidelity, site, seen = measured
     method = PCA(8).fit(seen)
-    found = fidelity.of(method, seen)
+    found = fidelity.measure(method, seen)
     assert found["unexplained_variance"] == pytest.approx(unexplained_variance(seen.channels, method.reconstruct(seen)))
     before, after = (replaced_features(vit32, images, site, made) for made in (None, method.reconstruct))
     assert found["output_change"] == pytest.approx(float((before - after).abs().max()))
     agree = (before.argmax(1) == after.argmax(1)).float().mean()
     assert found["top1_agreement"] == pytest.approx(float(agree))
     assert 0 <= found["neighbour_agreement"] < 1
-    more = fidelity.of(PCA(40).fit(seen), seen)
+    more = fidelity.measure(PCA(40).fit(seen), seen)
     assert more["unexplained_variance"] < found["unexplained_variance"]
     assert hook_count(vit32.network) == 0
 
 
 @pytest.mark.parametrize("kind", ["channels", "hidden units", "concepts"])
-def test_beside_the_model_nothing_is_lost_not_a_bit(trial, vit32, kind) -> None:
-    fidelity, site, seen = trial
+def test_beside_the_model_nothing_is_lost_not_a_bit(measured, vit32, kind) -> None:
+    fidelity, site, seen = measured
     width = site.terms[-1].sources
     made: dict[str, Callable[[], Method]] = {
         "channels": Channels,
         "hidden units": lambda: HiddenUnits(slice(site.sources - width, None)),
         "concepts": lambda: Concepts(vit32, site, concepts=5, units=3),
     }
-    found = fidelity.of(made[kind]().fit(seen), seen)
+    found = fidelity.measure(made[kind]().fit(seen), seen)
     assert found["unexplained_variance"] == found["output_change"] == 0.0
     assert found["top1_agreement"] == found["neighbour_agreement"] == 1.0
 
 
-def test_probes_need_labels_with_enough_images(vit32, images, trial) -> None:
-    _, site, seen = trial
+def test_probes_need_labels_with_enough_images(vit32, images, measured) -> None:
+    _, site, seen = measured
     method = PCA(8).fit(seen)
 
     def scored(chosen: Any) -> set[str]:
-        return set(Fidelity(vit32, chosen, site, "patch", k=3, seed=0).of(method, seen))
+        return set(Fidelity(vit32, chosen, site, "patch", k=3, seed=0).measure(method, seen))
 
     probes = {"knn_accuracy", "probe_accuracy"}
     assert probes <= scored(images)
@@ -239,8 +238,8 @@ def test_probes_need_labels_with_enough_images(vit32, images, trial) -> None:
     assert probes.isdisjoint(scored(images.with_labels(["same"] * 20)))
 
 
-def test_a_method_that_fails_inside_the_model_leaves_no_hook(trial, vit32) -> None:
-    fidelity, _, seen = trial
+def test_a_method_that_fails_inside_the_model_leaves_no_hook(measured, vit32) -> None:
+    fidelity, _, seen = measured
 
     def fail(channels: torch.Tensor) -> torch.Tensor:
         if len(channels) > 80:  # what was recorded has 80 tokens, a batch has more
@@ -248,5 +247,5 @@ def test_a_method_that_fails_inside_the_model_leaves_no_hook(trial, vit32) -> No
         return channels
 
     with pytest.raises(RuntimeError, match="no units"):
-        fidelity.of(Given("fails", fail), seen)
+        fidelity.measure(Given("fails", fail), seen)
     assert hook_count(vit32.network) == 0

