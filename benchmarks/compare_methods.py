@@ -2,8 +2,8 @@
 
     python benchmarks/compare_methods.py --out DIR [--images 240] [--seeds 0,1,2] [--tokens patch,class] [--only NAMES]
 
-The seed draws the halves (discovery and scoring), clusters and trains. A crop's label is its photograph. Variants of
-our own method are there as rows of their own; docs/method.md says which of them was kept.
+The seed is that of the halves (discovery and scoring), the clustering and the training. A crop's label is its
+photograph. Variants of our method have rows of their own; docs/method.md says which of them was kept.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from elude_nb.core.strategies import ConceptRouting
 from elude_nb.models.sites import Site
 from elude_nb.scores.suggest import suggest_concepts, suggest_settings
 
-RIVALS = ("channels", "random routes", "PCA", "ICA", "NMF", "k-means")
+BASELINES = ("channels", "random routes", "PCA", "ICA", "NMF", "k-means")
 SHOWN = ("units", "top_similarity", "best_unit_precision", "redundancy", "effective_rank", "intruder_accuracy",
          "polysemanticity", "unexplained_variance", "output_change", "seconds_to_fit")  # fmt: skip
 
 
-def variants(model: en.Model, site: Site, discovery: en.ImageSet, tokens: str, seed: int, units: int) -> list[Method]:
-    """Return our method as it is by default, with other candidates, and with settings chosen from the discovery."""
+def variants(model: en.Model, site: Site, discovery: en.ImageSet, tokens: str, seed: int, n_units: int) -> list[Method]:
+    """Return our method with its defaults, with other candidates, and with settings chosen from the discovery."""
     how = {"tokens": tokens, "seed": seed}
     choice = suggest_settings(model, discovery, site.name, tokens=tokens, seed=seed)
     print(f"{tokens}, seed {seed}: {choice}", flush=True)
@@ -35,16 +35,16 @@ def variants(model: en.Model, site: Site, discovery: en.ImageSet, tokens: str, s
         SubUnits(model, site, routing=ConceptRouting(unlike=True), name="sub-units, unlike", **how),
         SubUnits(model, site, routing=ConceptRouting(both_signs=True), name="sub-units, both signs", **how),
         SubUnits(model, site, name="sub-units, suggested", **choice.settings, **how),
-        Concepts(model, site, concepts=units, **how),
-        Concepts(model, site, concepts=units, routing=ConceptRouting(unlike=True), name="concepts, unlike", **how),
+        Concepts(model, site, concepts=n_units, **how),
+        Concepts(model, site, concepts=n_units, routing=ConceptRouting(unlike=True), name="concepts, unlike", **how),
     ]
 
 
-def autoencoders(units: int, seed: int) -> list[Method]:
+def autoencoders(n_units: int, seed: int) -> list[Method]:
     """Return sparse autoencoders; `elude_nb.baselines` has more."""
     return [
-        *(TopK(units, k, seed=seed, name=f"TopK SAE, k {k}") for k in (8, 16)),
-        BatchTopK(units, 8, seed=seed),
+        *(TopK(n_units, k, seed=seed, name=f"TopK SAE, k {k}") for k in (8, 16)),
+        BatchTopK(n_units, 8, seed=seed),
     ]
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--tokens", default="patch,class")
     parser.add_argument("--units", type=int, default=128)
-    parser.add_argument("--only", default="variants,rivals,autoencoders")
+    parser.add_argument("--only", default="variants,baselines,autoencoders")
     chosen = parser.parse_args()
     model, images = en.load_model("dinov2-small"), en.load_images("photographs", count=chosen.images)
     site = en.find_site(model, "stream")
@@ -66,17 +66,17 @@ def main() -> None:
         for seed in map(int, chosen.seeds.split(",")):
             start = time.perf_counter()
             count = chosen.images // 2 * (24 if tokens == "patch" else 1)
-            plan = Plan(model, site, units=chosen.units, concepts=suggest_concepts(count), tokens=tokens, seed=seed)
+            plan = Plan(model, site, n_units=chosen.units, concepts=suggest_concepts(count), tokens=tokens, seed=seed)
             methods: list[Method] = []
             if "variants" not in chosen.only:
                 methods += [METHODS[name](plan) for name in ("sub-units", "concepts")]
             else:
                 first = images.split(0.5, seed=seed)[0]  # as compare splits them
                 methods += variants(model, site, first, tokens, seed, chosen.units)
-            methods += [METHODS[name](plan) for name in RIVALS] if "rivals" in chosen.only else []
+            methods += [METHODS[name](plan) for name in BASELINES] if "baselines" in chosen.only else []
             methods += autoencoders(chosen.units, seed) if "autoencoders" in chosen.only else []
             found = en.compare(
-                model, images, methods=methods, units=chosen.units, tokens=tokens, seed=seed, fidelity_images=16,
+                model, images, methods=methods, n_units=chosen.units, tokens=tokens, seed=seed, fidelity_images=16,
                 progress=False,
             )  # fmt: skip
             tables.append(found.table.assign(tokens=tokens, seed=seed))

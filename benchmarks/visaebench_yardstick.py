@@ -1,11 +1,11 @@
-"""Score our units and rivals with visaebench's metrics, beside our own figures for the same thing.
+"""Score our units and baselines with visaebench's metrics, beside our own scores of the same quantity.
 
     pip install visaebench
     python benchmarks/visaebench_yardstick.py [--images 80] [--units 128] [--sparsity 8] [--seed 0]
 
-Half of the crops are to fit on, half to score on. Nothing is fetched: the metrics get recorded channels, the labels of
-the photographs and our embeddings. ``by hand`` is visaebench's formula written down again here, to show that a
-difference is explained and not only seen.
+Half of the crops are to fit on, half to score on. Nothing is downloaded: the metrics get recorded channels, the labels
+of the photographs and our embeddings. ``by hand`` is visaebench's formula implemented again here, which explains the
+differences.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FVU, as recorded: theirs sums over channels before it squares the mean, E|x|^2 -
   constant error counts in full.
 FVU, centred: with the scored tokens' mean taken off first (their `mean=`, as their `evaluate` does) the variance is
   ours; the residual still loses (sum_d mean_d)^2.
-L0: theirs counts what is not 0, ours what is above 0: about half of that for units that speak with both signs.
+L0: theirs counts what is not 0, ours what is above 0: about half of that for units of both signs.
 dead units: theirs are 0 at every token, ours never change.
 monosemanticity: one formula (arXiv 2504.02821); theirs keeps the 16 best images by default, ours all, and theirs leaves
   out units that are nowhere above 0.
@@ -66,7 +66,7 @@ class FromChannels:
 
 
 class LookedUp:
-    """Units that need the sources: computed before, and found again by the channels of their token, bit by bit."""
+    """Units that need the sources: computed before, and looked up by the exact channels of their token."""
 
     def __init__(self, channels: Tensor, units: Tensor, restored: Tensor, shift: Tensor) -> None:
         self.units, self.restored = units, restored - shift
@@ -83,7 +83,7 @@ class LookedUp:
 
 
 class Embedded:
-    """An evaluator whose images are numbers of embeddings (n, e) at hand."""
+    """An evaluator whose images are the numbers of given embeddings (n, e)."""
 
     def __init__(self, embeddings: Tensor) -> None:
         self.embeddings = embeddings
@@ -180,7 +180,7 @@ def main() -> None:
     """Fit the methods, and print one table and what explains it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=80, help="at least 80: each of 10 photographs 4 times a half")
-    parser.add_argument("--units", type=int, default=128, help="of the rivals and concepts")
+    parser.add_argument("--units", type=int, default=128, help="of the baselines and concepts")
     parser.add_argument("--sparsity", type=int, default=8, help="latents active at a token in the autoencoder")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

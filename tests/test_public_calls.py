@@ -357,6 +357,28 @@ def test_edits_of_two_threads_do_not_mix(env) -> None:
     assert_untouched(env, before)
 
 
+def test_edits_of_two_threads_at_different_sites_do_not_mix(env) -> None:
+    early = en.disentangle(env.model, env.images, "blocks.0.mlp.fc2", **QUICK)
+    fade = en.Edit.scale(concept=int(early.units["concept"].dropna().iloc[0]), by=0.0)
+
+    def run(split: en.Disentanglement, edit: en.Edit, barrier: Any = None) -> list[torch.Tensor]:
+        with split.edit(edit), torch.no_grad():
+            if barrier is not None:
+                barrier.wait()
+            found = [env.model(env.batch) for _ in range(10)]
+            if barrier is not None:
+                barrier.wait()
+        return found
+
+    alone = [run(early, fade)[0], run(env.split, env.edit)[0]]
+    barrier = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(run, early, fade, barrier), pool.submit(run, env.split, env.edit, barrier)
+        for found, expected in zip((first.result(), second.result()), alone, strict=True):
+            assert all(one.equal(expected) for one in found)
+    assert hook_count(env.model.network) == 0
+
+
 def test_a_thread_without_an_edit_is_refused_rather_than_edited(env) -> None:
     with ThreadPoolExecutor(1) as pool:
         with env.split.edit(env.edit), pytest.raises(EditError, match="in another thread"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from elude_nb._util.checks import check_choice, check_count, check_kind, check_number
 from elude_nb._util.progress import progress_bar
 from elude_nb.baselines.base import Method
-from elude_nb.baselines.evaluate import Fidelity, FittedMethod
+from elude_nb.baselines.evaluate import Fidelity, FittedMethod, Halves
 from elude_nb.baselines.registry import METHODS, Plan
 from elude_nb.core.clustering import cluster_directions
 from elude_nb.core.recording import Recording, record
@@ -28,37 +28,17 @@ from elude_nb.models.sites import STREAM, Site
 from elude_nb.scores.suggest import suggest_concepts
 
 HIGHER_IS_BETTER: dict[str, bool] = {
-    "top_similarity": True,
-    "monosemanticity": True,
-    "polysemanticity": False,
-    "intruder_accuracy": True,
-    "best_unit_precision": True,
-    "labels_covered": True,
-    "top_purity": True,
-    "redundancy": False,
-    "effective_rank": True,
-    "linearly_explained": True,
-    "unexplained_variance": False,
-    "output_change": False,
-    "top1_agreement": True,
-    "neighbour_agreement": True,
-    "knn_accuracy": True,
-    "probe_accuracy": True,
-}
+    "top_similarity": True, "monosemanticity": True, "polysemanticity": False, "intruder_accuracy": True,
+    "best_unit_precision": True, "labels_covered": True, "top_purity": True, "redundancy": False,
+    "effective_rank": True, "linearly_explained": True, "unexplained_variance": False, "output_change": False,
+    "top1_agreement": True, "neighbour_agreement": True, "knn_accuracy": True, "probe_accuracy": True,
+}  # fmt: skip
 """The columns that are scores, and whether higher is better."""
 
 
 DEFAULT_METHODS = (
-    "sub-units",
-    "concepts",
-    "channels",
-    "random routes",
-    "hidden units",
-    "PCA",
-    "ICA",
-    "k-means",
-    "TopK SAE",
-)
+    "sub-units", "concepts", "channels", "random routes", "hidden units", "PCA", "ICA", "k-means", "TopK SAE",
+)  # fmt: skip
 _FEWEST_BEST = 4
 """The smallest k: trials of the intruder test show as many of a unit's best images."""
 _GIB = 1 << 30
@@ -78,19 +58,13 @@ def table_of_methods(table: pd.DataFrame, size: str = "equal") -> str:
 
     table = table[table["size"] == size]
     names = [name for name in map(str, table.columns) if not name.endswith(("_low", "_high")) and name != "size"]
-    best = {name: table[name].max() if higher else table[name].min() for name, higher in _judged(table).items()}
-    arrows = {
-        name: " \N{UPWARDS ARROW}" if higher else " \N{DOWNWARDS ARROW}" for name, higher in _judged(table).items()
-    }
+    judged = {name: higher for name, higher in HIGHER_IS_BETTER.items() if name in table}
+    best = {name: table[name].max() if higher else table[name].min() for name, higher in judged.items()}
+    arrows = {name: " \N{UPWARDS ARROW}" if higher else " \N{DOWNWARDS ARROW}" for name, higher in judged.items()}
     head = [name.replace("_", " ") + arrows.get(name, "") for name in names]
     records = table.to_dict(orient="records")
     rows = [[(_text(row, name), name in best and row[name] == best[name]) for name in names] for row in records]
     return Environment(autoescape=True).from_string(_TABLE).render(head=head, rows=rows)
-
-
-def _judged(table: pd.DataFrame) -> dict[str, bool]:
-    """Return the scores of a table, and whether higher is better."""
-    return {name: higher for name, higher in HIGHER_IS_BETTER.items() if name in table}
 
 
 def _text(row: Mapping[Any, Any], name: str) -> str:
@@ -128,7 +102,7 @@ class Compared:
 
     def best(self, score: str, size: str = "equal") -> str:
         """Return the best method by ``score``, one of `elude_nb.baselines.compare.HIGHER_IS_BETTER`."""
-        check_choice("score", score, _judged(self.table))
+        check_choice("score", score, [name for name in HIGHER_IS_BETTER if name in self.table])
         return _best_row(self._of_size(size), score)
 
     def leaders(self, size: str = "equal", ours: Sequence[str] = ("sub-units", "concepts")) -> pd.DataFrame:
@@ -151,8 +125,8 @@ class Compared:
         if not len(mine):
             raise ValueError(f"No method's name begins with one of {list(ours)}; there are {list(table.index)}.")
         rows = []
-        for score in _judged(table):
-            if table[score].notna().any():
+        for score in HIGHER_IS_BETTER:
+            if score in table and table[score].notna().any():
                 leader, best = _best_row(table, score), _best_row(mine, score)
                 its, our = (table[score].to_dict()[name] for name in (leader, best))
                 rows.append((score, leader, its, best, our, our == its))
@@ -280,16 +254,20 @@ def compare(
         new = Recording.join(list(record(model, scored, place, **how)))
     passes = (time.perf_counter() - start) / len(scored)
     reference = outputs.embeddings() if embeddings is None else torch.as_tensor(embeddings)
-    fitted = _fit_methods(chosen, seen, new, discovery, g, k=k, seed=seed, progress=model.progress)
+    token_labels = None if discovery.labels is None else [discovery.labels[i] for i in seen.images.tolist()]
+    groups = cluster_directions(seen.channels - seen.channels.mean(0), torch.ones(len(seen)), g, seed=seed)
+    halves = Halves(seen, token_labels, groups, new, scored, reference, k, seed)
+    bar = progress_bar(chosen, description="methods", show=model.progress)
+    fitted = [FittedMethod.fit(method, halves) for method in bar]
     equal = min(n_units, *(len(found.live) for found in fitted))
     few = scored.sample(fidelity_images, seed=seed)
     fidelity = Fidelity(model.using(progress=False), few, place, tokens, k=min(k, len(few) - 1), seed=seed)
     rows, tables = [], []
     for found in progress_bar(fitted, description="scores", show=model.progress):
         name = found.method.name
-        common = {**fidelity.measure(found.method, new), **found.cost(passes, len(scored))}
-        for size, columns in (("own", found.live), ("equal", found.order[:equal])):
-            summary, single = found.scores(columns, seen, new, scored, reference, k=k, seed=seed)
+        common = {**fidelity.measure(found.method, new), **found.cost(passes)}
+        for size, numbers in (("own", found.live), ("equal", found.order[:equal])):
+            summary, single = found.scores(numbers)
             rows.append({"method": name, "size": size, **summary, **common})
             tables.append(single.assign(method=name, size=size))
     settings = {
@@ -340,14 +318,3 @@ def _check_memory(site: Site, tokens: int, max_memory: float) -> None:
             f"{tokens:,} tokens with {site.sources * site.kernel:,} sources each take {needed:.1f} GiB, more than "
             f"max_memory={max_memory}; take fewer images, fewer tokens_per_image or fewer blocks, or allow more."
         )
-
-
-def _fit_methods(
-    methods: Sequence[Method], seen: Recording, new: Recording, discovery: ImageSet, concepts: int, *, k: int,
-    seed: int, progress: bool,
-) -> list[FittedMethod]:  # fmt: skip
-    """Fit all methods on the tokens of the discovery; the groups of tokens are the same for all."""
-    labels = None if discovery.labels is None else [discovery.labels[i] for i in seen.images.tolist()]
-    groups = cluster_directions(seen.channels - seen.channels.mean(0), torch.ones(len(seen)), concepts, seed=seed)
-    bar = progress_bar(methods, description="methods", show=progress)
-    return [FittedMethod.fit(method, seen, new, labels, groups, k=k) for method in bar]

@@ -11,24 +11,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb import scores
 from elude_nb.baselines.base import Method
 from elude_nb.baselines.replace import replaced_features
 from elude_nb.core.recording import Recording, pool_recorded
 from elude_nb.data.images import ImageSet
 from elude_nb.models.load import Model
 from elude_nb.models.sites import Site
-from elude_nb.scores.fidelity import (
-    knn_accuracy,
-    neighbour_agreement,
-    output_change,
-    probe_accuracy,
-    unexplained_variance,
-)
-from elude_nb.scores.health import density, effective_rank, largest_correlation, linear_explained
-from elude_nb.scores.intervals import mean_interval
-from elude_nb.scores.intruder import intruder_accuracy
-from elude_nb.scores.labels import FEWEST, best_unit_precision, labels_covered
-from elude_nb.scores.similarity import monosemanticity, polysemanticity, top_purity, top_similarity
+from elude_nb.scores.labels import FEWEST
 
 _TOKENS_AT_ONCE = 2048
 
@@ -73,13 +63,45 @@ def most_selective(activations: Tensor, groups: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Halves:
+    """What all methods are fitted and scored on.
+
+    Attributes
+    ----------
+    seen
+        The recorded tokens of the discovery, to fit on.
+    labels
+        The label of each of them, if there are labels.
+    groups
+        The group of each of them, (t,), from clustering their channels.
+    new
+        The recorded tokens of the images to score on.
+    images
+        These images.
+    reference
+        Their reference embeddings, (n, e).
+    k, seed
+        How many best images of each unit are compared; the seed of what is random in scores.
+    """
+
+    seen: Recording
+    labels: list[str] | None
+    groups: Tensor
+    new: Recording
+    images: ImageSet
+    reference: Tensor
+    k: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
 class FittedMethod:
     """A fitted method and its units on both halves of the images.
 
     Attributes
     ----------
-    method
-        The method.
+    method, halves
+        The method, and what it was fitted on.
     seen_units, new_units
         Its units at the tokens of the discovery and of the scored images, (t, u).
     pooled
@@ -93,6 +115,7 @@ class FittedMethod:
     """
 
     method: Method
+    halves: Halves
     seen_units: Tensor
     new_units: Tensor
     pooled: Tensor
@@ -102,56 +125,54 @@ class FittedMethod:
     encode_seconds: float
 
     @classmethod
-    def fit(
-        cls, method: Method, seen: Recording, new: Recording, labels: list[str] | None, groups: Tensor, *, k: int
-    ) -> FittedMethod:
+    def fit(cls, method: Method, halves: Halves) -> FittedMethod:
         """Fit a method on the tokens of the discovery, and encode both halves."""
         start = time.perf_counter()
-        method.fit(seen, labels)
+        method.fit(halves.seen, halves.labels)
         fitted = time.perf_counter()
-        new_units = _encode(method, new)
+        new_units = _encode(method, halves.new)
         encoded = time.perf_counter()
-        seen_units = _encode(method, seen)
-        pooled = pool_recorded(new_units, new.images)
-        is_live = (pooled > pooled.amin(0)).sum(0) >= k
+        seen_units = _encode(method, halves.seen)
+        pooled = pool_recorded(new_units, halves.new.images)
+        is_live = (pooled > pooled.amin(0)).sum(0) >= halves.k
         if not bool(is_live.any()):
             raise ValueError(f"{method.name!r} has no live unit on the scored images; use more images or tokens.")
-        order = most_selective(seen_units, groups)
+        order = most_selective(seen_units, halves.groups)
         live, order = is_live.nonzero().flatten(), order[is_live[order]]
-        return cls(method, seen_units, new_units, pooled, live, order, fitted - start, encoded - fitted)
+        return cls(method, halves, seen_units, new_units, pooled, live, order, fitted - start, encoded - fitted)
 
-    def cost(self, passes: float, images: int) -> dict[str, float]:
-        """Return seconds and bytes; ``passes`` are the seconds of a forward pass, which are included."""
+    def cost(self, passes: float) -> dict[str, float]:
+        """Return seconds and bytes; the seconds of a forward pass, ``passes``, are included."""
         return {
             "dead_units": self.pooled.shape[1] - len(self.live),
             "seconds_to_fit": self.fit_seconds,
-            "seconds_per_1000_images": 1000 * (passes + self.encode_seconds / images),
+            "seconds_per_1000_images": 1000 * (passes + self.encode_seconds / len(self.pooled)),
             "bytes": self.method.size_in_bytes(),
         }
 
-    def scores(
-        self, units: Tensor, seen: Recording, new: Recording, images: ImageSet, reference: Tensor, *, k: int, seed: int
-    ) -> tuple[dict[str, float], pd.DataFrame]:
+    def scores(self, numbers: Tensor) -> tuple[dict[str, float], pd.DataFrame]:
         """Return the means over some units with their intervals, and the scores of each unit."""
-        pooled, tokens = self.pooled[:, units], self.new_units[:, units]
+        halves, pooled, tokens = self.halves, self.pooled[:, numbers], self.new_units[:, numbers]
+        reference, labels, k = halves.reference, halves.images.labels, halves.k
         each = [
-            top_similarity(pooled, reference, k),
-            monosemanticity(pooled, reference),
-            polysemanticity(pooled, reference, k),
-            intruder_accuracy(pooled, reference, top=min(k, len(pooled) // 2), seed=seed),
-            largest_correlation(pooled).rename("redundancy"),
-            density(tokens),
+            scores.top_similarity(pooled, reference, k),
+            scores.monosemanticity(pooled, reference),
+            scores.polysemanticity(pooled, reference, k),
+            scores.intruder_accuracy(pooled, reference, top=min(k, len(pooled) // 2), seed=halves.seed),
+            scores.largest_correlation(pooled).rename("redundancy"),
+            scores.density(tokens),
         ]
-        if images.labels is not None:
-            each.insert(4, top_purity(pooled, images.labels, k))
+        if labels is not None:
+            each.insert(4, scores.top_purity(pooled, labels, k))
         table = pd.concat(each, axis=1)
-        summary: dict[str, float] = {"units": len(units)}
+        summary: dict[str, float] = {"units": len(numbers)}
         for name in table:
             summary |= _with_interval(str(name), table[name])
-        summary |= _label_scores(pooled, images.labels, seed)
-        summary["effective_rank"] = effective_rank(pooled)
-        summary["linearly_explained"] = linear_explained(self.seen_units[:, units], seen.channels, tokens, new.channels)
-        return summary, table.assign(unit=units.numpy())
+        summary |= _label_scores(pooled, labels, halves.seed)
+        summary["effective_rank"] = scores.effective_rank(pooled)
+        seen_units, channels = self.seen_units[:, numbers], (halves.seen.channels, halves.new.channels)
+        summary["linearly_explained"] = scores.linear_explained(seen_units, channels[0], tokens, channels[1])
+        return summary, table.assign(unit=numbers.numpy())
 
 
 def _label_scores(pooled: Tensor, labels: Sequence[str] | None, seed: int) -> dict[str, float]:
@@ -161,9 +182,9 @@ def _label_scores(pooled: Tensor, labels: Sequence[str] | None, seed: int) -> di
     names = [labels[i] for i in common] if labels else []
     if len(set(names)) < 2:
         return {}
-    best = best_unit_precision(pooled[common], names, seed=seed)
+    best = scores.best_unit_precision(pooled[common], names, seed=seed)
     precision = _with_interval("best_unit_precision", best["average_precision"])
-    return {**precision, "labels_covered": labels_covered(best), "labels": len(best)}
+    return {**precision, "labels_covered": scores.labels_covered(best), "labels": len(best)}
 
 
 def _encode(method: Method, recording: Recording) -> Tensor:
@@ -172,7 +193,7 @@ def _encode(method: Method, recording: Recording) -> Tensor:
 
 
 def _with_interval(name: str, values: pd.Series[float]) -> dict[str, float]:
-    found = mean_interval(values)
+    found = scores.mean_interval(values)
     return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
@@ -201,7 +222,7 @@ class Fidelity:
             unexplained, changed = 0.0, self._beside(method)  # nothing is replaced
         else:
             made = torch.cat([method.reconstruct(part) for part in recording.parts(_TOKENS_AT_ONCE)])
-            unexplained, changed = unexplained_variance(recording.channels, made), self._features(method)
+            unexplained, changed = scores.unexplained_variance(recording.channels, made), self._features(method)
         return {"unexplained_variance": unexplained, **self._changes(changed)}
 
     def _beside(self, method: Method) -> Tensor:
@@ -222,11 +243,11 @@ class Fidelity:
     def _changes(self, changed: Tensor) -> dict[str, float]:
         from sklearn.model_selection import train_test_split
 
-        differences = output_change(self._original, changed)
+        differences = scores.output_change(self._original, changed)
         found = {
             "output_change": float(differences["largest"]),
             "top1_agreement": float(differences["top1_agreement"]),
-            "neighbour_agreement": neighbour_agreement(self._original, changed, self._k),
+            "neighbour_agreement": scores.neighbour_agreement(self._original, changed, self._k),
         }
         labels, counts = self.images.labels, Counter(self.images.labels)
         if labels is None or len(counts) < 2 or min(counts.values()) < 2 * FEWEST:
@@ -235,4 +256,4 @@ class Fidelity:
         halves = train_test_split(range(len(labels)), test_size=0.5, stratify=labels, random_state=self._seed)
         train, test = map(sorted, halves)
         inputs = self._original[train], [labels[i] for i in train], changed[test], [labels[i] for i in test]
-        return {**found, "knn_accuracy": knn_accuracy(*inputs), "probe_accuracy": probe_accuracy(*inputs)}
+        return {**found, "knn_accuracy": scores.knn_accuracy(*inputs), "probe_accuracy": scores.probe_accuracy(*inputs)}

@@ -219,13 +219,7 @@ class ICA(_Projection):
     """
 
     def __init__(
-        self,
-        n_units: int = 128,
-        *,
-        iterations: int = 200,
-        max_tokens: int = 8192,
-        seed: int = 0,
-        name: str = "ICA",
+        self, n_units: int = 128, *, iterations: int = 200, max_tokens: int = 8192, seed: int = 0, name: str = "ICA"
     ) -> None:
         super().__init__(n_units, seed=seed, name=name)
         self.iterations = check_count("iterations", iterations)
@@ -240,7 +234,7 @@ class ICA(_Projection):
         scale = variances.sqrt()[:, None]
         whiten = (directions / scale).T  # (d, c)
         search = FastICA(whiten=False, max_iter=self.iterations, tol=1e-3, random_state=self.seed)
-        with quiet():  # converged_ says it
+        with quiet():  # converged_ has it
             search.fit(((channels - self.mean_).double() @ whiten).numpy())
         self.converged_ = search.n_iter_ < self.iterations
         rotation = torch.from_numpy(search.components_)  # (c, c), orthogonal
@@ -307,7 +301,7 @@ class NMF(Method):
         self.mean_ = channels.mean(0)
         count = min(self.n_units, len(channels), 2 * channels.shape[1])
         found = Decomposition(count, init="nndsvda", max_iter=self.iterations, tol=3e-3, random_state=self.seed)
-        with quiet():  # converged_ says it
+        with quiet():  # converged_ has it
             units = torch.from_numpy(found.fit_transform(self._halves(channels)))
         self.converged_ = found.n_iter_ < self.iterations
         energy = units.square().mean(0) * torch.from_numpy(found.components_).square().sum(1)

@@ -50,24 +50,10 @@ class SparseAutoencoder(Method):
     ----------
     width
         How many latents, u.
-    steps
-        How many batches to train on, at most; the learning rate falls to 0 over them.
-    batch_size
-        Tokens of a batch.
-    learning_rate
-        Of Adam, at the start.
-    patience
-        Training stops after so many evaluations without a gain, one every 50 steps, on the tokens of a tenth of the
-        images, which are held out.
-    revive
-        Whether to revive latents that have not fired for a pass over the tokens, by AuxK (Gao et al. 2024, arXiv
-        2406.04093) or, in `ReLU`, by a pre-activation loss.
-    seed
-        Of everything random.
-    progress
-        Show a progress bar over the steps.
     name
         As it is shown in tables.
+    **training
+        The settings of `elude_nb.baselines.sae_training.Training`.
 
     Attributes
     ----------
@@ -90,22 +76,10 @@ class SparseAutoencoder(Method):
     scale_: float
     history_: pd.DataFrame
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        steps: int = 1500,
-        batch_size: int = 512,
-        learning_rate: float = 2e-3,
-        patience: int = 8,
-        revive: bool = True,
-        seed: int = 0,
-        progress: bool = False,
-        name: str | None = None,
-    ) -> None:
+    def __init__(self, width: int, *, name: str | None = None, **training: Any) -> None:
         check_kind("name", name, str | None, "text")
         self.name, self.width = name or self.name, check_count("width", width)
-        self.training = Training(steps, batch_size, learning_rate, patience, revive, seed, progress)
+        self.training = Training(**training)
 
     @abstractmethod
     def activate(self, values: Tensor) -> Tensor:
@@ -205,9 +179,9 @@ class SparseAutoencoder(Method):
             Which tensor is the ``"encoder"``, ``"decoder"``, ``"bias"`` (u,), ``"centre"`` (d,) and ``"threshold"``,
             (u,) or (), where their names are not among the common ones; all other tensors are then ignored.
         channels
-            d, where the shapes do not tell which axis it is.
+            d, where the shapes do not determine which axis it is.
         centred
-            Whether the encoder was trained on tokens less the centre (the decoder's bias); no file says so itself.
+            Whether the encoder was trained on tokens less the centre (the decoder's bias); files do not contain this.
         **settings
             ``k`` of `TopK` (unless it is in the file), ``name``, and others of the class.
 
@@ -266,7 +240,7 @@ class SparseAutoencoder(Method):
 class _KActive(SparseAutoencoder):
     """An autoencoder with ``k`` active latents a token in training."""
 
-    own_settings = ("k",)
+    own_settings: tuple[str, ...] = ("k",)
 
     def __init__(self, width: int, k: int, **training: Any) -> None:
         super().__init__(width, **training)
@@ -298,7 +272,7 @@ class TopK(_KActive):
     @classmethod
     def _settings_of(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
         if "k" not in tensors and "k" not in settings:
-            raise ValueError("How many latents are active at a token is not in the weights; say k=.")
+            raise ValueError("How many latents are active at a token is not in the weights; give k=.")
         return {"k": int(tensors["k"]), **settings} if "k" in tensors else settings
 
 
@@ -360,12 +334,7 @@ class Matryoshka(BatchTopK):
     own_settings = ("k", "prefixes")
 
     def __init__(
-        self,
-        width: int,
-        k: int,
-        *,
-        prefixes: Sequence[float] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
-        **training: Any,
+        self, width: int, k: int, *, prefixes: Sequence[float] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), **training: Any
     ) -> None:
         super().__init__(width, k, **training)
         self.prefixes = tuple(check_fraction("prefixes", share) for share in prefixes)

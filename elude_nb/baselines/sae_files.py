@@ -72,17 +72,17 @@ def _match(tensors: Mapping[str, Tensor], names: dict[str, str]) -> dict[str, st
     for role, known in _LAYOUTS.items():
         present = [name for name in known if name in tensors and role not in names and name not in names.values()]
         if len(present) > 1:
-            raise ValueError(f"{present} could each be the {role}; say names={{{role!r}: ...}}.")
+            raise ValueError(f"{present} could each be the {role}; give names={{{role!r}: ...}}.")
         found |= {role: present[0]} if present else {}
     missing = [role for role in ("encoder", "decoder") if role not in found]
     unknown = sorted(set(tensors) - set(found.values()) - _IGNORED)
     if missing:
         raise ValueError(
-            f"No {' and no '.join(missing)} among the tensors {sorted(tensors)}; say names={{{missing[0]!r}: ...}}."
+            f"No {' and no '.join(missing)} among the tensors {sorted(tensors)}; give names={{{missing[0]!r}: ...}}."
         )
-    if unknown and not names:  # without a gate or a second bias, say, units would be wrong
+    if unknown and not names:  # without a gate or a second bias units would be wrong
         raise ValueError(
-            f"The roles of {unknown} are not known; say in names which tensors to use, or leave these out."
+            f"The roles of {unknown} are not known; give names for the tensors to use, or leave these out."
         )
     return found
 
@@ -98,7 +98,7 @@ def _orient(role: str, matrix: Tensor, axes: str, d: int | None, u: int | None, 
     way = fits[0] if len(fits) == 1 else axes
     if not way:
         known = [name for name, order in _LAYOUTS[role].items() if order]
-        cure = "say channels=" if shape[0] != shape[1] else f"use a name that tells, one of {known}"
+        cure = "give channels=" if shape[0] != shape[1] else f"use a name that determines it, one of {known}"
         raise ValueError(f"Which axis of the {role} {shape} is the channels is not known; {cure}.")
     return matrix if way[0] == first else matrix.T
 

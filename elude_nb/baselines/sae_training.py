@@ -33,7 +33,27 @@ HISTORY = ("step", "loss", "held_out_fvu", "active", "dead_share", "seconds")
 
 @dataclass(frozen=True)
 class Training:
-    """How an autoencoder is trained; `elude_nb.baselines.sae.SparseAutoencoder` says what each setting means."""
+    """How an autoencoder is trained.
+
+    Parameters
+    ----------
+    steps
+        How many batches to train on, at most; the learning rate falls to 0 over them.
+    batch_size
+        Tokens of a batch.
+    learning_rate
+        Of Adam, at the start.
+    patience
+        Training stops after so many evaluations without a gain, one every 50 steps, on the tokens of a tenth of the
+        images, which are held out.
+    revive
+        Whether to revive latents that have not fired for a pass over the tokens, by AuxK (Gao et al. 2024, arXiv
+        2406.04093) or, in `ReLU`, by a pre-activation loss.
+    seed
+        Of everything random.
+    progress
+        Show a progress bar over the steps.
+    """
 
     steps: int = 1500
     batch_size: int = 512

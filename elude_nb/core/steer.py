@@ -187,8 +187,8 @@ class _Live:
 
         with ExitStack() as stack:  # if one cannot be set, those already set are removed
             for number, term in enumerate(site.terms):
-                stack.callback(intercept(network.get_submodule(term.layer), before=see(number), edit=True))
-            stack.callback(intercept(network.get_submodule(site.exit), after=after, edit=True))
+                stack.callback(intercept(network.get_submodule(term.layer), before=see(number), edits=network))
+            stack.callback(intercept(network.get_submodule(site.exit), after=after, edits=network))
             self._removers.append(stack.pop_all().close)
 
     def _see(self, number: int, layer: nn.Module, inputs: Tensor) -> None:

@@ -1,10 +1,10 @@
 """Still pictures: each function takes a result and returns a `Picture`; none runs a model."""
 
-from elude_nb.figures.concept_map import concept_atlas, concept_profile
+from elude_nb.figures.concept_map import concept_atlas
+from elude_nb.figures.depth import concept_profile, contributions_by_block
 from elude_nb.figures.images import activation_map, before_after, contact_sheet, unit_maps
 from elude_nb.figures.routing import routing_bars, routing_sankey
 from elude_nb.figures.scores import (
-    contributions_by_block,
     factor_heatmap,
     score_distributions,
     score_intervals,

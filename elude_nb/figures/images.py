@@ -1,12 +1,13 @@
-"""Grids of photographs: contact sheets, and what a channel likes before and after."""
+"""Grids of photographs: contact sheets, top-activating images before and after, and activation maps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -16,23 +17,30 @@ from torch import Tensor
 from elude_nb._util.checks import check_count, check_flag, check_fraction, check_kind, check_number, check_whole
 from elude_nb.data.images import ImageSet, as_image_set
 from elude_nb.figures.html import darken, enlarge
-from elude_nb.figures.theme import (
-    FAINT,
-    INK,
-    PAPER,
-    SEQUENCE,
-    Picture,
-    diverging,
-    drawing,
-    handed_over,
-    house_style,
-    shade,
-)
+from elude_nb.figures.theme import Picture, diverging, drawing, finish, house_style, nth_colour, shade
 from elude_nb.interpret.exemplars import Exemplar, Exemplars, crop_at
 from elude_nb.interpret.gallery import ChannelView, Gallery
 
-_CELL = 1.05  # inches
-_LABEL = 1.75  # inches for the names at the left
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+_CELL, _LABEL = 1.05, 1.75  # inches: a photograph, and the names at the left
+_TILE, _GAP, _TITLE = 1.8, 0.24, 0.42  # inches, of an activation map
+_LEAST = 1e-12
+
+
+def show_image(place: Axes, image: Any, *, title: str = "", size: float = 8, frame: str | None = None) -> None:
+    """Show an image on axes, with a title above it and a coloured frame around it, or none."""
+    place.imshow(image)
+    place.set(xticks=[], yticks=[])
+    place.spines[:].set(visible=frame is not None, color=frame or "none", linewidth=1.6)
+    if title:
+        place.set_title(title, fontsize=size, loc="center", pad=2)
+
+
+def square_thumbnail(image: Image.Image) -> Image.Image:
+    """Return the middle square of an image, 160 pixels a side."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side)).resize((160, 160), Image.Resampling.BILINEAR)
 
 
 def contact_sheet(images: ImageSet, count: int = 20, columns: int = 10) -> Picture:
@@ -53,19 +61,18 @@ def contact_sheet(images: ImageSet, count: int = 20, columns: int = 10) -> Pictu
     rows = -(-count // columns)
     with house_style():
         picture = Picture(figsize=(columns * _CELL, rows * (_CELL + 0.2)))
-        axes = picture.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.25})
-        for index, place in enumerate(axes.flat):
+        axes = picture.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.25}).flat
+        for index in range(count):
+            title = "" if images.labels is None else images.labels[index]
+            show_image(axes[index], square_thumbnail(images[index]), title=title)
+        for place in axes[count:]:
             place.axis("off")
-            if index < count:
-                place.imshow(square_thumbnail(images[index]))
-                if images.labels is not None:
-                    place.set_title(images.labels[index], fontsize=8, loc="center", pad=2)
     picture.alt = f"{count} images from {images.source}"
     return picture
 
 
 def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bool = False) -> Picture:
-    """Show what a whole channel likes, and below it what each of its sub-units likes.
+    """Show the top-activating images of a whole channel, and below them those of each of its sub-units.
 
     Where a unit is active the photograph keeps its colours; elsewhere it is darkened. The scale goes from 0 (a
     unit's mean) to the row's largest activation.
@@ -91,93 +98,59 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bo
         check_fraction("crops", crops, open_ends=True)
     elif beside:
         raise ValueError("beside=True shows crops beside photographs; say how large, as in crops=0.4.")
-    tiles = (None, crops) if beside else (crops,)  # of each exemplar
-    rows, columns = len(exemplars.rows), len(tiles) * len(exemplars.rows[0])
-    gap = 0.16  # between the whole channel and its parts
-    width, height = _LABEL + columns * _CELL, rows * _CELL + gap + 0.3
+    parts = (None, crops) if beside else (crops,)  # of each exemplar
+    rows, columns = len(exemplars.rows), len(parts) * len(exemplars.rows[0])
+    gap = 0.16  # between the whole channel and its sub-units
     with house_style():
-        picture = Picture(figsize=(width, height))
+        picture = Picture(figsize=(_LABEL + columns * _CELL, rows * _CELL + gap + 0.3))
         for row, name in enumerate(exemplars.names):
-            colour = INK if row == 0 else SEQUENCE[(row - 1) % len(SEQUENCE)]
-            top = 1 - (0.3 + row * _CELL + (gap if row else 0)) / height
-            _write_name(picture, name, exemplars.similarity[row], top - 0.5 * _CELL / height, colour)
+            colour = nth_colour(row - 1) if row else shade("ink")
+            top = 0.3 + row * _CELL + (gap if row else 0)
+            _write_name(picture, name, exemplars.similarity[row], top + 0.5 * _CELL, colour)
             brightest = max(exemplar.value for exemplar in exemplars.rows[row])
             for column in range(columns):
-                number, part = divmod(column, len(tiles))
+                number, part = divmod(column, len(parts))
                 left = _LABEL + (column - 0.03 * part) * _CELL  # a crop is near its photograph
-                box = (left / width, top - 0.96 * _CELL / height, 0.96 * _CELL / width, 0.96 * _CELL / height)
-                draw_exemplar(picture.add_axes(box), exemplars.rows[row][number], brightest, colour, crop=tiles[part])
+                place = picture.add_box(left, top, 0.96 * _CELL, 0.96 * _CELL)
+                draw_exemplar(place, exemplars.rows[row][number], brightest, colour, crop=parts[part])
         picture.text(0, 1, f"Channel {exemplars.channel}", fontsize=12, fontweight="bold", va="top")
     shown = "; ".join(name.replace("\n", ": ") for name in exemplars.names)
-    what = "Images" if crops is None else "Images and crops of them" if beside else "Crops of images"
-    picture.alt = f"{what} that channel {exemplars.channel} likes, whole and by sub-unit. {shown}"
+    what = "images" if crops is None else "images, and crops of them," if beside else "crops of images"
+    picture.alt = f"Top-activating {what} of channel {exemplars.channel}, whole and by sub-unit. {shown}"
     return picture
 
 
 def draw_exemplar(
-    axes: Axes, exemplar: Exemplar, brightest: float, colour: str = INK, *, crop: float | None = None
-) -> Axes:
+    axes: Axes, exemplar: Exemplar, brightest: float, colour: str = "#222222", *, crop: float | None = None
+) -> None:
     """Draw one photograph under its heat map: full colour at ``brightest``, dark at 0 and below.
 
     With ``crop``, so much of its side around the highest patch is drawn, and no heat.
     """
-    image = exemplar.image
-    if crop is not None:
-        rows, columns = exemplar.heat.shape
-        axes.imshow(crop_at(image, int(exemplar.heat.argmax()), (rows, columns), crop).clip(0, 1))
-        return _framed(axes, colour)
-    axes.imshow(darken(image, exemplar.heat, brightest))
-    return _framed(axes, colour)
-
-
-def _framed(axes: Axes, colour: str) -> Axes:
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=colour, linewidth=1.6)
-    return axes
+    image, heat = exemplar.image, exemplar.heat
+    if crop is None:
+        shown = darken(image, heat, brightest)
+    else:
+        shown = crop_at(image, int(heat.argmax()), (heat.shape[0], heat.shape[1]), crop).clip(0, 1)
+    show_image(axes, shown, frame=colour)
 
 
 def _write_name(picture: Picture, name: str, similarity: float, middle: float, colour: str) -> None:
+    """Write the name of a row at the left, its labels and similarity below it; ``middle`` is in inches from the top."""
     title, _, labels = name.partition("\n")
     title = title.replace(", ", "\n")
-    lines = title.count("\n") + 1
-    line = 0.165 / picture.get_figheight()
-    start = middle + line * (lines + (1 if labels else 0) + 1) / 2
-    picture.text(0, start, title, fontsize=9, fontweight="bold", color=colour, va="top", linespacing=1.25)
-    below = start - lines * line * 1.05
+    lines, line, high = title.count("\n") + 1, 0.165, picture.get_figheight()
+    start = middle - line * (lines + (1 if labels else 0) + 1) / 2
+    picture.text(0, 1 - start / high, title, fontsize=9, fontweight="bold", color=colour, va="top", linespacing=1.25)
     wrapped = labels.replace(", ", "\n", 1) if len(labels) > 24 else labels
-    picture.text(
-        0,
-        below,
-        f"{wrapped}\nalike: {similarity:.2f}" if labels else f"alike: {similarity:.2f}",
-        fontsize=7.5,
-        color=FAINT,
-        va="top",
-        linespacing=1.3,
-    )
+    below = "\n".join(text for text in (wrapped, f"alike: {similarity:.2f}") if text)
+    under = 1 - (start + 1.05 * lines * line) / high
+    picture.text(0, under, below, fontsize=7.5, color=shade("faint"), va="top", linespacing=1.3)
 
 
-def square_thumbnail(image: Image.Image) -> Image.Image:
-    """Return the middle square of an image, 160 pixels a side."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side)).resize((160, 160), Image.Resampling.BILINEAR)
-
-
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
-_LEAST = 1e-12
-_TILE, _GAP, _TITLE = 1.8, 0.24, 0.42  # inches
-
-
-@overload
-def activation_map(
-    image: Array, heat: Array, *, limit: float | None = ..., title: str = ..., axes: None = None
-) -> Picture: ...
-@overload
-def activation_map(image: Array, heat: Array, *, limit: float | None = ..., title: str = ..., axes: Axes) -> Axes: ...
 def activation_map(
     image: Array, heat: Array, *, limit: float | None = None, title: str = "", axes: Axes | None = None
-) -> Picture | Axes:
+) -> Any:
     """Show one activation over a grey image: red above the unit's mean, blue below it, with a scale.
 
     Parameters
@@ -189,9 +162,14 @@ def activation_map(
     limit
         What is full colour; by default the largest absolute value.
     title
-        What stands above.
+        What is written above.
     axes
-        Where to draw (then without a scale); by default a new picture, which is returned.
+        Where to draw (then without a scale); by default a new `Picture`.
+
+    Returns
+    -------
+    Picture or Axes
+        The new picture, or ``axes``.
 
     Raises
     ------
@@ -209,20 +187,19 @@ def activation_map(
         raise ValueError(f"limit={limit} must be above 0; without it the largest absolute value is taken.")
     limit = max(float(np.abs(heat).max()) if limit is None else limit, _LEAST)
     with drawing(axes, (3.9, 3.2)) as place:
-        _overlay(place, image, heat, limit)
-        if title:
-            place.set_title(title, fontsize=8.5, loc="center", color=INK)
+        _draw_heat(place, image, heat, limit)
+        place.set_title(title, fontsize=8.5, loc="center")
         if axes is None:
-            _scale(place, limit, "activation above the mean", ax=place, shrink=0.9)
+            _draw_scale(place, limit, "activation above the mean", ax=place, shrink=0.9)
     alt = f"Activation over an image, from {heat.min():.2f} to {heat.max():.2f}. {title}".strip()
-    return handed_over(place, axes, alt)
+    return finish(place, axes, alt)
 
 
 def unit_maps(gallery: Gallery, image: int, channel: int, *, units: Sequence[int] | int = 5) -> Picture:
-    """Show where in one image a whole channel speaks, and where each of its sub-units does, on one scale.
+    """Show where in one image a whole channel is active, and where each of its sub-units is, on one scale.
 
-    What is shown adds up: the last map is the rest, that is the shared unit and the sub-units without a map of their
-    own. Each title has the map's value at the patch where the whole channel is strongest; these add up too.
+    The maps add up: the last one is the rest, that is the shared unit and the sub-units without a map of their own.
+    Each title has the map's value at the patch where the whole channel is strongest; these add up too.
 
     Parameters
     ----------
@@ -241,8 +218,8 @@ def unit_maps(gallery: Gallery, image: int, channel: int, *, units: Sequence[int
     check_kind("gallery", gallery, Gallery, "a Gallery of images")
     check_count("image", image, 0, len(gallery) - 1)
     view = gallery.channel(channel)
-    chosen = _chosen(view, view.maps[image], units)
-    shown = _addends(gallery, view, image, chosen)
+    chosen = _choose_units(view, view.maps[image], units)
+    shown = _find_summands(gallery, view, image, chosen)
     limit = max(_LEAST, *(float(heat.abs().max()) for _, heat, _ in shown))
     peak = int(shown[0][1].abs().argmax())
     columns = min(4, len(shown) + 1)
@@ -251,34 +228,29 @@ def unit_maps(gallery: Gallery, image: int, channel: int, *, units: Sequence[int
     seen = gallery.pictures_of(image)
     with house_style():
         picture = Picture(figsize=(width, height))
-        for number in range(len(shown) + 1):
-            row, column = divmod(number, columns)
-            left, top = column * (_TILE + _GAP) + 0.1, height - 0.3 - row * (_TILE + _TITLE) - _TITLE
-            place = picture.add_axes((left / width, (top - _TILE) / height, _TILE / width, _TILE / height))
-            if number == 0:
-                place.imshow(seen)
-                place.set_title("the image", fontsize=8.5, loc="center", pad=4)
-                _frame(place, FAINT)
-                continue
-            name, heat, colour = shown[number - 1]
-            _overlay(place, seen, heat.view(*gallery.grid).numpy(), limit)
-            _mark(place, seen.shape, *divmod(peak, gallery.grid[1]), gallery.grid)
-            _frame(place, colour)
+        boxes = [
+            picture.add_box(column * (_TILE + _GAP) + 0.1, 0.3 + row * (_TILE + _TITLE) + _TITLE, _TILE, _TILE)
+            for row, column in (divmod(number, columns) for number in range(len(shown) + 1))
+        ]
+        show_image(boxes[0], seen, title="the image", size=8.5, frame=shade("faint"))
+        for number, (place, (name, heat, colour)) in enumerate(zip(boxes[1:], shown, strict=True)):
+            _draw_heat(place, seen, heat.view(*gallery.grid).numpy(), limit)
+            _mark_patch(place, seen.shape, divmod(peak, gallery.grid[1]), gallery.grid)
+            place.spines[:].set(visible=True, color=colour, linewidth=1.6)
             place.set_title(f"{name}\n{float(heat[peak]):+.2f}", fontsize=8.5, loc="center", pad=4, color=colour)
-            if number > 1:
-                sign = "=" if number == 2 else "+"
-                at = -0.5 * _GAP / _TILE
+            if number:
+                sign, at = "=" if number == 1 else "+", -0.5 * _GAP / _TILE
                 place.text(at, 0.5, sign, transform=place.transAxes, ha="center", va="center", fontsize=12)
         scale = picture.add_axes((1 - 0.6 / width, 0.02, 0.13 / width, min(1, 2.6 / height) - 0.04))
-        _scale(scale, limit, "above the mean", cax=scale)
-        title = f"Channel {channel} over image {image} is the sum of its units (figures: at the marked patch)"
+        _draw_scale(scale, limit, "above the mean", cax=scale)
+        title = f"Channel {channel} over image {image} is the sum of its units (numbers: at the marked patch)"
         picture.text(0.1 / width, 1, title, fontsize=10.5, fontweight="bold", va="top")
     parts = ", ".join(f"{name.replace(chr(10), ' ')} {float(heat[peak]):+.2f}" for name, heat, _ in shown)
     picture.alt = f"Where channel {channel} and {len(chosen)} of its sub-units are active over image {image}: {parts}"
     return picture
 
 
-def _chosen(view: ChannelView, maps: Tensor, units: Sequence[int] | int) -> list[int]:
+def _choose_units(view: ChannelView, maps: Tensor, units: Sequence[int] | int) -> list[int]:
     known = view.units["unit"].tolist()
     if isinstance(units, int):
         check_count("units", units)
@@ -289,32 +261,37 @@ def _chosen(view: ChannelView, maps: Tensor, units: Sequence[int] | int) -> list
     if unknown or len(set(units)) < len(units):
         wrong = f"no unit {unknown[0]}" if unknown else f"no unit twice, as in {list(units)}"
         raise ValueError(f"Channel {view.channel} has {wrong}; it has {known}.")
-    return list(units)
+    return units
 
 
-def _addends(gallery: Gallery, view: ChannelView, image: int, chosen: list[int]) -> list[tuple[str, Tensor, str]]:
+def _find_summands(gallery: Gallery, view: ChannelView, image: int, chosen: list[int]) -> list[tuple[str, Tensor, str]]:
     """Return a name, a map (t,) and a colour for the whole channel, for each chosen unit, and for the rest."""
-    maps, known = view.maps[image], view.units["unit"].tolist()
-    mean = float(gallery.split.book.channel_mean()[view.channel])
-    whole = maps.sum(-1) - mean
+    table = view.units.set_index("unit")
+    maps = dict(zip(table.index, view.maps[image].unbind(-1), strict=True))
     # Sub-units are counted from their mean already; the channel's mean is all in unit 0.
-    parts = [maps[:, known.index(unit)] - mean * (unit == 0) for unit in chosen]
-    names = [_name(view.units, unit) for unit in chosen]
-    colours = [SEQUENCE[number % len(SEQUENCE)] for number in range(len(chosen))]
-    found = [("whole channel", whole, INK), *zip(names, parts, colours, strict=True)]
-    others = [unit for unit in known if unit not in chosen]
+    maps[0] = maps[0] - float(gallery.split.book.channel_mean()[view.channel])
+    whole = sum(maps.values(), torch.zeros(()))
+    found = [("whole channel", whole, shade("ink"))]
+    found += [(_name_unit(table, unit), maps[unit], nth_colour(number)) for number, unit in enumerate(chosen)]
+    others = [unit for unit in table.index if unit not in chosen]
     if others:
-        rest = whole - sum(parts, whole.new_zeros(len(whole)))
-        found.append((_name(view.units, others[0]) if len(others) == 1 else f"{len(others)} other units", rest, FAINT))
+        name = _name_unit(table, others[0]) if len(others) == 1 else f"{len(others)} other units"
+        found.append((name, sum((maps[unit] for unit in others), torch.zeros(())), shade("faint")))
     return found
 
 
-def _overlay(place: Axes, image: Array, heat: Array, limit: float) -> None:
-    """Draw a heat map over a grey image; nought lets all of the image through."""
+def _name_unit(table: pd.DataFrame, unit: int) -> str:
+    name, concept = table.loc[unit, ["name", "concept"]]
+    meaning = name or ("" if pd.isna(concept) else f"concept {concept}")
+    return (f"sub-unit {unit}" if unit else "shared unit") + (f", {meaning}" if meaning else "")
+
+
+def _draw_heat(place: Axes, image: Array, heat: Array, limit: float) -> None:
+    """Draw a heat map over a grey image; where it is 0 the image is seen unchanged."""
     grey = np.asarray(image, dtype=np.float64).mean(axis=2) / (255 if image.dtype == np.uint8 else 1)
     extent = (0.0, float(image.shape[1]), float(image.shape[0]), 0.0)
     # A pale image on a light page, a dim one on a dark page: colours stand out from either.
-    low, high = (0.25, 1.0) if shade(PAPER) == "#FFFFFF" else (0.05, 0.7)
+    low, high = (0.25, 1.0) if shade("paper") == "#FFFFFF" else (0.05, 0.7)
     place.imshow(low + (high - low) * grey, cmap="gray", vmin=0, vmax=1, extent=extent)
     large = np.clip(enlarge(heat, image.shape) / limit, -1, 1)
     strong = np.sign(large) * (0.3 + 0.7 * np.abs(large))  # the pale middle of the scale would hide the image
@@ -324,27 +301,16 @@ def _overlay(place: Axes, image: Array, heat: Array, limit: float) -> None:
     place.spines[:].set_visible(False)
 
 
-def _mark(place: Axes, shape: tuple[int, ...], row: int, column: int, grid: tuple[int, int]) -> None:
+def _mark_patch(place: Axes, shape: tuple[int, ...], patch: tuple[int, int], grid: tuple[int, int]) -> None:
     high, wide = shape[0] / grid[0], shape[1] / grid[1]
-    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) + np.array([column, row])
-    for colour, width in (("black", 2.4), ("white", 1.0)):  # seen on anything
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) + np.array(patch[::-1])
+    for colour, width in (("black", 2.4), ("white", 1.0)):  # visible on anything
         place.plot(corners[:, 0] * wide, corners[:, 1] * high, color=colour, linewidth=width)
 
 
-def _frame(place: Axes, colour: str) -> None:
-    place.set(xticks=[], yticks=[])
-    place.spines[:].set(visible=True, color=colour, linewidth=1.6)
-
-
-def _scale(owner: Axes, limit: float, label: str, **where: Any) -> None:
+def _draw_scale(owner: Axes, limit: float, label: str, **where: Any) -> None:
     picture: Any = owner.figure
     bar = picture.colorbar(ScalarMappable(Normalize(-limit, limit), cmap=diverging()), **where)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=7.5, color=FAINT)
+    bar.ax.tick_params(labelsize=7.5, color=shade("faint"))
     bar.set_label(label, fontsize=8)
-
-
-def _name(units: pd.DataFrame, unit: int) -> str:
-    row = units[units["unit"] == unit].iloc[0]
-    meaning = str(row["name"]) or ("" if pd.isna(row["concept"]) else f"concept {row['concept']}")
-    return (f"sub-unit {unit}" if unit else "shared unit") + (f", {meaning}" if meaning else "")

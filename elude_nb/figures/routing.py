@@ -1,11 +1,11 @@
-"""The re-routing as bars: which blocks, attention heads and MLPs, or which single sources, feed which sub-unit."""
+"""The routing as bars and as a Sankey: which blocks, heads and MLPs, or which sources, feed which sub-unit."""
 
 from __future__ import annotations
 
 import html
 import re
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,46 +14,26 @@ from matplotlib.patches import Patch
 
 from elude_nb._util.checks import check_choice, check_count, check_flag
 from elude_nb.core.result import Disentanglement, check_split
-from elude_nb.figures.theme import FAINT, GREY, PAPER, SEQUENCE, Picture, clear, drawing, dress, handed_over, shade
+from elude_nb.figures.depth import HATCHES, name_part
+from elude_nb.figures.theme import SEQUENCE, drawing, dress, finish, nth_colour, shade, translucent
 from elude_nb.interpret.profiles import route_table
 
-COLUMNS = {"contribution": "magnitude", "sources": "sources"}
-SAID = {"contribution": "sum of absolute mean contributions", "sources": "number of sources"}
-_HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
+_QUANTITIES = {
+    "contribution": ("magnitude", "sum of absolute mean contributions"),
+    "sources": ("sources", "number of sources"),
+}
 
 
-@overload
-def routing_bars(
-    split: Disentanglement,
-    channel: int,
-    *,
-    by: str = ...,
-    detail: str | None = ...,
-    most: int = ...,
-    shared: bool = ...,
-    axes: None = None,
-) -> Picture: ...
-@overload
-def routing_bars(
-    split: Disentanglement,
-    channel: int,
-    *,
-    by: str = ...,
-    detail: str | None = ...,
-    most: int = ...,
-    shared: bool = ...,
-    axes: Axes,
-) -> Axes: ...
 def routing_bars(
     split: Disentanglement,
     channel: int,
     *,
     by: str = "contribution",
     detail: str | None = None,
-    most: int = 14,
+    max_places: int = 14,
     shared: bool = False,
     axes: Axes | None = None,
-) -> Picture | Axes:
+) -> Any:
     """Show how much of each place in the network goes to which sub-unit of a channel, as stacked bars.
 
     Parameters
@@ -66,75 +46,80 @@ def routing_bars(
         ``"part"``: blocks in their order, attention and MLP side by side; ``"head"`` or ``"source"``: the places (heads
         and MLPs, or single sources) that give most, the largest first. By default parts where there are blocks, else
         sources.
-    most
+    max_places
         How many places are shown with ``"head"`` or ``"source"``.
     shared
         Whether to show the shared unit too, in grey. It has no concept: its contributions are averaged over those of
         the channel.
     axes
-        Where to draw; by default a new picture.
+        Where to draw; by default a new `Picture`.
+
+    Returns
+    -------
+    Picture or Axes
+        The new picture, or ``axes``.
 
     Raises
     ------
     ValueError
-        If the channel was left alone, or there is no such channel, quantity or detail.
+        If the channel was not split, or there is no such channel, quantity or detail.
     """
-    column = COLUMNS[check_choice("by", by, COLUMNS)]
-    detail = detail or usual_detail(split)
-    table = routes_of(split, channel, detail, shared=shared)
-    check_count("most", most)
-    units = units_in(table)
-    across = detail != "part"
-    named = table["place"].nunique() if across else 0
-    size = (8.4, 0.9 + 0.25 * min(most, named)) if across else (8.4, 3.4)
-    with drawing(axes, size) as place:
-        if across:
-            _bars_by_place(place, table, units, column, most)
-            place.set_xlabel(SAID[by])
+    table, detail, said = _find_routes(split, channel, by, detail, shared=shared)
+    check_count("max_places", max_places)
+    units = _units_of(table)
+    looks = {
+        unit: {
+            "color": _colour_of(units, unit),
+            # The eighth sub-unit has the first one's colour and must look unlike it.
+            "alpha": 0.95 if unit == 0 or units.index(unit) < len(SEQUENCE) else 0.5,
+            "edgecolor": shade("paper"),
+            "linewidth": 0.4,
+        }
+        for unit in units
+    }
+    by_block = detail == "part"
+    height = 3.4 if by_block else 0.9 + 0.25 * min(max_places, table["place"].nunique())
+    with drawing(axes, (8.4, height)) as place:
+        if by_block:
+            _draw_blocks(place, table, looks)
+            place.set_ylabel(said.replace("absolute ", "absolute\n"))
         else:
-            _bars_by_block(place, table, units, column)
-            place.set_ylabel(SAID[by].replace("absolute ", "absolute\n"))
-        place.set_title(f"Channel {channel}: what each {'place' if across else 'block'} sends to which unit")
-        place.grid(axis="x" if across else "y", color=FAINT, alpha=0.2)
+            _draw_places(place, table, looks, max_places)
+            place.set_xlabel(said)
+        place.set_title(f"Channel {channel}: what each {'block' if by_block else 'place'} sends to which unit")
+        place.grid(axis="y" if by_block else "x", color=shade("faint"), alpha=0.2)
         place.set_axisbelow(True)
-        handles = [Patch(color=colour_of(units, unit), alpha=_strength(units, unit)) for unit in units]
-        legend: Any = place.legend(
-            handles,
-            [unit_name(split, channel, unit) for unit in units],
-            loc="center left",
-            bbox_to_anchor=(1.0, 0.5),
-            fontsize=8,
-        )
-        legend.set_title("goes to", prop={"size": 8})
-    strongest = table.groupby("place")[column].sum().idxmax()
-    alt = f"Stacked bars: {SAID[by]} by {detail} for {len(units)} units of channel {channel}; most from {strongest}."
-    return handed_over(place, axes, alt)
+        handles = [Patch(color=look["color"], alpha=look["alpha"]) for look in looks.values()]
+        names = [_name_unit(split, channel, unit) for unit in units]
+        beside: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 8}
+        place.legend(handles, names, title="goes to", title_fontsize=8, **beside)
+    strongest = table.groupby("place")["width"].sum().idxmax()
+    alt = f"Stacked bars: {said} by {detail} for {len(units)} units of channel {channel}; most from {strongest}."
+    return finish(place, axes, alt)
 
 
-def usual_detail(split: Disentanglement) -> str:
-    """Return parts where there are blocks, else sources."""
+def _find_routes(
+    split: Disentanglement, channel: int, by: str, detail: str | None, *, shared: bool
+) -> tuple[pd.DataFrame, str, str]:
+    """Return the routes of a channel with the quantity as ``width``, the detail, and the quantity in words."""
     check_split(split)
-    return "part" if split.site.blocks else "source"
-
-
-def routes_of(split: Disentanglement, channel: int, detail: str, *, shared: bool) -> pd.DataFrame:
-    """Return the `route_table` of a channel, the shared unit in it or not."""
     check_flag("shared", shared)
+    column, said = _QUANTITIES[check_choice("by", by, _QUANTITIES)]
+    detail = detail or ("part" if split.site.blocks else "source")
     table = route_table(split, channel, detail=detail)
-    return table if shared else table[table["unit"] > 0]
+    table = table if shared else table[table["unit"] > 0]
+    return table.assign(width=table[column]), detail, said
 
 
-def units_in(table: pd.DataFrame) -> list[int]:
-    """Return the units of a table in their order."""
+def _units_of(table: pd.DataFrame) -> list[int]:
     return sorted(table["unit"].unique().tolist(), key=lambda unit: (unit == 0, unit))  # the shared one comes last
 
 
-def colour_of(units: list[int], unit: int) -> str:
-    """Return the colour of one of these units."""
-    return GREY if unit == 0 else SEQUENCE[units.index(unit) % len(SEQUENCE)]
+def _colour_of(units: list[int], unit: int) -> str:
+    return nth_colour(units.index(unit)) if unit else shade("grey")
 
 
-def unit_name(split: Disentanglement, channel: int, unit: int) -> str:
+def _name_unit(split: Disentanglement, channel: int, unit: int) -> str:
     """Return a unit's name with that of its concept: ``"sub-unit 3: concept 12"``."""
     if unit == 0:
         return "shared unit"
@@ -143,57 +128,41 @@ def unit_name(split: Disentanglement, channel: int, unit: int) -> str:
     return f"sub-unit {unit}" + (f": {name}" if name else "")
 
 
-def _bars_by_block(place: Axes, table: pd.DataFrame, units: list[int], column: str) -> None:
+def _draw_blocks(place: Axes, table: pd.DataFrame, looks: dict[int, dict[str, Any]]) -> None:
+    """Draw a stack of units for each part of each block."""
+    amounts = table.pivot_table("width", ["part", "block"], "unit", aggfunc="sum", fill_value=0.0)
     blocks, parts = sorted(table["block"].unique().tolist()), sorted(table["part"].unique().tolist())
-    amounts = table.groupby(["unit", "part", "block"])[column].sum()
     width = 0.84 / len(parts)
     for number, part in enumerate(parts):
-        base = np.zeros(len(blocks))
-        for unit in units:
-            heights = np.array([float(amounts.get((unit, part, block), 0.0)) for block in blocks])
-            place.bar(
-                np.array(blocks) + (number - (len(parts) - 1) / 2) * width,
-                heights,
-                width * 0.94,
-                bottom=base,
-                color=colour_of(units, unit),
-                alpha=_strength(units, unit),
-                hatch=_HATCHES[number % len(_HATCHES)],
-                edgecolor=PAPER,
-                linewidth=0.4,
-            )
-            base += heights
+        heights = amounts.loc[part].reindex(blocks, fill_value=0.0)
+        bottoms = heights[list(looks)].cumsum(axis=1) - heights[list(looks)]
+        xs = np.array(blocks) + (number - (len(parts) - 1) / 2) * width
+        for unit, look in looks.items():
+            hatch = HATCHES[number % len(HATCHES)]
+            place.bar(xs, heights[unit], width * 0.94, bottom=bottoms[unit], hatch=hatch, **look)
     place.set_xticks(blocks)
-    said = ", ".join(
-        f"{part.replace('mlp', 'MLP')} {'plain' if number == 0 else 'hatched'}" for number, part in enumerate(parts)
-    )
+    said = ", ".join(f"{name_part(part)} {'hatched' if number else 'plain'}" for number, part in enumerate(parts))
     place.set_xlabel(f"block ({said})" if len(parts) > 1 else "block")
 
 
-def _bars_by_place(place: Axes, table: pd.DataFrame, units: list[int], column: str, most: int) -> None:
-    totals = table.groupby("place")[column].sum().sort_values(ascending=False)
-    names = totals.index[:most].tolist()
-    amounts = table.groupby(["unit", "place"])[column].sum()
-    base = np.zeros(len(names))
-    for unit in units:
-        widths = np.array([float(amounts.get((unit, name), 0.0)) for name in names])
-        look: Any = {"color": colour_of(units, unit), "alpha": _strength(units, unit), "edgecolor": PAPER}
-        place.barh(range(len(names)), widths, 0.8, left=base, linewidth=0.4, **look)
-        base += widths
+def _draw_places(place: Axes, table: pd.DataFrame, looks: dict[int, dict[str, Any]], most: int) -> None:
+    """Draw a stack of units for each of the places that give most."""
+    totals = table.groupby("place")["width"].sum().sort_values(ascending=False)
+    names = totals.index[:most]
+    widths = table.pivot_table("width", "place", "unit", aggfunc="sum", fill_value=0.0).loc[names, list(looks)]
+    lefts = widths.cumsum(axis=1) - widths
+    for unit, look in looks.items():
+        place.barh(range(len(names)), widths[unit], 0.8, left=lefts[unit], **look)
     place.set_yticks(range(len(names)), names)
     place.invert_yaxis()
     place.tick_params(axis="y", length=0)
     if len(totals) > len(names):
         rest = f"and {len(totals) - len(names)} others, with {totals.iloc[most:].sum() / totals.sum():.0%} of all"
-        place.text(0.99, 0.02, rest, transform=place.transAxes, ha="right", fontsize=8, color=FAINT)
-
-
-def _strength(units: list[int], unit: int) -> float:
-    """Return an opacity: the eighth sub-unit has the first one's colour and must look unlike it."""
-    return 0.95 if unit == 0 or units.index(unit) < len(SEQUENCE) else 0.5
+        place.text(0.99, 0.02, rest, transform=place.transAxes, ha="right", fontsize=8, color=shade("faint"))
 
 
 _FLOW, _LINE, _SPACE, _MARGINS = 300, 13, 4, 56  # pixels: all that flows, a label, between nodes, above and below
+_STEPS = ("start", "place", "end", "goal")  # columns of nodes: blocks, their parts, units, the channel
 
 
 def routing_sankey(
@@ -202,15 +171,15 @@ def routing_sankey(
     *,
     by: str = "contribution",
     detail: str | None = None,
-    most: int = 20,
-    most_blocks: int = 12,
+    max_places: int = 20,
+    max_blocks: int = 12,
     shared: bool = False,
 ) -> Any:
     """Show the way of a channel's contributions as a plotly Sankey: blocks, their parts, sub-units, the channel.
 
     Widths are sums of absolute mean contributions on the sub-units' concepts (or numbers of sources): what a unit gets
-    from many sources of both signs is as wide as all of them. The net sum stands in the text that shows while the
-    pointer rests. What flows into a node flows out of it.
+    from many sources of both signs is as wide as all of them. The net sum is in the text that appears on hovering.
+    What flows into a node flows out of it.
 
     Parameters
     ----------
@@ -219,9 +188,9 @@ def routing_sankey(
     detail
         ``"part"``: attention and MLP of each block; ``"head"``: its attention heads one by one; ``"source"``: single
         sources. By default parts where there are blocks, else sources.
-    most
+    max_places
         At most so many places are shown, those that give most; the others are one node.
-    most_blocks
+    max_blocks
         The same for blocks.
 
     Returns
@@ -231,7 +200,7 @@ def routing_sankey(
     Raises
     ------
     ValueError
-        If the channel was left alone, or there is no such channel, quantity or detail.
+        If the channel was not split, or there is no such channel, quantity or detail.
 
     Examples
     --------
@@ -239,108 +208,83 @@ def routing_sankey(
     """
     import plotly.graph_objects as go
 
-    column = COLUMNS[check_choice("by", by, COLUMNS)]
-    detail = detail or usual_detail(split)
-    table = routes_of(split, channel, detail, shared=shared)
-    table = _with_others(table[table[column] > 0], column, check_count("most", most))
-    table["start"] = _starts(table, column, check_count("most_blocks", most_blocks))
-    units = units_in(table)
-    unit_names = {unit: unit_name(split, channel, unit) for unit in units}
-    table = table.assign(end=table["unit"].map(unit_names), net=table["contribution"], width=table[column])
+    table, detail, said = _find_routes(split, channel, by, detail, shared=shared)
+    table = _merge_places(table[table["width"] > 0], check_count("max_places", max_places))
+    table["start"] = _name_starts(table, check_count("max_blocks", max_blocks))
+    units = _units_of(table)
+    table["end"] = table["unit"].map({unit: _name_unit(split, channel, unit) for unit in units})
+    table["goal"] = f"channel {channel}"
     table = table.sort_values(["rest", "block", "part", "place", "unit"], key=_natural, kind="stable")
-    nodes = _Nodes()
-    flows: dict[tuple[int, int, int], np.ndarray[Any, Any]] = {}
-    rows = zip(table["start"], table["place"], table["end"], table["unit"], table["width"], table["net"], strict=True)
-    for start, source, end, unit, width, net in rows:
-        way = [nodes.number(0, start), nodes.number(1, source), nodes.number(2, end, colour_of(units, unit))]
-        way.append(nodes.number(3, f"channel {channel}"))
-        nodes.grow(way, width)
-        for one, other in pairwise(way):
-            flows[one, other, unit] = flows.get((one, other, unit), 0) + np.array([width, net])
-    x, y, pad, tall = nodes.laid_out()
-    figure = go.Figure(
-        go.Sankey(
-            arrangement="fixed",
-            node={
-                "x": x,
-                "y": y,
-                "label": [html.escape(name) for name in nodes.names],
-                "color": [shade(colour) for colour in nodes.colours],
-                "pad": pad,
-                "thickness": 14,
-                "line": {"width": 0},
-                "hovertemplate": f"%{{label}}<br>{SAID[by]}: %{{value:.3g}}<extra></extra>",
-            },
-            link={
-                "source": [one for one, _, _ in flows],
-                "target": [other for _, other, _ in flows],
-                "value": [float(amount[0]) for amount in flows.values()],
-                "color": [clear(colour_of(units, unit), 0.45) for _, _, unit in flows],
-                "customdata": [
-                    [html.escape(unit_names[unit]), "" if np.isnan(amount[1]) else f"<br>net sum {amount[1]:.3g}"]
-                    for (_, _, unit), amount in flows.items()
-                ],
-                "hovertemplate": "%{source.label} to %{target.label}<br>for %{customdata[0]}: %{value:.3g}"
-                "%{customdata[1]}<extra></extra>",
-            },
-        )
-    )
-    title = f"Channel {channel}: where its units come from <sub>(widths: {SAID[by]})</sub>"
+    names = [list(dict.fromkeys(table[step])) for step in _STEPS]
+    first = np.cumsum([0, *map(len, names)])
+    numbers = {step: {name: first[i] + j for j, name in enumerate(names[i])} for i, step in enumerate(_STEPS)}
+    unit_of = dict(zip(table["end"], table["unit"], strict=True))
+    colours = [_colour_of(units, unit_of[name]) for name in names[2]]
+    x, y, pad, tall = _lay_out(table)
+    node = {
+        "x": x,
+        "y": y,
+        "label": [html.escape(name) for column in names for name in column],
+        "color": [shade("grey")] * first[2] + colours + [shade("grey")],
+        "pad": pad,
+        "thickness": 14,
+        "line": {"width": 0},
+        "hovertemplate": f"%{{label}}<br>{said}: %{{value:.3g}}<extra></extra>",
+    }
+    flows = _find_flows(table, numbers)
+    net = ["" if np.isnan(amount) else f"<br>net sum {amount:.3g}" for amount in flows["contribution"]]
+    link = {
+        "source": flows["source"],
+        "target": flows["target"],
+        "value": flows["width"],
+        "color": [translucent(_colour_of(units, unit), 0.45) for unit in flows["unit"]],
+        "customdata": [[html.escape(name), text] for name, text in zip(flows["end"], net, strict=True)],
+        "hovertemplate": "%{source.label} to %{target.label}<br>for %{customdata[0]}: %{value:.3g}"
+        "%{customdata[1]}<extra></extra>",
+    }
+    title = f"Channel {channel}: where its units come from <sub>(widths: {said})</sub>"
     strongest = table.groupby("place")["width"].sum().idxmax()
     kind = "units" if shared else "sub-units"
-    alt = f"Flow from {table['place'].nunique()} places to {len(units)} {kind} of channel {channel}; most: {strongest}"
-    dressed = dress(figure, title=title, alt=alt, height=tall + _MARGINS)
+    alt = f"Flow from {len(names[1])} places to {len(units)} {kind} of channel {channel}; most: {strongest}"
+    figure = dress(go.Figure(go.Sankey(arrangement="fixed", node=node, link=link)), title=title, alt=alt, height=tall)
     # Sankey labels have a glow of the other colour around them, which blurs them on either theme.
-    return dressed.update_traces(textfont={"size": 11, "shadow": "none"})
+    return figure.update_traces(textfont={"size": 11, "shadow": "none"})
 
 
-class _Nodes:
-    """Nodes of a Sankey in columns, in the order in which they come; a name may stand in several columns."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[tuple[int, str], int] = {}
-        self.names: list[str] = []
-        self.colours: list[str] = []
-        self._sizes: list[float] = []
-
-    def number(self, column: int, name: str, colour: str = GREY) -> int:
-        if (column, name) not in self._numbers:
-            self._numbers[column, name] = len(self.names)
-            self.names.append(name)
-            self.colours.append(colour)
-            self._sizes.append(0.0)
-        return self._numbers[column, name]
-
-    def grow(self, numbers: list[int], width: float) -> None:
-        """Let something flow through these nodes."""
-        for number in numbers:
-            self._sizes[number] += width
-
-    def laid_out(self) -> tuple[list[float | None], list[float | None], float, int]:
-        """Return where the middle of each node lies, in shares of the width and the height; the pad; the height.
-
-        plotly would put nodes so that links are short, in no order, and labels of thin ones on top of each other.
-        Here blocks and places stand in their order, each with room for its label; units and the channel are left to
-        plotly, which keeps their links from crossing. The pad makes it draw widths to the scale that this needs.
-        """
-        columns = [[n for (c, _), n in self._numbers.items() if c == column] for column in range(4)]
-        scale = _FLOW / sum(self._sizes[n] for n in columns[0])
-        rooms = [[max(scale * self._sizes[n], _LINE) + _SPACE for n in column] for column in columns]
-        tall = max(sum(room) for room in rooms)
-        x: list[float | None] = [None] * len(self.names)
-        y = x.copy()
-        for place, (column, room) in enumerate(zip(columns[:2], rooms[:2], strict=True)):
-            ends = np.cumsum(room) + (tall - sum(room)) / 2
-            for number, end, high in zip(column, ends, room, strict=True):
-                x[number], y[number] = (0.012, 0.34)[place], float((end - high / 2) / tall)
-        most = max(len(column) for column in columns)
-        return x, y, (tall - _FLOW) / max(most - 1, 1), round(tall)
+def _find_flows(table: pd.DataFrame, numbers: dict[str, dict[str, int]]) -> pd.DataFrame:
+    """Return one row a link: what flows between two nodes for one unit."""
+    found = []
+    for one, other in pairwise(_STEPS):
+        keys = list(dict.fromkeys([one, other, "unit", "end"]))
+        flow = table.groupby(keys, sort=False)[["width", "contribution"]].sum(min_count=1).reset_index()
+        found.append(flow.assign(source=flow[one].map(numbers[one]), target=flow[other].map(numbers[other])))
+    return pd.concat(found, ignore_index=True)
 
 
-def _starts(table: pd.DataFrame, column: str, most: int) -> list[str]:
-    """Return the first station of each row: its block, or its layer where there are no blocks."""
-    given = table.groupby("block")[column].sum().sort_values(ascending=False)
-    shown = set(given.index[:most])
+def _lay_out(table: pd.DataFrame) -> tuple[list[float | None], list[float | None], float, int]:
+    """Return where the middle of each node lies, in shares of the width and the height; the pad; the height.
+
+    plotly would put nodes so that links are short, in no order, and labels of thin ones on top of each other. Here
+    blocks and places are in their order, each with room for its label; units and the channel are left to plotly, which
+    keeps their links from crossing. The pad makes it draw widths to the scale that this needs.
+    """
+    scale = _FLOW / table["width"].sum()
+    sizes = [table.groupby(step, sort=False)["width"].sum().to_numpy() for step in _STEPS]
+    rooms = [np.maximum(scale * size, _LINE) + _SPACE for size in sizes]
+    tall, most = max(room.sum() for room in rooms), max(map(len, rooms))
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for room, across in zip(rooms, (0.012, 0.34, None, None), strict=True):
+        middles = np.cumsum(room) - room / 2 + (tall - room.sum()) / 2
+        x += [across] * len(room)
+        y += [None if across is None else float(middle / tall) for middle in middles]
+    return x, y, (tall - _FLOW) / max(most - 1, 1), round(tall) + _MARGINS
+
+
+def _name_starts(table: pd.DataFrame, max_blocks: int) -> list[str]:
+    """Return the first node of each row: its block, or its layer where there are no blocks."""
+    totals = table.groupby("block")["width"].sum().sort_values(ascending=False)
+    shown = set(totals.index[:max_blocks])
     return [
         (f"block {block}" if block in shown else "other blocks") if block else str(layer)
         for block, layer in zip(table["block"], table["layer"], strict=True)
@@ -354,8 +298,8 @@ def _natural(values: pd.Series[Any]) -> pd.Series[Any]:
     return values.map(lambda text: re.sub(r"\d+", lambda found: f"{found[0]:>6}", text))
 
 
-def _with_others(table: pd.DataFrame, column: str, most: int) -> pd.DataFrame:
-    """Put all places but those that give most together as one; the column ``rest`` says which rows they are."""
-    totals = table.groupby("place")[column].sum().sort_values(ascending=False)
-    rest = ~table["place"].isin(totals.index[:most])
-    return table.assign(place=table["place"].mask(rest, f"{len(totals) - most} others"), rest=rest)
+def _merge_places(table: pd.DataFrame, max_places: int) -> pd.DataFrame:
+    """Merge all places but those that give most into one; the column ``rest`` says which rows they are."""
+    totals = table.groupby("place")["width"].sum().sort_values(ascending=False)
+    rest = ~table["place"].isin(totals.index[:max_places])
+    return table.assign(place=table["place"].mask(rest, f"{len(totals) - max_places} others"), rest=rest)

@@ -1,9 +1,9 @@
-"""Bars and distributions: where contributions come from, and how scores lie before and after."""
+"""How scores lie before and after, methods beside each other, and what intruder trials look like."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,98 +11,17 @@ from matplotlib.axes import Axes
 
 from elude_nb._util.checks import check_choice, check_count, check_kind, check_whole
 from elude_nb.baselines.compare import HIGHER_IS_BETTER, Compared
-from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.images import ImageSet, as_image_set
-from elude_nb.figures.images import square_thumbnail
-from elude_nb.figures.theme import (
-    BLUE,
-    FAINT,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PAPER,
-    RED,
-    SEQUENCE,
-    SKY,
-    Picture,
-    drawing,
-    handed_over,
-    house_style,
-    in_words,
-    sequential,
-)
+from elude_nb.figures.images import show_image, square_thumbnail
+from elude_nb.figures.theme import Picture, drawing, finish, house_style, in_words, sequential, shade
 from elude_nb.scores.inputs import check_table
 from elude_nb.scores.intruder import IntruderTrial
 
-_KINDS = {"channel": GREY, "random route": ORANGE, "sub-unit": BLUE}
+_KINDS = {"channel": "grey", "random route": "orange", "sub-unit": "blue"}
+_METHODS = {"sub-units": "blue", "concepts": "sky", "random routes": "orange", "channels": "grey"}
 
 
-def contributions_by_block(split: Disentanglement, channel: int, units: Sequence[int]) -> Picture:
-    """Show for sub-units of one channel in which blocks, and whether in attention or MLP, their contributions arise.
-
-    Each bar is the sum of a branch's contributions, averaged over the tokens of the sub-unit's concept and taken
-    above the overall mean.
-    """
-    check_split(split)
-    units = [check_whole("unit", unit) for unit in units]
-    if not units:
-        raise ValueError("Name a unit to show; there is none in units=[].")
-    tables = {unit: split.contributions(channel, unit) for unit in units}
-    blocks = sorted({int(block) for table in tables.values() for block in table["block"].dropna()}) or [0]
-    with house_style():
-        picture = Picture(figsize=(8.4, 0.5 + 0.85 * len(units)))
-        axes = picture.subplots(len(units), 1, sharex=True, squeeze=False, gridspec_kw={"hspace": 0.35})[:, 0]
-        for number, (place, (unit, table)) in enumerate(zip(axes, tables.items(), strict=True)):
-            sums = table.assign(block=table["block"].fillna(0).astype(int)).groupby(["part", "block"])
-            totals = sums["contribution"].sum()
-            colour = SEQUENCE[number % len(SEQUENCE)]
-            for shift, (part, hatch, alpha) in enumerate(_parts(table)):
-                heights = [float(totals.get((part, block), 0.0)) for block in blocks]
-                place.bar(
-                    np.array(blocks) + (shift - 0.5) * 0.4,
-                    heights,
-                    width=0.38,
-                    color=colour,
-                    alpha=alpha,
-                    hatch=hatch,
-                    edgecolor=PAPER,
-                    label=part.replace("mlp", "MLP"),
-                )
-            place.axhline(0, color=FAINT, linewidth=0.8)
-            concept = int(split.routing.concepts[channel, unit - 1])
-            name = f"sub-unit {unit}" + (f"\nconcept {concept}" if concept >= 0 else "")
-            place.set_ylabel(name, rotation=0, ha="right", va="center", color=colour, fontweight="bold")
-            place.margins(y=0.15)
-        axes[-1].set_xticks(blocks)
-        axes[-1].set_xlabel("block in which the contribution arises")
-        axes[0].set_title(f"Channel {channel}: what each sub-unit is made of (mean contribution on its concept)")
-        axes[0].legend(loc="upper left", ncols=2, fontsize=8, handlelength=1.2)
-        _grey_legend(axes[0].get_legend())
-        picture.align_ylabels(axes)
-    picture.alt = f"Bars of mean contributions by block for {len(units)} sub-units of channel {channel}"
-    return picture
-
-
-def _parts(table: pd.DataFrame) -> list[tuple[str, str, float]]:
-    """Return each part of the site with its hatch and opacity."""
-    looks = [("", 1.0), ("////", 0.55)]
-    parts = list(dict.fromkeys(table["part"].sort_values()))
-    return [(part, *look) for part, look in zip(parts, looks, strict=False)]
-
-
-def _grey_legend(legend: object) -> None:
-    for handle in getattr(legend, "legend_handles", []):
-        handle.set_facecolor(FAINT)
-
-
-@overload
-def score_distributions(scores: pd.DataFrame, column: str = ..., *, axes: None = None) -> Picture: ...
-@overload
-def score_distributions(scores: pd.DataFrame, column: str = ..., *, axes: Axes) -> Axes: ...
-def score_distributions(
-    scores: pd.DataFrame, column: str = "top_similarity", *, axes: Axes | None = None
-) -> Picture | Axes:
+def score_distributions(scores: pd.DataFrame, column: str = "top_similarity", *, axes: Axes | None = None) -> Any:
     """Show how a score is distributed over channels, random routes and sub-units, with the mean of each.
 
     Parameters
@@ -112,50 +31,49 @@ def score_distributions(
     column
         Which of its columns.
     axes
-        Where to draw; by default a new picture.
+        Where to draw; by default a new `Picture`.
+
+    Returns
+    -------
+    Picture or Axes
+        The new picture, or ``axes``.
 
     Raises
     ------
     ValueError
         If there is no such column, or nothing in it.
     """
-    check_choice("column", column, [str(name) for name in scores.columns])
-    kinds = [kind for kind in _KINDS if scores.loc[scores["kind"] == kind, column].notna().any()]
-    if not kinds:
+    _check_columns(scores, column)
+    found = {kind: scores.loc[scores["kind"] == kind, column].dropna().to_numpy() for kind in _KINDS}
+    found = {kind: values for kind, values in found.items() if len(values)}
+    if not found:
         raise ValueError(f"{column!r} has no value for any of {list(_KINDS)}; choose another column.")
-    values = [scores.loc[scores["kind"] == kind, column].dropna().to_numpy() for kind in kinds]
-    with drawing(axes, (7.2, 0.7 + 0.75 * len(kinds))) as place:
+    with drawing(axes, (7.2, 0.7 + 0.75 * len(found))) as place:
+        values = list(found.values())
         bodies: Any = place.violinplot(values, orientation="horizontal", widths=0.85, showextrema=False)["bodies"]
-        for row, (kind, body, found) in enumerate(zip(kinds, bodies, values, strict=True), start=1):
-            body.set(facecolor=_KINDS[kind], edgecolor="none", alpha=0.75)
-            mean = float(found.mean())
-            place.vlines(mean, row - 0.36, row + 0.36, color=INK, linewidth=1.8)
-        names = [f"{kind}s\nmean {v.mean():.2f} of {len(v):,}" for kind, v in zip(kinds, values, strict=True)]
-        place.set_yticks(range(1, len(kinds) + 1), names)
-        place.set_xlabel(f"{in_words(column)} ({_reading(column)})")
+        for row, (kind, body) in enumerate(zip(found, bodies, strict=True), start=1):
+            body.set(facecolor=shade(_KINDS[kind]), edgecolor="none", alpha=0.75)
+            place.vlines(float(found[kind].mean()), row - 0.36, row + 0.36, color=shade("ink"), linewidth=1.8)
+        names = [f"{kind}s\nmean {each.mean():.2f} of {len(each):,}" for kind, each in found.items()]
+        place.set_yticks(range(1, len(found) + 1), names)
+        top = column == "top_similarity"
+        better = "higher: a unit's top images are more alike" if top else f"{_name_better(column)} is better"
+        place.set_xlabel(f"{in_words(column)} ({better})")
         place.tick_params(axis="y", length=0)
         place.spines["left"].set_visible(False)
-    means = ", ".join(f"{kind} {float(v.mean()):.2f}" for kind, v in zip(kinds, values, strict=True))
-    return handed_over(place, axes, f"Distributions of {in_words(column)}; means: {means}")
+    means = ", ".join(f"{kind} {float(each.mean()):.2f}" for kind, each in found.items())
+    return finish(place, axes, f"Distributions of {in_words(column)}; means: {means}")
 
 
-def _reading(column: str) -> str:
-    if column == "top_similarity":
-        return "higher: a unit's best images are more alike"
-    return "higher is better" if HIGHER_IS_BETTER.get(column, True) else "lower is better"
+def _check_columns(table: pd.DataFrame, *columns: str) -> None:
+    for column in columns:
+        check_choice("column", column, [str(name) for name in table.columns])
 
 
-_COLOURS = {"sub-units": BLUE, "concepts": SKY, "random routes": ORANGE, "channels": GREY}
+def _name_better(score: str) -> str:
+    return "higher" if HIGHER_IS_BETTER.get(score, True) else "lower"
 
 
-@overload
-def tradeoff(
-    compared: Compared | pd.DataFrame, score: str = ..., *, loss: str = ..., size: str = ..., axes: None = None
-) -> Picture: ...
-@overload
-def tradeoff(
-    compared: Compared | pd.DataFrame, score: str = ..., *, loss: str = ..., size: str = ..., axes: Axes
-) -> Axes: ...
 def tradeoff(
     compared: Compared | pd.DataFrame,
     score: str = "top_similarity",
@@ -163,8 +81,8 @@ def tradeoff(
     loss: str = "unexplained_variance",
     size: str = "equal",
     axes: Axes | None = None,
-) -> Picture | Axes:
-    """Plot a score against what is lost of the model when a method's reconstruction stands in for its activations.
+) -> Any:
+    """Plot a score against what the model loses when a method's reconstruction replaces its activations.
 
     Methods on the grey line at the left lose nothing: the model runs as it is.
 
@@ -177,25 +95,59 @@ def tradeoff(
     size
         ``"equal"`` or ``"own"`` numbers of units.
     axes
-        Where to draw; by default a new picture.
+        Where to draw; by default a new `Picture`.
+
+    Returns
+    -------
+    Picture or Axes
+        The new picture, or ``axes``.
     """
-    table = _rows(compared, size)
-    for column in (score, loss):
-        check_choice("column", column, [str(name) for name in table.columns])
+    table = _rows_of(compared, size)
+    _check_columns(table, score, loss)
+    for end in ("low", "high"):
+        table[end] = table.get(f"{score}_{end}", table[score])
+    widest = max(float(table[loss].max()), 1e-3)
     with drawing(axes, (7.6, 4.6)) as place:
-        place.axvline(0, color=FAINT, linewidth=6, alpha=0.25, zorder=0)
-        place.annotate("nothing is lost", (0, 1.01), xycoords=("data", "axes fraction"), color=FAINT, fontsize=8)
-        place.set_xlim(*_limits(table[loss]))
-        for side, rows in table.sort_values(score).groupby(table[loss] > 0):
-            # Lossless methods stand above each other: their names are pushed apart and tied to their points.
-            heights = rows[score] if side else _spread(rows[score], 0.05 * _range(table, score))
-            for height, (_, row) in zip(heights, rows.iterrows(), strict=True):
-                _point(place, row, score, loss, float(height))
-        place.set_xlabel(f"{in_words(loss)} (0: the model is what it was)")
-        place.set_ylabel(f"{in_words(score)} ({'higher' if HIGHER_IS_BETTER.get(score, True) else 'lower'} is better)")
+        place.axvline(0, color=shade("faint"), linewidth=6, alpha=0.25, zorder=0)
+        where = (0, 1.01)
+        place.annotate("nothing is lost", where, xycoords=("data", "axes fraction"), color=shade("faint"), fontsize=8)
+        place.set_xlim(-0.06 * widest, 1.35 * widest)
+        table = table.sort_values(score)
+        table["height"] = table[score]  # of the name
+        lossless = table[loss] <= 0
+        extent = float(table["high"].max() - table["low"].min()) or 1.0
+        table.loc[lossless, "height"] = _spread(table.loc[lossless, score], 0.05 * extent)
+        for row in table.to_dict("records"):
+            _draw_point(place, row, row[score], row[loss], 0.03 * 1.41 * widest)
+        place.set_xlabel(f"{in_words(loss)} (0: the model is unchanged)")
+        place.set_ylabel(f"{in_words(score)} ({_name_better(score)} is better)")
         place.margins(y=0.08)
-    said = ", ".join(f"{row['method']} {row[score]:.2f} at {row[loss]:.2f}" for _, row in table.iterrows())
-    return handed_over(place, axes, f"{in_words(score)} against {in_words(loss)}: {said}")
+    said = ", ".join(f"{row['method']} {row[score]:.2f} at {row[loss]:.2f}" for _, row in table.sort_index().iterrows())
+    return finish(place, axes, f"{in_words(score)} against {in_words(loss)}: {said}")
+
+
+def _draw_point(place: Axes, row: dict[Any, Any], value: float, lost: float, beside: float) -> None:
+    """Draw one method with its interval, and its name beside it."""
+    ends = [[value - row["low"]], [row["high"] - value]]
+    place.errorbar(lost, value, ends, fmt="o", color=_colour_of(row["method"]), capsize=3, markersize=6)
+    place.annotate(
+        f"{row['method']} ({int(row['units'])})",
+        (lost, value),
+        xytext=(lost + beside, row["height"]),
+        va="center",
+        fontsize=8,
+        color=shade("ink"),
+        arrowprops={"arrowstyle": "-", "color": shade("faint"), "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4},
+    )
+
+
+def _spread(values: pd.Series[float], gap: float) -> list[float]:
+    """Return sorted values pushed upwards until neighbours are at least ``gap`` apart, centred where they were."""
+    heights: list[float] = []
+    for value in values:
+        heights.append(max(float(value), heights[-1] + gap) if heights else float(value))
+    shift = (sum(heights) - float(values.sum())) / max(len(heights), 1)
+    return [height - shift for height in heights]
 
 
 def score_intervals(
@@ -215,87 +167,43 @@ def score_intervals(
     size
         ``"equal"`` or ``"own"`` numbers of units.
     """
-    table = _rows(compared, size)
-    scores = list(scores)
+    table, scores = _rows_of(compared, size), list(scores)
     if not scores:
         raise ValueError("Name a score to show; there is none in scores=[].")
-    for column in scores:
-        check_choice("column", column, [str(name) for name in table.columns])
+    _check_columns(table, *scores)
     table = table.sort_values(scores[0])
-    places = np.arange(len(table))
+    places, colours = np.arange(len(table)), [_colour_of(method) for method in table["method"]]
     with house_style():
         picture = Picture(figsize=(2.6 + 2.3 * len(scores), 0.9 + 0.28 * len(table)))
         axes = picture.subplots(1, len(scores), sharey=True, squeeze=False, gridspec_kw={"wspace": 0.12})[0]
         for place, score in zip(axes, scores, strict=True):
             low, high = table.get(f"{score}_low", table[score]), table.get(f"{score}_high", table[score])
-            colours = [_colour(method) for method in table["method"]]
             place.hlines(places, low, high, colors=colours, linewidth=2)
             place.scatter(table[score], places, c=colours, s=28, zorder=3)
-            arrow = "\u2192" if HIGHER_IS_BETTER.get(score, True) else "\u2190"
-            place.set_title(f"{in_words(score)} {arrow}")
-            place.grid(axis="x", color=FAINT, alpha=0.2)
+            place.set_title(f"{in_words(score)} {'→' if _name_better(score) == 'higher' else '←'}")
+            place.grid(axis="x", color=shade("faint"), alpha=0.2)
             place.tick_params(axis="y", length=0)
         axes[0].set_yticks(places, [f"{m} ({int(u)})" for m, u in zip(table["method"], table["units"], strict=True)])
-    best = table.iloc[-1]
-    picture.alt = f"{', '.join(map(in_words, scores))} of {len(table)} methods; "
-    picture.alt += f"highest {in_words(scores[0])}: {best['method']}"
+    named = ", ".join(map(in_words, scores))
+    best = f"highest {in_words(scores[0])}: {table.iloc[-1]['method']}"
+    picture.alt = f"{named} of {len(table)} methods; {best}"
     return picture
 
 
-def _rows(compared: Compared | pd.DataFrame, size: str) -> pd.DataFrame:
+def _rows_of(compared: Compared | pd.DataFrame, size: str) -> pd.DataFrame:
     table = compared.table if isinstance(compared, Compared) else compared
     check_table("compared", table, "size", "method", "units")
     check_choice("size", size, sorted(set(table["size"])))
     return table[table["size"] == size].reset_index(drop=True)  # tables put together number their rows twice
 
 
-def _colour(method: str) -> str:
-    fitting = [colour for name, colour in _COLOURS.items() if method.startswith(name)]
-    return fitting[0] if fitting else RED if "SAE" in method else FAINT
+def _colour_of(method: str) -> str:
+    fitting = [colour for name, colour in _METHODS.items() if method.startswith(name)]
+    return shade(fitting[0] if fitting else "red" if "SAE" in method else "faint")
 
 
-def _point(place: Axes, row: pd.Series[Any], score: str, loss: str, height: float) -> None:
-    """Draw one method with its interval and its name."""
-    colour, value, lost = _colour(str(row["method"])), float(row[score]), float(row[loss])
-    low, high = float(row.get(f"{score}_low", value)), float(row.get(f"{score}_high", value))
-    place.errorbar(lost, value, [[value - low], [high - value]], fmt="o", color=colour, capsize=3, markersize=6)
-    left, right = place.get_xlim()
-    place.annotate(
-        f"{row['method']} ({int(row['units'])})",
-        (lost, value),
-        xytext=(lost + 0.03 * (right - left), height),
-        va="center",
-        fontsize=8,
-        color=INK,
-        arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4},
-    )
-
-
-def _spread(values: pd.Series[float], gap: float) -> list[float]:
-    """Return sorted values pushed upwards until neighbours are at least ``gap`` apart, centred where they were."""
-    heights: list[float] = []
-    for value in values:
-        heights.append(max(float(value), heights[-1] + gap) if heights else float(value))
-    shift = (sum(heights) - float(values.sum())) / len(heights)
-    return [height - shift for height in heights]
-
-
-def _limits(losses: pd.Series[float]) -> tuple[float, float]:
-    widest = max(float(losses.max()), 1e-3)
-    return -0.06 * widest, 1.35 * widest
-
-
-def _range(table: pd.DataFrame, score: str) -> float:
-    ends = [table[column] for column in (score, f"{score}_low", f"{score}_high") if column in table]
-    return float(max(end.max() for end in ends) - min(end.min() for end in ends)) or 1.0
-
-
-@overload
-def factor_heatmap(information: pd.DataFrame, count: int = ..., *, axes: None = None) -> Picture: ...
-@overload
-def factor_heatmap(information: pd.DataFrame, count: int = ..., *, axes: Axes) -> Axes: ...
-def factor_heatmap(information: pd.DataFrame, count: int = 30, *, axes: Axes | None = None) -> Picture | Axes:
-    """Show how much of each factor the units tell that tell most, as shares of the factor's entropy.
+def factor_heatmap(information: pd.DataFrame, count: int = 30, *, axes: Axes | None = None) -> Any:
+    """Show the units that tell most about any factor, and how much of each factor they tell: shares of its entropy.
 
     Parameters
     ----------
@@ -304,26 +212,32 @@ def factor_heatmap(information: pd.DataFrame, count: int = 30, *, axes: Axes | N
     count
         How many units: those with the largest shares, each factor's beside each other.
     axes
-        Where to draw; by default a new picture.
+        Where to draw; by default a new `Picture`.
+
+    Returns
+    -------
+    Picture or Axes
+        The new picture, or ``axes``.
     """
     check_count("count", count)
     check_table("information", information)
     if not information.size:
         raise ValueError("information is empty; give the table of mutual_information.")
-    home = information.to_numpy().argmax(1)
-    best = pd.Series(information.to_numpy().max(1), index=information.index).nlargest(count).index
-    order = sorted(best, key=lambda unit: (home[information.index.get_loc(unit)], -information.loc[unit].max()))
-    shown = information.loc[order].T.to_numpy()
-    with drawing(axes, (0.8 + 0.26 * len(order), 0.9 + 0.36 * information.shape[1])) as place:
-        mesh = place.imshow(shown, cmap=sequential(), vmin=0, vmax=max(0.01, float(shown.max())), aspect="auto")
-        place.set_yticks(range(information.shape[1]), [str(name) for name in information.columns])
-        place.set_xticks(range(len(order)), [str(unit) for unit in order], rotation=90, fontsize=7)
+    best = information.loc[information.max(axis=1).nlargest(count).index]
+    ranked = pd.DataFrame({"home": best.to_numpy().argmax(1), "most": -best.max(axis=1)}, index=best.index)
+    shown = best.loc[ranked.sort_values(["home", "most"]).index].T
+    with drawing(axes, (0.8 + 0.26 * shown.shape[1], 0.9 + 0.36 * len(shown))) as place:
+        most = max(0.01, float(shown.to_numpy().max()))
+        mesh = place.imshow(shown, cmap=sequential(), vmin=0, vmax=most, aspect="auto")
+        place.set_yticks(range(len(shown)), [str(name) for name in shown.index])
+        place.set_xticks(range(shown.shape[1]), [str(unit) for unit in shown.columns], rotation=90, fontsize=7)
         place.set_xlabel("unit")
         place.set_title("Share of each factor that a single unit tells")
         place.tick_params(length=0)
         place.figure.colorbar(mesh, ax=place, fraction=0.03, pad=0.02)
-    alt = f"Shares of {information.shape[1]} factors told by {len(order)} units; the largest {shown.max():.2f}"
-    return handed_over(place, axes, alt)
+    largest = shown.to_numpy().max()
+    alt = f"Shares of {len(shown)} factors told by {shown.shape[1]} units; the largest {largest:.2f}"
+    return finish(place, axes, alt)
 
 
 def trial_sheet(trials: Sequence[IntruderTrial], images: ImageSet, answers: Sequence[int] | None = None) -> Picture:
@@ -336,7 +250,7 @@ def trial_sheet(trials: Sequence[IntruderTrial], images: ImageSet, answers: Sequ
     images
         The images that they number.
     answers
-        For each trial the place pointed at, from 0; without, nothing is given away.
+        For each trial the place that was chosen, from 0; without, nothing is given away.
     """
     images = as_image_set(images)
     if not len(trials):
@@ -354,19 +268,12 @@ def trial_sheet(trials: Sequence[IntruderTrial], images: ImageSet, answers: Sequ
         picture = Picture(figsize=(1.1 * size, 1.15 * len(trials)))
         axes = picture.subplots(len(trials), size, squeeze=False, gridspec_kw={"wspace": 0.08, "hspace": 0.08})
         for row, trial in enumerate(trials):
-            for place, index in enumerate(trial.images):
-                tile = axes[row, place]
-                tile.imshow(np.asarray(square_thumbnail(images[index])))
-                tile.set_xticks([])
-                tile.set_yticks([])
-                colour = None if answers is None else _frame(place, trial.intruder, answers[row])
-                tile.spines[:].set_visible(colour is not None)
-                tile.spines[:].set(color=colour or INK, linewidth=3)
+            for number, index in enumerate(trial.images):
+                colour = None
+                if answers is not None and number in {trial.intruder, answers[row]}:
+                    colour = shade("green" if number == trial.intruder else "orange")
+                show_image(axes[row, number], square_thumbnail(images[index]), frame=colour)
+                axes[row, number].spines[:].set_linewidth(3)
             axes[row, 0].set_ylabel(f"unit {trial.unit}", fontsize=8)
     picture.alt = f"{len(trials)} intruder trials of {size} images"
     return picture
-
-
-def _frame(place: int, intruder: int, answer: int) -> str | None:
-    """Return the colour of an image's frame: green for the intruder, orange for a wrong answer."""
-    return GREEN if place == intruder else ORANGE if place == answer else None

@@ -5,102 +5,60 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap, get_named_colors_mapping
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.text import Text
 
 from elude_nb._util.checks import check_choice
 from elude_nb._util.files import atomic_write
 
-# Names that matplotlib looks up when something is drawn: each theme gives them its own colours.
-INK, FAINT, PAPER = "elude:ink", "elude:faint", "elude:paper"
-BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW, GREY = (
-    "elude:blue",
-    "elude:orange",
-    "elude:green",
-    "elude:red",
-    "elude:sky",
-    "elude:purple",
-    "elude:yellow",
-    "elude:grey",
-)
-SEQUENCE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW)
-
-THEMES: dict[str, dict[str, str]] = {
-    # Okabe and Ito: told apart by most colour-blind people too.
-    "light": {
-        INK: "#222222",
-        FAINT: "#767676",
-        PAPER: "#FFFFFF",
-        BLUE: "#0072B2",
-        ORANGE: "#E69F00",
-        GREEN: "#009E73",
-        RED: "#D55E00",
-        SKY: "#56B4E9",
-        PURPLE: "#CC79A7",
-        YELLOW: "#B8A800",
-        GREY: "#999999",
-    },
-    # The same hues, lighter: each has a contrast of 5 or more with the paper, so that words in them are read.
-    "dark": {
-        INK: "#E6E6E6",
-        FAINT: "#9A9A9A",
-        PAPER: "#111111",
-        BLUE: "#2E96D6",
-        ORANGE: "#E69F00",
-        GREEN: "#12B588",
-        RED: "#EC7426",
-        SKY: "#8CCBF2",
-        PURPLE: "#D68FB8",
-        YELLOW: "#D3C832",
-        GREY: "#999999",
-    },
+# For light pages the colours of Okabe and Ito, which most colour-blind people distinguish too. For dark pages the same
+# hues, lighter: each has a contrast of 5 or more with the paper, so that text in it is readable.
+_COLOURS = {
+    "ink": ("#222222", "#E6E6E6"),
+    "faint": ("#767676", "#9A9A9A"),
+    "paper": ("#FFFFFF", "#111111"),
+    "blue": ("#0072B2", "#2E96D6"),
+    "orange": ("#E69F00", "#E69F00"),
+    "green": ("#009E73", "#12B588"),
+    "red": ("#D55E00", "#EC7426"),
+    "sky": ("#56B4E9", "#8CCBF2"),
+    "purple": ("#CC79A7", "#D68FB8"),
+    "yellow": ("#B8A800", "#D3C832"),
+    "grey": ("#999999", "#999999"),
 }
-# Below the mean, at it, above it; and from nothing to much. What is nothing looks like paper.
-_DARK_MAPS = {
-    "diverging": ("#8CCBF2", "#2E79B5", "#1B1B1B", "#C85A14", "#FFC08A"),
-    "sequential": ("#1B1B1B", "#1F5F92", "#4FA8DE", "#D5EDFC"),
+THEMES = {
+    name: {colour: codes[number] for colour, codes in _COLOURS.items()} for number, name in enumerate(("light", "dark"))
 }
+SEQUENCE = ("blue", "orange", "green", "red", "purple", "sky", "yellow")
 _theme: ContextVar[str] = ContextVar("theme", default="light")
 
-
-def _name_colours(colours: Mapping[str, str]) -> None:
-    """Give the names their colours one by one: `dict.update` would leave matplotlib's cache of colours as it was."""
-    known = get_named_colors_mapping()
-    for name, value in colours.items():
-        known[name] = value
-
-
-_name_colours(THEMES["light"])  # for what is drawn outside of any block
-
-SETTINGS: Any = {
+SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
-    "axes.edgecolor": FAINT,
-    "axes.facecolor": PAPER,
-    "axes.labelcolor": INK,
+    "axes.edgecolor": "faint",
+    "axes.facecolor": "paper",
+    "axes.labelcolor": "ink",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlelocation": "left",
-    "text.color": INK,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
+    "text.color": "ink",
+    "xtick.color": "faint",
+    "ytick.color": "faint",
+    "xtick.labelcolor": "ink",
+    "ytick.labelcolor": "ink",
     "legend.frameon": False,
-    "figure.facecolor": PAPER,
-    "savefig.facecolor": PAPER,
+    "figure.facecolor": "paper",
+    "savefig.facecolor": "paper",
     "savefig.dpi": 130,
 }
 
@@ -127,25 +85,34 @@ def current_theme() -> str:
 
 
 def shade(colour: str) -> str:
-    """Return one of the house's colours in the current theme, ``"#RRGGBB"``; any other is returned as it is."""
+    """Return a colour of the current theme by its name, ``"#RRGGBB"``; any other is returned as it is."""
     return THEMES[_theme.get()].get(colour, colour)
+
+
+def nth_colour(number: int) -> str:
+    """Return the colour of the n-th of several things, from 0, in the current theme; after seven they come again."""
+    return shade(SEQUENCE[number % len(SEQUENCE)])
 
 
 def diverging() -> Colormap:
     """Return the colours of values below (blue) and above (red) a middle that looks like the paper."""
-    return mpl.colormaps["RdBu_r"] if current_theme() == "light" else _dark_map("diverging")
+    if current_theme() == "light":
+        return mpl.colormaps["RdBu_r"]
+    return LinearSegmentedColormap.from_list("dark", ("#8CCBF2", "#2E79B5", "#1B1B1B", "#C85A14", "#FFC08A"))
 
 
 def sequential() -> Colormap:
     """Return the colours of values from nothing, which looks like the paper, to much."""
-    return mpl.colormaps["Blues"] if current_theme() == "light" else _dark_map("sequential")
+    if current_theme() == "light":
+        return mpl.colormaps["Blues"]
+    return LinearSegmentedColormap.from_list("dark", ("#1B1B1B", "#1F5F92", "#4FA8DE", "#D5EDFC"))
 
 
 def readable_on(background: tuple[float, ...]) -> str:
-    """Return the colour, near black or white, in which words are read best on a background (r, g, b, ...) in [0, 1]."""
+    """Return the colour, near black or white, in which text is readable on a background (r, g, b, ...) in [0, 1]."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in background[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return THEMES["light"][INK] if luminance > 0.2 else "#FFFFFF"
+    return THEMES["light"]["ink"] if luminance > 0.2 else "#FFFFFF"
 
 
 def in_words(column: str) -> str:
@@ -153,25 +120,13 @@ def in_words(column: str) -> str:
     return str(column).replace("_", " ")
 
 
-def _dark_map(name: str) -> Colormap:
-    return LinearSegmentedColormap.from_list(f"elude dark {name}", _DARK_MAPS[name])
-
-
-@contextmanager
-def house_style() -> Iterator[None]:
-    """Draw in the house's style inside this block; matplotlib's own settings are as before afterwards."""
-    known = get_named_colors_mapping()
-    before = {name: cast("str", known[name]) for name in THEMES["light"]}
-    _name_colours(THEMES[_theme.get()])
-    try:
-        with mpl.rc_context(SETTINGS):
-            yield
-    finally:
-        _name_colours(before)
+def house_style() -> Any:
+    """Return a context in which matplotlib draws in the style of the current theme; afterwards it is as before."""
+    return mpl.rc_context({name: shade(value) if value in _COLOURS else value for name, value in SETTINGS.items()})
 
 
 class Picture(Figure):
-    """A matplotlib figure that shows itself as the last line of a notebook cell, with a text for those who cannot see.
+    """A matplotlib figure that shows itself as the last line of a notebook cell, with an alt text.
 
     It is not registered with pyplot, so it is freed when nobody holds it. It keeps the theme in which it was made.
     """
@@ -182,17 +137,25 @@ class Picture(Figure):
         self.theme = current_theme()
         super().__init__(*arguments, **settings)
 
+    def add_box(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Return new axes; all lengths are in inches, from the upper left corner of the picture."""
+        wide, high = self.get_size_inches()
+        return self.add_axes((left / wide, 1 - (top + height) / high, width / wide, height / high))
+
     def png(self) -> bytes:
         """Return the picture as the bytes of a PNG file."""
         buffer = io.BytesIO()
-        with theme(self.theme), house_style():
-            self.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)
+        self._write(buffer, format="png")
         return buffer.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture to a file, whole or not at all; its ending (.png, .pdf, .svg) decides the format."""
-        with theme(self.theme), house_style(), atomic_write(path) as part:
-            self.savefig(part, bbox_inches="tight", pad_inches=0.08)
+        """Write the picture to a file (an atomic write); its ending (.png, .pdf, .svg) decides the format."""
+        with atomic_write(path) as part:
+            self._write(part)
+
+    def _write(self, to: Any, **settings: Any) -> None:
+        with theme(self.theme), house_style():  # ticks are made when they are drawn
+            self.savefig(to, bbox_inches="tight", pad_inches=0.08, **settings)
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png()).decode("ascii")
@@ -205,14 +168,7 @@ class Picture(Figure):
 
 @contextmanager
 def drawing(axes: Axes | None, figsize: tuple[float, float]) -> Iterator[Axes]:
-    """Draw in the house's style on the axes that somebody gave, or else on those of a new picture.
-
-    Parameters
-    ----------
-    axes
-        Where to draw, or ``None``.
-    figsize
-        Width and height of a new picture in inches.
+    """Draw in the house's style on the axes given, or else on those of a new picture of a size in inches.
 
     Raises
     ------
@@ -225,20 +181,13 @@ def drawing(axes: Axes | None, figsize: tuple[float, float]) -> Iterator[Axes]:
         yield Picture(figsize=figsize).subplots() if axes is None else axes
 
 
-def handed_over(place: Axes, axes: Axes | None, alt: str) -> Picture | Axes:
-    """Return what was drawn: the new picture with its alt text, or the axes that somebody gave."""
+def finish(place: Axes, axes: Axes | None, alt: str) -> Any:
+    """Return what was drawn: the axes given, or else the new picture, with its alt text."""
+    if axes is not None:
+        return axes
     picture: Any = place.figure
-    if axes is None:
-        picture.alt = alt
-        return cast("Picture", picture)
-    if not isinstance(picture, Picture):
-        # Words and lines look their colours up only when they are drawn; in a figure of somebody's own that may be
-        # in no theme, or in another.
-        for artist in place.findobj(lambda found: isinstance(found, Text | Line2D)):
-            colour = cast("Text | Line2D", artist).get_color()
-            if isinstance(colour, str) and colour in THEMES["light"]:
-                cast("Text | Line2D", artist).set_color(shade(colour))
-    return axes
+    picture.alt = alt
+    return picture
 
 
 FONTS = "DejaVu Sans, Verdana, sans-serif"
@@ -248,8 +197,13 @@ def plotly_template() -> Any:
     """Return the current theme as a `plotly.graph_objects.layout.Template`, for figures of your own."""
     import plotly.graph_objects as go
 
-    ink, faint, paper = (shade(colour) for colour in (INK, FAINT, PAPER))
-    lines = {"gridcolor": clear(FAINT, 0.2), "linecolor": faint, "zerolinecolor": clear(FAINT, 0.5), "automargin": True}
+    ink, faint, paper = (shade(colour) for colour in ("ink", "faint", "paper"))
+    lines = {
+        "gridcolor": translucent("faint", 0.2),
+        "linecolor": faint,
+        "zerolinecolor": translucent("faint", 0.5),
+        "automargin": True,
+    }
     return go.layout.Template(
         layout={
             "font": {"family": FONTS, "size": 12, "color": ink},
@@ -258,7 +212,7 @@ def plotly_template() -> Any:
             "plot_bgcolor": paper,
             "colorway": [shade(colour) for colour in SEQUENCE],
             "hoverlabel": {"bgcolor": paper, "font": {"family": FONTS, "color": ink}, "bordercolor": faint},
-            "legend": {"bgcolor": clear(PAPER, 0.7)},
+            "legend": {"bgcolor": translucent("paper", 0.7)},
             "xaxis": lines,
             "yaxis": lines,
         }
@@ -266,9 +220,9 @@ def plotly_template() -> Any:
 
 
 def dress(figure: Any, *, title: str, alt: str, height: int = 460) -> Any:
-    """Give a plotly figure the colours and fonts of the current theme, a title and a text for who cannot see it.
+    """Give a plotly figure the colours and fonts of the current theme, a title and an alt text, and return it.
 
-    The text stands in ``figure.layout.meta["alt"]``. The width is left to the page.
+    The alt text is in ``figure.layout.meta["alt"]``. The width is left to the page.
     """
     figure.update_layout(
         template=plotly_template(),
@@ -280,8 +234,8 @@ def dress(figure: Any, *, title: str, alt: str, height: int = 460) -> Any:
     return figure
 
 
-def clear(colour: str, opacity: float) -> str:
-    """Return a colour, ``"#RRGGBB"`` or one of the house's, that lets others shine through."""
+def translucent(colour: str, opacity: float) -> str:
+    """Return a colour, ``"#RRGGBB"`` or one of the theme's, that lets others shine through."""
     code = shade(colour)
     red, green, blue = (int(code[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity:g})"

@@ -152,7 +152,8 @@ def attribute(
     work = _Work(split, output, tokens, read)
     steps = steps if "integrated" in chosen else 0
     with torch.inference_mode(mode=False), evaluating(split.model.network):  # in inference mode there are no gradients
-        found = _Found(split, [work.gradients(batch, steps) for batch in split.model.batches(photos, "gradients")])
+        parts = [work.gradients(batch, steps) for batch in split.model.batches(photos, "gradients")]
+        found = _Found(split, parts, linear=work.linear)
         if "ablation" in chosen:
             removals = found.removals(ablate_units)
             batches = split.model.batches(photos, "ablations")
@@ -160,15 +161,14 @@ def attribute(
     return found.result(chosen)
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    units: dict[str, Tensor]  # (n, d, k + 1)
-    difference: Tensor  # (n,), the output less that of the baseline
-    linear: bool
+_Part = tuple[dict[str, Tensor], Tensor]
+"""Attributions of a batch by method, (n, d, k + 1) each, and its outputs less those of the baseline, (n,)."""
 
 
 class _Work:
     """One split and one output; called inside ``evaluating(network)``."""
+
+    linear = True  # until a batch shows that the rest of the network is not
 
     def __init__(self, split: Disentanglement, output: int | Output, tokens: str, read: Read) -> None:
         usable = callable(output) or hasattr(output, "__index__")  # whole numbers of numpy as well
@@ -205,7 +205,8 @@ class _Work:
         gap = parts.sum((1, 2)) - difference
         size = parts.abs().sum((1, 2)) + for_analysis(value).abs() + difference.abs()
         complete = bool((gap.abs() <= 100 * eps * size).all())
-        return _Part(units, difference, eps < _COARSE and complete and spread <= 100 * eps * largest)
+        self.linear &= eps < _COARSE and complete and spread <= 100 * eps * largest
+        return units, difference
 
     def ablations(self, batch: Tensor, removals: Sequence[dict[str, object]]) -> Tensor:
         """Return what the output loses by each removal, (n, r)."""
@@ -270,7 +271,7 @@ class _Work:
 class _Found:
     """Attributions image by image: to sub-units (n, u), in the order of ``rows``, and to concepts (n, g)."""
 
-    def __init__(self, split: Disentanglement, parts: Sequence[_Part]) -> None:
+    def __init__(self, split: Disentanglement, parts: Sequence[_Part], *, linear: bool) -> None:
         table = split.units[split.units["unit"] > 0]
         self._rows = table.drop(columns=["sources", "share_of_variance", "mean_on_concept"]).reset_index(drop=True)
         where = torch.tensor(self._rows["channel"].tolist()), torch.tensor(self._rows["unit"].tolist())
@@ -280,12 +281,11 @@ class _Found:
         self._present = pd.DataFrame({"concept": pd.Series(present, dtype="int64")})
         if split.names:
             self._present["name"] = [split.names.get(concept, "") for concept in present]
-        summed = {name: torch.cat([part.units[name] for part in parts]) for name in parts[0].units}  # (n, d, k + 1)
+        summed = {name: torch.cat([units[name] for units, _ in parts]) for name in parts[0][0]}  # (n, d, k + 1)
         self._units = {name: values[:, where[0], where[1]] for name, values in summed.items()}
         self._concepts = {name: self._by_concept(values) for name, values in self._units.items()}
         self._shared = float(summed["gradient"][:, :, 0].sum(1).mean())
-        self._difference = torch.cat([part.difference for part in parts])
-        self._linear = all(part.linear for part in parts)
+        self._difference, self._linear = torch.cat([difference for _, difference in parts]), linear
 
     def _by_concept(self, values: Tensor) -> Tensor:
         """Return the sums over each concept's sub-units: (n, u) to (n, g)."""

@@ -119,7 +119,9 @@ def _positions(split: Disentanglement, seed: int) -> Positions:
 
     directions = split.book.directions().double().numpy()
     found: Any = np.zeros((len(directions), 2))
-    if len(directions) > 1:
+    if len(directions) == 2:
+        found[:, 0] = 0, 1
+    if len(directions) > 2:
         found = PCA(2, random_state=seed).fit_transform(directions)
     if len(directions) > 4:
         start = 1e-4 * found / max(float(found.std()), 1e-12)

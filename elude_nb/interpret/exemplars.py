@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,7 +188,8 @@ def arrange_exemplars(
         rows.append(tuple(Exemplar(picture(i), heat[i].view(*grid).numpy(), i, float(highest[i])) for i in best))
         similarity.append(top_similarity(highest[:, None], embeddings, count).item())
     if labels is not None:
-        names = [f"{name}\n{_count_labels(labels, row)}" for name, row in zip(names, rows, strict=True)]
+        counts = [count_labels(labels[exemplar.index] for exemplar in row) for row in rows]
+        names = [f"{name}\n{count}" for name, count in zip(names, counts, strict=True)]
     return Exemplars(channel, tuple(rows), tuple(names), (WHOLE_CHANNEL, *units), tuple(similarity))
 
 
@@ -226,9 +227,15 @@ def name_of_unit(unit: int, concept: int, *, low: bool = False) -> str:
     return f"sub-unit {unit}" + (f", concept {concept}{' (low)' if low else ''}" if concept != NO_CONCEPT else "")
 
 
-def _count_labels(labels: Sequence[str], row: Sequence[Exemplar]) -> str:
-    """Say how often the images have each label: 'rocket 5, coffee 3' (labels had no part in the discovery)."""
-    counted = Counter(labels[exemplar.index] for exemplar in row).most_common()
+def count_labels(labels: Iterable[str]) -> str:
+    """Say how often each label occurs, the three commonest by name.
+
+    Examples
+    --------
+    >>> count_labels(["cat", "dog", "cat"])
+    'cat 2, dog 1'
+    """
+    counted = Counter(labels).most_common()
     shown = [f"{label} {number}" for label, number in counted[:3]]
     others = sum(number for _, number in counted[3:])
     return ", ".join([*shown, f"others {others}"] if others else shown)

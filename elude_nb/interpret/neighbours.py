@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -43,12 +42,9 @@ class Neighbours:
     @property
     def labels(self) -> pd.DataFrame:
         """How many neighbours have each label: one row a name, one column a label."""
-        names = self.among.labels or self.among.names
-        counts = {name: Counter(names[i] for i in numbers) for name, numbers in self.found.items()}
-        columns = sorted({label for count in counts.values() for label in count})
-        return pd.DataFrame(
-            {label: [count[label] for count in counts.values()] for label in columns}, index=list(counts)
-        )
+        labels = pd.Series(self.among.labels or self.among.names)
+        counts = {name: labels[list(numbers)].value_counts() for name, numbers in self.found.items()}
+        return pd.DataFrame(counts).fillna(0).astype(int).T.sort_index(axis=1)
 
 
 def find_neighbours(

@@ -336,10 +336,12 @@ class _Point:
 
 _POINTS: weakref.WeakKeyDictionary[nn.Module, _Point] = weakref.WeakKeyDictionary()
 _KEYS = itertools.count()
+_EDITORS: weakref.WeakKeyDictionary[nn.Module, list[int]] = weakref.WeakKeyDictionary()
+"""The threads that edit each network, one entry for each interception."""
 
 
 def intercept(
-    module: nn.Module, *, before: Before | None = None, after: After | None = None, edit: bool = False
+    module: nn.Module, *, before: Before | None = None, after: After | None = None, edits: nn.Module | None = None
 ) -> Callable[[], None]:
     """Call ``before(module, inputs)`` at each forward pass of this thread and hand its output through ``after``.
 
@@ -352,9 +354,10 @@ def intercept(
         What to intercept.
     before, after
         What to call.
-    edit
-        Whether this is an edit that a user entered: then a pass of a thread that has no edit of its own raises
-        `EditError`, rather than be edited, or not be edited, without a word. Otherwise passes of other threads go by.
+    edits
+        The network that a user edits by this, if it is an edit: then a pass of a thread that has no edit of its own on
+        the network raises `EditError`, rather than be edited, or not be edited, without a word. Otherwise passes of
+        other threads go by.
 
     Returns
     -------
@@ -367,10 +370,10 @@ def intercept(
         here = threading.get_ident()
         if here == owner:
             return True
-        threads = set(found.editors.values())
+        threads = set() if edits is None else set(_EDITORS.get(edits, ()))
         if in_backward():  # on a GPU, backward has threads of its own
             return threads in (set(), {owner})
-        if edit and here not in threads:
+        if edits is not None and here not in threads:
             raise EditError(
                 "An edit is active on this model in another thread, and none in this one. Enter the edit in the thread "
                 "that runs the model, or give this thread a model of its own."
@@ -391,9 +394,17 @@ def intercept(
             _POINTS[module] = found
         key = next(_KEYS)
         found.calls[key] = None if before is None else own_before, None if after is None else own_after
-        if edit:
+        if edits is not None:
             found.editors[key] = owner
-    return lambda: found.remove(key)
+            _EDITORS.setdefault(edits, []).append(owner)
+
+    def remove() -> None:
+        with _LOCK:
+            if edits is not None and key in found.editors:
+                _EDITORS[edits].remove(owner)
+            found.remove(key)
+
+    return remove
 
 
 def is_intercepted(network: nn.Module) -> bool:

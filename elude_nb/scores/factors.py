@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb._util.checks import check_count, check_flag
+from elude_nb._util.checks import check_count, check_flag, check_kind
 from elude_nb.core.routing import NO_CONCEPT
-from elude_nb.scores.inputs import Array, as_activations, as_codes, as_numbers, check_table, is_constant, per_unit
+from elude_nb.scores.inputs import Array, as_activations, as_codes, as_numbers, check_table, is_constant, per_unit, rank
 
 BINS = 20
 NATS = "nats"
@@ -272,14 +272,12 @@ def planted_recovery(found_routes: Array, true_groups: Array) -> pd.Series[float
 
 
 def _check_factors(factors: pd.DataFrame, n: int, fewest: int = 1) -> None:
-    if not isinstance(factors, pd.DataFrame):
-        raise TypeError(f"factors must be a pandas DataFrame with one row an image, not a {type(factors).__name__}.")
+    check_kind("factors", factors, pd.DataFrame, "a pandas DataFrame with one row an image")
     if len(factors) != n:
         raise ValueError(f"{len(factors)} rows of factors were given for {n} images; give one an image.")
     if factors.shape[1] < fewest or not factors.columns.is_unique:
         raise ValueError(f"factors must have at least {fewest} columns of different names, not {list(factors)}.")
-    numbers = factors.select_dtypes("number")
-    wrong = factors.isna().sum() + np.isinf(numbers.astype(float)).sum().reindex(factors.columns, fill_value=0)
+    wrong = (factors.isna() | factors.isin([np.inf, -np.inf])).sum()
     if wrong.any():
         raise ValueError(f"Factor {wrong.idxmax()!r} has {int(wrong.max())} missing or infinite values.")
     single = [name for name in factors if (factors[name] == factors[name].iloc[0]).all()]
@@ -300,9 +298,8 @@ def _factor_codes(factor: pd.Series[Any], bins: int) -> Tensor:
 
 def _equal_bins(values: Tensor, bins: int) -> Tensor:
     """Return in which of ``bins`` equally full bins each value is, (n, u), int64; equal values share the lowest."""
-    rows = values.T.contiguous()
-    below = torch.searchsorted(rows.sort(dim=1)[0], rows)  # how many are lower
-    return below.T * bins // len(values)
+    below = rank(values, ties="min").long() - 1  # how many are lower
+    return below * bins // len(values)
 
 
 def _information(cells: Tensor, bins: int, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,6 +76,13 @@ def is_constant(activations: Tensor) -> Tensor:
     return activations.amax(0) == activations.amin(0)
 
 
+def rank(values: Tensor, ties: str = "average") -> Tensor:
+    """Return the rank of each value in its column, from 1, (n, u), float64; ``ties`` as in `scipy.stats.rankdata`."""
+    from scipy.stats import rankdata
+
+    return torch.from_numpy(rankdata(values.numpy(), method=ties, axis=0)).double()
+
+
 def per_unit(name: str, values: Tensor, missing: Tensor | None = None) -> pd.Series[float]:
     """Return one number a unit as a named column, in the order of the activations' columns; NaN where ``missing``."""
     if missing is not None:

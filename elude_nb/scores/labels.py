@@ -1,6 +1,6 @@
 """How well units predict labels: average precision, ROC, sparse probing with one unit, class selectivity, and FMS.
 
-Letters: ``n`` images, ``u`` units, ``l`` labels. Every image has one label, and each label is told apart from the rest.
+Letters: ``n`` images, ``u`` units, ``l`` labels. Every image has one label; each label is scored against the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_fraction
-from elude_nb.scores.inputs import Array, as_activations, as_codes, check_table, is_constant, per_unit
+from elude_nb.scores.inputs import Array, as_activations, as_codes, as_numbers, check_table, is_constant, per_unit, rank
 
 Labels = Sequence[Any] | Array | pd.Series
 FEWEST = 2  # images of a label in each half; with one, its average precision is the place of a single image
@@ -336,10 +336,7 @@ def _roc_area(values: Tensor, codes: Tensor, labels: int) -> Tensor:
     p = torch.bincount(codes, minlength=labels).double()[:, None]
     found = torch.zeros(labels, values.shape[1], dtype=torch.float64)
     for part in _unit_parts(values):
-        rows = values[:, part].T.contiguous()
-        ranked, _ = rows.sort(dim=1)
-        below, upto = (torch.searchsorted(ranked, rows, right=right) for right in (False, True))
-        midranks = (below + upto + 1).T.double() / 2  # (n, units in the part)
+        midranks = rank(values[:, part])  # (n, units in the part)
         sums = found.new_zeros(labels, midranks.shape[1]).index_add_(0, codes, midranks)
         found[:, part] = (sums - p * (p + 1) / 2) / (p * (len(values) - p))
     return found
@@ -352,9 +349,7 @@ def _unit_parts(values: Tensor) -> Iterator[slice]:
 
 def _at_least(values: Tensor) -> Tensor:
     """Return how many images are at least as high as each one, including itself, (n, u), float64."""
-    rows = values.T.contiguous()
-    below = torch.searchsorted(rows.sort(dim=1)[0], rows)
-    return (len(values) - below).T.double()
+    return len(values) + 1 - rank(values, ties="min")
 
 
 def _constant(values: Tensor) -> Tensor:
@@ -371,10 +366,9 @@ def _choosing_half(codes: Tensor, names: list[Any], seed: int, choose: Array | S
     counts = torch.stack([torch.bincount(codes[half], minlength=len(names)) for half in (first, ~first)])
     few = [names[i] for i in (counts.amin(0) < FEWEST).nonzero().flatten().tolist()]
     if few:
-        shown = ", ".join(repr(name) for name in few[:10])
         raise ValueError(
-            f"{len(few)} labels have fewer than {FEWEST} images in one half: {shown}. Leave out the images of labels "
-            f"that have fewer than {2 * FEWEST}" + (", or choose other halves." if choose is not None else ".")
+            f"{len(few)} labels have fewer than {FEWEST} images in one half: {few[:10]}. Leave out labels with fewer "
+            f"than {2 * FEWEST} images, or choose other halves."
         )
     return first
 
@@ -391,9 +385,7 @@ def _draw_half(codes: Tensor, seed: int) -> Tensor:
 
 
 def _as_mask(choose: Array | Sequence[bool], n: int) -> Tensor:
-    mask = torch.as_tensor(np.asarray(choose.cpu() if isinstance(choose, Tensor) else choose))
+    mask = as_numbers("choose", choose)
     if mask.dtype != torch.bool or mask.shape != (n,):
-        raise ValueError(
-            f"choose must be a mask of {n} True or False, one an image, not {tuple(mask.shape)} of {mask.dtype}."
-        )
+        raise ValueError(f"choose must be a mask of {n} True or False, not {tuple(mask.shape)} of {mask.dtype}.")
     return mask

@@ -1,4 +1,4 @@
-"""Whether a unit's top-activating images are alike: similarity, monosemanticity and their kin."""
+"""How similar a unit's top-activating images are: similarity, purity, monosemanticity, polysemanticity."""
 
 from __future__ import annotations
 
@@ -340,7 +340,7 @@ def _weighted_similarity(weights: Tensor, unit: Tensor) -> Tensor:
     top = weights.argmax(0, keepdim=True)  # (1, u)
     most, rest = weights.gather(0, top)[0], weights.scatter(0, top, 0)
     total, centres, squares = rest.sum(0), rest.T @ unit, rest.square()
-    lengths = unit.square().sum(1)  # 1, but for an embedding of zeros, which is like no other
+    lengths = unit.square().sum(1)  # 1; 0 for an embedding of zeros, whose cosine is 0
     together = 2 * most * (unit[top[0]] * centres).sum(1) + centres.square().sum(1) - squares.T @ lengths
     pairs = 2 * most * total + total.square() - squares.sum(0)
     return (together / pairs).clamp(-1, 1).masked_fill(total == 0, torch.nan)

@@ -27,20 +27,16 @@ class Head(Protocol):
     @property
     def name(self) -> str:
         """What it is, as tables show it."""
-        ...  # pragma: no cover
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of its classes."""
-        ...  # pragma: no cover
 
     def read(self, model: Model, batch: Tensor) -> Tensor:
         """Return what the head looks at, (n, e), of a prepared batch."""
-        ...  # pragma: no cover
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Return the probability of each class, (n, c)."""
-        ...  # pragma: no cover
 
 
 class _OnFeatures:

@@ -23,6 +23,7 @@ from elude_nb.core.steer import moved_output
 from elude_nb.errors import EditError
 from elude_nb.models.forward import Rest
 from elude_nb.models.hooks import evaluating, for_analysis
+from elude_nb.steering.controls import edited_units
 from elude_nb.steering.heads import Head, LinearProbe, NearestNeighbours
 from elude_nb.steering.interventions import all_channels, capture_sources, change_of
 
@@ -133,10 +134,8 @@ class LiveSteering:
         EditError
             If there is none, or no channel has a sub-unit of it.
         """
-        found = concept_number(self.split, concept)
-        if found not in self.steerable:
-            raise EditError(f"No channel has a sub-unit of concept {concept!r}; those that have: {self.steerable}.")
-        return found
+        edited_units(self.split, Edit.ablate(concept=concept))  # raises if there are none
+        return concept_number(self.split, concept)
 
     def edit(self, strengths: Mapping[int, float]) -> Edit:
         """Return the edit that multiplies each concept by its strength; those at 1 are left out."""

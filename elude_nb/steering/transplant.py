@@ -1,4 +1,4 @@
-"""Transplant a concept: what it is in one image, as an edit for any other."""
+"""Transplant a concept: its activations in one image, as an edit for any other."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from elude_nb.core.edit import Edit
 from elude_nb.core.plan import concept_number
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.errors import EditError
+from elude_nb.steering.controls import edited_units
 
 
 def transplant(
@@ -24,7 +25,7 @@ def transplant(
     mask: Any = None,
     strength: float = 1.0,
 ) -> Edit:
-    """Return the edit that sets a concept's sub-units to what they are in ``image``, there where it is strongest.
+    """Return the edit that sets a concept's sub-units to their activations in ``image``, where it is strongest there.
 
     Parameters
     ----------
@@ -59,30 +60,23 @@ def transplant(
         raise EditError("concept is empty; name one.")
     for each in several:
         check_kind("concept", each, Integral | str, "the number or the name of a concept")
-    units = {concept_number(split, each): _units(split, each) for each in several}
+    units = {concept_number(split, each): edited_units(split, Edit.ablate(concept=each)) for each in several}
     pairs = [pair for mine in units.values() for pair in mine]
     layout = split.site.layout
     kind = "patch" if layout.grid else "class"
     values = split.activations([image], pairs, tokens=kind).reshape(-1, len(pairs))  # (t, u)
     readouts = split.concept_activations([image], tokens=kind).reshape(len(values), -1)  # (t, g)
     at_class = kind == "patch" and layout.classes > 0 and mask is None
-    there = split.activations([image], pairs, tokens="class").reshape(-1, len(pairs)).mean(0) if at_class else None
+    class_token = (
+        split.activations([image], pairs, tokens="class").reshape(-1, len(pairs)).mean(0) if at_class else None
+    )
     edit, start = Edit(), 0
     for number, mine in units.items():
         stop = start + len(mine)
         best = readouts[:, number].topk(max(1, round(share * len(values)))).indices
         to = values[best, start:stop].mean(0).tolist()
         edit += Edit.ablate(unit=mine, to=to, tokens=kind, mask=mask, strength=strength)
-        if there is not None:
-            edit += Edit.ablate(unit=mine, to=there[start:stop].tolist(), tokens="class", strength=strength)
+        if class_token is not None:
+            edit += Edit.ablate(unit=mine, to=class_token[start:stop].tolist(), tokens="class", strength=strength)
         start = stop
     return edit
-
-
-def _units(split: Disentanglement, concept: int | str) -> list[tuple[int, int]]:
-    number, table = concept_number(split, concept), split.units
-    mine = table[(table["concept"] == number).fillna(value=False)]
-    pairs = list(zip(mine["channel"].tolist(), mine["unit"].tolist(), strict=True))
-    if not pairs:
-        raise EditError(f"No channel has a sub-unit of concept {concept!r}; see split.units for those that have.")
-    return pairs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_count
 from elude_nb.core.result import Disentanglement
-from elude_nb.interpret.exemplars import read_channel
+from elude_nb.interpret.exemplars import count_labels, read_channel
 from elude_nb.scores.similarity import best_images
 from elude_nb.text.models import TextModel
 from elude_nb.text.sentences import SentenceSet, as_sentence_set
@@ -105,8 +104,8 @@ class TopSentences:
         left = 'style="text-align:left;vertical-align:top;padding:6px 10px"'
         lines = []
         for name, row in zip(self.names, self.rows, strict=True):
-            commonest = ", ".join(f"{label} {n}" for label, n in Counter(r.label for r in row).most_common(3) if label)
-            heading = f"{html.escape(name)}<br><small>{html.escape(commonest)}</small>"
+            labels = count_labels(reading.label for reading in row if reading.label)
+            heading = f"{html.escape(name)}<br><small>{html.escape(labels)}</small>"
             lines.append(f"<tr><th {left}>{heading}</th><td {left}>{'<br>'.join(r.to_html() for r in row)}</td></tr>")
         caption = f'<caption style="text-align:left">{html.escape(self.title)}</caption>'
         return f"<table>{caption}{''.join(lines)}</table>"

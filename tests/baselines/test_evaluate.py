@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from elude_nb import find_site, record
 from elude_nb.baselines import PCA, Channels, Concepts, HiddenUnits, Method
-from elude_nb.baselines.evaluate import Fidelity, FittedMethod, most_selective
+from elude_nb.baselines.evaluate import Fidelity, FittedMethod, Halves, most_selective
 from elude_nb.baselines.replace import replaced_features
 from elude_nb.core.recording import Recording
 from elude_nb.scores import mean_interval, top_similarity, unexplained_variance
@@ -45,8 +45,9 @@ def tokens(units: int = 6, seed: int = 0) -> Recording:
     return Recording(h, h[:, :0], 0 * h, numbers // T, numbers % T)
 
 
-def fit(method: Method, seen: Recording, new: Recording, k: int = 3, labels: Any = None) -> FittedMethod:
-    return FittedMethod.fit(method, seen, new, labels, torch.arange(N * T) % 4, k=k)
+def fit(method: Method, seen: Recording, new: Recording, *, k: int = 3, labels: Any = None, images: Any = None) -> Any:
+    reference = torch.randn(N, 4, generator=torch.Generator().manual_seed(2))
+    return FittedMethod.fit(method, Halves(seen, labels, torch.arange(N * T) % 4, new, images, reference, k))
 
 
 # ------------------------------------------------------------------ the most selective
@@ -106,7 +107,7 @@ def test_live_units_are_those_that_enough_images_raise() -> None:
     assert sorted(found.order.tolist()) == expected
     every = most_selective(found.seen_units, torch.arange(N * T) % 4)
     assert found.order.tolist() == [unit for unit in every.tolist() if unit in expected]
-    assert found.cost(0.25, N)["dead_units"] == 6 - len(expected)
+    assert found.cost(0.25)["dead_units"] == 6 - len(expected)
     assert 4 in fit(Given(), seen, new, k=2).live.tolist()
 
 
@@ -138,7 +139,7 @@ def test_a_method_without_live_units_is_refused() -> None:
 
 def test_seconds_count_the_forward_passes() -> None:
     found = fit(Channels(), tokens(), tokens(seed=1))
-    cost = found.cost(0.25, N)
+    cost = found.cost(0.25)
     assert cost["seconds_per_1000_images"] == pytest.approx(250 + 1000 * found.encode_seconds / N)
     assert cost["seconds_to_fit"] == found.fit_seconds >= 0
     assert cost["bytes"] == found.method.size_in_bytes() > 0
@@ -147,18 +148,16 @@ def test_seconds_count_the_forward_passes() -> None:
 # ------------------------------------------------------------------ scores
 
 
-def summed(images, columns: torch.Tensor, k: int = 4) -> tuple[dict[str, float], Any, FittedMethod, torch.Tensor]:
-    seen, new = tokens(), tokens(seed=1)
-    found = fit(Given(), seen, new)
-    reference = torch.randn(N, 4, generator=torch.Generator().manual_seed(2))
-    return *found.scores(columns, seen, new, images, reference, k=k, seed=0), found, reference
+def summed(images, numbers: torch.Tensor, k: int = 4) -> tuple[dict[str, float], Any, FittedMethod]:
+    found = fit(Given(), tokens(), tokens(seed=1), k=k, images=images)
+    return *found.scores(numbers), found
 
 
 def test_scores_are_means_over_the_units_that_were_asked_for(images) -> None:
-    summary, single, found, reference = summed(images[:N], torch.tensor([4, 0, 2]))
+    summary, single, found = summed(images[:N], torch.tensor([4, 0, 2]))
     assert single["unit"].tolist() == [4, 0, 2]
     assert summary["units"] == 3
-    expected = top_similarity(found.pooled[:, [4, 0, 2]], reference, 4)
+    expected = top_similarity(found.pooled[:, [4, 0, 2]], found.halves.reference, 4)
     assert single["top_similarity"].tolist() == pytest.approx(expected.tolist())
     interval = mean_interval(expected)
     names = ("top_similarity", "top_similarity_low", "top_similarity_high")

@@ -109,7 +109,7 @@ def test_more_units_than_there_are_give_fewer(make) -> None:
 def test_a_method_that_was_not_fitted_says_so(make) -> None:
     method = make(4)
     for act in (lambda: method.encode(mixed()), lambda: method.decode(torch.zeros(3, 4))):
-        with pytest.raises(NotFittedError, match="has not been fitted; call fit"):
+        with pytest.raises(NotFittedError, match=method.name):
             act()
 
 
@@ -117,9 +117,9 @@ def test_a_method_that_was_not_fitted_says_so(make) -> None:
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_tokens_that_cannot_be_fitted_are_refused(make, wrong) -> None:
     seen = mixed()
-    with pytest.raises(ValueError, match="1 tokens are too few"):
+    with pytest.raises(ValueError, match="1 tokens"):
         make(4).fit(next(seen.parts(1)))
-    with pytest.raises(ValueError, match="All 5 tokens have the same channels"):
+    with pytest.raises(ValueError, match="5 tokens"):
         make(4).fit(recording_of(torch.ones(5, D), torch.rand(5, D)))
     seen.channels[3, 2] = wrong
     with pytest.raises(ValueError, match="NaN or infinite"):
@@ -161,7 +161,7 @@ def test_which_methods_run_beside_the_model_and_which_need_sources() -> None:
 # ------------------------------------------------------------------ channels
 
 
-def test_channels_speak_with_both_signs_around_their_mean() -> None:
+def test_channels_have_units_of_both_signs_around_their_mean() -> None:
     seen = recording_of(torch.tensor([[1.0, 10.0], [3.0, 10.0], [5.0, 40.0]]))
     units = Channels().fit(seen).encode(seen)
     assert units.tolist() == [[-10, -2, 10, 2], [-10, 0, 10, 0], [20, 2, -20, -2]]  # the second varies more

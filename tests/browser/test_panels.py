@@ -117,25 +117,40 @@ def use_channels(page: Any) -> None:
 
 
 def use_concepts(page: Any) -> None:
+    """Choose on the map by pointer, by keyboard and with a box; name a concept."""
     open_tab(page, "Concepts")
     page.wait_for_selector(".elude-concepts img", timeout=60_000)
-    page.wait_for_selector(".js-plotly-plot .scatterlayer .points path", timeout=60_000)
-    shown = page.locator(".elude-concepts")
-    before = shown.inner_text()
-    points = page.locator(".js-plotly-plot .scatterlayer .points path")
-    box = points.nth(points.count() // 2).bounding_box()
-    assert box is not None
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    try:
-        until_it_changes(shown.inner_text, before, 10)
-    except AssertionError:  # it was the one that is chosen already
-        box = points.nth(0).bounding_box()
-        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        until_it_changes(shown.inner_text, before)
-    page.locator(".elude-name input").first.fill("my meaning")
+    nodes, heads = page.locator(".elude-map-node"), page.locator(".elude-concepts h4")
+    nodes.first.wait_for(timeout=60_000)
+    assert page.locator(".elude-map-node:not([aria-label])").count() == 0
+    count = nodes.count()
+    for node in (nodes.nth(count // 2), nodes.nth(1)):  # one of them was not chosen before
+        node.click()
+        until(lambda node=node: node.get_attribute("aria-pressed") == "true")
+    name = str(nodes.nth(1).get_attribute("aria-label")).partition(";")[0]
+    until(lambda: heads.all_inner_texts() == [name])
+    nodes.nth(1).press("ArrowRight")
+    if nodes.nth(1).evaluate("node => node === document.activeElement"):  # nothing lies there
+        page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Space")
+    until(lambda: heads.count() == 2)
+    area = page.locator(".elude-map").bounding_box()
+    assert area is not None
+    page.keyboard.down("Shift")
+    page.mouse.move(area["x"] + 2, area["y"] + 2)
+    page.mouse.down()
+    page.mouse.move(area["x"] + area["width"] - 2, area["y"] + area["height"] - 2, steps=4)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    until(lambda: page.locator(".elude-map-node.chosen").count() == count)
+    nodes.nth(0).click()
+    until(lambda: heads.count() == 1)
+    meaning = f"meaning {time.monotonic():.0f}"
+    page.locator(".elude-name input").first.fill(meaning)
     page.keyboard.press("Tab")
     page.locator(".elude-rename").first.click()
-    page.get_by_text("is called 'my meaning' now").wait_for(timeout=20_000)
+    page.get_by_text(f"is called '{meaning}' now").wait_for(timeout=20_000)
+    until(lambda: page.locator(".elude-map-name").all_inner_texts().count(meaning) == 1)
 
 
 def use_image(page: Any, folder: Path) -> None:
@@ -230,6 +245,7 @@ def test_every_panel_in_jupyterlab_and_once_more_after_a_reload(page, lab, tmp_p
     before = shown.inner_text()
     slide(page, page.locator(".elude-place [role=slider]").first, times=3)
     until_it_changes(shown.inner_text, before)
+    use_concepts(page)
     use_steering(page)
     use_quiz(page)
 
@@ -237,5 +253,6 @@ def test_every_panel_in_jupyterlab_and_once_more_after_a_reload(page, lab, tmp_p
 def test_the_classroom_under_voila(page, classroom) -> None:
     page.goto(classroom, timeout=START)
     use_channels(page)
+    use_concepts(page)
     use_steering(page)
     use_quiz(page)

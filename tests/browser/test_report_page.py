@@ -92,7 +92,7 @@ def numbers(page: Page, column: int) -> list[float | None]:
 
 def test_the_page_shows_a_map_with_pictures(page: Page) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
-    nodes = page.locator(".map a")
+    nodes = page.locator(".elude-map a")
     expect(nodes).to_have_count(8)
     assert spread(nodes.first.locator("canvas")) > 20
     places = {tuple(node.bounding_box().values()) for node in nodes.all() if node.bounding_box()}  # type: ignore[union-attr]
@@ -123,7 +123,7 @@ def test_a_click_opens_a_concept_and_its_channel(page: Page) -> None:
     expect(panel.get_by_role("heading", level=3)).to_have_text("Concept 1, night sky")
     expect(panel).to_be_focused()
     expect(panel.locator(".tiles canvas")).to_have_count(8)
-    expect(panel.locator("svg.bars rect")).to_have_count(6)
+    expect(panel.locator("svg.elude-depth rect")).to_have_count(6)
     assert page.url.endswith("#concept-1")
     units = data(page, ".concepts[1].units")
     assert isinstance(units, list)
@@ -204,7 +204,7 @@ def test_the_list_is_searched_by_number_concept_and_name(page: Page) -> None:
 
 
 def test_everything_goes_by_keyboard(page: Page) -> None:
-    first = page.locator(".map a").first
+    first = page.locator(".elude-map a").first
     first.focus()
     reached = {page.evaluate("document.activeElement.hash")}
     for key in ["ArrowRight"] * 4 + ["ArrowDown"] * 4 + ["ArrowLeft"] * 8 + ["ArrowUp"] * 8:
@@ -213,7 +213,7 @@ def test_everything_goes_by_keyboard(page: Page) -> None:
     assert len(reached) >= 4
     at = page.evaluate("document.activeElement.hash")
     expect(page.locator(".peek a").first).to_have_attribute("href", at)
-    assert page.locator(".map a[tabindex='0']").count() == 1
+    assert page.locator(".elude-map a[tabindex='0']").count() == 1
     page.keyboard.press("Enter")
     expect(page.locator("#concept-view")).to_be_focused()
     page.keyboard.press("Tab")  # the switch
@@ -221,7 +221,7 @@ def test_everything_goes_by_keyboard(page: Page) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # Close
     expect(page.locator("#concept-view")).to_be_hidden()
-    expect(page.locator(f".map a[href='{at}']")).to_be_focused()
+    expect(page.locator(f".elude-map a[href='{at}']")).to_be_focused()
     page.locator("#channel-table thead button").first.focus()
     page.keyboard.press("Enter")
     assert numbers(page, 1) == [float(i) for i in range(24)]
@@ -235,14 +235,14 @@ def test_everything_goes_by_keyboard(page: Page) -> None:
 
 def test_the_map_is_zoomed_and_dragged_and_a_drag_opens_nothing(page: Page) -> None:
     def width() -> float:
-        boxes = [node.bounding_box() for node in page.locator(".map a").all()]
+        boxes = [node.bounding_box() for node in page.locator(".elude-map a").all()]
         lefts = [box["x"] for box in boxes if box]
         return max(lefts) - min(lefts)
 
     whole = width()
     page.get_by_role("button", name="Zoom in").click()
     assert 1.3 * whole < width() <= 1.51 * whole
-    first = page.locator(".map a").first
+    first = page.locator(".elude-map a").first
     page.get_by_role("button", name="Show the whole map").click()
     assert width() == pytest.approx(whole, rel=0.02)
     first.focus()
@@ -250,7 +250,7 @@ def test_the_map_is_zoomed_and_dragged_and_a_drag_opens_nothing(page: Page) -> N
         page.keyboard.press("+")
     expect(first).to_be_in_viewport()
     before = first.bounding_box()
-    area = page.locator(".map").bounding_box()
+    area = page.locator(".elude-map").bounding_box()
     assert before
     assert area
     x, y = before["x"] + before["width"] / 2, before["y"] + before["height"] / 2

@@ -13,7 +13,7 @@ import torch
 
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.figures import concept_atlas, concept_profile, theme
-from elude_nb.figures.theme import PAPER, THEMES
+from elude_nb.figures.theme import THEMES
 from elude_nb.interpret.concept_map import Atlas, lay_out
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.profiles import depth_profile, spatial_profile
@@ -132,7 +132,7 @@ def test_thousands_of_points_are_drawn_by_webgl() -> None:
 def test_the_map_follows_the_theme(gallery, name) -> None:
     with theme(name):
         figure = concept_atlas(gallery)
-    assert figure.layout.template.layout.paper_bgcolor == THEMES[name][PAPER]
+    assert figure.layout.template.layout.paper_bgcolor == THEMES[name]["paper"]
 
 
 # -------------------------------------------------------------------- profiles

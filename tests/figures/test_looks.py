@@ -18,7 +18,7 @@ from elude_nb.figures import (
     theme,
     unit_maps,
 )
-from elude_nb.figures.theme import INK, SETTINGS, THEMES, house_style
+from elude_nb.figures.theme import SETTINGS, THEMES, shade
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.profiles import depth_profile, route_table
 from tests.looks import FOLDER, drawings, made, rendered, stored, unlikeness
@@ -100,16 +100,13 @@ def test_themes(drawn) -> None:
     _, gallery = drawn
     with theme("dark"):
         picture = concept_profile(gallery, 2)
-    assert picture.axes[0].title.get_color() == INK
+    assert picture.axes[0].title.get_color() == THEMES["dark"]["ink"]
     background = rendered(picture).getpixel((2, 2))
     assert background == (0x11, 0x11, 0x11)
     assert rendered(concept_profile(gallery, 2)).getpixel((2, 2)) == (255, 255, 255)
     with pytest.raises(ValueError, match="Did you mean 'dark'"), theme("darc"):
         pass
-    with house_style():
-        from matplotlib.colors import to_hex
-
-        assert to_hex(INK) == THEMES["light"][INK]
+    assert shade("ink") == THEMES["light"]["ink"]
 
 
 def part_table(split, channel, by="contribution"):
@@ -162,7 +159,7 @@ def test_flows_balance_at_every_node(drawn, channel) -> None:
         else:
             assert into[number] == pytest.approx(out[number])
     assert "sub-units of channel" in figure.layout.meta["alt"]
-    few = routing_sankey(split, channel, most_blocks=1)
+    few = routing_sankey(split, channel, max_blocks=1)
     assert sum(label.startswith(("block", "other")) for label in few.data[0].node.label) == 2
 
 

@@ -13,7 +13,7 @@ import torch
 from elude_nb import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.figures import routing_bars, routing_sankey, theme
-from elude_nb.figures.theme import GREY, INK, THEMES
+from elude_nb.figures.theme import THEMES
 from elude_nb.interpret.profiles import route_table
 
 KINDS = ("split", "conv_split", "mlp_split")
@@ -89,7 +89,7 @@ def test_heads_are_told_apart(split) -> None:
 def test_what_flows_in_flows_out(kind, by, shared, request) -> None:
     split = request.getfixturevalue(kind)
     channel = split_channel(split)
-    figure = routing_sankey(split, channel, by=by, most=4, shared=shared)
+    figure = routing_sankey(split, channel, by=by, max_places=4, shared=shared)
     node, link = figure.data[0].node, figure.data[0].link
     into, out = np.zeros(len(node.label)), np.zeros(len(node.label))
     np.add.at(out, np.array(link.source), np.array(link.value))
@@ -112,7 +112,7 @@ def test_what_flows_in_flows_out(kind, by, shared, request) -> None:
 
 @pytest.mark.parametrize("detail", ["part", "head", "source"])
 def test_labels_of_a_column_have_room(split, detail) -> None:
-    figure = routing_sankey(split, split_channel(split), detail=detail, most=30)
+    figure = routing_sankey(split, split_channel(split), detail=detail, max_places=30)
     node, inside = figure.data[0].node, figure.layout.height - 56
     for column in {x for x in node.x if x is not None}:
         places = sorted(y * inside for x, y in zip(node.x, node.y, strict=True) if x == column)
@@ -132,8 +132,8 @@ def test_a_sankey_says_what_it_shows(split) -> None:
     assert all(text.startswith("<br>net sum ") for _, text in net)
     with theme("dark"):
         dark = routing_sankey(split, channel, shared=True)
-    assert dark.layout.template.layout.font.color == THEMES["dark"][INK]
-    assert THEMES["dark"][GREY] in dark.data[0].node.color
+    assert dark.layout.template.layout.font.color == THEMES["dark"]["ink"]
+    assert THEMES["dark"]["grey"] in dark.data[0].node.color
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,7 +141,7 @@ def test_a_sankey_says_what_it_shows(split) -> None:
 def test_bars_are_as_long_as_the_table_says(kind, detail, request) -> None:
     split = request.getfixturevalue(kind)
     channel = split_channel(split)
-    picture = routing_bars(split, channel, detail=detail, most=1000, shared=True)
+    picture = routing_bars(split, channel, detail=detail, max_places=1000, shared=True)
     containers: Any = picture.axes[0].containers
     bars = [bar for bars in containers for bar in bars]
     upright = detail == "part" or (detail is None and kind == "split")
@@ -153,7 +153,7 @@ def test_bars_are_as_long_as_the_table_says(kind, detail, request) -> None:
 
 
 def test_few_places_say_how_much_the_others_have(split) -> None:
-    picture = routing_bars(split, split_channel(split), detail="head", most=3)
+    picture = routing_bars(split, split_channel(split), detail="head", max_places=3)
     assert len(picture.axes[0].get_yticks()) == 3
     (text,) = (text.get_text() for text in picture.axes[0].texts)
     assert text.startswith("and 6 others, with ")
@@ -175,8 +175,8 @@ def test_sub_units_without_concepts(split) -> None:
     [
         (lambda s, c: route_table(s, c, detail="heads"), "Did you mean 'head'"),
         (lambda s, c: routing_bars(s, c, by="weight"), "by='weight'"),
-        (lambda s, c: routing_bars(s, c, detail="head", most=0), "most=0"),
-        (lambda s, c: routing_sankey(s, c, most_blocks=0), "most_blocks=0"),
+        (lambda s, c: routing_bars(s, c, detail="head", max_places=0), "max_places=0"),
+        (lambda s, c: routing_sankey(s, c, max_blocks=0), "max_blocks=0"),
         (lambda s, c: routing_sankey(s, -1), "channel=-1"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from elude_nb.figures import (
@@ -23,8 +23,6 @@ from elude_nb.figures import (
     tradeoff,
 )
 from elude_nb.figures.theme import (
-    INK,
-    PAPER,
     SEQUENCE,
     THEMES,
     current_theme,
@@ -49,14 +47,14 @@ def contrast(one: Colour, other: Colour) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_a_theme_reaches_what_was_drawn_before_in_another() -> None:
-    """matplotlib keeps resolved colours; a change of theme must not be answered from what it kept."""
-    with house_style():
-        assert to_hex(INK) == THEMES["light"][INK].lower()
-        with theme("dark"), house_style():
-            assert to_hex(INK) == THEMES["dark"][INK].lower()
-        assert to_hex(INK) == THEMES["light"][INK].lower()
-    assert to_hex(INK) == THEMES["light"][INK].lower()
+def test_a_theme_lasts_as_long_as_its_block() -> None:
+    with theme("dark"):
+        assert shade("ink") == THEMES["dark"]["ink"]
+        with house_style():
+            assert mpl.rcParams["text.color"] == THEMES["dark"]["ink"]
+        with theme("light"), house_style():
+            assert mpl.rcParams["text.color"] == THEMES["light"]["ink"]
+    assert shade("ink") == THEMES["light"]["ink"]
     assert current_theme() == "light"
 
 
@@ -64,21 +62,21 @@ def test_a_theme_ends_with_an_exception() -> None:
     with pytest.raises(KeyError), theme("dark"), house_style():
         raise KeyError
     assert current_theme() == "light"
-    assert to_hex(PAPER) == "#ffffff"
+    assert shade("paper").lower() == "#ffffff"
 
 
 def test_both_themes_have_the_same_names_and_dark_words_are_read() -> None:
     assert THEMES["light"].keys() == THEMES["dark"].keys()
     for name, colour in THEMES["dark"].items():
-        if name != PAPER:
-            assert contrast(to_rgb(colour), to_rgb(THEMES["dark"][PAPER])) >= 5, name
+        if name != "paper":
+            assert contrast(to_rgb(colour), to_rgb(THEMES["dark"]["paper"])) >= 5, name
     assert len({THEMES["dark"][name] for name in SEQUENCE}) == len(SEQUENCE)
 
 
 @pytest.mark.parametrize("name", ["light", "dark"])
 def test_nothing_looks_like_paper_and_much_stands_out(name) -> None:
     with theme(name):
-        paper = to_rgb(shade(PAPER))
+        paper = to_rgb(shade("paper"))
         for middle, end in ((diverging()(0.5), diverging()(1.0)), (diverging()(0.5), diverging()(0.0))):
             assert contrast(middle[:3], paper) < 1.25
             assert contrast(end[:3], paper) > 5
@@ -95,8 +93,8 @@ def test_words_are_read_on_any_grey(grey) -> None:
 def test_the_template_has_the_colours_of_the_theme(name) -> None:
     with theme(name):
         template = plotly_template()
-    assert template.layout.paper_bgcolor == THEMES[name][PAPER]
-    assert template.layout.font.color == THEMES[name][INK]
+    assert template.layout.paper_bgcolor == THEMES[name]["paper"]
+    assert template.layout.font.color == THEMES[name]["ink"]
     assert list(template.layout.colorway) == [THEMES[name][colour] for colour in SEQUENCE]
     assert go.Figure(layout={"template": template}).layout.template.layout.font.family.startswith("DejaVu")
 
@@ -119,7 +117,7 @@ def test_a_figure_draws_into_ones_own_axes(draw) -> None:
     assert not places[1].has_data()
     assert places[0].has_data() or places[0].images
     words = [text for text in places[0].findobj() if hasattr(text, "get_color")]
-    assert not [text for text in words if str(text.get_color()).startswith("elude:")]  # they know no theme any more
+    assert not [text for text in words if str(text.get_color()) in THEMES["dark"]]  # they know no theme any more
     assert dict(mpl.rcParams) == before
     picture: Any = draw(None)
     assert isinstance(picture, Picture)

@@ -180,10 +180,10 @@ def test_nothing_is_left_behind_after_success_and_failure(split, images) -> None
     ("output", "message"),
     [
         (99, "output=99"),
-        (lambda outputs: outputs, "one number an image"),
-        (lambda outputs: 3.0, "one number an image"),
-        (lambda outputs: outputs[:, 0] / 0, "not finite"),
-        (lambda outputs: outputs[:, 0].detach().requires_grad_(), "No gradient flows"),
+        (lambda outputs: outputs, r"\(1,\)"),
+        (lambda outputs: 3.0, r"\(1,\).*float"),
+        (lambda outputs: outputs[:, 0] / 0, "finite"),
+        (lambda outputs: outputs[:, 0].detach().requires_grad_(), "detach"),
     ],
 )
 def test_wrong_outputs_are_named(split, images, output, message) -> None:
@@ -192,11 +192,11 @@ def test_wrong_outputs_are_named(split, images, output, message) -> None:
 
 
 def test_wrong_settings_are_named(split, images) -> None:
-    with pytest.raises(ValueError, match="Did you mean 'gradient'"):
+    with pytest.raises(ValueError, match=r"'gradent'.*'gradient'"):
         attribute(split, images[:1], 0, methods="gradent")
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="image"):
         attribute(split, images[:0], 0)
-    with pytest.raises(ValueError, match="tokens="):
+    with pytest.raises(ValueError, match="tokens='pach'"):
         attribute(split, images[:1], 0, tokens="pach")
 
 
@@ -208,7 +208,7 @@ def test_half_precision_is_never_called_exact(smallest_images) -> None:
 
 
 def test_an_active_edit_is_not_attributed_a_second_time(split, images) -> None:
-    with split.edit(Edit.ablate(concept=2)), pytest.raises(EditError, match="attribute needs the model as it is"):
+    with split.edit(Edit.ablate(concept=2)), pytest.raises(EditError, match="attribute"):
         attribute(split, images[:1], 0)
 
 
@@ -228,7 +228,7 @@ def test_images_one_by_one_have_the_tables_as_means(split, images) -> None:
     assert found.completeness["relative_gap"]["integrated"] < 1e-9
 
 
-def test_what_no_sub_unit_owns_is_told(split, images) -> None:
+def test_what_no_sub_unit_owns_is_reported(split, images) -> None:
     found = attribute(split, images[:2], 1, methods="gradient")
     every = [(channel, 0) for channel in sorted({channel for channel, _ in sub_units(split)})]
     small = 1e-4

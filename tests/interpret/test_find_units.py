@@ -331,7 +331,7 @@ def test_without_concepts_across_channels_there_are_only_units(vit, images) -> N
     assert set(table["kind"]) == {"unit"}
     assert table["concept"].isna().all()
     assert (table["name"] == "").all()
-    with pytest.raises(ValueError, match="belong to no concept"):
+    with pytest.raises(ValueError, match="routing='concepts'"):
         find_units(split, images[:6], images[6:12], kind="concepts")
 
 
@@ -342,7 +342,7 @@ def test_without_a_split_channel_there_is_nothing_to_try(split, images) -> None:
         ("left alone",) * split.site.channels,
     )
     alone = dataclasses.replace(split, routing=whole)
-    with pytest.raises(ValueError, match="no channel was split"):
+    with pytest.raises(ValueError, match="kind='both'"):
         find_units(alone, images[:6], images[6:12])
 
 
@@ -399,15 +399,15 @@ def test_the_same_seed_gives_the_same_table(split) -> None:
 @pytest.mark.parametrize(
     ("counts", "settings", "message"),
     [
-        ((3, 8), {}, "3 positive images at fraction=0.5 are 1 to choose on and 2 to check on.*give at least 4"),
-        ((8, 1), {}, "1 negative images .* give at least 4"),
-        ((8, 8), {"fraction": 0.9}, "7 to choose on and 1 to check on.*bring fraction nearer to 0.5"),
-        ((8, 8), {"fraction": 1.0}, "fraction=1.0 is out of range"),
-        ((8, 8), {"level": 0.0}, "level=0.0 is out of range"),
-        ((8, 8), {"kind": "unit"}, "kind='unit' is not known.*Did you mean 'units'"),
-        ((8, 8), {"pool": "sum"}, "pool='sum' is not known; choose one of 'max', 'mean'"),
-        ((8, 8), {"tokens": "pixels"}, "tokens='pixels' is not known"),
-        ((8, 8), {"batch_size": 0}, "batch_size=0 is out of range"),
+        ((3, 8), {}, "3 positive .*fraction=0.5 .* 1 .* 2 .* 4"),
+        ((8, 1), {}, "1 negative .* 4"),
+        ((8, 8), {"fraction": 0.9}, "fraction=0.9 .* 7 .* 1 .*0.5"),
+        ((8, 8), {"fraction": 1.0}, "fraction=1.0"),
+        ((8, 8), {"level": 0.0}, "level=0.0"),
+        ((8, 8), {"kind": "unit"}, "kind='unit'.*'units'"),
+        ((8, 8), {"pool": "sum"}, "pool='sum'.*'max', 'mean'"),
+        ((8, 8), {"tokens": "pixels"}, "tokens='pixels'"),
+        ((8, 8), {"batch_size": 0}, "batch_size=0"),
     ],
 )
 def test_what_is_wrong_is_said(split, counts, settings, message) -> None:

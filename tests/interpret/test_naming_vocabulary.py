@@ -170,18 +170,18 @@ def test_a_clip_judge_is_an_encoder(split, pictures) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"texts": []}, "texts must be words or phrases"),
-        ({"texts": ["cat", " "]}, "none is empty"),
-        ({"texts": ["cat", "sea", "cat "]}, "hold 'cat' more than once"),
-        ({"template": "a photo"}, "has no place for a text"),
-        ({"draws": 100}, "draws=100 are too few to tell level=0.05 with 8 concepts; give at least 160"),
-        ({"draws": 0}, "draws=0 is out of range"),
-        ({"top": COUNT}, f"top={COUNT} is out of range"),
-        ({"level": 0}, "level=0.0 is out of range"),
-        ({"encode_texts": lambda texts: torch.eye(3)}, r"encode_texts gave \(3, 3\) for 4 texts"),
-        ({"encode_texts": lambda texts: torch.full((4, 5), torch.nan)}, "it must give .4, e. finite numbers"),
-        ({"encode_texts": lambda texts: torch.eye(4)}, "Images became 5 numbers and texts 4"),
-        ({"encode_images": lambda images: torch.zeros(5)}, r"encode_images gave \(5,\) for 16 images"),
+        ({"texts": []}, "texts"),
+        ({"texts": ["cat", " "]}, "texts"),
+        ({"texts": ["cat", "sea", "cat "]}, "'cat'"),
+        ({"template": "a photo"}, "template='a photo'"),
+        ({"draws": 100}, "draws=100 .* level=0.05 .* 8 .* 160"),
+        ({"draws": 0}, "draws=0"),
+        ({"top": COUNT}, f"top={COUNT}"),
+        ({"level": 0}, "level=0.0"),
+        ({"encode_texts": lambda texts: torch.eye(3)}, r"encode_texts .*\(3, 3\) .* 4"),
+        ({"encode_texts": lambda texts: torch.full((4, 5), torch.nan)}, r"encode_texts .*\(4, e\)"),
+        ({"encode_texts": lambda texts: torch.eye(4)}, " 5 .* 4"),
+        ({"encode_images": lambda images: torch.zeros(5)}, r"encode_images .*\(5,\) .* 16"),
     ],
 )
 def test_what_is_wrong_is_said(split, pictures, settings, message) -> None:
@@ -196,9 +196,9 @@ def test_what_is_wrong_is_said(split, pictures, settings, message) -> None:
 
 def test_wrong_kinds_are_said(split, pictures) -> None:
     encoder: Any = FakeEncoder(pictures, [])
-    with pytest.raises(TypeError, match=r"texts must be words or phrases, not 3 \(int\)"):
+    with pytest.raises(TypeError, match=r"texts .*3 \(int\)"):
         name_concepts_by_text(split, pictures, ["cat", 3], encoder)  # type: ignore[list-item]
-    with pytest.raises(TypeError, match=r"encoder must have encode_images and encode_texts.*not str"):
+    with pytest.raises(TypeError, match=r"encode_images.*encode_texts.*str"):
         name_concepts_by_text(split, pictures, ["cat"], "ViT-B-32")  # type: ignore[arg-type]
 
 
@@ -245,9 +245,9 @@ def test_open_clip_makes_an_encoder(open_clip) -> None:
 
 
 def test_open_clip_without_weights_is_refused(open_clip) -> None:
-    with pytest.raises(ValueError, match=r"'ViT-B-32' without weights is random; .* one of \['openai', 'laion2b'\]"):
+    with pytest.raises(ValueError, match=r"'ViT-B-32' .*\['openai', 'laion2b'\]"):
         open_clip_encoder("ViT-B-32")
-    with pytest.raises(ValueError, match=r"see open_clip\.list_pretrained"):
+    with pytest.raises(ValueError, match=r"'ViT-C' .*list_pretrained"):
         open_clip_encoder("ViT-C")
     assert open_clip.asked == []
     open_clip_encoder("hf-hub:someone/some-clip")  # brings its own

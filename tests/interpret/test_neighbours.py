@@ -47,7 +47,7 @@ def test_outputs_at_hand_are_taken(split, images) -> None:
     outputs = read_outputs(split.model, images[:6])
     given = find_neighbours(split, images[8], images[:6], {}, k=3, outputs=outputs)
     assert given.found == find_neighbours(split, images[8], images[:6], {}, k=3).found
-    with pytest.raises(ValueError, match="5 rows for 6 images"):
+    with pytest.raises(ValueError, match=r"5 .* 6 "):
         find_neighbours(split, images[8], images[:6], {}, outputs=outputs[:5])
 
 

@@ -36,7 +36,7 @@ def test_maps_of_units_are_those_of_their_channels(gallery) -> None:
     torch.testing.assert_close(maps[..., :-1], view.maps[..., 1:])
     mean = float(gallery.split.book.channel_mean()[3])
     torch.testing.assert_close(maps[..., -1], view.maps.sum(-1) - mean, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="There is no unit"):
+    with pytest.raises(ValueError, match=r"\(3, 9\)"):
         gallery.maps_of([(3, 9)])
 
 
@@ -50,7 +50,7 @@ def test_there_is_a_question_about_each_channel_and_one_of_its_sub_units(gallery
     assert [q.kind for q in questions] != sorted(q.kind for q in questions)  # mixed
 
 
-def test_the_unit_likes_all_images_but_the_intruder(gallery) -> None:
+def test_all_images_but_the_intruder_activate_the_unit(gallery) -> None:
     for question in make_questions(gallery, per_kind=8):
         values = activation(gallery, question)
         half = values.sort()[0][: len(values) // 2]
@@ -62,7 +62,7 @@ def test_the_unit_likes_all_images_but_the_intruder(gallery) -> None:
         assert len(set(trial.images)) == 5
 
 
-def test_of_few_images_only_the_very_best_are_liked(gallery) -> None:
+def test_of_few_images_only_the_very_best_are_shown(gallery) -> None:
     for question in make_questions(gallery, per_kind=8):
         best = activation(gallery, question).topk(5).indices.tolist()  # 4, and 1 for rounding
         odd = question.trial.images[question.trial.intruder]
@@ -106,17 +106,17 @@ def test_chosen_units_are_asked_about(gallery, split) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"per_kind": 0}, "per_kind=0 is out of range"),
-        ({"size": 2}, "size=2 is out of range"),
-        ({"size": 12}, "need 22 images to draw from; 20 are ready"),
-        ({"per_kind": 100}, "per_kind=100 asks for more"),
-        ({"units": [(0, 0)]}, "must be sub-units"),
-        ({"units": []}, "must be sub-units"),
-        ({"units": [(0, 77)]}, "There is no unit"),
-        ({"seed": -1}, "seed=-1 is out of range"),
+        ({"per_kind": 0}, "per_kind=0"),
+        ({"size": 2}, "size=2"),
+        ({"size": 12}, " 12 .* 22 .* 20 "),
+        ({"per_kind": 100}, "per_kind=100"),
+        ({"units": [(0, 0)]}, r"\(0, 0\)"),
+        ({"units": []}, r"units=\[\]"),
+        ({"units": [(0, 77)]}, r"\(0, 77\)"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
-def test_bad_settings_are_told(gallery, settings, message) -> None:
+def test_bad_settings_are_reported(gallery, settings, message) -> None:
     with pytest.raises(ValueError, match=message):
         make_questions(gallery, **settings)
 
@@ -154,13 +154,13 @@ def test_answers_are_counted_and_timed(gallery) -> None:
         graded = grade(trials, table.loc[table["kind"] == kind, "answer"].tolist())
         assert share.share == pytest.approx(graded.mean())  # one question a channel
         assert share.count == 4
-    with pytest.raises(ValueError, match="restart the quiz"):
+    with pytest.raises(ValueError, match="restart"):
         quiz.answer(0)
 
 
 def test_a_wrong_place_changes_nothing(gallery) -> None:
     quiz = Quiz(make_questions(gallery, per_kind=1))
-    with pytest.raises(ValueError, match="answer=5 is out of range: it must be between 0 and 4"):
+    with pytest.raises(ValueError, match=r"answer=5 .* 4"):
         quiz.answer(5)
     assert (len(quiz.results), quiz.answered) == (0, 0)
 
@@ -179,7 +179,7 @@ def test_rounds_are_kept_and_scored_one_by_one(gallery) -> None:
     assert [share.right for share in quiz.score().values()] == [0, 0]
     assert quiz.results["player"].tolist() == ["Ada", "Ada", "Bert", "Bert"]
     assert quiz.results["round"].tolist() == [1, 1, 2, 2]
-    with pytest.raises(ValueError, match="A round needs at least one question"):
+    with pytest.raises(ValueError, match="question"):
         quiz.restart([])
 
 
@@ -214,7 +214,7 @@ def test_without_answers_there_is_no_share() -> None:
         share_of(3, 2)
 
 
-def test_a_csv_is_written_whole_or_not_at_all(gallery, tmp_path: Path, monkeypatch) -> None:
+def test_a_csv_is_written_atomically(gallery, tmp_path: Path, monkeypatch) -> None:
     quiz = Quiz(make_questions(gallery, per_kind=2))
     while not quiz.finished:
         quiz.answer(0, 'Äda, "the first"')
@@ -243,7 +243,7 @@ def test_a_csv_is_written_whole_or_not_at_all(gallery, tmp_path: Path, monkeypat
 def test_before_the_first_round_there_is_nothing_to_answer() -> None:
     quiz = Quiz()
     assert (quiz.finished, quiz.round) == (True, 0)
-    with pytest.raises(ValueError, match="no question left"):
+    with pytest.raises(ValueError, match="restart"):
         quiz.answer(0)
 
 

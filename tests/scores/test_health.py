@@ -194,7 +194,7 @@ def test_columns_and_strengths_that_do_not_fit_are_refused() -> None:
     for function in (lambda x: linear_explained(values, values, values, x), lambda x: stability(values, x)):
         broken = values.clone()
         broken[3, 2] = torch.nan
-        with pytest.raises(ValueError, match="NaN or infinite values, the first in row 3, column 2"):
+        with pytest.raises(ValueError, match="row 3, column 2"):
             function(broken)
 
 

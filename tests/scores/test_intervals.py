@@ -86,5 +86,5 @@ def test_columns_and_lone_values_are_taken_and_infinite_ones_refused() -> None:
     assert mean_interval([2.5]) == Interval(2.5, 2.5, 2.5, 1)
     assert mean_interval([]).count == 0
     for wrong in (math.inf, -math.inf):
-        with pytest.raises(ValueError, match="1 of 2 values are infinite"):
+        with pytest.raises(ValueError, match="1 of 2"):
             mean_interval([1.0, wrong])

@@ -42,7 +42,7 @@ def slow_guess(images: tuple[int, ...], embeddings: torch.Tensor) -> int:
 
 
 def check_trial(trial: IntruderTrial, activations: torch.Tensor, size: int, top: int) -> None:
-    """Look up in the plain activations what a trial promises."""
+    """Check a trial against the activations."""
     column = activations[:, trial.unit].tolist()
     odd = trial.images[trial.intruder]
     others = [i for place, i in enumerate(trial.images) if place != trial.intruder]
@@ -56,7 +56,7 @@ def check_trial(trial: IntruderTrial, activations: torch.Tensor, size: int, top:
 @given(
     n=st.integers(8, 30), u=st.integers(1, 5), size=st.integers(3, 5), seed=st.integers(0, 999), sparse=st.booleans()
 )
-def test_a_trial_shows_what_the_unit_likes_and_one_image_that_it_does_not(n, u, size, seed, sparse) -> None:
+def test_a_trial_shows_best_images_of_the_unit_and_one_of_its_lower_half(n, u, size, seed, sparse) -> None:
     activations = drawn(n, 4, seed=seed)[0]
     activations = (activations - 0.8).relu() if sparse else activations.round(decimals=1)  # many ties, or some
     top = n // 2
@@ -68,7 +68,7 @@ def test_a_trial_shows_what_the_unit_likes_and_one_image_that_it_does_not(n, u, 
     assert [trial.unit for trial in trials] == [unit for unit in asked for _ in range(4)]
 
 
-def test_the_intruder_is_liked_by_another_unit_where_there_is_such_an_image() -> None:
+def test_the_intruder_is_a_best_image_of_another_unit_if_there_is_one() -> None:
     numbers = torch.arange(40.0)
     activations = torch.stack([-numbers, numbers], dim=1)
     activations[25:29, 1] += 100  # what unit 1 likes best, before 39, 38, 37 and 36
@@ -112,7 +112,7 @@ def test_order_of_images_and_scale_of_units_do_not_matter(seed) -> None:
     pd.testing.assert_series_equal(intruder_accuracy(scaled, 3 * embeddings, seed=seed), found)
 
 
-def test_units_that_like_too_few_images_get_no_trial_and_score_nothing() -> None:
+def test_units_with_too_few_best_images_get_no_trial_and_no_score() -> None:
     activations, embeddings = drawn(20, 4)
     activations[:, 1] = 2.5
     activations[:, 2] = 0
@@ -182,12 +182,12 @@ def test_the_result_prints_chance_interval_and_who_was_left_out() -> None:
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"size": 2}, "size=2 is out of range"),
+        ({"size": 2}, "size=2 "),
         ({"size": 8, "top": 6}, r"top=6 must lie between size - 1 = 7 and half of the 20 images"),
         ({"top": 11}, r"top=11 must lie between size - 1 = 4 and half of the 20 images"),
-        ({"trials_per_unit": 0}, "trials_per_unit=0 is out of range"),
-        ({"units": [2]}, "unit=2 is out of range: it must be between 0 and 1"),
-        ({"units": [-1]}, "unit=-1 is out of range"),
+        ({"trials_per_unit": 0}, "trials_per_unit=0 "),
+        ({"units": [2]}, r"unit=2 .*0 and 1"),
+        ({"units": [-1]}, "unit=-1 "),
     ],
 )
 def test_trials_that_cannot_be_are_refused(settings_, message) -> None:
@@ -198,13 +198,13 @@ def test_trials_that_cannot_be_are_refused(settings_, message) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     activations, embeddings = drawn(20, 2)
     trials = make_trials(activations)
-    with pytest.raises(ValueError, match="9 answers were given to 10 trials"):
+    with pytest.raises(ValueError, match=r"9 answers .* 10 trials"):
         grade(trials, [0] * 9)
-    with pytest.raises(ValueError, match="answer=5 is out of range: it must be between 0 and 4"):
+    with pytest.raises(ValueError, match=r"answer=5 .*0 and 4"):
         grade(trials, [0] * 9 + [5])
-    with pytest.raises(TypeError, match="answer must be a whole number"):
+    with pytest.raises(TypeError, match="answer "):
         grade(trials, [0] * 9 + [None])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="but only 3 images have embeddings"):
+    with pytest.raises(ValueError, match="3 images"):
         guess_by_embedding(trials, embeddings[:3])
     with pytest.raises(ValueError, match="over the same images"):
         intruder_accuracy(activations, embeddings[:19])
@@ -221,5 +221,5 @@ def test_without_trials_there_is_nothing_to_guess_grade_or_print() -> None:
     found = intruder_result(grade([], []))
     assert math.isnan(found.accuracy.mean)
     assert (found.accuracy.count, found.chance) == (0, 0.2)
-    with pytest.raises(ValueError, match="size=2 is out of range"):
+    with pytest.raises(ValueError, match="size=2 "):
         intruder_result(pd.Series([1.0]), size=2)

@@ -47,7 +47,7 @@ def numbered(n: int) -> ImageSet:
 
 
 class Spy:
-    """A judge that writes down which images it was shown, and finds all fit as well as it is told to."""
+    """A judge that records which images it was shown, and rates all with a given function."""
 
     def __init__(self, fit) -> None:
         self.fit, self.described, self.matched = fit, [], []  # type: ignore[var-annotated]
@@ -169,7 +169,7 @@ def test_constant_units_are_neither_described_nor_candidates() -> None:
     activations[:, 2] = 1.0
     judged = judge_units(activations, images, EmbeddingJudge(mean_colour), top=4, candidates=3)
     assert judged["unit"].tolist() == [0, 1, 3]
-    with pytest.raises(ValueError, match="3 live units are fewer than candidates=4"):
+    with pytest.raises(ValueError, match=r"3 live units .*candidates=4"):
         judge_units(activations, images, EmbeddingJudge(mean_colour), top=4, candidates=4)
     for unit in (2, 4, -1):
         with pytest.raises(ValueError, match=f"Unit {unit} is constant or does not exist"):
@@ -186,11 +186,11 @@ def test_what_is_no_fit_is_refused(fit) -> None:
 @pytest.mark.parametrize(
     ("shape", "images", "settings_", "message"),
     [
-        ((20, 3), 19, {}, "19 images and activations of 20"),
-        ((8, 3), 8, {"top": 9}, "top=9 is out of range: it must be between 2 and 8"),
-        ((8, 3), 8, {"top": 1}, "top=1 is out of range"),
-        ((8, 3), 8, {"candidates": 1}, "candidates=1 is out of range"),
-        ((8, 3), 8, {"candidates": 4}, "3 live units are fewer than candidates=4"),
+        ((20, 3), 19, {}, r"19 images .* 20"),
+        ((8, 3), 8, {"top": 9}, r"top=9 .*2 and 8"),
+        ((8, 3), 8, {"top": 1}, "top=1 "),
+        ((8, 3), 8, {"candidates": 1}, "candidates=1 "),
+        ((8, 3), 8, {"candidates": 4}, r"3 live units .*candidates=4"),
     ],
 )
 def test_questions_that_cannot_be_put_are_refused(shape, images, settings_, message) -> None:
@@ -211,7 +211,7 @@ def test_shares_of_ranks_are_means_with_their_intervals() -> None:
     found = mean_interval([1.0, 0.0, 0.0, 1.0])
     assert (table["low"][0], table["high"][0]) == (found.low, found.high)
     assert rank_scores(judged.assign(candidates=2), ranks=[4])["chance"].tolist() == [1.0]
-    with pytest.raises(ValueError, match="ranks=0 is out of range"):
+    with pytest.raises(ValueError, match="ranks=0 "):
         rank_scores(judged, ranks=[0])
 
 
@@ -351,7 +351,7 @@ def test_answers_that_say_nothing_are_refused_with_the_words_that_came() -> None
         with pytest.raises(ValueError, match=f"'some-model' was asked for a number .* and answered '{answer}"):
             judge.match("wheels", [])
     for _ in range(3):
-        with pytest.raises(ValueError, match="'some-model' gave an empty answer; does it take images"):
+        with pytest.raises(ValueError, match="some-model"):
             judge.describe([])
 
 
@@ -362,7 +362,7 @@ def test_what_is_no_chat_client_is_refused(client) -> None:
 
 
 def test_a_chat_judge_ranks_units() -> None:
-    """A client that looks at the images: it names the colour, and marks by it."""
+    """A client that looks at the images: it names the colour, and rates by it."""
 
     def answer(model, messages):
         words, *sent = messages[0]["content"]
@@ -387,7 +387,7 @@ def word_vectors(texts) -> torch.Tensor:
     return torch.tensor([WORDS[text] for text in texts]).double()
 
 
-def test_the_clip_judge_names_the_nearest_phrase_and_marks_by_it() -> None:
+def test_the_clip_judge_names_the_nearest_phrase_and_rates_by_it() -> None:
     images, activations = coloured(3, 8)
     calls = []
     judge = ClipJudge(mean_colour, lambda texts: calls.append(list(texts)) or word_vectors(texts), tuple(WORDS))  # type: ignore[func-returns-value]
@@ -484,5 +484,5 @@ def test_a_model_judges_by_its_outputs_less_their_mean(mlp, smallest_images) -> 
 
 @pytest.mark.parametrize("side", [0, -1])
 def test_images_of_no_size_cannot_be_sent(side) -> None:
-    with pytest.raises(ValueError, match=f"side={side} is out of range"):
+    with pytest.raises(ValueError, match=f"side={side} "):
         ChatJudge(Client(), "some-model", side=side)

@@ -161,11 +161,11 @@ def test_a_channel_of_one_concept_is_not_split() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"concepts": 1}, "concepts=1 is out of range: it must be between 2 and 64"),
-        ({"concepts": 65, "images": 100}, "concepts=65 is out of range"),
-        ({"concepts_per_channel": 13}, "concepts_per_channel=13 is out of range: it must be between 1 and 12"),
-        ({"sources_per_concept": 0}, "sources_per_concept=0 is out of range"),
-        ({"images": 11}, "images=11 is out of range: it must be at least 12"),
+        ({"concepts": 1}, r"concepts=1 .*2 and 64"),
+        ({"concepts": 65, "images": 100}, "concepts=65 "),
+        ({"concepts_per_channel": 13}, r"concepts_per_channel=13 .*1 and 12"),
+        ({"sources_per_concept": 0}, "sources_per_concept=0 "),
+        ({"images": 11}, r"images=11 .* 12"),
         ({"channels": 3}, "3 channels of 3 concepts .* 12 concepts"),
         ({"noise": -0.1}, r"noise=-0\.1 must be 0 or a positive number"),
         ({"noise": float("nan")}, "noise=nan must be"),

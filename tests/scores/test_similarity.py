@@ -120,12 +120,12 @@ def test_constant_units_and_lone_images_have_no_score() -> None:
 def test_bad_input_is_refused(score) -> None:
     activations, embeddings = drawn(8, 3, 4)
     activations[2, 1] = torch.nan
-    with pytest.raises(ValueError, match="NaN or infinite values, the first in row 2, column 1"):
+    with pytest.raises(ValueError, match="row 2, column 1"):
         score(activations, embeddings)
     with pytest.raises(ValueError, match="over the same images"):
         score(torch.rand(8, 3), embeddings[:5])
     if score is not monosemanticity:
-        with pytest.raises(ValueError, match="of 8 images cannot be chosen"):
+        with pytest.raises(ValueError, match="8 images"):
             score(torch.rand(8, 3), embeddings, 9)
     with pytest.raises(ValueError, match=r"must be \(n, p, u\) and \(n, p, e\)"):
         localised_monosemanticity(torch.rand(3, 4, 2), torch.rand(3, 5, 6))
@@ -188,7 +188,7 @@ def test_localised_score_takes_arrays_gradients_and_no_units_and_its_seed_decide
     assert other["random"].tolist() != found["random"].tolist()
     assert localised_monosemanticity(heat[:, :, :0], patches).shape == (0, 2)
     heat[1, 2, 0] = torch.nan
-    with pytest.raises(ValueError, match="heat or patches hold NaN"):
+    with pytest.raises(ValueError, match="heat"):
         localised_monosemanticity(heat, patches)
     with pytest.raises(ValueError, match=r"must be \(n, p, u\) and \(n, p, e\)"):
         localised_monosemanticity(torch.rand(0, 4, 2), torch.rand(0, 4, 6))
@@ -198,7 +198,7 @@ def test_localised_score_takes_arrays_gradients_and_no_units_and_its_seed_decide
 def test_too_few_best_images_to_compare_are_refused(score, least) -> None:
     activations, embeddings = drawn(8, 3, 4)
     assert len(score(activations, embeddings, least)) == 3
-    with pytest.raises(ValueError, match=f"k={least - 1} is out of range"):
+    with pytest.raises(ValueError, match=f"k={least - 1} "):
         score(activations, embeddings, least - 1)
 
 

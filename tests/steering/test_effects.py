@@ -267,7 +267,7 @@ def test_a_fitted_head_can_be_given(mlp_split, smallest_images) -> None:
     }
 
 
-def test_controls_that_cannot_be_had_are_named(mlp_split) -> None:
+def test_controls_that_an_edit_does_not_have_are_named(mlp_split) -> None:
     images, concept = random_images(30, 8, seed=3), concepts_of(mlp_split)[0]
     found = measure(mlp_split, Edit.clamp(concept=concept, high=0.1), images, controls=tuple(CONTROLS))
     assert found.table["method"].tolist() == ["edit", "random concept"]
@@ -275,11 +275,12 @@ def test_controls_that_cannot_be_had_are_named(mlp_split) -> None:
         c for c in CONTROLS if c != "random concept"
     ]
     assert all(note.partition(" left out: ")[2] for note in found.left_out)
-    assert "A clamp on a concept" in found.left_out[0]
-    assert "does not take away one share" in found.left_out[1]
+    assert "clamp" in found.left_out[0]
+    assert "share" in found.left_out[1]
     assert "random sub-units left out" in found._repr_html_()
     shared = measure(mlp_split, Edit.ablate(unit=(0, 0)), images, controls="mean direction")
-    assert shared.left_out == ("mean direction left out: the edited sub-units have no concept.",)
+    (reason,) = shared.left_out
+    assert reason.startswith("mean direction left out: ")
 
 
 def test_few_images_leave_out_the_autoencoder_and_go_on(mlp_split) -> None:
@@ -424,33 +425,33 @@ def refusals(split: Disentanglement) -> dict[str, tuple[type[Exception], str, Ca
 
     return {
         "schedule": case(EditError, "schedule", edit.at(1.0) + ablation(split, strength=[0.0, 1.0]), images),
-        "nothing": case(EditError, "changes something", Edit(), images),
-        "no such concept": case(EditError, "There is no concept 99", Edit.ablate(concept=99), images),
-        "no edit": case(TypeError, "An Edit is needed", "ablate", images),
+        "nothing": case(EditError, "effect", Edit(), images),
+        "no such concept": case(EditError, "99", Edit.ablate(concept=99), images),
+        "no edit": case(TypeError, "'ablate'", "ablate", images),
         "another split": case(ModelMismatchError, "another", replace(edit, made_for="another"), images),
-        "no labels": case(ValueError, "needs images with labels", edit, without_labels(images)),
-        "no labels to fit": case(ValueError, "needs images with labels", edit, images, fit=without_labels(images)),
-        "no labels to measure": case(ValueError, "needs images with labels", edit, without_labels(images), fit=images),
-        "one label": case(ValueError, "to measure on are all labelled", edit, one_label),
-        "one label to choose": case(ValueError, "to choose on are all labelled", edit, images, fit=one_label),
-        "label not fitted": case(ValueError, r"some images are labelled \['label 3'\]", edit, others, fit=images),
-        "label of no class": case(ValueError, "The head knows", edit, others, head=Given()),
+        "no labels": case(ValueError, "labels", edit, without_labels(images)),
+        "no labels to fit": case(ValueError, "labels", edit, images, fit=without_labels(images)),
+        "no labels to measure": case(ValueError, "labels", edit, without_labels(images), fit=images),
+        "one label": case(ValueError, "measure.*label 0", edit, one_label),
+        "one label to choose": case(ValueError, "choose.*label 0", edit, images, fit=one_label),
+        "label not fitted": case(ValueError, r"\['label 3'\]", edit, others, fit=images),
+        "label of no class": case(ValueError, "label 3", edit, others, head=Given()),
         "no common label": case(
             ValueError,
-            "No label is among both",
+            r"\['label 0', 'label 1'\].*\['label 2', 'label 3'\]|\['label 2', 'label 3'\].*\['label 0', 'label 1'\]",
             edit,
             images.with_labels([f"label {i % 2}" for i in range(24)]),
             fit=images.with_labels([f"label {i % 2 + 2}" for i in range(24)]),
             head=own,
         ),
-        "target": case(ValueError, "target='label 9' is not known", edit, images, target="label 9"),
-        "target not shown": case(ValueError, "target='label 4' is not known", edit, images, head=own, target="label 4"),
-        "control": case(ValueError, "controls='luck' is not known", edit, images, controls=["luck"]),
-        "head": case(ValueError, "head='svm' is not known", edit, images, head="svm"),
-        "nan": case(EditError, "must be finite", edit, images, strengths=[0.5, math.nan]),
-        "infinity": case(EditError, "must be finite", edit, images, strengths=[math.inf]),
-        "draws": case(ValueError, "draws=0 is out of range", edit, images, draws=0),
-        "batch size": case(ValueError, "batch_size=0 is out of range", edit, images, batch_size=0),
+        "target": case(ValueError, "target='label 9'", edit, images, target="label 9"),
+        "target not shown": case(ValueError, "target='label 4'", edit, images, head=own, target="label 4"),
+        "control": case(ValueError, "controls='luck'", edit, images, controls=["luck"]),
+        "head": case(ValueError, "head='svm'", edit, images, head="svm"),
+        "nan": case(EditError, "nan", edit, images, strengths=[0.5, math.nan]),
+        "infinity": case(EditError, "inf", edit, images, strengths=[math.inf]),
+        "draws": case(ValueError, "draws=0", edit, images, draws=0),
+        "batch size": case(ValueError, "batch_size=0", edit, images, batch_size=0),
     }
 
 
@@ -462,7 +463,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_told_before_anything_runs(mlp_split, name) -> None:
+def test_mistakes_are_reported_before_anything_runs(mlp_split, name) -> None:
     network, passes = mlp_split.model.network, []
     handle = network.register_forward_pre_hook(lambda *_: passes.append(1))
     cases = refusals(mlp_split)
@@ -479,7 +480,7 @@ def test_mistakes_are_told_before_anything_runs(mlp_split, name) -> None:
 
 
 def test_a_mask_of_zeros_is_refused(split) -> None:
-    with pytest.raises(EditError, match="The mask is 0 everywhere"):
+    with pytest.raises(EditError, match="mask"):
         measure(split, ablation(split, mask=np.zeros((4, 4))), random_images(12, 32))
 
 

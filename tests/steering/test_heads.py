@@ -77,7 +77,7 @@ def test_a_logit_has_gradients() -> None:
     torch.testing.assert_close(found, probe.logits(x[:4])[:, 1])
     found.sum().backward()
     torch.testing.assert_close(wanted.grad, probe.weight[1].expand(4, -1))
-    with pytest.raises(ValueError, match=r"label='class 9' is not known.*Did you mean"):
+    with pytest.raises(ValueError, match=r"label='class 9'.*'class 1'"):
         probe.logit("class 9")
 
 
@@ -124,7 +124,7 @@ def test_the_models_own_classifier(vit: Model, images: ImageSet) -> None:
     expected = logits.exp() / logits.exp().sum(1, keepdim=True)
     torch.testing.assert_close(head.probabilities(logits), expected)
     assert head.name == "own classifier"
-    with pytest.raises(ValueError, match=r"2 classes were named for outputs of shape \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"2 .*\(3, 5\)"):
         OwnClassifier(("a", "b")).read(vit, batch)
 
 
@@ -132,7 +132,7 @@ def test_classes_are_looked_up() -> None:
     head = OwnClassifier(("cat", "dog"))
     assert class_number(head, "dog") == 1
     assert class_codes(head, ["dog", "cat", "dog"]).tolist() == [1, 0, 1]
-    with pytest.raises(ValueError, match="Did you mean 'cat'"):
+    with pytest.raises(ValueError, match=r"'cats'.*'cat'"):
         class_codes(head, ["cat", "cats"])
 
 
@@ -141,17 +141,17 @@ def test_bad_input_is_refused_before_the_model_runs(mlp: Model, smallest_images:
     handle = mlp.network.register_forward_hook(lambda *_: passes.append(1))
     unlabelled = dataclasses.replace(smallest_images, labels=None)
     try:
-        with pytest.raises(ValueError, match="kind='svm' is not known"):
+        with pytest.raises(ValueError, match="kind='svm'"):
             fit_head(mlp, smallest_images, "svm")
-        with pytest.raises(ValueError, match="no labels to fit a head on"):
+        with pytest.raises(ValueError, match="labels="):
             fit_head(mlp, unlabelled)
-        with pytest.raises(ValueError, match="3 labels were given for 40 images"):
+        with pytest.raises(ValueError, match=r"3 .* 40"):
             fit_head(mlp, smallest_images, labels=["a", "b", "c"])
-        with pytest.raises(ValueError, match="batch_size=0 is out of range"):
+        with pytest.raises(ValueError, match="batch_size=0"):
             fit_head(mlp, smallest_images, batch_size=0)
-        with pytest.raises(ValueError, match="A head tells classes apart"):
+        with pytest.raises(ValueError, match=r"\['a'\]"):
             fit_head(mlp, smallest_images, labels=["a"] * 40)
-        with pytest.raises(ValueError, match="k=41 is out of range"):
+        with pytest.raises(ValueError, match="k=41"):
             fit_head(mlp, smallest_images, "knn", k=41)
     finally:
         handle.remove()
@@ -160,12 +160,12 @@ def test_bad_input_is_refused_before_the_model_runs(mlp: Model, smallest_images:
 
 def test_bad_outputs_are_refused() -> None:
     x, labels, _ = outputs_and_labels(3)
-    with pytest.raises(ValueError, match="k=0 is out of range"):
+    with pytest.raises(ValueError, match="k=0"):
         fit_on_outputs(x, labels, "knn", k=0)
     for kind in ("probe", "knn"):
-        with pytest.raises(ValueError, match="59 labels"):
+        with pytest.raises(ValueError, match=r"59 .* 60"):
             fit_on_outputs(x, labels[:-1], kind)
-        with pytest.raises(ValueError, match="all 60 images are labelled"):
+        with pytest.raises(ValueError, match=r"\['one'\]"):
             fit_on_outputs(x, ["one"] * 60, kind)
-    with pytest.raises(ValueError, match="kind='none' is not known"):
+    with pytest.raises(ValueError, match="kind='none'"):
         fit_on_outputs(x, labels, "none")

@@ -124,7 +124,7 @@ def test_an_active_edit_is_refused(split, images) -> None:
             lambda: live.steer(seen, {0: 0.0}),
             lambda: live.steer(seen, {}),
         ):
-            with pytest.raises(EditError, match="live steering needs the model as it is"):
+            with pytest.raises(EditError, match="live steering"):
                 act()
     assert live.steer(seen, {}).largest == 0.0
 
@@ -132,19 +132,19 @@ def test_an_active_edit_is_refused(split, images) -> None:
 def test_concepts_are_found_by_number_and_by_name(split) -> None:
     live = LiveSteering(split.with_names({2: "stripes"}))
     assert (live.number("stripes"), live.number(2)) == (2, 2)
-    with pytest.raises(EditError, match=r"No concept is called 'strips'.*Did you mean 'stripes'"):
+    with pytest.raises(EditError, match=r"'strips'.*'stripes'"):
         live.number("strips")
-    with pytest.raises(EditError, match="There is no concept 99; this split has 0 to 7"):
+    with pytest.raises(EditError, match=r"99.* 7"):
         live.number(99)
 
 
 def test_without_concepts_there_is_nothing_to_steer(split) -> None:
     without = replace(split, routing=replace(split.routing, concepts=torch.full_like(split.routing.concepts, -1)))
-    with pytest.raises(EditError, match="no concepts that go through all channels"):
+    with pytest.raises(EditError, match="concepts"):
         LiveSteering(without)
 
 
-def test_tokens_that_are_not_there_are_told_at_once(conv_split) -> None:
+def test_tokens_that_are_not_there_are_reported_at_once(conv_split) -> None:
     with pytest.raises(EditError):
         LiveSteering(conv_split, tokens="class")
 

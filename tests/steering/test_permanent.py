@@ -238,11 +238,11 @@ def test_what_cannot_be_made_permanent_is_refused(tmp_path) -> None:
     for make in (make_permanent, lambda s, e: save_permanent(s, e, tmp_path / "edited.pt2")):
         with pytest.raises(EditError, match="schedule"):
             make(split, Edit.ablate(concept=concept, strength=[0.0, 1.0]))
-        with pytest.raises(EditError, match="There is no concept 99"):
+        with pytest.raises(EditError, match="99"):
             make(split, Edit.ablate(concept=99))
         with pytest.raises(ModelMismatchError):
             make(split, Edit(Edit.ablate(concept=concept).changes, made_for="another"))
-        with pytest.raises(TypeError, match="An Edit is needed"):
+        with pytest.raises(TypeError, match="'ablate'"):
             make(split, "ablate")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
@@ -251,7 +251,7 @@ def test_an_active_edit_must_be_left_first() -> None:
     """A copy would go on doing it, as long as the block lasts."""
     split = made_split("fc2")
     edit = affine_edits("fc2")[0]
-    with split.edit(edit), pytest.raises(EditError, match="make_permanent needs the model as it is"):
+    with split.edit(edit), pytest.raises(EditError, match="make_permanent"):
         make_permanent(split, edit)
     assert_equal_outputs(split, edit, make_permanent(split, edit), 1e-12)
 
@@ -293,7 +293,7 @@ def test_blocks_of_another_build_are_refused(block, tmp_path) -> None:
         outputs(split.model, batch)
     )  # the live edit works
     for make in (make_permanent, lambda s, e: save_permanent(s, e, tmp_path / "edited.pt2")):
-        with pytest.raises(SiteError, match=r"cannot be made permanent.*no plain pre-norm blocks"):
+        with pytest.raises(SiteError, match="stream"):
             make(split, Edit.ablate(concept=concept))
     assert list(tmp_path.iterdir()) == []
     layer = disentangle(split.model, images, "blocks.1.mlp.fc2", concepts=5, units=3, progress=False)

@@ -55,9 +55,9 @@ def test_a_site_with_one_vector_an_image(mlp_split, smallest_images) -> None:
 
 
 def test_wrong_arguments_are_named(split, images) -> None:
-    with pytest.raises(EditError, match="no concept 99"):
+    with pytest.raises(EditError, match="99"):
         transplant(split, images[0], 99)
-    with pytest.raises(EditError, match="No concept is called 'cat'"):
+    with pytest.raises(EditError, match="'cat'"):
         transplant(split, images[0], "cat")
     with pytest.raises(ValueError, match="share"):
         transplant(split, images[0], 1, share=2)
