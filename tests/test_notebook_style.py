@@ -1,6 +1,7 @@
 """Notebooks are short cells of library calls between paragraphs, stored without outputs."""
 
 import ast
+import importlib
 import json
 import statistics
 from pathlib import Path
@@ -47,6 +48,18 @@ def test_logic_lives_in_the_library(path: Path) -> None:
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)
         ]
         assert not defined, source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_imports_exist_and_are_not_deprecated(path: Path) -> None:
+    """A kernel only prints a DeprecationWarning. A module's own name is its present path, whoever imported it first."""
+    nodes = [node for source in code_of(path) for node in ast.parse(source).body]
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports
+    for node in imports:
+        exec(ast.unparse(node), {})  # noqa: S102 - the notebook's own lines
+        for name in [node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names]:
+            assert importlib.import_module(str(name)).__name__ == name
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

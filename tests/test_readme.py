@@ -1,8 +1,11 @@
 """The README's first screen: one sentence, one picture, two commands, and figures that were filled in."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
+
+import elude_nb
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,6 +29,17 @@ def test_they_stand_on_the_first_screen() -> None:
 def test_pictures_and_links_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_python_blocks_use_names_that_exist() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse("\n".join(blocks)))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "en"
+    }
+    assert {"disentangle", "verify"} <= used
+    assert not [name for name in used if not hasattr(elude_nb, name)]
 
 
 def test_no_figure_was_left_to_fill_in() -> None:
