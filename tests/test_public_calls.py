@@ -1,6 +1,7 @@
 """Every public call on a model that is listened to, edited, interrupted or changed: right, or refused.
 
-``docs/calls.md`` says for each call whether it may run inside an edit; the table is read here and held against the code.
+``docs/calls.md`` says for each call whether it may run inside an edit; the table is read here and held against the
+code.
 """
 
 from __future__ import annotations
