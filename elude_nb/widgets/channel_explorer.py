@@ -232,7 +232,7 @@ def _orders(split: Disentanglement, scores: pd.DataFrame | None) -> dict[str, li
             for kind in ("sub-unit", "channel")
         )
         gains = (after - before).drop(columns="unit").dropna(axis=1, how="all").reindex(range(split.site.channels))
-        values |= {f"gain in {in_words(column)}": gains[column].fillna(-float("inf")) for column in gains}
+        values |= {f"gain in {in_words(str(column))}": gains[column].fillna(-float("inf")) for column in gains}
     whole = ~split.channels["split"]
     return {
         name: pd.DataFrame({"whole": whole & (name != "number"), "value": -value})

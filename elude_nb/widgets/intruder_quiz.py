@@ -95,7 +95,7 @@ class IntruderQuiz(GalleryPanel):
         self.begin()
 
     def _build(self) -> None:
-        hint = {"placeholder": "your name, if you like", "layout": {}, "style": {}}
+        hint: dict[str, Any] = {"placeholder": "your name, if you like", "layout": {}, "style": {}}
         self._player = parts.make(ipywidgets.Text, "player", "player", **hint)
         ipywidgets.link((self, "player"), (self._player, "value"))
         hint = {"tooltip": "begin again with other questions; results are kept"}

@@ -155,8 +155,8 @@ class SteeringPanel(GalleryPanel):
         """Return the slider of a concept, and it beside the button that removes it."""
         if concept not in self._rows:
             name, remove = self._name(concept), partial(self.remove, concept)
-            look = {"layout": {"width": "440px"}, "style": {"description_width": "180px"}}
-            ends = {"value": UNCHANGED, "max": STRONGEST, "step": 0.05}
+            look: dict[str, Any] = {"layout": {"width": "440px"}, "style": {"description_width": "180px"}}
+            ends: dict[str, Any] = {"value": UNCHANGED, "max": STRONGEST, "step": 0.05}
             slider = parts.make(ipywidgets.FloatSlider, name, f"strength-{concept}", self._slide, **ends, **look)
             look = {"tooltip": f"remove {name}", "layout": {"width": "auto"}}
             button = parts.make_button("remove", f"remove-{concept}", remove, **look)
