@@ -201,28 +201,18 @@ class ChannelExplorer(GalleryPanel):
         reason = f": {view.reason}" if whole else ""
         title = Markup('<h4 style="margin:0.4em 0">Channel {}{}</h4>').format(self.channel, reason)
         self._grid.value = title + exemplar_grid(found, colours)
-        self._table.value = parts.fill("units.html", units=self._units(view, found, colours))
+        self._table.value = parts.fill(
+            "units.html",
+            units=view.units.assign(concept=view.units["concept"].astype(object).fillna("")).to_dict("records"),
+            colours=dict(zip(found.units, colours, strict=True)),
+            similarity=dict(zip(found.units, found.similarity, strict=True)),
+            charts={unit: depth_chart(table) for unit, table in gallery.depths(view).items()},
+        )
         if self.channel in self._listed:  # the controls show what is shown, whoever changed it
             self._place.value = self._listed.index(self.channel) + 1
         self._k.value, self._rho.value = self.units, self.shared
         what = "not split" if whole else f"{len(view.units) - 1} sub-units"
         self.say(f"Channel {self.channel}: {what}, on {self.describe_images()}.")
-
-    def _units(self, view: ChannelView, exemplars: Exemplars, colours: list[str]) -> list[dict[str, Any]]:
-        """Return the rows of the table of units: those of the view, with a colour and a chart of contributions."""
-        colour_of = dict(zip(exemplars.units, colours, strict=True))
-        similarity = dict(zip(exemplars.units, exemplars.similarity, strict=True))
-        depths = self.gallery.depths(view)
-        return [
-            {
-                **row,
-                "concept": "" if pd.isna(row["concept"]) else row["concept"],
-                "colour": colour_of.get(row["unit"], "inherit"),
-                "alike": f"{similarity[row['unit']]:.2f}" if row["unit"] in similarity else "",
-                "chart": depth_chart(depths[row["unit"]]) if row["unit"] in depths else "",
-            }
-            for row in view.units.to_dict("records")
-        ]
 
     def static_html(self) -> Markup:
         """Return the channel that is shown."""
@@ -242,7 +232,7 @@ def _orders(split: Disentanglement, scores: pd.DataFrame | None) -> dict[str, li
             for kind in ("sub-unit", "channel")
         )
         gains = (after - before).drop(columns="unit").dropna(axis=1, how="all").reindex(range(split.site.channels))
-        values |= {f"gain in {in_words(column)}": gains[column].fillna(-float("inf")) for column in gains}
+        values |= {f"gain in {in_words(str(column))}": gains[column].fillna(-float("inf")) for column in gains}
     whole = ~split.channels["split"]
     return {
         name: pd.DataFrame({"whole": whole & (name != "number"), "value": -value})

@@ -85,7 +85,7 @@ class ConceptAtlas(GalleryPanel):
 
     def _build(self) -> None:
         narrow = {"style": {"description_width": "70px"}}
-        text = {"continuous_update": False, **narrow}
+        text: dict[str, Any] = {"continuous_update": False, **narrow}
         self.map = ConceptMap()
         self._choice = parts.make(
             ipywidgets.Dropdown, "concept", "concept", self._choose, options=self._options(), **narrow
@@ -173,7 +173,7 @@ class ConceptAtlas(GalleryPanel):
         self._paint_chosen()
 
     def _paint_map(self) -> None:
-        table = self._atlas.concepts.assign(src=self._thumbnails)
+        table: Any = self._atlas.concepts.assign(src=self._thumbnails)
         table[["x", "y"]] = fill_square(self._atlas.positions).round(4)
         counts = "{sub_units} sub-units in {channels} channels, {tokens:,} tokens"
         self.map.concepts = [

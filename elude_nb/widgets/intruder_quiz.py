@@ -95,7 +95,7 @@ class IntruderQuiz(GalleryPanel):
         self.begin()
 
     def _build(self) -> None:
-        hint = {"placeholder": "your name, if you like", "layout": {}, "style": {}}
+        hint: dict[str, Any] = {"placeholder": "your name, if you like", "layout": {}, "style": {}}
         self._player = parts.make(ipywidgets.Text, "player", "player", **hint)
         ipywidgets.link((self, "player"), (self._player, "value"))
         hint = {"tooltip": "begin again with other questions; results are kept"}
@@ -241,15 +241,9 @@ class IntruderQuiz(GalleryPanel):
         """Return the questions of this round as a sheet to print, with the answers folded away."""
         if not self._quiz.round:
             return Markup("<p>{}</p>").format(self.message)
-        questions = [
-            [
-                tile(self.gallery.pictures_of(image), f"question {number}, image {place}", side=_SMALL_SIDE)
-                for place, image in enumerate(question.trial.images, 1)
-            ]
-            for number, question in enumerate(self.questions, 1)
-        ]
-        answers = [f"image {question.trial.intruder + 1} ({_name_unit(question)})" for question in self.questions]
-        return parts.fill("quiz_sheet.html", questions=questions, answers=answers)
+        show = partial(tile, side=_SMALL_SIDE)
+        pictures = self.gallery.pictures_of
+        return parts.fill("quiz_sheet.html", questions=self.questions, tile=show, pictures=pictures, name=_name_unit)
 
 
 def _name_unit(question: Question) -> str:

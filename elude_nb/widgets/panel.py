@@ -49,11 +49,8 @@ class Panel(ipywidgets.VBox):
         raise NotImplementedError
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        found = super()._repr_mimebundle_(**kwargs)
-        bundle, metadata = found if isinstance(found, tuple) else (found, {})
-        if bundle is not None:
-            bundle = {**bundle, "text/html": str(parts.fill("fallback.html", content=self.static_html()))}
-        return (bundle, metadata) if isinstance(found, tuple) else bundle
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return {**bundle, "text/html": str(parts.fill("fallback.html", content=self.static_html()))}
 
 
 class GalleryPanel(Panel):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -154,8 +155,8 @@ class SteeringPanel(GalleryPanel):
         """Return the slider of a concept, and it beside the button that removes it."""
         if concept not in self._rows:
             name, remove = self._name(concept), partial(self.remove, concept)
-            look = {"layout": {"width": "440px"}, "style": {"description_width": "180px"}}
-            ends = {"value": UNCHANGED, "max": STRONGEST, "step": 0.05}
+            look: dict[str, Any] = {"layout": {"width": "440px"}, "style": {"description_width": "180px"}}
+            ends: dict[str, Any] = {"value": UNCHANGED, "max": STRONGEST, "step": 0.05}
             slider = parts.make(ipywidgets.FloatSlider, name, f"strength-{concept}", self._slide, **ends, **look)
             look = {"tooltip": f"remove {name}", "layout": {"width": "auto"}}
             button = parts.make_button("remove", f"remove-{concept}", remove, **look)
@@ -197,20 +198,20 @@ class SteeringPanel(GalleryPanel):
         sliders = {concept: self._row(concept)[0].value for concept in self.strengths}
         # A value set from Python may lie between two steps of its slider; it stays until the slider is moved.
         moved = {c: round(v, 2) if v != self.strengths[c] else v for c, v in sliders.items()}
-        self._take(partial(self.set_trait, "strengths", moved))
+        with self._reverting():
+            self.strengths = moved
 
     def _take_image(self, number: int) -> None:
-        def act() -> None:
+        with self._reverting():
             self.picture = None
             self.image = number
 
-        self._take(act)
-
-    def _take(self, act: Callable[[], None]) -> None:
+    @contextmanager
+    def _reverting(self) -> Iterator[None]:
         """Do what a control asks for; where that is refused, the control goes back."""
         with self.guarded():
             try:
-                act()
+                yield
             finally:
                 self._follow()
 
@@ -317,12 +318,9 @@ class SteeringPanel(GalleryPanel):
         self._own.value = parts.fill("own.html", tile=self._seen[self._key][1], label=self._label(self._key))
         self._moved.value = parts.fill("moved.html", steered=steered)
         self._bars.value = "" if steered.probabilities.empty else _probability_bars(steered.probabilities)
+        rows = (("before", before.to_dict("records")), ("after", after.to_dict("records")))
         known = set(before["image"])
-        rows = [
-            (when, [{**row, "new": row["image"] not in known, "tile": self._tile(row["image"])} for row in records])
-            for when, records in (("before", before.to_dict("records")), ("after", after.to_dict("records")))
-        ]
-        self._near.value = parts.fill("neighbours.html", rows=rows, colour=PALETTE[3])
+        self._near.value = parts.fill("neighbours.html", rows=rows, known=known, tile=self._tile, colour=PALETTE[3])
         self._copy.text = f"from elude_nb import Edit\n\nedit = {self.edit.code()}"
         self._code.value = parts.fill("code.html", code=self._copy.text)
 
