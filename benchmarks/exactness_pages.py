@@ -33,13 +33,13 @@ split into 4 units at random.
 
 - **lens**: largest change of the model's whole output while a lens reads 8 values per token, over float32,
   float64 and bfloat16. It must be exactly 0.0.
-- **explicit**: the explicit network's output against the model's in float32: the largest difference; the same divided by
-  the largest output; in units in the last place of that largest output; and at the worst single value. An output
+- **explicit**: the explicit network's output against the model's in float32: the largest difference; the same divided
+  by the largest output; in units in the last place of that largest output; and at the worst single value. An output
   close to 0 has a tiny unit in the last place, so that a tiny difference counts many of them.
 - **of bound**: the largest difference of a channel *at the site*, divided by its bound, which is derived and not
   fitted (below). At most 1.
-- **float64**, **bfloat16**: the output's largest difference divided by the largest output. In float64 it must stay below
-  1e-12.
+- **float64**, **bfloat16**: the output's largest difference divided by the largest output. In float64 it must stay
+  below 1e-12.
 - **top-1**: share of rows of the output with the same largest entry, in float32 and in bfloat16. With random weights
   the outputs lie close together, so that in bfloat16, which has 8 bits, another entry is sometimes the largest.
 
