@@ -407,7 +407,7 @@ def test_a_network_in_training_mode_is_so_again_after_all_threads(env) -> None:
 
 
 @pytest.fixture(params=[False, True], ids=["new", "reentrant"])
-def checkpointed(env, request) -> SimpleNamespace:
+def checkpointed(env, request) -> Any:
     """The blocks of the network run again during backward."""
     blocks = env.model.network.blocks
     plain = list(blocks)
