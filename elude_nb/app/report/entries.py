@@ -15,7 +15,7 @@ from elude_nb.core.result import Disentanglement
 from elude_nb.figures.concept_map import fill_square
 from elude_nb.interpret.concept_map import lay_out
 from elude_nb.interpret.exemplars import Exemplars
-from elude_nb.interpret.profiles import places_of_sources
+from elude_nb.interpret.profiles import places_of_sources, sum_by_place
 from elude_nb.scores.overview import mixed_channels
 
 LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -65,12 +65,9 @@ def _top_images(heat: Tensor, count: int) -> list[list[Any]]:
 
 def concept_depths(split: Disentanglement) -> Array:
     """Return where each concept's read-out arises on its own tokens, (g, blocks * parts): sums of contributions."""
-    blocks, parts, codes = places_of_sources(split)
-    products = split.concept_readout().matrix * split.book.mean_sources().T  # (s * kernel, g)
-    by_source = products.unflatten(0, (-1, split.site.kernel)).sum(1)
-    sums = by_source.new_zeros(len(blocks) * len(parts), by_source.shape[1]).index_add_(0, codes, by_source)
-    found: Array = sums.T.double().numpy()
-    return found
+    products = split.concept_readout().matrix.T * split.book.mean_sources()  # (g, s * kernel)
+    by_source = products.unflatten(1, (-1, split.site.kernel)).sum(2)
+    return np.stack([table.to_numpy().ravel() for table in sum_by_place(by_source, places_of_sources(split))])
 
 
 def _units_of(table: pd.DataFrame) -> list[list[Any]]:
