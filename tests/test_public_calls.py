@@ -1,6 +1,7 @@
 """Every public call on a model that is listened to, edited, interrupted or changed: right, or refused.
 
-``docs/calls.md`` says for each call whether it may run inside an edit; the table is read here and held against the code.
+``docs/calls.md`` says for each call whether it may run inside an edit; the table is read here and held against the
+code.
 """
 
 from __future__ import annotations
@@ -406,7 +407,7 @@ def test_a_network_in_training_mode_is_so_again_after_all_threads(env) -> None:
 
 
 @pytest.fixture(params=[False, True], ids=["new", "reentrant"])
-def checkpointed(env, request) -> SimpleNamespace:
+def checkpointed(env, request) -> Any:
     """The blocks of the network run again during backward."""
     blocks = env.model.network.blocks
     plain = list(blocks)

@@ -18,6 +18,10 @@ app = typer.Typer(
 
 ImagesOption = Annotated[str, typer.Option(help="A folder, or 'photographs' or 'shapes'.")]
 CountOption = Annotated[int | None, typer.Option(help="Take only so many images (for the named sets: how many).")]
+FileArgument = Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")]
+ModelOption = Annotated[str, typer.Option(help="'dinov2-small', a timm name, or a checkpoint.")]
+SiteOption = Annotated[str, typer.Option(help="'stream', 'stream:8', or the path of a layer.")]
+BlocksOption = Annotated[str, typer.Option(help="How many blocks bring the sources, or 'all'.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,16 +56,18 @@ def tour(
 @app.command()
 def disentangle(
     out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
-    model: Annotated[str, typer.Option(help="'dinov2-small', a timm name, or a checkpoint.")] = "dinov2-small",
+    model: ModelOption = "dinov2-small",
     images: ImagesOption = "photographs",
     count: CountOption = None,
-    site: Annotated[str, typer.Option(help="'stream', 'stream:8', or the path of a layer.")] = "stream",
-    blocks: Annotated[str, typer.Option(help="How many blocks bring the sources, or 'all'.")] = "all",
+    site: SiteOption = "stream",
+    blocks: BlocksOption = "all",
     concepts: Annotated[int, typer.Option(help="Number of concepts.")] = 128,
     units: Annotated[int, typer.Option(help="Sub-units of a channel, at most.")] = 8,
     shared: Annotated[float, typer.Option(help="Share of the best above which a second owner makes it shared.")] = 0.8,
-    routing: Annotated[str, typer.Option(help="concepts, channel-clusters or random.")] = "concepts",
-    tokens: Annotated[str, typer.Option(help="class, registers, patch or all.")] = "patch",
+    routing: Annotated[str, typer.Option(help="elude, concepts, channel-clusters or random.")] = "concepts",
+    tokens: Annotated[
+        str | None, typer.Option(help="class, registers, patch or all; by default all for elude, else patch.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling and clustering.")] = 0,
     max_memory: Annotated[float | None, typer.Option(help="Upper bound for the analysis, in GiB.")] = None,
 ) -> None:
@@ -90,7 +96,7 @@ def disentangle(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")],
+    file: FileArgument,
     images: ImagesOption = "photographs",
     count: CountOption = None,
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 8,
@@ -110,7 +116,7 @@ def verify(
 
 @app.command()
 def score(
-    file: Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")],
+    file: FileArgument,
     images: ImagesOption = "photographs",
     count: CountOption = None,
     k: Annotated[int, typer.Option(help="Best images of each unit.")] = 10,
@@ -129,12 +135,12 @@ def score(
 @app.command()
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for compare.csv, compare.json and compare.html.")],
-    model: Annotated[str, typer.Option(help="'dinov2-small', a timm name, or a checkpoint.")] = "dinov2-small",
+    model: ModelOption = "dinov2-small",
     images: ImagesOption = "photographs",
     count: CountOption = None,
     methods: Annotated[str | None, typer.Option(help="Names with commas between; see `elude-nb methods`.")] = None,
-    site: Annotated[str, typer.Option(help="'stream', 'stream:8', or the path of a layer.")] = "stream",
-    blocks: Annotated[str, typer.Option(help="How many blocks bring the sources, or 'all'.")] = "all",
+    site: SiteOption = "stream",
+    blocks: BlocksOption = "all",
     units: Annotated[int, typer.Option(help="Units that each method is asked for.")] = 128,
     concepts: Annotated[int | None, typer.Option(help="Number of concepts; by default from the data.")] = None,
     sparsity: Annotated[int, typer.Option(help="Active latents a token of sparse autoencoders.")] = 8,
@@ -171,7 +177,7 @@ def compare(
 
 @app.command()
 def report(
-    file: Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")],
+    file: FileArgument,
     out: Annotated[Path, typer.Option(help="The HTML page to write.")],
     images: ImagesOption = "photographs",
     count: Annotated[int, typer.Option(help="Images to show and to score on; the page holds them all.")] = 48,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +75,7 @@ def run_tour(out: Path, *, only: Sequence[str] | None = None, progress: bool = T
     out.mkdir(parents=True, exist_ok=True)
     cells = sum(cell.cell_type == "code" for _, notebook in notebooks for cell in notebook.cells)
     pages = []
-    with _text_bars(), progress_bar(description="tour", total=cells, show=progress, unit="cell") as bar:
+    with progress_bar(description="tour", total=cells, show=progress, unit="cell") as bar:
         for path, notebook in notebooks:
             bar.set_description(path.stem)
             _execute(notebook, path, bar)
@@ -121,7 +120,7 @@ def _execute(notebook: NotebookNode, path: Path, bar: Any) -> None:
 
     client = Client(notebook, timeout=3600, kernel_name="python3", on_cell_executed=cell_done)
     try:
-        client.execute()
+        client.execute(env={**os.environ, TEXT_BARS: "1"})  # widgets could not be sent on
     except CellExecutionError as error:
         raise TourError(f"{path.name} failed.\n{error}") from error
 
@@ -139,20 +138,6 @@ def last_bar(text: str) -> str:
         return ""
     name, done, left = bars[-1]
     return f"{name} {done}, {left} to go"
-
-
-@contextmanager
-def _text_bars() -> Iterator[None]:
-    """Have kernels started here draw their bars as text, which can be sent on; widgets cannot."""
-    before = os.environ.get(TEXT_BARS)
-    os.environ[TEXT_BARS] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[TEXT_BARS]
-        else:
-            os.environ[TEXT_BARS] = before
 
 
 def _page(notebook: NotebookNode) -> str:

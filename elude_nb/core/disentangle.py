@@ -69,7 +69,7 @@ def disentangle(
     concepts: int = 128,
     units: int = 8,
     shared: float = 0.8,
-    routing: str | RoutingStrategy | EludeRouting = "concepts",
+    routing: str | RoutingStrategy = "concepts",
     tokens: str | None = None,
     tokens_per_image: int | None = 24,
     seed: int = 0,
@@ -206,7 +206,7 @@ def split_recordings(
     if elude is None:
         route = strategy.route(kernels, book, fine, units=settings.units, shared=settings.shared)
     else:
-        found = _as_instances(fine) if kept is None else kept.instances()
+        found = Instances.of_groups(fine) if kept is None else kept.instances()
         route, centres = elude.route_instances(kernels, found, progress=model.progress)
         if isinstance(strategy, RandomRouting):
             route = shuffled(route, strategy.seed)
@@ -296,11 +296,6 @@ def _elude_of(strategy: object) -> EludeRouting | None:
     """Return the ELUDe routing that a strategy is, or shuffles."""
     found = strategy.like if isinstance(strategy, RandomRouting) else strategy
     return found if isinstance(found, EludeRouting) else None
-
-
-def _as_instances(fine: ConceptBook) -> Instances:
-    counts = fine.counts[:, None]
-    return Instances(fine.source_sums / counts, (fine.channel_sums / counts).to(fine.source_sums), fine.counts)
 
 
 def unit_shares(weight: Tensor, routing: Routing, covariance: Tensor, variance: Tensor) -> Tensor:

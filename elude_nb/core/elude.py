@@ -16,6 +16,7 @@ from torch import Tensor
 from elude_nb._util.checks import check_choice, check_count, check_fraction
 from elude_nb._util.progress import progress_bar
 from elude_nb.core.clustering import cluster_by_density, unit_vectors
+from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.routing import MOST_UNITS, NO_CONCEPT, Routing, pack_bits
 
 RULES = ("published", "signed", "absolute")
@@ -46,6 +47,12 @@ class Instances:
     sources: Tensor
     channels: Tensor
     counts: Tensor
+
+    @staticmethod
+    def of_groups(fine: ConceptBook) -> Instances:
+        """Return groups of tokens as instances: their means, each standing for as many tokens as it has."""
+        counts = fine.counts[:, None]
+        return Instances(fine.source_sums / counts, (fine.channel_sums / counts).to(fine.source_sums), fine.counts)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -135,6 +142,18 @@ class EludeRouting:
                 f"min_cluster_size={least}; use more images or tokens_per_image, a larger top_k or smaller clusters."
             )
         return int(top), int(least)
+
+    def route(
+        self,
+        weight: Tensor,
+        book: ConceptBook,  # noqa: ARG002 - the same call as other strategies'
+        fine: ConceptBook,
+        *,
+        units: int = MOST_UNITS,  # noqa: ARG002
+        shared: float = 1.0,  # noqa: ARG002
+    ) -> Routing:
+        """Decide the routing by groups of tokens, whatever ``instances`` says; see `route_instances`."""
+        return self.route_instances(weight, Instances.of_groups(fine))[0]
 
     def route_instances(
         self, weight: Tensor, found: Instances, *, progress: bool = False

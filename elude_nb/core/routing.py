@@ -206,7 +206,8 @@ def pack_bits(members: Tensor) -> Tensor:
     """Return bool (..., k) as bits in bytes, (..., ceil(k / 8))."""
     padded = torch.nn.functional.pad(members.to(torch.uint8), (0, -members.shape[-1] % 8))
     places = 1 << torch.arange(8, dtype=torch.uint8, device=members.device)
-    return (padded.unflatten(-1, (-1, 8)) * places).sum(-1, dtype=torch.uint8)
+    packed: Tensor = (padded.unflatten(-1, (-1, 8)) * places).sum(-1, dtype=torch.uint8)
+    return packed
 
 
 def unpack_bits(packed: Tensor, k: int) -> Tensor:

@@ -180,8 +180,6 @@ def find_routing(routing: str | RoutingStrategy, seed: int = 0) -> RoutingStrate
     if isinstance(routing, str):
         kind = ROUTINGS[check_choice("routing", routing, ROUTINGS)]
         return kind() if kind is ConceptRouting else kind(seed=seed)
-    if isinstance(routing, EludeRouting):
-        return routing
     named = isinstance(getattr(routing, "name", None), str)
     if isinstance(routing, type) or not named or not callable(getattr(routing, "route", None)):
         raise TypeError(f"routing={routing!r}: give one of {list(ROUTINGS)}, or an object with a name and route().")

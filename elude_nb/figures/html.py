@@ -87,24 +87,8 @@ def top_images(gallery: Gallery, maps: Tensor, count: int, *, colour: str = GREY
 
 def exemplar_grid(exemplars: Exemplars, colours: Sequence[str]) -> Markup:
     """Return a table of the top-activating images of the whole channel and of each of its sub-units, one row each."""
-    rows = []
-    for name, row, similarity, colour in zip(
-        exemplars.names, exemplars.rows, exemplars.similarity, colours, strict=True
-    ):
-        title, _, labels = name.partition("\n")
-        brightest = max(exemplar.value for exemplar in row)
-        tiles = Markup().join(
-            tile(
-                exemplar.image,
-                f"image {exemplar.index}, on which {title} is {exemplar.value:.2f}",
-                heat=exemplar.heat,
-                brightest=brightest,
-                colour=colour,
-            )
-            for exemplar in row
-        )
-        rows.append({"title": title, "labels": labels, "similarity": similarity, "colour": colour, "tiles": tiles})
-    return render(_ROOM, "exemplars.html", rows=rows)
+    rows = zip(exemplars.names, exemplars.rows, exemplars.similarity, colours, strict=True)
+    return render(_ROOM, "exemplars.html", rows=rows, tile=tile)
 
 
 def depth_chart(table: pd.DataFrame, *, width: int = 180, height: int = 34) -> Markup:

@@ -281,8 +281,8 @@ def _find_summands(gallery: Gallery, view: ChannelView, image: int, chosen: list
 
 
 def _name_unit(table: pd.DataFrame, unit: int) -> str:
-    name, concept = table.loc[unit, ["name", "concept"]]
-    meaning = name or ("" if pd.isna(concept) else f"concept {concept}")
+    row: Any = table.loc[unit]
+    meaning = row["name"] or ("" if pd.isna(row["concept"]) else f"concept {row['concept']}")
     return (f"sub-unit {unit}" if unit else "shared unit") + (f", {meaning}" if meaning else "")
 
 

@@ -67,7 +67,7 @@ def routing_bars(
     table, detail, said = _find_routes(split, channel, by, detail, shared=shared)
     check_count("max_places", max_places)
     units = _units_of(table)
-    looks = {
+    looks: dict[int, dict[str, Any]] = {
         unit: {
             "color": _colour_of(units, unit),
             # The eighth sub-unit has the first one's colour and must look unlike it.

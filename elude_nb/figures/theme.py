@@ -122,7 +122,8 @@ def in_words(column: str) -> str:
 
 def house_style() -> Any:
     """Return a context in which matplotlib draws in the style of the current theme; afterwards it is as before."""
-    return mpl.rc_context({name: shade(value) if value in _COLOURS else value for name, value in SETTINGS.items()})
+    settings: Any = {name: shade(value) if value in _COLOURS else value for name, value in SETTINGS.items()}
+    return mpl.rc_context(settings)
 
 
 class Picture(Figure):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import ipywidgets
@@ -16,16 +17,8 @@ from elude_nb.figures.html import PALETTE, depth_chart, exemplar_grid
 from elude_nb.figures.theme import in_words
 from elude_nb.interpret.exemplars import Exemplars
 from elude_nb.interpret.gallery import ChannelView, Gallery
-from elude_nb.widgets.panel import (
-    GalleryPanel,
-    check_range,
-    debounce,
-    fill_in,
-    make,
-    make_button,
-    make_place,
-    make_row,
-)
+from elude_nb.widgets import parts
+from elude_nb.widgets.panel import GalleryPanel
 
 MOST_UNITS = 16  # more rows of pictures than anybody looks at
 
@@ -95,33 +88,28 @@ class ChannelExplorer(GalleryPanel):
         self.begin()
 
     def _build(self) -> None:
-        settings, fixed = self._settings, not self.gallery.can_reroute
-        self._order = make(ipywidgets.Dropdown, "sorted by", "order", options=list(self.orders))
-        self._place = make(ipywidgets.IntSlider, "place", "place", min=1, max=len(self._listed))
-        hint = "a channel's number, or a concept's name"
-        self._search = make(ipywidgets.Text, "search", "search", placeholder=hint, continuous_update=False)
-        most = max(MOST_UNITS, settings.units)
-        self._k = make(ipywidgets.IntSlider, "K: units", "k", value=settings.units, min=2, max=most, disabled=fixed)
-        self._rho = make(
-            ipywidgets.FloatSlider, "rho: shared", "rho", value=settings.shared, max=1, step=0.05, disabled=fixed
+        k, rho, fixed = self._settings.units, self._settings.shared, not self.gallery.can_reroute
+        change_place = parts.debounce(lambda place: self.set_trait("channel", self._listed[place - 1]))
+        change_k = parts.debounce(lambda value: self.set_trait("units", value))
+        change_rho = parts.debounce(lambda value: self.set_trait("shared", round(value, 4)))
+        number, ratio = ipywidgets.IntSlider, ipywidgets.FloatSlider
+        self._order = parts.make(
+            ipywidgets.Dropdown, "sorted by", "order", partial(self.set_trait, "order"), options=list(self.orders)
         )
-        self._reset = make_button(
-            "as discovered", "reset", self.reset, tooltip="K and rho as in the split", disabled=fixed
-        )
-        self._fixed, self._grid, self._table = (make_place(name) for name in ("fixed", "channel", "units"))
-        self._fixed.value = fill_in("fixed.html", reason=self.gallery.why_not_reroute) if fixed else ""
-        change_place = debounce(lambda place: self.set_trait("channel", self._listed[place - 1]))
-        change_k = debounce(lambda value: self.set_trait("units", value))
-        change_rho = debounce(lambda value: self.set_trait("shared", round(value, 4)))
-        self._order.observe(lambda change: self.set_trait("order", change["new"]), "value")
-        self._place.observe(lambda change: change_place(change["new"]), "value")
-        self._k.observe(lambda change: change_k(change["new"]), "value")
-        self._rho.observe(lambda change: change_rho(change["new"]), "value")
-        self._search.observe(lambda change: self.search(change["new"]), "value")
+        self._place = parts.make(number, "place", "place", change_place, min=1, max=len(self._listed))
+        hint = {"placeholder": "a channel's number, or a concept's name", "continuous_update": False}
+        self._search = parts.make(ipywidgets.Text, "search", "search", self.search, **hint)
+        most = max(MOST_UNITS, k)
+        self._k = parts.make(number, "K: units", "k", change_k, value=k, min=2, max=most, disabled=fixed)
+        self._rho = parts.make(ratio, "rho: shared", "rho", change_rho, value=rho, max=1, step=0.05, disabled=fixed)
+        hint = {"tooltip": "K and rho as in the split"}
+        self._reset = parts.make_button("as discovered", "reset", self.reset, disabled=fixed, **hint)
+        self._fixed, self._grid, self._table = (parts.make_place(name) for name in ("fixed", "channel", "units"))
+        self._fixed.value = parts.fill("fixed.html", reason=self.gallery.why_not_reroute) if fixed else ""
         self.children = (
-            make_row(self._order, self._place),
-            make_row(self._search, self._k),
-            make_row(self._rho, self._reset),
+            parts.make_row(self._order, self._place),
+            parts.make_row(self._search, self._k),
+            parts.make_row(self._rho, self._reset),
             self._fixed,
             self._status,
             self._bar,
@@ -166,7 +154,7 @@ class ChannelExplorer(GalleryPanel):
 
     @traitlets.validate("channel")
     def _valid_channel(self, proposal: Any) -> Any:
-        return check_range(proposal, 0, self.gallery.split.site.channels - 1)
+        return parts.check_range(proposal, 0, self.gallery.split.site.channels - 1)
 
     @traitlets.validate("units")
     def _valid_units(self, proposal: Any) -> Any:
@@ -179,7 +167,7 @@ class ChannelExplorer(GalleryPanel):
     def _check_setting(self, proposal: Any, discovered: float, low: float, high: float) -> Any:
         if not self.gallery.can_reroute and proposal["value"] != discovered:
             raise traitlets.TraitError(f"{proposal['trait'].name} stays {discovered}: {self.gallery.why_not_reroute}")
-        return check_range(proposal, low, high)
+        return parts.check_range(proposal, low, high)
 
     @traitlets.validate("order")
     def _valid_order(self, proposal: Any) -> str:
@@ -213,28 +201,18 @@ class ChannelExplorer(GalleryPanel):
         reason = f": {view.reason}" if whole else ""
         title = Markup('<h4 style="margin:0.4em 0">Channel {}{}</h4>').format(self.channel, reason)
         self._grid.value = title + exemplar_grid(found, colours)
-        self._table.value = fill_in("units.html", units=self._units(view, found, colours))
+        self._table.value = parts.fill(
+            "units.html",
+            units=view.units.assign(concept=view.units["concept"].astype(object).fillna("")).to_dict("records"),
+            colours=dict(zip(found.units, colours, strict=True)),
+            similarity=dict(zip(found.units, found.similarity, strict=True)),
+            charts={unit: depth_chart(table) for unit, table in gallery.depths(view).items()},
+        )
         if self.channel in self._listed:  # the controls show what is shown, whoever changed it
             self._place.value = self._listed.index(self.channel) + 1
         self._k.value, self._rho.value = self.units, self.shared
-        parts = "not split" if whole else f"{len(view.units) - 1} sub-units"
-        self.say(f"Channel {self.channel}: {parts}, on {self.describe_images()}.")
-
-    def _units(self, view: ChannelView, exemplars: Exemplars, colours: list[str]) -> list[dict[str, Any]]:
-        """Return the rows of the table of units: those of the view, with a colour and a chart of contributions."""
-        colour_of = dict(zip(exemplars.units, colours, strict=True))
-        similarity = dict(zip(exemplars.units, exemplars.similarity, strict=True))
-        depths = self.gallery.depths(view)
-        return [
-            {
-                **row,
-                "concept": "" if pd.isna(row["concept"]) else row["concept"],
-                "colour": colour_of.get(row["unit"], "inherit"),
-                "alike": f"{similarity[row['unit']]:.2f}" if row["unit"] in similarity else "",
-                "chart": depth_chart(depths[row["unit"]]) if row["unit"] in depths else "",
-            }
-            for row in view.units.to_dict("records")
-        ]
+        what = "not split" if whole else f"{len(view.units) - 1} sub-units"
+        self.say(f"Channel {self.channel}: {what}, on {self.describe_images()}.")
 
     def static_html(self) -> Markup:
         """Return the channel that is shown."""
@@ -254,7 +232,7 @@ def _orders(split: Disentanglement, scores: pd.DataFrame | None) -> dict[str, li
             for kind in ("sub-unit", "channel")
         )
         gains = (after - before).drop(columns="unit").dropna(axis=1, how="all").reindex(range(split.site.channels))
-        values |= {f"gain in {in_words(column)}": gains[column].fillna(-float("inf")) for column in gains}
+        values |= {f"gain in {in_words(str(column))}": gains[column].fillna(-float("inf")) for column in gains}
     whole = ~split.channels["split"]
     return {
         name: pd.DataFrame({"whole": whole & (name != "number"), "value": -value})

@@ -15,10 +15,12 @@ from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
 from elude_nb.figures.concept_map import fill_square
 from elude_nb.figures.html import PALETTE, data_uri, top_images
+from elude_nb.figures.theme import in_words
 from elude_nb.interpret.concept_map import cut_thumbnails, lay_out
 from elude_nb.interpret.gallery import Gallery
+from elude_nb.widgets import parts
 from elude_nb.widgets.controls import ConceptMap
-from elude_nb.widgets.panel import GalleryPanel, fill_in, make, make_button, make_place, make_row
+from elude_nb.widgets.panel import GalleryPanel
 
 _MOST_CONCEPTS = 6  # of those chosen have their images shown
 _MOST_UNITS = 12  # are listed
@@ -82,22 +84,20 @@ class ConceptAtlas(GalleryPanel):
         self.begin()
 
     def _build(self) -> None:
-        label = {"description_width": "70px"}
+        narrow = {"style": {"description_width": "70px"}}
+        text: dict[str, Any] = {"continuous_update": False, **narrow}
         self.map = ConceptMap()
-        self._choice = make(ipywidgets.Dropdown, "concept", "concept", options=self._options(), style=label)
-        self._name = make(
-            ipywidgets.Text, "name", "name", placeholder="what is it?", continuous_update=False, style=label
+        self._choice = parts.make(
+            ipywidgets.Dropdown, "concept", "concept", self._choose, options=self._options(), **narrow
         )
-        self._rename = make_button("name it", "rename", self._take_name, layout={"width": "90px"})
-        self._path = make(
-            ipywidgets.Text, "save as", "path", value="named.safetensors", continuous_update=False, style=label
-        )
-        self._save = make_button("save", "save", self._take_path, layout={"width": "90px"})
-        self._concepts, self._table = make_place("concepts"), make_place("sub-units")
-        self._choice.observe(lambda change: self._choose(change["new"]), "value")
+        self._name = parts.make(ipywidgets.Text, "name", "name", placeholder="what is it?", **text)
+        self._path = parts.make(ipywidgets.Text, "save as", "path", value="named.safetensors", **text)
+        self._rename = parts.make_button("name it", "rename", self._take_name, layout={"width": "90px"})
+        self._save = parts.make_button("save", "save", self._take_path, layout={"width": "90px"})
+        self._concepts, self._table = parts.make_place("concepts"), parts.make_place("sub-units")
         self.children = (
-            make_row(self._choice, self._name, self._rename),
-            make_row(self._path, self._save),
+            parts.make_row(self._choice, self._name, self._rename),
+            parts.make_row(self._path, self._save),
             self._status,
             self._bar,
             self.map,
@@ -173,41 +173,40 @@ class ConceptAtlas(GalleryPanel):
         self._paint_chosen()
 
     def _paint_map(self) -> None:
-        places, table = fill_square(self._atlas.positions).tolist(), self._atlas.concepts
-        counts = zip(table["tokens"], table["sub_units"], table["channels"], strict=True)
+        table: Any = self._atlas.concepts.assign(src=self._thumbnails)
+        table[["x", "y"]] = fill_square(self._atlas.positions).round(4)
+        counts = "{sub_units} sub-units in {channels} channels, {tokens:,} tokens"
         self.map.concepts = [
             {
                 "name": self.names.get(concept, ""),
-                "label": f"{self._title(concept)}; {units} sub-units in {channels} channels, {tokens:,} tokens",
-                "x": round(x, 4),
-                "y": round(y, 4),
-                "src": src,
+                "label": f"{self._title(concept)}; {counts.format(**row)}",
+                **{key: row[key] for key in ("x", "y", "src")},
             }
-            for concept, ((x, y), (tokens, units, channels), src) in enumerate(
-                zip(places, counts, self._thumbnails, strict=True)
-            )
+            for concept, row in enumerate(table.to_dict("records"))
         ]
 
     def _paint_chosen(self) -> None:
         chosen = list(self.selected)
-        self._choice.value = chosen[0] if len(chosen) == 1 else None
-        self._name.value = self.names.get(chosen[0], "") if len(chosen) == 1 else ""
+        single = len(chosen) == 1
+        self._choice.value = chosen[0] if single else None
+        self._name.value = self.names.get(chosen[0], "") if single else ""
         table = self.split.units[self.split.units["concept"].isin(chosen)].reset_index(drop=True)
         self.set_trait("sub_units", table)
         concepts = [
             (self._title(concept), self._top_images(concept, place))
             for place, concept in enumerate(chosen[:_MOST_CONCEPTS])
         ]
-        self._concepts.value = fill_in("concepts.html", concepts=concepts, more=max(len(chosen) - _MOST_CONCEPTS, 0))
-        order = table["mean_on_concept"].abs().sort_values(ascending=False).index[:_MOST_UNITS]
-        self._table.value = fill_in(
+        others = max(len(chosen) - _MOST_CONCEPTS, 0)
+        self._concepts.value = parts.fill("concepts.html", concepts=concepts, more=others)
+        strongest = table.sort_values("mean_on_concept", key=abs, ascending=False)[_COLUMNS].head(_MOST_UNITS)
+        self._table.value = parts.fill(
             "sub_units.html",
-            columns=[column.replace("_", " ") for column in _COLUMNS],
-            rows=list(table.loc[order, _COLUMNS].itertuples(index=False)),
-            more=len(table) - len(order),
+            columns=[in_words(column) for column in _COLUMNS],
+            rows=list(strongest.itertuples(index=False)),
+            more=len(table) - len(strongest),
         )
-        plural = "" if len(chosen) == 1 else "s"
-        self.say(f"{len(chosen)} concept{plural}, {len(table)} sub-units; {self.describe_images()}.")
+        counted = f"{len(chosen)} concept{'' if single else 's'}"
+        self.say(f"{counted}, {len(table)} sub-units; {self.describe_images()}.")
 
     def _top_images(self, concept: int, place: int) -> Markup:
         maps = self.gallery.concept_maps[..., concept]
@@ -223,4 +222,4 @@ class ConceptAtlas(GalleryPanel):
     def static_html(self) -> Markup:
         """Return the map, the chosen concepts and their sub-units."""
         content = Markup(self._concepts.value + self._table.value)  # noqa: S704 - made by templates
-        return fill_in("concept_map.html", concepts=self.map.concepts, content=content, side=40, height=360)
+        return parts.fill("concept_map.html", concepts=self.map.concepts, content=content, side=40, height=360)

@@ -18,8 +18,9 @@ from elude_nb.data.images import Images
 from elude_nb.figures.html import data_uri, tile, top_images
 from elude_nb.interpret.gallery import Gallery, Sight, look
 from elude_nb.interpret.profiles import find_contributors
+from elude_nb.widgets import parts
 from elude_nb.widgets.controls import MOST_BYTES, PatchPicker
-from elude_nb.widgets.panel import GalleryPanel, check_range, debounce, fill_in, make, make_place, make_row
+from elude_nb.widgets.panel import GalleryPanel
 
 
 class ImageInspector(GalleryPanel):
@@ -71,30 +72,23 @@ class ImageInspector(GalleryPanel):
         self.begin()
 
     def _build(self) -> None:
-        images, label = self.gallery.images, {"description_width": "60px"}
+        images, narrow = self.gallery.images, {"style": {"description_width": "60px"}}
+        choose, move = parts.debounce(self._choose), parts.debounce(self._move)
         options = [(f"{i}: {name}", i) for i, name in enumerate(images.labels or images.names)]
-        self._choice = make(ipywidgets.Dropdown, "image", "image", options=options, layout={}, style=label)
-        hint = "or drop an image onto the picture"
-        self._upload = make(
-            ipywidgets.FileUpload, "upload", "upload", accept="image/*", tooltip=hint, layout={}, style={}
-        )
+        self._choice = parts.make(ipywidgets.Dropdown, "image", "image", choose, options=options, layout={}, **narrow)
+        hint = {"accept": "image/*", "tooltip": "or drop an image onto the picture", "layout": {}, "style": {}}
+        self._upload = parts.make(ipywidgets.FileUpload, "upload", "upload", self._take_upload, **hint)
         self._picker = PatchPicker(grid=list(self.gallery.grid))
-        self._list = make(
-            ipywidgets.Select, "sub-units", "contributors", rows=self._count, layout={"width": "440px"}, style=label
-        )
-        self._others = make_place("others")
-        choose = debounce(lambda number: self.set_trait("image", number))
-        move = debounce(self._move)
-        self._choice.observe(lambda change: None if change["new"] is None else choose(change["new"]), "value")
-        self._upload.observe(self._take_upload, "value")
+        size = {"rows": self._count, "layout": {"width": "440px"}, **narrow}
+        self._list = parts.make(ipywidgets.Select, "sub-units", "contributors", self._pick, **size)
+        self._others = parts.make_place("others")
         self._picker.on_drop(self.bring, lambda message: self.say(message, error=True))
         self._picker.observe(lambda _: move(), ["row", "column"])
-        self._list.observe(lambda change: self._pick(change["new"]), "value")
         self.children = (
-            make_row(self._choice, self._upload),
+            parts.make_row(self._choice, self._upload),
             self._status,
             self._bar,
-            make_row(self._picker, self._list),
+            parts.make_row(self._picker, self._list),
             self._others,
         )
 
@@ -120,17 +114,21 @@ class ImageInspector(GalleryPanel):
                 raise ValueError(f"{name!r} has {len(content):,} bytes; at most {MOST_BYTES:,} are taken.")
             self.show(read_rgb(content, name), name)
 
-    def _take_upload(self, change: Any) -> None:
-        for file in change["new"]:
+    def _take_upload(self, files: Any) -> None:
+        for file in files:
             self.bring(file["name"], bytes(file["content"]))
+
+    def _choose(self, number: int | None) -> None:
+        if number is not None:
+            self.image = number
 
     @traitlets.validate("image")
     def _valid_image(self, proposal: Any) -> Any:
-        return check_range(proposal, -1 if self._own is not None else 0, len(self.gallery.images) - 1)
+        return parts.check_range(proposal, -1 if self._own is not None else 0, len(self.gallery.images) - 1)
 
     @traitlets.validate("row", "column")
     def _valid_patch(self, proposal: Any) -> Any:
-        return check_range(proposal, 0, self.gallery.grid[proposal["trait"].name == "column"] - 1)
+        return parts.check_range(proposal, 0, self.gallery.grid[proposal["trait"].name == "column"] - 1)
 
     def _move(self) -> None:
         with self.hold_trait_notifications():
@@ -189,7 +187,7 @@ class ImageInspector(GalleryPanel):
         heat = self._map(channel, unit)
         alt = f"{self._title()}, where it is active"
         own = tile(self._picture(), alt, heat=heat, brightest=max(float(heat.max()), 1e-6))
-        return fill_in("others.html", channel=channel, unit=unit, own=own, others=others)
+        return parts.fill("others.html", channel=channel, unit=unit, own=own, others=others)
 
     # --------------------------------------------------------------------- data
 
@@ -220,7 +218,7 @@ class ImageInspector(GalleryPanel):
         """Return the image, the list of sub-units and the other images."""
         lines = [text for text, _ in self._list.options]
         others = Markup(self._others.value)  # noqa: S704 - made by a template
-        return fill_in("inspector.html", alt=self._picker.alt, src=self._picker.src, lines=lines, others=others)
+        return parts.fill("inspector.html", alt=self._picker.alt, src=self._picker.src, lines=lines, others=others)
 
 
 def _describe(row: dict[Any, Any]) -> str:

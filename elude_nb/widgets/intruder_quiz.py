@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ipywidgets
 import pandas as pd
@@ -20,7 +21,8 @@ from elude_nb.data.images import Images
 from elude_nb.figures.html import GREY, PALETTE, tile
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.quiz import CHANNEL, SUB_UNIT, Question, Quiz, Share, make_questions
-from elude_nb.widgets.panel import GalleryPanel, fill_in, make, make_button, make_place, make_row
+from elude_nb.widgets import parts
+from elude_nb.widgets.panel import GalleryPanel
 
 _SIDE, _SMALL_SIDE = 136, 84
 _KIND_NAMES = {CHANNEL: "whole channels", SUB_UNIT: "sub-units"}
@@ -93,42 +95,38 @@ class IntruderQuiz(GalleryPanel):
         self.begin()
 
     def _build(self) -> None:
-        self._player = make(
-            ipywidgets.Text, "player", "player", placeholder="your name, if you like", layout={}, style={}
-        )
+        hint: dict[str, Any] = {"placeholder": "your name, if you like", "layout": {}, "style": {}}
+        self._player = parts.make(ipywidgets.Text, "player", "player", **hint)
         ipywidgets.link((self, "player"), (self._player, "value"))
-        hint = "begin again with other questions; results are kept"
-        self._again = make_button("new questions", "restart", self.restart, tooltip=hint)
-        self._title, self._score, self._link = (make_place(name) for name in ("question", "score", "download"))
-        self._pictures = [make_place("picture") for _ in range(self._size)]
-        self._answers = [
-            make_button(
-                f"image {number}",
-                f"answer-{number}",
-                partial(self.answer, number - 1),
-                tooltip=f"image {number} does not belong",
-                disabled=True,
-            ).add_class("elude-answer")
-            for number in range(1, self._size + 1)
-        ]
-        width = {"width": f"{_SIDE + 20}px"}
+        hint = {"tooltip": "begin again with other questions; results are kept"}
+        self._again = parts.make_button("new questions", "restart", self.restart, **hint)
+        self._title, self._score, self._link = (parts.make_place(name) for name in ("question", "score", "download"))
+        self._pictures = [parts.make_place("picture") for _ in range(self._size)]
+        self._answers = [self._make_answer(place) for place in range(self._size)]
+        look = {"button_style": "primary", "disabled": True}
+        self._next = parts.make_button("next question", "next", self.next, **look)
         choices = [
-            ipywidgets.VBox([picture, button], layout=width).add_class("elude-choice")
-            for picture, button in zip(self._pictures, self._answers, strict=True)
+            ipywidgets.VBox(both, layout={"width": f"{_SIDE + 20}px"}).add_class("elude-choice")
+            for both in zip(self._pictures, self._answers, strict=True)
         ]
-        self._next = make_button("next question", "next", self.next, button_style="primary", disabled=True)
         style = Path(__file__).with_name("quiz.css").read_text(encoding="utf-8")
         self.children = (
             ipywidgets.HTML(f"<style>{style}</style>"),
-            make_row(self._player, self._again),
+            parts.make_row(self._player, self._again),
             self._bar,
             self._title,
-            make_row(*choices).add_class("elude-choices"),
+            parts.make_row(*choices).add_class("elude-choices"),
             self._status,
             self._next,
             self._score,
             self._link,
         )
+
+    def _make_answer(self, place: int) -> Any:
+        name = f"image {place + 1}"
+        hint = {"tooltip": f"{name} does not belong", "disabled": True}
+        button = parts.make_button(name, f"answer-{place + 1}", partial(self.answer, place), **hint)
+        return button.add_class("elude-answer")
 
     # ------------------------------------------------------------------ actions
 
@@ -213,7 +211,7 @@ class IntruderQuiz(GalleryPanel):
 
     def _paint(self, question: Question, chosen: int | None = None) -> None:
         """Show a question; once an image was chosen, also what was right."""
-        self._title.value = fill_in("question.html", number=self.question, count=len(self.questions))
+        self._title.value = parts.fill("question.html", number=self.question, count=len(self.questions))
         for place, image in enumerate(question.trial.images):
             said, colour = "", GREY
             if chosen is not None:
@@ -222,7 +220,7 @@ class IntruderQuiz(GalleryPanel):
                 said += ", your choice" if place == chosen else ""
             alt = f"image {place + 1}" + (f", {said}" if said else "")
             shown = tile(self.gallery.pictures_of(image), alt, side=_SIDE, colour=colour)
-            self._pictures[place].value = fill_in("quiz_picture.html", tile=shown, said=said)
+            self._pictures[place].value = parts.fill("quiz_picture.html", tile=shown, said=said)
             self._answers[place].disabled = chosen is not None
         self._next.disabled = self._waiting or self._quiz.finished
         self._paint_score()
@@ -235,23 +233,17 @@ class IntruderQuiz(GalleryPanel):
             of_model = self._quiz.score_of_embedding(self.gallery.outputs - self.gallery.outputs.mean(0))
             rows += [(f"{_KIND_NAMES[kind]}, the model itself", share) for kind, share in of_model.items()]
         verdict = _judge(score) if self._quiz.finished else ""
-        self._score.value = fill_in("quiz_score.html", chance=1 / self._size, rows=rows, verdict=verdict)
+        self._score.value = parts.fill("quiz_score.html", chance=1 / self._size, rows=rows, verdict=verdict)
         data = base64.b64encode(results.to_csv(index=False).encode("utf-8")).decode("ascii")
-        self._link.value = fill_in("quiz_link.html", data=data, count=len(results))
+        self._link.value = parts.fill("quiz_link.html", data=data, count=len(results))
 
     def static_html(self) -> Markup:
         """Return the questions of this round as a sheet to print, with the answers folded away."""
         if not self._quiz.round:
             return Markup("<p>{}</p>").format(self.message)
-        questions = [
-            [
-                tile(self.gallery.pictures_of(image), f"question {number}, image {place}", side=_SMALL_SIDE)
-                for place, image in enumerate(question.trial.images, 1)
-            ]
-            for number, question in enumerate(self.questions, 1)
-        ]
-        answers = [f"image {question.trial.intruder + 1} ({_name_unit(question)})" for question in self.questions]
-        return fill_in("quiz_sheet.html", questions=questions, answers=answers)
+        show = partial(tile, side=_SMALL_SIDE)
+        pictures = self.gallery.pictures_of
+        return parts.fill("quiz_sheet.html", questions=self.questions, tile=show, pictures=pictures, name=_name_unit)
 
 
 def _name_unit(question: Question) -> str:

@@ -1,27 +1,23 @@
-"""What all panels have in common: a status line, debounced controls, messages instead of errors, a static fallback."""
+"""What all panels have in common: a status line, messages instead of errors, a static fallback."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import ipywidgets
 import traitlets
 from markupsafe import Markup
 
-from elude_nb._util.html import render
 from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
 from elude_nb.interpret.gallery import Gallery
+from elude_nb.widgets import parts
 
 FIRST_IMAGES = 8  # are run before the first paint: about a second for a ViT-S on two cores
-PAUSE = 0.12  # seconds for which a slider must rest before anything is computed
 _EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, traitlets.TraitError)
-
-fill_in = partial(render, "elude_nb.widgets")  # a template of this room
 
 
 class Panel(ipywidgets.VBox):
@@ -32,13 +28,13 @@ class Panel(ipywidgets.VBox):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._status = make_place("status")
+        self._status = parts.make_place("status")
         self.say("")
 
     def say(self, text: str, *, error: bool = False) -> None:
         """Show a message in the status line; screen readers read it aloud."""
         self.message = text
-        self._status.value = fill_in("status.html", text=text, error=error)
+        self._status.value = parts.fill("status.html", text=text, error=error)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -53,11 +49,8 @@ class Panel(ipywidgets.VBox):
         raise NotImplementedError
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        found = super()._repr_mimebundle_(**kwargs)
-        bundle, metadata = found if isinstance(found, tuple) else (found, {})
-        if bundle is not None:
-            bundle = {**bundle, "text/html": str(fill_in("fallback.html", content=self.static_html()))}
-        return (bundle, metadata) if isinstance(found, tuple) else bundle
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return {**bundle, "text/html": str(parts.fill("fallback.html", content=self.static_html()))}
 
 
 class GalleryPanel(Panel):
@@ -69,12 +62,9 @@ class GalleryPanel(Panel):
     def __init__(self, gallery: Gallery | Disentanglement, images: Images | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         self.gallery = open_gallery(gallery, images)
-        self._bar = make(
-            ipywidgets.IntProgress,
-            "images",
-            "progress",
-            max=len(self.gallery.images),
-            layout={"width": "60%", "display": "none"},
+        hidden = {"width": "60%", "display": "none"}
+        self._bar = parts.make(
+            ipywidgets.IntProgress, "images", "progress", max=len(self.gallery.images), layout=hidden
         )
         self._task: asyncio.Task[None] | None = None
 
@@ -115,27 +105,6 @@ class GalleryPanel(Panel):
         self.refresh()
 
 
-def debounce(function: Callable[..., object], seconds: float = PAUSE) -> Callable[..., None]:
-    """Return a function that calls ``function`` with its last arguments, once it was not called for some time.
-
-    Without a running event loop (in a script, in a test) it calls at once.
-    """
-    waiting: asyncio.TimerHandle | None = None
-
-    def call(*arguments: Any) -> None:
-        nonlocal waiting
-        if waiting is not None:
-            waiting.cancel()
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            function(*arguments)
-        else:
-            waiting = loop.call_later(seconds, function, *arguments)
-
-    return call
-
-
 def open_gallery(gallery: Gallery | Disentanglement, images: Images | None) -> Gallery:
     """Return a gallery as it is, or make one of a split and images.
 
@@ -151,34 +120,3 @@ def open_gallery(gallery: Gallery | Disentanglement, images: Images | None) -> G
     if images is None:
         raise TypeError(f"Give a gallery, or a split and images; not a {type(gallery).__name__} alone.")
     return Gallery(gallery, images)
-
-
-def check_range(proposal: Any, low: float, high: float) -> Any:
-    """Return the value that a trait is to take, for a validator; raise ``TraitError`` if it is out of range."""
-    name, value = proposal["trait"].name, proposal["value"]
-    if not low <= value <= high:
-        raise traitlets.TraitError(f"{name}={value} is out of range: it must be between {low} and {high}.")
-    return value
-
-
-def make(kind: Callable[..., Any], description: str, name: str, **settings: Any) -> Any:
-    """Return a control with a label, and with the class ``elude-{name}``, by which style sheets and tests find it."""
-    usual = {"layout": {"width": "340px"}, "style": {"description_width": "90px"}}
-    return kind(description=description, **{**usual, **settings}).add_class(f"elude-{name}")
-
-
-def make_button(description: str, name: str, press: Callable[[], object], **settings: Any) -> Any:
-    """Return a button with the class ``elude-{name}``."""
-    button = ipywidgets.Button(description=description, **settings).add_class(f"elude-{name}")
-    button.on_click(lambda _: press())
-    return button
-
-
-def make_place(name: str) -> Any:
-    """Return an empty place for HTML with the class ``elude-{name}``."""
-    return ipywidgets.HTML().add_class(f"elude-{name}")
-
-
-def make_row(*controls: Any) -> Any:
-    """Return controls beside each other, or below each other on a narrow page."""
-    return ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,17 +25,9 @@ from elude_nb.interpret.gallery import Gallery, picture_of
 from elude_nb.interpret.neighbours import rank_neighbours
 from elude_nb.steering.heads import Head
 from elude_nb.steering.live import UNCHANGED, LiveSteering, Seen, Steered, order_by_presence
+from elude_nb.widgets import parts
 from elude_nb.widgets.controls import CopyButton
-from elude_nb.widgets.panel import (
-    GalleryPanel,
-    check_range,
-    debounce,
-    fill_in,
-    make,
-    make_button,
-    make_place,
-    make_row,
-)
+from elude_nb.widgets.panel import GalleryPanel
 
 STRONGEST = 2.0
 MOST_CLASSES = 8  # have a bar
@@ -136,46 +129,38 @@ class SteeringPanel(GalleryPanel):
 
     def _build(self) -> None:
         last = len(self.gallery.images) - 1
-        self._image = make(ipywidgets.IntSlider, "image", "image", min=0, max=last, disabled=last == 0)
-        self._concept = make(ipywidgets.Dropdown, "concept", "concept")
+        self._take_sliders_soon, take_image = parts.debounce(self._take_sliders), parts.debounce(self._take_image)
+        self._image = parts.make(
+            ipywidgets.IntSlider, "image", "image", take_image, min=0, max=last, disabled=last == 0
+        )
+        self._concept = parts.make(ipywidgets.Dropdown, "concept", "concept")
         hint = "put a slider on this concept"
-        self._add = make_button("add", "add", lambda: self.add(self._concept.value), tooltip=hint)
-        self._reset = make_button("reset", "reset", self.reset, tooltip="all sliders to 1: unchanged")
+        self._add = parts.make_button("add", "add", lambda: self.add(self._concept.value), tooltip=hint)
+        self._reset = parts.make_button("reset", "reset", self.reset, tooltip="all sliders to 1: unchanged")
         self._sliders = ipywidgets.VBox().add_class("elude-strengths")
         self._copy = CopyButton(label="copy the code").add_class("elude-copy")
-        self._own, self._moved, self._bars, self._near, self._code = (
-            make_place(name) for name in ("own", "moved", "probabilities", "neighbours", "code")
-        )
-        self._take_sliders_soon = debounce(self._take_sliders)
-        take_image = debounce(self._take_image)
-        self._image.observe(lambda change: take_image(change["new"]), "value")
+        names = ("own", "moved", "probabilities", "neighbours", "code")
+        self._own, self._moved, self._bars, self._near, self._code = map(parts.make_place, names)
         self.children = (
-            make_row(self._image, self._concept, self._add, self._reset),
+            parts.make_row(self._image, self._concept, self._add, self._reset),
             self._sliders,
             self._status,
             self._bar,
-            make_row(self._own, ipywidgets.VBox([self._moved, self._bars])),
+            parts.make_row(self._own, ipywidgets.VBox([self._moved, self._bars])),
             self._near,
-            make_row(self._code, self._copy),
+            parts.make_row(self._code, self._copy),
         )
 
     def _row(self, concept: int) -> tuple[ipywidgets.FloatSlider, ipywidgets.HBox]:
         """Return the slider of a concept, and it beside the button that removes it."""
         if concept not in self._rows:
-            name = self._name(concept)
-            wide = {"layout": {"width": "440px"}, "style": {"description_width": "180px"}}
-            slider = make(
-                ipywidgets.FloatSlider, name, f"strength-{concept}", value=UNCHANGED, max=STRONGEST, step=0.05, **wide
-            ).add_class("elude-strength")
-            slider.observe(self._slide, "value")
-            button = make_button(
-                "remove",
-                f"remove-{concept}",
-                partial(self.remove, concept),
-                tooltip=f"remove {name}",
-                layout={"width": "auto"},
-            )
-            self._rows[concept] = slider, ipywidgets.HBox([slider, button])
+            name, remove = self._name(concept), partial(self.remove, concept)
+            look: dict[str, Any] = {"layout": {"width": "440px"}, "style": {"description_width": "180px"}}
+            ends: dict[str, Any] = {"value": UNCHANGED, "max": STRONGEST, "step": 0.05}
+            slider = parts.make(ipywidgets.FloatSlider, name, f"strength-{concept}", self._slide, **ends, **look)
+            look = {"tooltip": f"remove {name}", "layout": {"width": "auto"}}
+            button = parts.make_button("remove", f"remove-{concept}", remove, **look)
+            self._rows[concept] = slider, ipywidgets.HBox([slider.add_class("elude-strength"), button])
         return self._rows[concept]
 
     def _slide(self, _: object) -> None:
@@ -213,20 +198,20 @@ class SteeringPanel(GalleryPanel):
         sliders = {concept: self._row(concept)[0].value for concept in self.strengths}
         # A value set from Python may lie between two steps of its slider; it stays until the slider is moved.
         moved = {c: round(v, 2) if v != self.strengths[c] else v for c, v in sliders.items()}
-        self._take(partial(self.set_trait, "strengths", moved))
+        with self._reverting():
+            self.strengths = moved
 
     def _take_image(self, number: int) -> None:
-        def act() -> None:
+        with self._reverting():
             self.picture = None
             self.image = number
 
-        self._take(act)
-
-    def _take(self, act: Callable[[], None]) -> None:
+    @contextmanager
+    def _reverting(self) -> Iterator[None]:
         """Do what a control asks for; where that is refused, the control goes back."""
         with self.guarded():
             try:
-                act()
+                yield
             finally:
                 self._follow()
 
@@ -246,7 +231,7 @@ class SteeringPanel(GalleryPanel):
     @traitlets.validate("image")
     def _valid_image(self, proposal: Any) -> Any:
         self._live.check_free()
-        return check_range(proposal, 0, len(self.gallery.images) - 1)
+        return parts.check_range(proposal, 0, len(self.gallery.images) - 1)
 
     @traitlets.validate("picture")
     def _valid_picture(self, proposal: Any) -> Image.Image | None:
@@ -330,17 +315,14 @@ class SteeringPanel(GalleryPanel):
             self._following = False
 
     def _paint(self, steered: Steered, before: pd.DataFrame, after: pd.DataFrame) -> None:
-        self._own.value = fill_in("own.html", tile=self._seen[self._key][1], label=self._label(self._key))
-        self._moved.value = fill_in("moved.html", steered=steered)
+        self._own.value = parts.fill("own.html", tile=self._seen[self._key][1], label=self._label(self._key))
+        self._moved.value = parts.fill("moved.html", steered=steered)
         self._bars.value = "" if steered.probabilities.empty else _probability_bars(steered.probabilities)
+        rows = (("before", before.to_dict("records")), ("after", after.to_dict("records")))
         known = set(before["image"])
-        rows = [
-            (when, [{**row, "new": row["image"] not in known, "tile": self._tile(row["image"])} for row in records])
-            for when, records in (("before", before.to_dict("records")), ("after", after.to_dict("records")))
-        ]
-        self._near.value = fill_in("neighbours.html", rows=rows, colour=PALETTE[3])
+        self._near.value = parts.fill("neighbours.html", rows=rows, known=known, tile=self._tile, colour=PALETTE[3])
         self._copy.text = f"from elude_nb import Edit\n\nedit = {self.edit.code()}"
-        self._code.value = fill_in("code.html", code=self._copy.text)
+        self._code.value = parts.fill("code.html", code=self._copy.text)
 
     def _tile(self, number: int) -> Markup:
         if number not in self._tiles:
@@ -356,13 +338,13 @@ class SteeringPanel(GalleryPanel):
     def static_html(self) -> Markup:
         """Return what the sliders do to the image."""
         strengths = [(self._name(concept), value) for concept, value in self.strengths.items()]
-        parts = {"own": self._own, "moved": self._moved, "bars": self._bars, "near": self._near, "code": self._code}
-        made = {name: Markup(place.value) for name, place in parts.items()}  # noqa: S704 - by templates
-        return fill_in("steering.html", strengths=strengths, **made)
+        places = {"own": self._own, "moved": self._moved, "bars": self._bars, "near": self._near, "code": self._code}
+        made = {name: Markup(place.value) for name, place in places.items()}  # noqa: S704 - by templates
+        return parts.fill("steering.html", strengths=strengths, **made)
 
 
 def _probability_bars(table: pd.DataFrame) -> Markup:
     """Return the likeliest classes, before or after, with a bar for either; ``table`` has one row a class."""
     likeliest = table[["before", "after"]].max(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_CLASSES]
     rows = [(name, float(table.loc[name, "before"]), float(table.loc[name, "after"])) for name in likeliest]
-    return fill_in("probabilities.html", rows=rows, colour=PALETTE[0], others=len(table) - len(rows))
+    return parts.fill("probabilities.html", rows=rows, colour=PALETTE[0], others=len(table) - len(rows))

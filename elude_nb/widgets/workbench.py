@@ -16,11 +16,12 @@ from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.naming import name_concepts
 from elude_nb.models.load import load_model
 from elude_nb.steering.heads import fit_on_outputs
+from elude_nb.widgets import parts
 from elude_nb.widgets.channel_explorer import ChannelExplorer
 from elude_nb.widgets.concept_atlas import ConceptAtlas
 from elude_nb.widgets.image_inspector import ImageInspector
 from elude_nb.widgets.intruder_quiz import IntruderQuiz
-from elude_nb.widgets.panel import Panel, fill_in, make, make_button, make_row, open_gallery
+from elude_nb.widgets.panel import Panel, open_gallery
 from elude_nb.widgets.steering_panel import SteeringPanel
 
 
@@ -68,22 +69,22 @@ class Workbench(Panel):
         super().__init__()
         self._seed = seed
         self.panels: dict[str, Panel] = {}
-        self._model = make(ipywidgets.Text, "model", "model", value=model, continuous_update=False)
-        self._images = make(ipywidgets.Text, "images", "images", value=images, continuous_update=False)
+        self._model = parts.make(ipywidgets.Text, "model", "model", value=model, continuous_update=False)
+        self._images = parts.make(ipywidgets.Text, "images", "images", value=images, continuous_update=False)
         number = ipywidgets.BoundedIntText
-        self._count = make(number, "how many", "count", value=count, min=4, max=100_000)
-        self._concepts = make(number, "G: concepts", "g", value=concepts, min=2, max=4096)
-        self._units = make(number, "K: units", "max-units", value=units, min=2, max=64)
-        self._go = make_button(
+        self._count = parts.make(number, "how many", "count", value=count, min=4, max=100_000)
+        self._concepts = parts.make(number, "G: concepts", "g", value=concepts, min=2, max=4096)
+        self._units = parts.make(number, "K: units", "max-units", value=units, min=2, max=64)
+        self._go = parts.make_button(
             "disentangle", "disentangle", self.run, button_style="primary", tooltip="load both and split the channels"
         )
         self._log = ipywidgets.Output().add_class("elude-log")
         self._tabs = ipywidgets.Tab().add_class("elude-tabs")
         self._tabs.observe(lambda change: self._open_tab(change["new"]), "selected_index")
         form = [
-            make_row(self._model, self._images),
-            make_row(self._count, self._concepts),
-            make_row(self._units, self._go),
+            parts.make_row(self._model, self._images),
+            parts.make_row(self._count, self._concepts),
+            parts.make_row(self._units, self._go),
         ]
         self._form = ipywidgets.VBox(form).add_class("elude-form")
         self.children = (self._form, self._status, self._log, self._tabs)
@@ -159,7 +160,7 @@ class Workbench(Panel):
     def static_html(self) -> Markup:
         """Return the panels that were opened, one below the other."""
         panels = [(title, panel.static_html()) for title, panel in self.panels.items()]
-        return fill_in("workbench.html", panels=panels, message=self.message)
+        return parts.fill("workbench.html", panels=panels, message=self.message)
 
 
 def _fit_head(gallery: Gallery) -> Any:

@@ -32,7 +32,7 @@ def test_find_notebooks_in_order_and_by_number() -> None:
 def test_an_unknown_notebook_is_named() -> None:
     with pytest.raises(ValueError, match=r"'77'.*01_model_loading"):
         find_notebooks(["77"])
-    with pytest.raises(ValueError, match="No notebook starts with ''"):
+    with pytest.raises(ValueError, match="''"):
         find_notebooks([""])
 
 
@@ -54,6 +54,7 @@ def test_a_page_has_the_pictures_and_asks_no_server(tmp_path: Path, monkeypatch:
         tmp_path,
         "from matplotlib.figure import Figure\nfrom elude_nb.figures import Picture\n"
         "picture = Picture(figsize=(1, 1)); picture.alt = 'a white square'\npicture",
+        "import os; print(os.environ['ELUDE_NB_TEXT_BARS'], 'as text')\n"
         "from elude_nb._util.progress import progress_bar\n"
         "import sys\n_ = list(progress_bar(range(3), description='inner'))\nprint('done'); sys.stderr.write('careful')",
     )
@@ -62,6 +63,7 @@ def test_a_page_has_the_pictures_and_asks_no_server(tmp_path: Path, monkeypatch:
     page = (tmp_path / "out" / "09_small.html").read_text(encoding="utf-8")
     assert 'alt="a white square"' in page
     assert "data:image/png;base64," in page
+    assert "1 as text" in page
     assert "done" in page
     assert "careful" in page  # what is no progress bar stays on the page
     assert "inner:" not in page
@@ -89,10 +91,10 @@ def test_a_notebook_whose_packages_are_missing_is_left_out_or_named(
     notebook.metadata["elude_nb"] = {"packages": ["torch", "not_to_be_had"], "extra": "some"}
     nbformat.write(notebook, path)
     monkeypatch.setattr(tour, "find_notebooks", lambda only: [path])
-    with pytest.raises(TourError, match=r"09_small: it needs not_to_be_had: pip install 'elude-nb\[some\]'"):
+    with pytest.raises(TourError, match=r"09_small.*not_to_be_had.*elude-nb\[some\]"):
         run_tour(tmp_path / "named", only=["09"], progress=False)
     assert not (tmp_path / "named").exists()
     index = run_tour(tmp_path / "out", progress=False)
-    assert "Left out: 09_small: it needs not_to_be_had" in index.read_text(encoding="utf-8")
+    assert "09_small: it needs not_to_be_had" in index.read_text(encoding="utf-8")
     assert not (tmp_path / "out" / "09_small.html").exists()
-    assert "left out 09_small" in "".join(capsys.readouterr())
+    assert "09_small" in "".join(capsys.readouterr())

@@ -261,7 +261,7 @@ def test_pictures_of_methods_say_in_words_what_they_show(compared) -> None:
     assert "sub-units" in picture.alt
     assert len(picture.axes[0].texts) == 1 + len(METHODS)
     other = score_intervals(compared, ["redundancy", "effective_rank"])
-    assert [place.get_title(loc="left")[:-2] for place in other.axes] == ["redundancy", "effective_rank"]
+    assert [place.get_title(loc="left")[:-2] for place in other.axes] == ["redundancy", "effective rank"]
     assert picture.png()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match=r"'redundance'.*'redundancy'"):
         tradeoff(compared, "redundance")

@@ -115,7 +115,7 @@ def test_the_order_looks_at_the_discovery_alone_and_labels_go_to_the_fit() -> No
     seen = tokens()
     one, other = (fit(Given(), seen, tokens(seed=seed), labels=["a"] * N * T) for seed in (1, 2))
     assert torch.equal(one.order, other.order)
-    assert one.method.labels == ["a"] * N * T  # type: ignore[attr-defined]
+    assert one.method.labels == ["a"] * N * T
 
 
 def test_activations_are_the_largest_over_an_images_tokens() -> None:

@@ -124,9 +124,9 @@ def use_concepts(page: Any) -> None:
     nodes.first.wait_for(timeout=60_000)
     assert page.locator(".elude-map-node:not([aria-label])").count() == 0
     count = nodes.count()
-    for node in (nodes.nth(count // 2), nodes.nth(1)):  # one of them was not chosen before
-        node.click()
-        until(lambda node=node: node.get_attribute("aria-pressed") == "true")
+    for number in (count // 2, 1):  # one of them was not chosen before
+        nodes.nth(number).click()
+        page.locator(f".elude-map-node:nth-child({number + 1})[aria-pressed=true]").wait_for(timeout=30_000)
     name = str(nodes.nth(1).get_attribute("aria-label")).partition(";")[0]
     until(lambda: heads.all_inner_texts() == [name])
     nodes.nth(1).press("ArrowRight")

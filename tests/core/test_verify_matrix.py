@@ -48,7 +48,7 @@ def test_a_representative_part_is_exact(name) -> None:
 @pytest.mark.parametrize("name", list(ENTRIES))
 def test_the_whole_is_exact_under_all_conditions(request, name) -> None:
     if request.config.option.markexpr != "slow":
-        pytest.skip("the whole takes about 10 minutes: pytest -m slow tests/test_exactness_matrix.py")
+        pytest.skip("the whole takes about 10 minutes: pytest -m slow tests/core/test_verify_matrix.py")
     prove(name, everything=True)
 
 

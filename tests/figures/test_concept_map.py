@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -75,12 +76,12 @@ def test_without_a_gallery_there_are_no_pictures(split) -> None:
 
 def test_another_splits_gallery_is_refused(split, gallery, images) -> None:
     other = replace(split, routing=split.routing.only(torch.tensor([0, 1])))
-    with pytest.raises(ValueError, match="another split"):
+    with pytest.raises(ValueError, match=re.escape(repr(split))):
         lay_out(other, gallery)
-    with pytest.raises(ValueError, match="images that are ready"):
+    with pytest.raises(ValueError, match="fill"):
         lay_out(split, Gallery(split, images[:2]))
     bare = replace(split, routing=replace(split.routing, concepts=torch.full_like(split.routing.concepts, NO_CONCEPT)))
-    with pytest.raises(ValueError, match="no concepts"):
+    with pytest.raises(ValueError, match="concepts"):
         lay_out(bare, Gallery(bare, images[:2]).fill(progress=False))
     assert len(lay_out(bare).units) == 0
 
@@ -148,10 +149,10 @@ def test_a_spatial_profile_is_the_mean_over_images(split, gallery) -> None:
 @pytest.mark.parametrize(
     ("maps", "message"),
     [
-        (torch.zeros(0, 16), "maps must be"),
-        (torch.zeros(3, 15), r"maps must be \(n, 16\)"),
-        (torch.zeros(16), "maps must be"),
-        (torch.full((2, 16), torch.nan), "not finite"),
+        (torch.zeros(0, 16), r"\(0, 16\)"),
+        (torch.zeros(3, 15), r"\(3, 15\)"),
+        (torch.zeros(16), r"\(16,\)"),
+        (torch.full((2, 16), torch.nan), "finite"),
     ],
 )
 def test_wrong_maps_are_named(split, maps, message) -> None:
@@ -160,7 +161,7 @@ def test_wrong_maps_are_named(split, maps, message) -> None:
 
 
 def test_a_site_without_patches_has_no_spatial_profile(mlp_split) -> None:
-    with pytest.raises(ValueError, match="no patches"):
+    with pytest.raises(ValueError, match="patches"):
         spatial_profile(mlp_split, torch.zeros(2, 1))
 
 

@@ -188,13 +188,13 @@ def test_intervals_are_sorted_by_the_first_score_and_lie_at_their_values() -> No
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: tradeoff(METHODS, "top similarty"), "Did you mean 'top_similarity'"),
-        (lambda: tradeoff(METHODS, loss="loss"), "column='loss' is not known"),
-        (lambda: tradeoff(METHODS, size="some"), "choose one of 'equal', 'own'"),
-        (lambda: score_intervals(METHODS, size="some"), "choose one of 'equal', 'own'"),
-        (lambda: score_intervals(METHODS, ["redundancy", "redundance"]), "Did you mean 'redundancy'"),
-        (lambda: score_intervals(METHODS, ["redundance"]), "Did you mean 'redundancy'"),
-        (lambda: score_intervals(METHODS, []), "Name a score"),
+        (lambda: tradeoff(METHODS, "top similarty"), "'top similarty'.*'top_similarity'"),
+        (lambda: tradeoff(METHODS, loss="loss"), "loss"),
+        (lambda: tradeoff(METHODS, size="some"), "'some'.*'equal', 'own'"),
+        (lambda: score_intervals(METHODS, size="some"), "'some'.*'equal', 'own'"),
+        (lambda: score_intervals(METHODS, ["redundancy", "redundance"]), "'redundance'.*'redundancy'"),
+        (lambda: score_intervals(METHODS, ["redundance"]), "'redundance'.*'redundancy'"),
+        (lambda: score_intervals(METHODS, []), "scores"),
     ],
 )
 def test_what_is_not_in_the_table_cannot_be_drawn(draw, message) -> None:

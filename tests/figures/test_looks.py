@@ -104,7 +104,7 @@ def test_themes(drawn) -> None:
     background = rendered(picture).getpixel((2, 2))
     assert background == (0x11, 0x11, 0x11)
     assert rendered(concept_profile(gallery, 2)).getpixel((2, 2)) == (255, 255, 255)
-    with pytest.raises(ValueError, match="Did you mean 'dark'"), theme("darc"):
+    with pytest.raises(ValueError, match=r"'darc'.*'dark'"), theme("darc"):
         pass
     assert shade("ink") == THEMES["light"]["ink"]
 
@@ -222,21 +222,21 @@ def test_crops_stand_beside_their_photographs(drawn, channel) -> None:
     assert crop is not None
     assert whole.shape[:2] == (32, 32)
     assert crop.shape[:2] == (16, 16)
-    with pytest.raises(ValueError, match="say how large"):
+    with pytest.raises(ValueError, match="crops"):
         before_after(exemplars, beside=True)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda s, g, c: activation_map(np.zeros((4, 4)), np.zeros((2, 2))), "image must be"),
-        (lambda s, g, c: activation_map(np.zeros((4, 4, 3)), np.full((2, 2), np.nan)), "not finite"),
+        (lambda s, g, c: activation_map(np.zeros((4, 4)), np.zeros((2, 2))), r"\(4, 4\)"),
+        (lambda s, g, c: activation_map(np.zeros((4, 4, 3)), np.full((2, 2), np.nan)), "finite"),
         (lambda s, g, c: unit_maps(g, 99, c), "image=99"),
-        (lambda s, g, c: unit_maps(g, 0, c, units=[77]), "no unit 77"),
+        (lambda s, g, c: unit_maps(g, 0, c, units=[77]), "77"),
         (lambda s, g, c: routing_bars(s, 99), "channel=99"),
         (lambda s, g, c: routing_bars(s, c, by="colour"), "by='colour'"),
         (lambda s, g, c: concept_profile(g, 99), "concept=99"),
-        (lambda s, g, c: concept_atlas(Gallery(s, g.images)), "images that are ready"),
+        (lambda s, g, c: concept_atlas(Gallery(s, g.images)), "fill"),
     ],
 )
 def test_bad_input_is_named(drawn, channel, call, message) -> None:

@@ -173,7 +173,7 @@ def test_sub_units_without_concepts(split) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda s, c: route_table(s, c, detail="heads"), "Did you mean 'head'"),
+        (lambda s, c: route_table(s, c, detail="heads"), "'heads'.*'head'"),
         (lambda s, c: routing_bars(s, c, by="weight"), "by='weight'"),
         (lambda s, c: routing_bars(s, c, detail="head", max_places=0), "max_places=0"),
         (lambda s, c: routing_sankey(s, c, max_blocks=0), "max_blocks=0"),
@@ -188,5 +188,5 @@ def test_bad_input_is_named(split, call, message) -> None:
 def test_a_channel_that_was_not_split(split) -> None:
     whole = replace(split, routing=split.routing.only(torch.tensor([split_channel(split)])))
     other = next(channel for channel in range(24) if channel != split_channel(split))
-    with pytest.raises(ValueError, match=f"Channel {other} was not split"):
+    with pytest.raises(ValueError, match=rf"\b{other}\b"):
         routing_bars(whole, other)

@@ -33,7 +33,7 @@ def test_side_effects_are_the_columns_of_the_table(found) -> None:
 
 
 def test_a_dose_response_begins_at_nothing_and_has_every_strength(found) -> None:
-    picture = dose_response(found)
+    picture: Any = dose_response(found)
     for place, column in zip(picture.axes, ("drop", "others"), strict=True):
         lines = {line.get_label(): line for line in place.lines}
         for method, rows in found.curve.groupby("method"):

@@ -135,14 +135,14 @@ def test_a_picture_of_ones_own_keeps_its_theme() -> None:
 
 
 def test_what_are_no_axes_are_refused() -> None:
-    with pytest.raises(TypeError, match="must be matplotlib Axes"):
+    with pytest.raises(TypeError, match="ndarray"):
         score_distributions(scores(), axes=Figure().subplots(1, 2))
 
 
 def test_scores_without_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="Did you mean 'top_similarity'"):
+    with pytest.raises(ValueError, match=r"'top similarty'.*'top_similarity'"):
         score_distributions(scores(), "top similarty")
-    with pytest.raises(ValueError, match="has no value"):
+    with pytest.raises(ValueError, match="top_similarity"):
         score_distributions(scores().assign(top_similarity=np.nan))
 
 

@@ -206,7 +206,7 @@ def test_too_few_best_images_to_compare_are_refused(score, least) -> None:
 @given(n=st.integers(1, 9), u=st.integers(0, 3), k=st.integers(1, 9), seed=st.integers(0, 1000))
 def test_best_images_are_the_highest_of_each_unit(n, u, k, seed) -> None:
     (activations, _), k = drawn(n, u, 1, seed), min(k, n)
-    expected = [sorted(range(n), key=lambda i, unit=unit: -float(activations[i, unit]))[:k] for unit in range(u)]
+    expected = [sorted(range(n), key=[-value for value in column].__getitem__)[:k] for column in activations.T.tolist()]
     assert best_images(activations, k).T.tolist() == expected
     assert [best_images(column, k).tolist() for column in activations.T] == expected
     assert best_images(activations.numpy() > 10, k).shape == (k, u)  # whether a unit fires

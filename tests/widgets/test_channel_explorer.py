@@ -11,7 +11,9 @@ from elude_nb import disentangle, score
 from elude_nb.core.strategies import ConceptRouting
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets.channel_explorer import ChannelExplorer
-from elude_nb.widgets.panel import Panel, debounce
+from elude_nb.widgets.panel import Panel
+from elude_nb.widgets.parts import debounce
+from tests.markup import Page
 from tests.tiny import random_images
 
 
@@ -34,7 +36,7 @@ def test_first_paint(explorer) -> None:
     assert len(tiles(explorer._grid.value)) == 4 * len(explorer.exemplars.rows)
     assert f"Channel {explorer.channel}" in explorer._grid.value
     assert explorer.view.channel == explorer.channel
-    assert "on 10 images" in explorer.message
+    assert "10 images" in explorer.message
 
 
 def test_the_sliders_and_the_traits_follow_each_other(explorer) -> None:
@@ -91,15 +93,15 @@ def test_search_by_number_and_by_name(explorer, split) -> None:
     rows = split.units[split.units["concept"] == 1]
     assert set(explorer._listed) == set(rows["channel"])
     assert explorer.channel in set(rows["channel"])
-    assert "with sub-units of" in explorer.message
+    assert f"{len(explorer._listed)} channels" in explorer.message
     explorer._place.value = explorer._place.max
     assert explorer.channel == explorer._listed[-1]
     explorer._search.value = ""
     assert len(explorer._listed) == 24
 
 
-@pytest.mark.parametrize(("text", "message"), [("24", "There is no channel 24"), ("zebra", "Names: corner <b>, edge")])
-def test_what_is_not_found_is_said_and_nothing_changes(explorer, text, message) -> None:
+@pytest.mark.parametrize(("text", "message"), [("24", "24"), ("zebra", "corner <b>, edge")])
+def test_what_is_not_found_is_reported_and_nothing_changes(explorer, text, message) -> None:
     before = explorer.channel, explorer._grid.value, list(explorer._listed)
     explorer.search(text)
     assert message in explorer.message
@@ -121,17 +123,50 @@ def test_a_channel_that_is_not_split_says_why(vit, images) -> None:
     one = ConceptRouting(one_meaning=-1.0)  # every channel is then of one meaning
     split = disentangle(vit, images, concepts=8, units=3, tokens_per_image=6, routing=one, progress=False)
     explorer = ChannelExplorer(split, images[:6], count=3)
-    assert explorer.view.reason in explorer._grid.value
+    view: Any = explorer.view
+    assert view.reason in explorer._grid.value
     assert "not split" in explorer.message
     found: Any = explorer.exemplars
     assert len(found.rows) == 1
     assert "whole channel" in explorer._table.value
 
 
+def test_a_routing_that_cannot_be_changed_says_why(vit, images) -> None:
+    routing = "channel-clusters"
+    split = disentangle(vit, images, concepts=8, units=3, routing=routing, tokens_per_image=6, progress=False)
+    explorer = ChannelExplorer(split, images[:6], count=3)
+    assert explorer._k.disabled
+    assert explorer._rho.disabled
+    assert explorer._reset.disabled
+    assert routing in explorer._fixed.value
+    for name, value in (("units", 5), ("shared", 0.5)):
+        before = getattr(explorer, name)
+        with pytest.raises(traitlets.TraitError, match=f"{name}.*{routing}"):
+            setattr(explorer, name, value)
+        assert getattr(explorer, name) == before
+    explorer.reset()
+    explorer.channel = explorer.orders["number"][3]
+    view: Any = explorer.view
+    assert view.channel == 3
+
+
+def test_k_and_rho_of_a_split_by_concepts_can_be_changed(explorer) -> None:
+    assert not explorer._k.disabled
+    assert not explorer._rho.disabled
+    assert explorer._fixed.value == ""
+
+
+def test_a_sample_is_reported_as_one(split, images) -> None:
+    room = 9.5 * 2 * split.site.sources * 16 / (1 << 30)
+    explorer = ChannelExplorer(Gallery(split, images, max_memory=room).fill(progress=False), count=3)
+    assert "9 of 20 images" in explorer.message
+
+
 def test_names_are_escaped(explorer) -> None:
     explorer.search("corner")
-    assert "corner &lt;b&gt;" in explorer.static_html()
-    assert "corner <b>" not in explorer.static_html()
+    page = Page(explorer.static_html())
+    assert "corner <b>" in page.text
+    assert "b" not in {tag for tag, _ in page.tags}
 
 
 def test_the_static_fallback(explorer) -> None:
@@ -139,7 +174,6 @@ def test_the_static_fallback(explorer) -> None:
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     assert "application/vnd.jupyter.widget-view+json" in data
     assert "<img alt=" in data["text/html"]
-    assert "with a running kernel" in data["text/html"]
     assert "http" not in re.sub(r"data:image/jpeg;base64,[^\"]*", "", data["text/html"])
 
 
@@ -152,9 +186,9 @@ def test_everything_has_a_name(explorer) -> None:
 def test_a_split_and_images_do_as_well(split, images) -> None:
     explorer = ChannelExplorer(split, images[:9], count=3)
     assert explorer.gallery.ready == 9
-    with pytest.raises(TypeError, match="a split and images"):
+    with pytest.raises(TypeError, match="Disentanglement"):
         ChannelExplorer(split)
-    with pytest.raises(TypeError, match="has its images already"):
+    with pytest.raises(TypeError):
         ChannelExplorer(explorer.gallery, images)
 
 

@@ -31,7 +31,7 @@ def test_panels_share_the_gallery_and_its_names(app) -> None:
     app._tabs.selected_index = 1
     app.panels["Concepts"].name(2, "edge")
     app.panels["Channels"].search("edge")
-    assert "with sub-units of 'edge'" in app.panels["Channels"].message
+    assert "'edge'" in app.panels["Channels"].message
     assert app.gallery is not None
     assert app.gallery.split.names == {2: "edge"}
 
@@ -44,8 +44,8 @@ def test_the_static_fallback(app) -> None:
     assert "disentangle" in Workbench().static_html()
 
 
-@pytest.mark.parametrize(("model", "source", "message"), [("dinov2-smal", "photographs", "Did you mean"), ("", "", "")])
-def test_what_goes_wrong_is_said_and_the_panels_stay(app, model, source, message) -> None:
+@pytest.mark.parametrize(("model", "source", "message"), [("dinov2-smal", "photographs", "dinov2-small"), ("", "", "")])
+def test_what_goes_wrong_is_reported_and_the_panels_stay(app, model, source, message) -> None:
     before = app.gallery, dict(app.panels)
     app._model.value, app._images.value = model, source
     app.run()

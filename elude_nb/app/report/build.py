@@ -110,8 +110,11 @@ def write_report(
     blocks, parts, _ = places_of_sources(split)
     page = fill_page(
         title=title or f"{split.model.name}, {split.site.name}: channels split into sub-units",
-        summary=_summary(split, shown),
-        facts=_facts(split, shown, len(photos)),
+        split=split,
+        source=shown.source,
+        given=len(photos),
+        identity=identity_of(split.model),
+        made_on=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         certificate=certificate,
         problems=problems,
         images=shown,
@@ -168,45 +171,3 @@ def _certify(split: Disentanglement, images: ImageSet) -> tuple[list[list[str]],
     except SiteError as error:
         return [], [f"It could not be made: {error}"]
     return [line.split(": ", 1) for line in str(found).splitlines()], found.problems()
-
-
-def _summary(split: Disentanglement, images: ImageSet) -> str:
-    split_up, units = int(split.routing.is_split().sum()), int((split.routing.sizes()[:, 1:] > 0).sum())
-    return (
-        f"{split.model.name}, {split.site.name}: {split_up:,} of {split.site.channels:,} channels in {units:,} "
-        f"sub-units, {len(split.book)} concepts; seen on {len(images):,} images from {images.source}; {_now()}"
-    )
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _facts(split: Disentanglement, images: ImageSet, given: int) -> list[tuple[str, str]]:
-    model, site, chosen, identity = split.model, split.site, split.settings, identity_of(split.model)
-    size = " x ".join(str(length) for length in model.input_size)
-    some = "" if len(images) == given else f" of {given:,} given"
-    return [
-        ("model", f"{model.name} ({model.architecture}), {size}, {identity['dtype'].removeprefix('torch.')}"),
-        ("weights from", model.provenance.source),
-        ("SHA-256 of the weights' file", model.provenance.sha256 or "none: random weights"),
-        ("SHA-256 of the weights at work", identity["fingerprint"]),
-        ("licence of the weights", model.provenance.licence),
-        ("site", f"{site.name}: {site.channels:,} channels, {site.sources:,} sources"),
-        (
-            "split",
-            f"{int(split.routing.is_split().sum()):,} channels in "
-            f"{int((split.routing.sizes()[:, 1:] > 0).sum()):,} sub-units; blocks = {chosen.blocks}, "
-            f"routing = {chosen.routing}, units = {chosen.units}, shared = {chosen.shared}, seed = {chosen.seed}",
-        ),
-        ("routing", chosen.strategy),
-        (
-            "discovery",
-            f"{len(split.book)} concepts from {int(split.book.counts.sum()):,} {chosen.tokens} tokens of "
-            f"{chosen.images:,} images ({chosen.images_from})",
-        ),
-        ("images of this page", f"{len(images):,}{some}, from {images.source}"),
-        ("licence of the images", "that of their owners; they are in this file"),
-        ("made with", ", ".join(f"{name} {version}" for name, version in identity["versions"].items())),
-        ("made on", _now()),
-    ]

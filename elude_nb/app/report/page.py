@@ -51,7 +51,7 @@ def fill_page(
     data
         What the script draws from: ``grid``, ``blocks``, ``parts``, ``concepts``, ``channels``.
     texts
-        Further values of the template: ``title``, ``summary``, ``facts``, ``certificate``, ``problems`` and ``k``.
+        Further values of the template, such as ``title``, ``split`` and ``certificate``.
     """
     script, style = (Markup("\n".join(map(_read, names))) for names in (SCRIPTS, STYLES))  # noqa: S704 - our own files
     policy = (

@@ -1,0 +1,75 @@
+"""Controls with a label and a class by which style sheets and tests find them, and what they have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ipywidgets
+import traitlets
+
+from elude_nb._util.html import render
+
+PAUSE = 0.12  # seconds for which a slider must rest before anything is computed
+
+fill = partial(render, "elude_nb.widgets")  # in a template of this room
+
+
+def debounce(function: Callable[..., object], seconds: float = PAUSE) -> Callable[..., None]:
+    """Return a function that calls ``function`` with its last arguments, once it was not called for some time.
+
+    Without a running event loop (in a script, in a test) it calls at once.
+    """
+    waiting: asyncio.TimerHandle | None = None
+
+    def call(*arguments: Any) -> None:
+        nonlocal waiting
+        if waiting is not None:
+            waiting.cancel()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            function(*arguments)
+        else:
+            waiting = loop.call_later(seconds, function, *arguments)
+
+    return call
+
+
+Change = Callable[[Any], object]
+
+
+def make(kind: Callable[..., Any], description: str, name: str, change: Change | None = None, **settings: Any) -> Any:
+    """Return a control with a label and the class ``elude-{name}``; ``change`` is called with each new value."""
+    usual = {"layout": {"width": "340px"}, "style": {"description_width": "90px"}}
+    control = kind(description=description, **{**usual, **settings}).add_class(f"elude-{name}")
+    if change is not None:
+        control.observe(lambda event: change(event["new"]), "value")
+    return control
+
+
+def make_button(description: str, name: str, press: Callable[[], object], **settings: Any) -> Any:
+    """Return a button with the class ``elude-{name}``."""
+    button = ipywidgets.Button(description=description, **settings).add_class(f"elude-{name}")
+    button.on_click(lambda _: press())
+    return button
+
+
+def make_place(name: str) -> Any:
+    """Return an empty place for HTML with the class ``elude-{name}``."""
+    return ipywidgets.HTML().add_class(f"elude-{name}")
+
+
+def make_row(*controls: Any) -> Any:
+    """Return controls beside each other, or below each other on a narrow page."""
+    return ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"})
+
+
+def check_range(proposal: Any, low: float, high: float) -> Any:
+    """Return the value that a trait is to take, for a validator; raise ``TraitError`` if it is out of range."""
+    name, value = proposal["trait"].name, proposal["value"]
+    if not low <= value <= high:
+        raise traitlets.TraitError(f"{name}={value} is out of range: it must be between {low} and {high}.")
+    return value
