@@ -143,7 +143,7 @@ def make_questions(
 def _draw(gallery: Gallery, per_kind: int, size: int, state: list[int], rng: np.random.Generator) -> list[_Both]:
     table = gallery.split.units
     numbers = table[table["unit"] > 0].groupby("channel")["unit"].agg(list)
-    order = rng.permutation(numbers.index.to_numpy())
+    order = rng.permutation(numbers.index.to_list())
     found: list[_Both] = []
     step = max(2 * per_kind, 8)
     for start in range(0, len(order), step):  # twice as many as are needed are mostly enough

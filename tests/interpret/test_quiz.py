@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
+from elude_nb import disentangle
+from elude_nb.core.strategies import ConceptRouting
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.quiz import CHANNEL, KINDS, SUB_UNIT, Question, Quiz, make_questions, share_of
 from elude_nb.scores.intruder import grade
@@ -126,6 +128,14 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def test_a_split_without_any_split_channel_says_so(vit, images) -> None:
+    whole = disentangle(
+        vit, images, concepts=6, units=3, tokens_per_image=6, progress=False, routing=ConceptRouting(one_meaning=-1.0)
+    )
+    with pytest.raises(ValueError, match="0 of 0 split channels"):
+        make_questions(Gallery(whole, images).fill(progress=False))
 
 
 def test_answers_are_counted_and_timed(gallery) -> None:
