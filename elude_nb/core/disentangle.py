@@ -146,10 +146,16 @@ def disentangle(
     check_pristine(model.network, "disentangle")
     place = find_site(model, site, blocks=blocks)
     plan = _plan(model, chosen, place, groups, sub_units, tokens, tokens_per_image, max_memory)
+    seconds = 0.0
     if elude is not None:  # too few instances are reported before the long work
-        elude.sizes(min(plan.tokens, elude.max_tokens) if elude.instances == "tokens" else plan.micro_clusters)
+        count = min(plan.tokens, elude.max_tokens) if elude.instances == "tokens" else plan.micro_clusters
+        size = count, place.channels, place.sources * place.kernel
+        plan = replace(plan, memory=plan.memory + elude.expected_bytes(*size))
+        if model.progress:
+            seconds = elude.expected_seconds(*size)
     if model.progress:
-        plan = replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))
+        seconds += _expected_seconds(model, chosen, place, plan, tokens, tokens_per_image)
+        plan = replace(plan, seconds=seconds)
         say(f"disentangle: {plan}")
     recordings = record(model, chosen, place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
     settings = Settings(

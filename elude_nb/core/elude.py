@@ -6,8 +6,9 @@ The method of Bagci, Schiele, Schaub-Meyer, Fischer and Hesse (arXiv 2605.31304,
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -142,6 +143,25 @@ class EludeRouting:
                 f"min_cluster_size={least}; use more images or tokens_per_image, a larger top_k or smaller clusters."
             )
         return int(top), int(least)
+
+    def expected_bytes(self, count: int, channels: int, width: int) -> int:
+        """Return about how much memory the routing takes beside the model: what is kept, and a channel a thread."""
+        top, _ = self.sizes(count)
+        kept = 4 * count * (width + channels) if self.instances == "tokens" else 0
+        return kept + max(1, torch.get_num_threads()) * top * (16 * top + 12 * width)
+
+    def expected_seconds(self, count: int, channels: int, width: int) -> float:
+        """Return about how long the routing of ``channels`` by ``count`` instances of ``width`` sources takes.
+
+        Two channels of noise are clustered; the published rule then tries 20 values of rho, which takes as long again.
+        """
+        top, least = self.sizes(count)
+        noise = torch.randn(top, width, generator=torch.Generator().manual_seed(0))
+        alone = replace(self, top_k=top, min_cluster_size=least)
+        start = time.perf_counter()
+        alone.route_instances(torch.ones(2, width, 1), Instances(noise, noise[:, :2].clone(), torch.ones(top)))
+        each = (time.perf_counter() - start) / 2
+        return each * channels * (2 if self.rule == "published" else 1)
 
     def route(
         self,

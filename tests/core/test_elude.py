@@ -418,3 +418,14 @@ def test_tables_and_maps_split_what_is_shared(split) -> None:
     assert gallery.depths(view)
     parts = split.routing.fractions(channel)
     torch.testing.assert_close(parts.sum(0), torch.ones(96, dtype=torch.float64))
+
+
+def test_the_time_of_the_clusters_is_in_the_estimate(vit, images, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(EludeRouting, "expected_seconds", lambda *_: 3600.0)
+    disentangle(vit, images, "blocks.1.mlp.fc2", routing=EludeRouting(**SMALL), **(QUICK | {"progress": True}))
+    assert "60 min" in capsys.readouterr().err
+
+
+def test_more_channels_take_longer() -> None:
+    strategy = EludeRouting(**SMALL)
+    assert strategy.expected_seconds(200, 10_000, 12) > strategy.expected_seconds(200, 10, 12) > 0
