@@ -529,6 +529,33 @@ def test_a_single_value_written_through_data_is_seen_before_anything_is_written_
             CALLS[name](env)
 
 
+def test_a_split_made_anew_belongs_to_the_weights_as_they_are(env) -> None:
+    """Also if no look at the weights could tell that they changed: the hash of a new split is never an old one."""
+    env.model.network.blocks[1].mlp.fc2.weight.data[3, 5] += 1e-9
+    anew = en.disentangle(env.model, env.images, **QUICK)
+    anew.save(env.folder / "anew.safetensors")
+    assert en.Disentanglement.load(env.folder / "anew.safetensors", env.model).identity == anew.identity
+    with pytest.raises(ModelMismatchError):
+        env.split.using(batch_size=3).save(env.folder / "old.safetensors")
+
+
+def test_outputs_collected_in_one_thread_are_not_those_of_another(env) -> None:
+    few, many = env.images[:6], env.images
+    alone = en.score(env.split, few, k=3, progress=False)
+    running = threading.Event()
+
+    def others() -> None:
+        while not running.is_set():
+            en.embed(env.model, many)
+
+    with ThreadPoolExecutor(1) as pool:
+        task = pool.submit(others)
+        beside = en.score(env.split, few, k=3, progress=False)
+        running.set()
+        task.result()
+    assert beside.equals(alone)
+
+
 def test_the_same_weights_loaded_again_or_put_back_are_the_same(env) -> None:
     kept = {name: value.clone() for name, value in env.model.network.state_dict().items()}
     read = env.split.activations(env.images, [env.unit])

@@ -32,7 +32,7 @@ from elude_nb.models.hooks import check_pristine, for_analysis
 from elude_nb.models.load import Model
 from elude_nb.models.sites import STREAM, Site
 
-_NAMELESS = {"_stamp", "weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units"}
+_NAMELESS = {"weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,8 @@ class Disentanglement:
         variance of the channel. Shares of a channel add up to 1; a unit that works against the others is negative.
     names
         Names of concepts, from `with_names`; empty at first. They are saved with the rest.
+    stamp
+        What tells that the model's weights are still those that were split; made if not given.
     """
 
     model: Model
@@ -65,9 +67,11 @@ class Disentanglement:
     channel_variance: Tensor
     unit_shares: Tensor
     names: UniqueNames = field(default_factory=UniqueNames)
+    stamp: Stamp | None = None
 
     def __post_init__(self) -> None:
-        vars(self)["_stamp"] = Stamp(self.model)
+        if self.stamp is None:  # copies with other names or settings keep that of the original
+            vars(self)["stamp"] = Stamp(self.model)
 
     def check_model(self, purpose: str = "", *, thorough: bool = False) -> None:
         """Check that the model is still the one that was split, and with a ``purpose``, that no edit is active on it.
@@ -88,8 +92,8 @@ class Disentanglement:
         """
         if purpose:
             check_pristine(self.model.network, purpose)
-        stamp: Stamp = vars(self)["_stamp"]
-        stamp.check(self.model, thorough=thorough)
+        if self.stamp is not None:
+            self.stamp.check(self.model, thorough=thorough)
 
     # ---------------------------------------------------------------- tables
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pkgutil import resolve_name
@@ -215,7 +214,7 @@ class Stamp:
     """
 
     def __init__(self, model: Model) -> None:
-        self.fingerprint = _fingerprint(model)
+        self.fingerprint = model.fingerprint()
         self._marks = _marks(model.network)
         self._dtype = model.dtype
 
@@ -246,18 +245,6 @@ class Stamp:
             f"The weights of {model.name!r} are not those that were split{': ' + named if named else ''} changed "
             "afterwards. Put the old ones back (load_state_dict), or disentangle the model as it is now."
         )
-
-
-_FINGERPRINTS: weakref.WeakKeyDictionary[nn.Module, tuple[dict[str, Any], str]] = weakref.WeakKeyDictionary()
-
-
-def _fingerprint(model: Model) -> str:
-    """Return the model's fingerprint, worked out again only if its weights look touched since the last time."""
-    marks = _marks(model.network)
-    known = _FINGERPRINTS.get(model.network)
-    if known is None or known[0] != marks:
-        known = _FINGERPRINTS[model.network] = marks, model.fingerprint()
-    return known[1]
 
 
 def _marks(network: nn.Module) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import ExactnessError
-from elude_nb.models.hooks import Tap, as_dtype, as_tokens, clean_copy, evaluating, first_tensor, output_tensor
+from elude_nb.models.hooks import Tap, as_dtype, as_tokens, clean_copy, evaluating, first_tensor, listen, output_tensor
 from elude_nb.models.sites import Site
 
 
@@ -336,8 +336,8 @@ class _Clock:
 
         with ExitStack() as stack:
             entry, last = network.get_submodule(site.entry), network.get_submodule(site.exit)
-            stack.callback(entry.register_forward_pre_hook(lambda *_: marks.append(_now(batch))).remove)
-            stack.callback(last.register_forward_hook(leave).remove)
+            stack.callback(listen(entry, before=lambda *_: marks.append(_now(batch))))
+            stack.callback(listen(last, after=leave))
             start = _now(batch)
             output = output_tensor(network(batch))
             if len(batch) == self._batch_size:  # a last, smaller batch would skew the medians

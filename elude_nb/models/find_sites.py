@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from elude_nb._util.checks import check_count, check_kind, check_whole, near_matches
 from elude_nb.errors import SiteError
-from elude_nb.models.hooks import Tap, as_dtype, check_pristine, clean_copy, evaluating, first_tensor
+from elude_nb.models.hooks import Tap, as_dtype, check_pristine, clean_copy, evaluating, first_tensor, listen
 from elude_nb.models.layers import layer_names, reason_against
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import STREAM, Site, Term, TokenLayout
@@ -138,10 +139,7 @@ def run_once(model: Model) -> Run:
 
     with ExitStack() as stack, evaluating(model.network):
         for name, module in model.network.named_modules():
-            hook = module.register_forward_hook(
-                lambda module, inputs, output, name=name: note(name, module, inputs, output)
-            )
-            stack.callback(hook.remove)
+            stack.callback(listen(module, after=partial(note, name)))
         model(model.noise())
     paths = stream_blocks(model.network)
     blocks = {path: tuple(block_terms(model.network, path, number)) for number, path in enumerate(paths, 1)}

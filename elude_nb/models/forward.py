@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb.data.images import Images
-from elude_nb.models.hooks import evaluating, for_analysis, intercept, is_intercepted
+from elude_nb.models.hooks import evaluating, for_analysis, intercept, is_intercepted, listen
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import STREAM, Site
 
@@ -51,12 +51,10 @@ def overheard(model: Model, *, wanted: bool = True) -> Iterator[Overheard]:
     def keep(_network: Any, _inputs: Any, output: Any) -> None:
         found.parts.append(_rows(output))
 
-    handle = model.network.register_forward_hook(keep) if wanted else None
-    try:
+    with ExitStack() as stack:
+        if wanted:
+            stack.callback(listen(model.network, after=keep))
         yield found
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 def _centred(outputs: Tensor) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elude_nb.models.hooks import clean_copy, evaluating, first_tensor
+from elude_nb.models.hooks import clean_copy, evaluating, first_tensor, listen
 from elude_nb.models.layers import is_linear, is_plain
 from elude_nb.models.sites import Term
 
@@ -149,13 +150,15 @@ class _Watch(ExitStack):
         self._layers = _linear_layers(block)
         self._entered: list[Tensor] = []
         self._put_out: dict[str, Tensor] = {}
-        self.callback(block.register_forward_pre_hook(self._enter).remove)
-        self.callback(block.register_forward_hook(self._leave).remove)
+        self.callback(listen(block, before=self._enter, after=self._leave))
         for name, layer in self._layers.items():
-            hook = layer.register_forward_hook(lambda _, __, out, name=name: self._put_out.update({name: out.clone()}))
-            self.callback(hook.remove)
+            keep = partial(self._keep, name)
+            self.callback(listen(layer, after=keep))
 
-    def _enter(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _keep(self, name: str, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        self._put_out[name] = output.clone()
+
+    def _enter(self, _: nn.Module, inputs: tuple[Any, ...], __: dict[str, Any]) -> None:
         self._put_out.clear()
         self._entered = [inputs[0].clone()] if inputs and isinstance(inputs[0], Tensor) else []
 
