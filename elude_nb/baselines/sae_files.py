@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count, check_kind
-from elude_nb._util.files import existing_file
+from elude_nb._util.files import existing_file, read_tensors
 from elude_nb.errors import StoreError
 
 _LAYOUTS = {
@@ -44,7 +44,11 @@ def read_weights(
     >>> {name: tuple(tensor.shape) for name, tensor in found.items()}
     {'encoder': (2, 3), 'decoder': (3, 2), 'centre': (2,), 'bias': (3,)}
     """
-    tensors = dict(weights) if isinstance(weights, Mapping) else _read_plain(weights)
+    tensors = (
+        dict(weights)
+        if isinstance(weights, Mapping)
+        else read_tensors(existing_file(weights, "mend the path"), StoreError)[0]
+    )
     check_kind("names", names, Mapping | None, "a mapping of roles to tensors, such as {'encoder': 'W_enc'}")
     where = _match(tensors, dict(names or {}))
     found = {role: _finite(role, tensors[name]) for role, name in where.items()}
@@ -101,17 +105,6 @@ def _orient(role: str, matrix: Tensor, axes: str, d: int | None, u: int | None, 
         cure = "give channels=" if shape[0] != shape[1] else f"use a name that determines it, one of {known}"
         raise ValueError(f"Which axis of the {role} {shape} is the channels is not known; {cure}.")
     return matrix if way[0] == first else matrix.T
-
-
-def _read_plain(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = existing_file(path, "mend the path")
-    try:
-        return dict(load_file(file))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StoreError(f"{str(file)!r} is not a complete safetensors file ({error}); download it again.") from error
 
 
 def _finite(role: str, tensor: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def disentangle(
     """Split the channels of a site into sub-units, in one pass over the images, without touching the model.
 
     Records channels and sources at sampled tokens, groups the tokens into concepts, and routes every contribution to
-    the concept it speaks for. Nothing is trained, and labels are not looked at.
+    the concept it contributes to most. Nothing is trained, and labels are not looked at.
 
     Parameters
     ----------

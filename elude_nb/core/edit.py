@@ -48,7 +48,7 @@ class Change:
     tokens
         ``"all"``, ``"class"``, ``"registers"``, ``"patch"``, or the numbers of tokens.
     mask
-        Weight of each patch in [0, 1], row by row, over the patches or over the pixels; other tokens are left alone.
+        Weight of each patch in [0, 1], row by row, over the patches or over the pixels; other tokens stay as they are.
     strength
         A number, or a schedule: one for each forward pass in turn, the last one from then on.
     """

@@ -80,7 +80,7 @@ def read_settings(found: Any) -> Settings:
 
 
 def read_reasons(found: Any) -> tuple[str, ...]:
-    """Return why each channel was split or left alone; raise ``TypeError`` if a file says it in another way."""
+    """Return why each channel was split or not; raise ``TypeError`` if a file says it in another way."""
     if not isinstance(found, list) or not all(isinstance(reason, str) for reason in found):
         raise TypeError(f"reasons must be a list of texts, not {found!r:.80}")
     return tuple(found)
