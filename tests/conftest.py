@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from elude_nb import Disentanglement, ImageSet, Model, disentangle
+from elude_nb import Disentanglement, EludeRouting, ImageSet, Model, disentangle
 from tests.tiny import random_images, tiny_conv, tiny_mlp, tiny_vit
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # kernels of notebooks beside each other would fight for the cores
@@ -76,6 +76,13 @@ def smallest_images() -> ImageSet:
 def split(vit: Model, images: ImageSet) -> Disentanglement:
     """The whole residual stream of `vit`."""
     return disentangle(vit, images, concepts=8, units=3, tokens_per_image=6, progress=False)
+
+
+@pytest.fixture(scope="session")
+def elude_split(vit: Model, images: ImageSet) -> Disentanglement:
+    """A layer of `vit`, split as published: contributions that several sub-units share, and dead sub-units."""
+    routing = EludeRouting(top_k=0.6, min_cluster_size=4, min_samples=1)
+    return disentangle(vit, images, "blocks.2.mlp.fc2", routing=routing, concepts=8, tokens_per_image=6, progress=False)
 
 
 @pytest.fixture(scope="session")
