@@ -87,4 +87,4 @@ def _matched(a: Tensor, b: Tensor) -> float:
 
     cosines = (a @ b.T).numpy()
     rows, columns = linear_sum_assignment(cosines, maximize=True)
-    return float(cosines[rows, columns].sum()) / max(cosines.shape)
+    return float(cosines[rows, columns].sum() / max(cosines.shape))
