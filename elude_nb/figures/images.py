@@ -106,7 +106,8 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bo
     with house_style():
         picture = Picture(figsize=(_LABEL + columns * _CELL, rows * _CELL + gap + 0.3))
         for row, name in enumerate(exemplars.names):
-            colour = nth_colour(row - 1) if row else shade("ink")
+            rest = exemplars.units[row] == 0
+            colour = shade("grey") if rest else nth_colour(row - 1) if row else shade("ink")
             top = 0.3 + row * _CELL + (gap if row else 0)
             _write_name(picture, name, exemplars.similarity[row], top + 0.5 * _CELL, colour)
             brightest = max((exemplar.value for exemplar in exemplars.rows[row]), default=1.0)

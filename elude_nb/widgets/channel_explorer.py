@@ -13,7 +13,7 @@ from markupsafe import Markup
 from elude_nb.core.result import Disentanglement
 from elude_nb.core.strategies import agreement_of, strongest_concepts
 from elude_nb.data.images import Images
-from elude_nb.figures.html import PALETTE, depth_chart, exemplar_grid
+from elude_nb.figures.html import GREY, PALETTE, depth_chart, exemplar_grid
 from elude_nb.figures.theme import in_words
 from elude_nb.interpret.exemplars import Exemplars
 from elude_nb.interpret.gallery import ChannelView, Gallery
@@ -203,7 +203,10 @@ class ChannelExplorer(GalleryPanel):
         found = gallery.exemplars(view, count=min(self._count, gallery.ready), units=self._max_units)
         self.set_trait("view", view)
         self.set_trait("exemplars", found)
-        colours = ["currentColor", *(PALETTE[i % len(PALETTE)] for i in range(len(found.units) - 1))]
+        colours = [
+            "currentColor",
+            *(PALETTE[i % len(PALETTE)] if unit else GREY for i, unit in enumerate(found.units[1:])),
+        ]
         reason = f": {view.reason}" if whole else ""
         title = Markup('<h4 style="margin:0.4em 0">Channel {}{}</h4>').format(self.channel, reason)
         self._grid.value = title + exemplar_grid(found, colours)
