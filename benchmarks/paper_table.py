@@ -257,8 +257,8 @@ def show(rows: dict[str, dict[str, Any]], wins: pd.DataFrame | None = None) -> s
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def main() -> None:
-    """Compute the rows that are missing, let them be judged, and print the table."""
+def read_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Return what the command line, or these words, ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, required=True)
@@ -278,7 +278,12 @@ def main() -> None:
     add("--pairs", type=int, default=20, help="of units, for the judge, of each two rows and draw")
     add("--chat-judge", nargs=2, metavar=("URL", "MODEL"), help="an OpenAI-compatible server")
     add("--only", nargs="+", metavar="ROW")
-    asked = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Compute the rows that are missing, let them be judged, and print the table."""
+    asked = read_arguments(words)
     asked.out.mkdir(parents=True, exist_ok=True)
     settings = {name: value for name, value in vars(asked).items() if name not in {"out", "only", "chat_judge"}}
     bench, lines = Bench(asked), Lines(asked.out / "rows.jsonl", settings)
