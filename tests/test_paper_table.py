@@ -42,7 +42,7 @@ def test_rows_are_written_and_not_computed_again(program, monkeypatch, tmp_path,
     rows = run(program, tmp_path, "--only", "channels", "TopK SAE", "signed rule")
     assert [row["row"] for row in rows] == ["channels", "TopK SAE", "signed rule"]
     channels, _, signed = rows
-    weight = tiny_vit().network.blocks[2].mlp.fc2.weight.detach()
+    weight = tiny_vit().network.get_parameter("blocks.2.mlp.fc2.weight").detach()
     assert channels["live"] == len(weight)
     assert channels["r2"] == signed["r2"] == pytest.approx(100)
     assert channels["coherence"] == pytest.approx(coherence(weight.float()))
