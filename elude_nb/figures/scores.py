@@ -18,7 +18,8 @@ from elude_nb.scores.inputs import check_table
 from elude_nb.scores.intruder import IntruderTrial
 
 _KINDS = {"channel": "grey", "random route": "orange", "sub-unit": "blue"}
-_METHODS = {"sub-units": "blue", "concepts": "sky", "random routes": "orange", "channels": "grey"}
+_METHODS = {"sub-units": "blue", "concepts": "sky", "random routes": "orange", "channels": "grey",
+            "signed rule": "blue", "ELUDe as published": "green", "random groups": "orange"}  # fmt: skip
 
 
 def score_distributions(scores: pd.DataFrame, column: str = "top_similarity", *, axes: Axes | None = None) -> Any:
@@ -93,7 +94,7 @@ def tradeoff(
     score, loss
         Columns of its table.
     size
-        ``"equal"`` or ``"own"`` numbers of units.
+        Which rows: one of `elude_nb.baselines.compare.SIZES`.
     axes
         Where to draw; by default a new `Picture`.
 
@@ -165,7 +166,7 @@ def score_intervals(
     scores
         Columns of its table.
     size
-        ``"equal"`` or ``"own"`` numbers of units.
+        Which rows: one of `elude_nb.baselines.compare.SIZES`.
     """
     table, scores = _rows_of(compared, size), list(scores)
     if not scores:
