@@ -107,7 +107,14 @@ def choose_unlike(standard: Tensor, quality: Tensor, threshold: float = THRESHOL
     return torch.tensor(kept, dtype=torch.int64)
 
 
-def choose_covering(standard: Tensor, n: int, *, threshold: float = THRESHOLD, fewest: int = FEWEST_COPIES) -> Tensor:
+def choose_covering(
+    standard: Tensor,
+    n: int,
+    *,
+    threshold: float = THRESHOLD,
+    fewest: int = FEWEST_COPIES,
+    worth: Tensor | None = None,
+) -> Tensor:
     """Return the ``n`` units that together are high on as many rows as possible, in the order of the choice, (n,).
 
     Greedy facility location (Nemhauser, Wolsey and Fisher, 1978): the coverage of a set of units is the sum over the
@@ -126,6 +133,8 @@ def choose_covering(standard: Tensor, n: int, *, threshold: float = THRESHOLD, f
         How many, from 1 to u.
     threshold, fewest
         See above.
+    worth
+        What a unit's standard scores are multiplied by, (u,), at least 0; by default 1.
 
     Examples
     --------
@@ -138,6 +147,8 @@ def choose_covering(standard: Tensor, n: int, *, threshold: float = THRESHOLD, f
         fewest -= 1
     candidates = (alike >= fewest).nonzero().flatten()
     height = standard.T[candidates].clamp(min=0)  # (c, x)
+    if worth is not None:
+        height = height * worth[candidates, None].to(height)
     covered, bounds = height.new_zeros(height.shape[1]), height.sum(1)
     chosen: list[int] = []
     for _ in range(n):

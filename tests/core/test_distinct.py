@@ -79,7 +79,9 @@ def slow_unlike(standard: torch.Tensor, quality: torch.Tensor, threshold: float)
     return kept
 
 
-def slow_covering(standard: torch.Tensor, n: int, threshold: float, fewest: int) -> list[int]:
+def slow_covering(
+    standard: torch.Tensor, n: int, threshold: float, fewest: int, worth: list[float] | None = None
+) -> list[int]:
     """Try every candidate at every step, the whole sum anew."""
     x, u = standard.shape
     alike = [sum(float(standard[:, i] @ standard[:, j]) > threshold for j in range(u) if j != i) for i in range(u)]
@@ -91,7 +93,10 @@ def slow_covering(standard: torch.Tensor, n: int, threshold: float, fewest: int)
         for unit in range(u):
             if alike[unit] >= fewest and unit not in chosen:
                 of_set = [*chosen, unit]
-                total = sum(max(0.0, *(float(standard[row, each]) for each in of_set)) for row in range(x))
+                heights = [
+                    [(worth or [1] * u)[each] * float(standard[row, each]) for each in of_set] for row in range(x)
+                ]
+                total = sum(max(0.0, *row) for row in heights)
                 if total > most + 1e-12:
                     best, most = unit, total
         chosen.append(best)
@@ -106,6 +111,8 @@ def test_choices_are_those_of_a_literal_search(seed, threshold, fewest) -> None:
     assert choose_unlike(standard, quality, threshold).tolist() == slow_unlike(standard, quality, threshold)
     found = choose_covering(standard, 6, threshold=threshold, fewest=fewest)
     assert found.tolist() == slow_covering(standard, 6, threshold, fewest)
+    found = choose_covering(standard, 6, threshold=threshold, fewest=fewest, worth=quality)
+    assert found.tolist() == slow_covering(standard, 6, threshold, fewest, quality.tolist())
 
 
 @pytest.mark.parametrize("n", [1, 5])
