@@ -155,7 +155,7 @@ def _choose_distinct(split: Disentanglement, routings: dict[str, Routing], n: in
 
 
 def read_sub_units(weight: Tensor, routing: Routing, book: ConceptBook) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the linear read-out of all live sub-units, of centred sources; shared ones are left out.
+    """Return the linear read-out of all live sub-units, of centred sources; unit 0 is left out.
 
     Returns
     -------
