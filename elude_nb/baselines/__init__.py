@@ -2,6 +2,7 @@
 
 from elude_nb.baselines.base import Method
 from elude_nb.baselines.channel_splits import OverlappingGroups, TwoClassSplit, VirtualNeurons, merge_error
+from elude_nb.baselines.granularity import granularity
 from elude_nb.baselines.linear import ICA, NMF, PCA, Channels, HiddenUnits, KMeansDirections
 from elude_nb.baselines.registry import METHODS, Plan
 from elude_nb.baselines.sae import BatchTopK, Matryoshka, ReLU, SparseAutoencoder, TopK
@@ -11,5 +12,6 @@ from elude_nb.errors import NotFittedError
 __all__ = [
     "ICA", "METHODS", "NMF", "PCA", "BatchTopK", "Channels", "Concepts", "HiddenUnits", "KMeansDirections",
     "Matryoshka", "Method", "NotFittedError", "OverlappingGroups", "Plan", "RandomRoutes", "ReLU",
-    "SparseAutoencoder", "SubUnits", "TopK", "TwoClassSplit", "VirtualNeurons", "merge_error",
+    "SparseAutoencoder", "SubUnits", "TopK", "TwoClassSplit", "VirtualNeurons", "granularity",
+    "merge_error",
 ]  # fmt: skip
