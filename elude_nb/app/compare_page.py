@@ -46,7 +46,8 @@ def comparison_page(compared: Compared) -> str:
     """Return one HTML page with the tables, the pictures and the settings; it loads nothing."""
     shown = [name for name in ("top_similarity", "best_unit_precision", "redundancy") if name in compared.table]
     pictures = [tradeoff(compared, score) for score in shown if score != "redundancy"]
-    titles = {size: title.format(**compared.settings) for size, title in SIZES.items()}
+    there = set(compared.table["size"])
+    titles = {size: title.format(**compared.settings) for size, title in SIZES.items() if size in there}
     page = render(
         "elude_nb.app",
         "comparison.html",

@@ -145,7 +145,8 @@ class Compared:
         return self.table[self.table["size"] == size].set_index("method")
 
     def _repr_html_(self) -> str:
-        return "".join(table_of_methods(self.table, size) for size in SIZES)
+        there = set(self.table["size"])
+        return "".join(table_of_methods(self.table, size) for size in SIZES if size in there)
 
     def __repr__(self) -> str:
         return f"Compared({', '.join(self.methods)}; {self.settings['equal_units']} units each)"

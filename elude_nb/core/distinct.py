@@ -171,6 +171,8 @@ def coverage_gains(standard: Tensor, chosen: Tensor) -> Tensor:
 
     As a share of the coverage of all units, so that the gains add up to 1 at most; see `choose_covering`.
     """
+    if not len(chosen):
+        return standard.new_zeros(0)
     height = standard.T.clamp(min=0)
     covered = height[chosen].cummax(0).values.sum(1) / height.amax(0).sum().clamp(min=1e-30)
     return covered.diff(prepend=covered.new_zeros(1))
