@@ -8,6 +8,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.distinct import coverage_gains, find_copies
 from elude_nb.core.routing import NO_CONCEPT, Routing
 from elude_nb.core.saving import Settings
 from elude_nb.models.sites import Site
@@ -61,6 +62,33 @@ def channel_table(routing: Routing, variance: Tensor) -> pd.DataFrame:
             "variance": variance.numpy(),
         }
     )
+
+
+def distinct_table(live: pd.DataFrame, standard: Tensor, chosen: Tensor, threshold: float) -> pd.DataFrame:
+    """Return one row a distinct unit; see `elude_nb.Disentanglement.distinct_units`.
+
+    Parameters
+    ----------
+    live
+        The live sub-units, one row each.
+    standard
+        Their standardised activations, (x, u).
+    chosen
+        The rows of the distinct ones, the best first, (m,).
+    threshold
+        Correlation above which a sub-unit of another channel is a copy.
+    """
+    named = [name for name in ("channel", "unit", "concept", "name") if name in live]
+    table = live.iloc[chosen.tolist()][named].reset_index(drop=True)
+    pairs = list(zip(live["channel"].tolist(), live["unit"].tolist(), strict=True))
+    copies = [
+        [pairs[j] for j in alike.nonzero().flatten().tolist() if pairs[j][0] != channel]
+        for channel, alike in zip(table["channel"].tolist(), find_copies(standard, chosen, threshold), strict=True)
+    ]
+    table["copies"] = [len(each) for each in copies]
+    table["copied_by"] = copies
+    table["coverage_gained"] = coverage_gains(standard, chosen).numpy()
+    return table
 
 
 def contribution_table(network: nn.Module, site: Site, products: Tensor, share: Tensor) -> pd.DataFrame:
