@@ -147,7 +147,7 @@ def main() -> None:
     if asked.model == "minilm":
         from elude_nb.text import load_sentences, load_text_model
 
-        model, images = load_text_model(asked.model, progress=False), load_sentences(count=asked.count)
+        model, images = load_text_model(asked.model), load_sentences(count=asked.count)
         asked.held_out_tokens = asked.held_out_tokens or 8
     else:
         model, images = en.load_model(asked.model, progress=False), en.load_images(asked.images)
