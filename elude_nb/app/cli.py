@@ -63,7 +63,10 @@ def disentangle(
     blocks: BlocksOption = "all",
     concepts: Annotated[int, typer.Option(help="Number of concepts.")] = 128,
     units: Annotated[int, typer.Option(help="Sub-units of a channel, at most.")] = 8,
-    shared: Annotated[float, typer.Option(help="Share of the best above which a second owner makes it shared.")] = 0.8,
+    shared: Annotated[
+        float | None,
+        typer.Option(help="Leave over what has a second owner above this share of the best; by default nothing."),
+    ] = None,
     routing: Annotated[str, typer.Option(help="elude, concepts, channel-clusters or random.")] = "concepts",
     tokens: Annotated[
         str | None, typer.Option(help="class, registers, patch or all; by default all for elude, else patch.")

@@ -185,7 +185,7 @@ class TwoClassSplit(_OfContributions):
     source goes to the class with the highest relevance, if its relevance to each other class is at most **rho** times
     as large; all other sources go to the residual unit. This is a partition.
 
-    The units are the class units; the residual unit is not one of them (as the shared unit is none of ELUDe's), so
+    The units are the class units; the residual unit is not one of them (as unit 0 is none of ELUDe's), so
     `decode` needs the recording.
 
     Parameters

@@ -160,7 +160,7 @@ def compare(
     blocks: int | Literal["all"] = "all",
     concepts: int | None = None,
     sub_units: int = 8,
-    shared: float = 0.8,
+    shared: float | None = None,
     sparsity: int = 8,
     tokens: str = "patch",
     tokens_per_image: int | None = 24,

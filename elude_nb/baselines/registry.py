@@ -25,7 +25,7 @@ class Plan:
     n_units: int = 128
     concepts: int = 64
     sub_units: int = 8
-    shared: float = 0.8
+    shared: float | None = None
     sparsity: int = 8
     tokens: str = "patch"
     seed: int = 0

@@ -27,7 +27,7 @@ _UNITS_BESIDE = 64  # thousands at every token would cost more than the model
 
 
 class SubUnits(Method):
-    """The sub-units of all split channels, without the shared ones: what `disentangle` finds.
+    """The sub-units of all split channels, without unit 0: what `disentangle` finds.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class SubUnits(Method):
         *,
         concepts: int = 64,
         units: int = 8,
-        shared: float = 0.8,
+        shared: float | None = None,
         routing: str | RoutingStrategy = "concepts",
         tokens: str = "patch",
         seed: int = 0,
@@ -102,11 +102,11 @@ class SubUnits(Method):
         return recording.sources @ readout.matrix + readout.offset
 
     def decode(self, units: Tensor) -> Tensor:
-        """Raise: the channels are the sum of sub-units and shared units, which `reconstruct` has."""
-        raise NotImplementedError(f"{self.name!r} lack the shared units; use reconstruct(recording).")
+        """Raise: the channels are the sum of sub-units and unit 0, which `reconstruct` has."""
+        raise NotImplementedError(f"{self.name!r} lack the unit 0; use reconstruct(recording).")
 
     def reconstruct(self, recording: Recording) -> Tensor:
-        """Return the channels (t, d) as the sum of all units with the shared ones: the model's own up to rounding."""
+        """Return the channels (t, d) as the sum of all units, unit 0 among them: the model's own up to rounding."""
         return self.split_.decode(self.split_.encode(recording))
 
     def beside(self, network: nn.Module, site: Site) -> AbstractContextManager[object]:

@@ -68,7 +68,7 @@ def disentangle(
     blocks: int | Literal["all"] = "all",
     concepts: int = 128,
     units: int = 8,
-    shared: float = 0.8,
+    shared: float | None = None,
     routing: str | RoutingStrategy = "concepts",
     tokens: str | None = None,
     tokens_per_image: int | None = 24,
@@ -94,11 +94,13 @@ def disentangle(
     blocks
         For a stream: how many of the blocks before the site bring the sources, or ``"all"``.
     concepts
-        G, the number of groups of tokens; `elude_nb.scores.suggest_settings` chooses it, K and rho from the images.
+        G, the number of groups of tokens; `elude_nb.scores.suggest_settings` chooses it and K from the images.
     units
-        K, the largest number of sub-units of one channel beside its shared unit, 2 to 255.
+        K, the largest number of sub-units of one channel, 2 to 255.
     shared
-        rho: a contribution whose second best owner exceeds this share of the best goes to the shared unit.
+        ``None``: every contribution has an owner, and unit 0 of a channel is what it must be: the bias, and what enters
+        the site from outside the sources. A number is rho: contributions whose second best owner exceeds this share of
+        the best, and those that no concept gains by, are left over for unit 0; `Disentanglement.units` says how much.
     routing
         ``"elude"`` (the published method, see `EludeRouting`; ``units`` and ``shared`` are nothing to it),
         ``"concepts"`` (ours), ``"channel-clusters"``, ``"random"``, or an object with ``name`` and ``route()``.
@@ -220,7 +222,7 @@ def split_recordings(
         if isinstance(strategy, RandomRouting):
             route = shuffled(route, strategy.seed)
         route, book = with_concepts(route, centres, fine, settings.concepts, settings.seed)
-        settings = replace(settings, units=max(2, route.units), shared=1.0, concepts=len(book))
+        settings = replace(settings, units=max(2, route.units), shared=None, concepts=len(book))
     shares = unit_shares(weight, route, moments.covariance, moments.channel_variance)
     return Disentanglement(model, site, route, book, settings, moments.channel_variance, shares)
 
@@ -311,7 +313,7 @@ def unit_shares(weight: Tensor, routing: Routing, covariance: Tensor, variance: 
     """Return the share of its channel's variance that each unit carries, (d, k + 1); each row adds up to 1.
 
     By linearity the variance of ``h = sum of z[k]`` is the sum of the covariances of ``z[k]`` with ``h``. What comes
-    from outside the sources is in the shared unit. A channel that never varies has all of its share there.
+    from outside the sources is in unit 0. A channel that never varies has all of its share there.
     """
     kernel = weight.shape[1] // routing.routes.shape[1]
     shares = routing.add_by_unit((weight * covariance.T).unflatten(1, (-1, kernel)).sum(2))
@@ -344,7 +346,7 @@ def estimate(
     check_model(model)
     model = model.using(batch_size=batch_size)
     concepts, tokens_per_image = _check_counts(concepts, tokens, tokens_per_image, max_memory)
-    units, _ = check_routing_settings(units, 0.0)
+    units, _ = check_routing_settings(units, None)
     chosen, place = model.inputs(images), find_site(model, site, blocks=blocks)
     plan = _plan(model, chosen, place, concepts, units, tokens, tokens_per_image, max_memory)
     return replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))

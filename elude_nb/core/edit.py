@@ -51,6 +51,10 @@ class Change:
         Weight of each patch in [0, 1], row by row, over the patches or over the pixels; other tokens stay as they are.
     strength
         A number, or a schedule: one for each forward pass in turn, the last one from then on.
+    exclusive
+        ``None`` edits all of a sub-unit. A number in (0, 1] edits only what its exclusive sources contribute: those
+        whose mean contribution on its concept is positive, and on no other concept of the channel exceeds this share of
+        it. ``x`` is then the sum over these sources alone.
     """
 
     kind: str
@@ -61,6 +65,7 @@ class Change:
     tokens: str | tuple[int, ...] = "all"
     mask: Mask | None = None
     strength: float | tuple[float, ...] = 1.0
+    exclusive: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
@@ -77,6 +82,8 @@ class Change:
             raise EditError(f"{len(self.values)} values were given for {len(self.units)} units; give one, or one each.")
         if self.kind == "add" and self.about != "mean":
             raise EditError("What is added is counted from nothing; leave about out.")
+        if self.exclusive is not None and not 0 < self.exclusive <= 1:
+            raise EditError(f"exclusive={self.exclusive} must be above 0 and at most 1, or None to edit all sources.")
         if self.mask is not None and self.tokens not in {"all", "patch"}:
             raise EditError(f"A mask lies over the patches; it cannot go with tokens={self.tokens!r}.")
 
@@ -111,6 +118,8 @@ class Change:
             words["tokens"] = self.tokens
         if self.strength != 1.0:
             words["strength"] = self.strength
+        if self.exclusive is not None:
+            words["exclusive"] = self.exclusive
         written = [f"{word}={value!r}" for word, value in words.items()]
         if self.mask is not None:
             size = f"<{len(self.mask)} x {len(self.mask[0])}>"
@@ -155,6 +164,7 @@ class Edit:
         tokens: str | Sequence[int] = "all",
         mask: Any = None,
         strength: float | Sequence[float] = 1.0,
+        exclusive: float | None = None,
     ) -> Edit:
         """Multiply activations: ``by=0`` fades them out, 1 leaves them, 2 doubles them.
 
@@ -165,7 +175,7 @@ class Edit:
         concept
             Number or name of a concept, or several: its sub-units in all channels.
         unit
-            One (channel, number), or several. Number 0 is the channel's shared unit: of it, the contributions are
+            One (channel, number), or several. Number 0 is the channel's rest: of it, the contributions are
             edited, not the bias nor what enters from outside.
         about
             What stays where it is: ``"mean"``, the unit's mean over the discovery, or ``"zero"``, no contribution.
@@ -176,13 +186,17 @@ class Edit:
             much of the change each patch gets. An array, a tensor or nested lists.
         strength
             The share of the change that is made; several are a schedule over the forward passes.
+        exclusive
+            Edit only what a sub-unit's exclusive sources contribute, as 0.8: those whose mean contribution on its
+            concept is positive, and on no other concept of the channel more than 0.8 times that. A smaller number
+            touches fewer sources: the edit is weaker, and other classes change less. ``None`` edits all of the unit.
 
         Raises
         ------
         TypeError, EditError
             If a number is not finite, or an argument makes no sense.
         """
-        return _edit("scale", _numbers("by", by), concept, unit, about, tokens, mask, strength)
+        return _edit("scale", _numbers("by", by), concept, unit, about, tokens, mask, strength, exclusive)
 
     @staticmethod
     def ablate(
@@ -194,6 +208,7 @@ class Edit:
         mask: Any = None,
         strength: float | Sequence[float] = 1.0,
         about: str = "mean",
+        exclusive: float | None = None,
     ) -> Edit:
         """Set activations to a fixed value.
 
@@ -203,12 +218,12 @@ class Edit:
             ``"mean"``, the unit's mean over the discovery; ``"zero"``, no contribution at all; or a number, counted
             from ``about`` on the scale of `Disentanglement.activations` (with ``concept``, in means on the concept).
             With ``unit``, also one number for each unit.
-        concept, unit, tokens, mask, strength
+        concept, unit, tokens, mask, strength, exclusive
             As in `scale`.
         """
         if isinstance(to, str):
             about, to = check_choice("to", to, REFERENCES), 0.0
-        return _edit("set", _numbers("to", to), concept, unit, about, tokens, mask, strength)
+        return _edit("set", _numbers("to", to), concept, unit, about, tokens, mask, strength, exclusive)
 
     @staticmethod
     def clamp(
@@ -221,6 +236,7 @@ class Edit:
         tokens: str | Sequence[int] = "all",
         mask: Any = None,
         strength: float | Sequence[float] = 1.0,
+        exclusive: float | None = None,
     ) -> Edit:
         """Cut activations to [``low``, ``high``]; a bound left out is none.
 
@@ -233,7 +249,7 @@ class Edit:
             -math.inf if low is None else _number("low", low),
             math.inf if high is None else _number("high", high),
         )
-        return _edit("clamp", bounds, concept, unit, about, tokens, mask, strength)
+        return _edit("clamp", bounds, concept, unit, about, tokens, mask, strength, exclusive)
 
     @staticmethod
     def add(
@@ -244,12 +260,13 @@ class Edit:
         tokens: str | Sequence[int] = "all",
         mask: Any = None,
         strength: float | Sequence[float] = 1.0,
+        exclusive: float | None = None,
     ) -> Edit:
         """Add to activations: with ``unit`` in the channel's units, with ``concept`` in means on the concept.
 
         The rest is as in `scale`.
         """
-        return _edit("add", _numbers("by", by), concept, unit, "mean", tokens, mask, strength)
+        return _edit("add", _numbers("by", by), concept, unit, "mean", tokens, mask, strength, exclusive)
 
     def __add__(self, other: Edit) -> Edit:
         """Return the edit that does this one and then ``other``."""
@@ -328,7 +345,15 @@ class Edit:
 
 
 def _edit(
-    kind: str, values: tuple[float, ...], concept: Any, unit: Any, about: str, tokens: Any, mask: Any, strength: Any
+    kind: str,
+    values: tuple[float, ...],
+    concept: Any,
+    unit: Any,
+    about: str,
+    tokens: Any,
+    mask: Any,
+    strength: Any,
+    exclusive: Any,
 ) -> Edit:
     change = Change(
         kind=kind,
@@ -339,6 +364,7 @@ def _edit(
         tokens=_tokens(tokens),
         mask=_mask(mask),
         strength=strength_value(strength),
+        exclusive=None if exclusive is None else _number("exclusive", exclusive),
     )
     return Edit((change,))
 
@@ -356,6 +382,7 @@ def _change_from(found: dict[str, Any]) -> Change:
         tokens=_tokens(found["tokens"]),
         mask=_mask(found.get("mask")),
         strength=strength_value(found["strength"]),
+        exclusive=None if found.get("exclusive") is None else _number("exclusive", found["exclusive"]),
     )
 
 

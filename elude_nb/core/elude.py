@@ -213,7 +213,7 @@ class EludeRouting:
         fine: ConceptBook,
         *,
         units: int = MOST_UNITS,  # noqa: ARG002
-        shared: float = 1.0,  # noqa: ARG002
+        shared: float | None = None,  # noqa: ARG002
     ) -> Routing:
         """Decide the routing by groups of tokens, whatever ``instances`` says; see `route_instances`."""
         return self.route_instances(weight, Instances.of_groups(fine))[0]

@@ -135,7 +135,7 @@ class SplitBlock(nn.Module):
 
     def forward(self, stream: Tensor, *args: Any, **more: Any) -> Any:
         """Return what the block returns; from the window's last block with the merged units as its stream."""
-        if self.first:  # what enters the window belongs to the shared units
+        if self.first:  # what enters the window belongs to unit 0
             entering = stream.new_zeros(*stream.shape[:-1], len(self.merge.channels))
             self.ledger.units = entering.index_copy(-1, self.shared, stream)
         output = self.block(stream, *args, **more)

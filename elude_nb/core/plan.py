@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from elude_nb._util.checks import near_matches, shortly
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.edit import Change, Edit
-from elude_nb.core.routing import Routing
+from elude_nb.core.routing import NO_CONCEPT, Routing
 from elude_nb.errors import EditError
 from elude_nb.models.hooks import source_tokens
 from elude_nb.models.load import Model
 from elude_nb.models.sites import Site
 
+_Part = tuple[int, int, float | None]  # channel, number, and which of the unit's sources: see `Change.exclusive`
 _ROWS_AT_ONCE = 256  # rows of W read together, so that many sub-units need no second copy of all of them
 
 
@@ -237,27 +238,28 @@ def plan_edit(split: Splittable, edit: Edit, starts: Sequence[int] | None = None
     ]
     wanted = [each for each in known if each[0].strength != 0]
     found = [each[:3] for each in wanted]
-    units = sorted({unit for _, _, several in found for unit in several})
-    place = {unit: row for row, unit in enumerate(units)}
-    pairs = torch.tensor(units, dtype=torch.int64).reshape(-1, 2)
-    channels, numbers = pairs[:, 0], pairs[:, 1]
-    means = _raw_means(split, channels, numbers)
+    parts = _parts_of(split, [(unit, change.exclusive) for change, _, several in found for unit in several])
+    place = {(channel, number): row for row, (channel, number, _) in enumerate(parts)}
+    channels = torch.tensor([channel for channel, *_ in parts], dtype=torch.int64)
+    means = _raw_means(split, parts)
     positions, weights = _shared_positions([weight for *_, weight in wanted], means.dtype)
     steps = []
     for (change, start, several), weight in zip(found, weights, strict=True):
         rows = torch.tensor([place[unit] for unit in several], dtype=torch.int64)
         reference = torch.zeros_like(means[rows]) if change.about == "mean" else -means[rows]
-        step = Step(change, rows, reference, _values(split, change, several), weight, start)
+        step = Step(
+            change, rows, reference, _values(split, change, [parts[row] for row in rows.tolist()]), weight, start
+        )
         if not _is_identity(step):
             steps.append(step)
     count = split.site.layout.count
     if not steps:
         nothing = means.new_zeros(split.weight.shape[1], 0)
         return Plan(nothing, means.new_zeros(0), channels[:0], (), None, count)
-    affine = _affine(steps, len(units), means)
+    affine = _affine(steps, len(parts), means)
     if affine is not None:
-        return _collapsed(split, channels, numbers, affine, positions)
-    matrix = torch.cat([rows.T for rows in _weight_rows(split, channels, numbers)], dim=1)
+        return _collapsed(split, parts, affine, positions)
+    matrix = torch.cat([rows.T for rows in _weight_rows(split, parts)], dim=1)
     return Plan(matrix.contiguous(), -means, channels, tuple(steps), positions, count)
 
 
@@ -347,29 +349,76 @@ def _known_units(split: Splittable, units: Sequence[tuple[int, int]]) -> list[tu
     return list(units)
 
 
-def _weight_rows(split: Splittable, channels: Tensor, numbers: Tensor) -> Iterator[Tensor]:
+def _parts_of(split: Splittable, wanted: Sequence[tuple[tuple[int, int], float | None]]) -> list[_Part]:
+    """Return the units that are edited, each once and in order, with what decides which of their sources are.
+
+    Raises
+    ------
+    EditError
+        If a unit has two different ``exclusive``, or has no concept that a source could be exclusive to.
+    """
+    found: dict[tuple[int, int], float | None] = {}
+    for unit, exclusive in wanted:
+        if found.setdefault(unit, exclusive) != exclusive:
+            raise EditError(
+                f"Unit {unit} is edited with exclusive={found[unit]} and with {exclusive}; apply two edits, one inside "
+                "the other."
+            )
+        channel, number = unit
+        if exclusive is not None and (not number or int(split.routing.concepts[channel, number - 1]) == NO_CONCEPT):
+            raise EditError(
+                f"exclusive={exclusive}: unit {unit} has no concept that its sources could be exclusive to."
+            )
+    return [(*unit, found[unit]) for unit in sorted(found)]
+
+
+def exclusive_sources(split: Splittable, channel: int, number: int, exclusive: float) -> Tensor:
+    """Return which sources of a sub-unit are exclusive to its concept, (s,), bool; see `Change.exclusive`."""
+    concepts = split.routing.concepts[channel]
+    mine = int(concepts[number - 1])
+    others = concepts[(concepts != NO_CONCEPT) & (concepts != mine)]
+    products = split.weight[channel] * split.book.mean_sources()[[mine, *others.tolist()]].to(split.weight.dtype)
+    gains = products.unflatten(1, (-1, split.site.kernel)).sum(2)  # (1 + others, s)
+    gains = gains * torch.where(split.means_on_concepts[channel, number] < 0, -1, 1)  # where it is low on its concept
+    own = gains[0]
+    second = gains[1:].amax(0) if len(others) else torch.full_like(own, -torch.inf)
+    found: Tensor = split.routing.members(channel)[number] & (own > 0) & (second <= exclusive * own)
+    return found
+
+
+def _weight_rows(split: Splittable, parts: Sequence[_Part]) -> Iterator[Tensor]:
     """Yield the weights of units, (rows, s * kernel) for some rows at a time."""
-    for part, of in zip(channels.split(_ROWS_AT_ONCE), numbers.split(_ROWS_AT_ONCE), strict=True):
-        yield split.routing.masked(split.weight, part, of)
+    for start in range(0, len(parts), _ROWS_AT_ONCE):
+        some = parts[start : start + _ROWS_AT_ONCE]
+        channels, numbers = (torch.tensor([part[place] for part in some]) for place in (0, 1))
+        rows = split.routing.masked(split.weight, channels, numbers)
+        for row, (channel, number, exclusive) in zip(rows, some, strict=True):
+            if exclusive is not None:
+                kept = exclusive_sources(split, channel, number, exclusive).repeat_interleave(split.site.kernel)
+                row.masked_fill_(~kept, 0)
+        yield rows
 
 
-def _raw_means(split: Splittable, channels: Tensor, numbers: Tensor) -> Tensor:
+def _raw_means(split: Splittable, parts: Sequence[_Part]) -> Tensor:
     """Return each unit's mean sum of contributions over the discovery, (u,)."""
     mean = split.book.source_mean().to(split.weight.dtype)
-    return torch.cat([mean.new_zeros(0), *(rows @ mean for rows in _weight_rows(split, channels, numbers))])
+    return torch.cat([mean.new_zeros(0), *(rows @ mean for rows in _weight_rows(split, parts))])
 
 
-def _values(split: Splittable, change: Change, units: Sequence[tuple[int, int]]) -> Tensor:
+def _values(split: Splittable, change: Change, parts: Sequence[_Part]) -> Tensor:
     """Return a change's values for each unit, (r,) or (2, r): those of concepts count in means on the concept."""
     dtype = split.weight.dtype
     if change.kind == "clamp":
-        values = torch.tensor(change.values, dtype=dtype)[:, None].expand(2, len(units))
+        values = torch.tensor(change.values, dtype=dtype)[:, None].expand(2, len(parts))
     else:
-        values = torch.tensor(change.values, dtype=dtype).expand(len(units))
+        values = torch.tensor(change.values, dtype=dtype).expand(len(parts))
     if not change.concepts or change.kind == "scale":
         return values
-    pairs = torch.tensor(units)
-    means = split.means_on_concepts[pairs[:, 0], pairs[:, 1]].to(dtype)
+    channels, numbers = torch.tensor([part[:2] for part in parts]).T
+    means = split.means_on_concepts[channels, numbers].to(dtype)
+    if change.exclusive is not None:
+        on_concepts = split.book.mean_sources().to(dtype)[split.routing.concepts[channels, numbers - 1]]
+        means = (torch.cat(list(_weight_rows(split, parts))) * on_concepts).sum(1)
     if change.kind != "clamp":
         return values * means
     low, high = torch.where(values == 0, 0, values * means)  # a bound of 0 is 0, however small the mean
@@ -411,14 +460,14 @@ def _affine(steps: Sequence[Step], units: int, like: Tensor) -> tuple[Tensor, Te
 
 
 def _collapsed(
-    split: Splittable, channels: Tensor, numbers: Tensor, affine: tuple[Tensor, Tensor], positions: Tensor | None
+    split: Splittable, parts: Sequence[_Part], affine: tuple[Tensor, Tensor], positions: Tensor | None
 ) -> Plan:
     """Return a plan that reads one number a channel, however many of its sub-units are edited."""
-    edited, place = channels.unique(return_inverse=True)
+    edited, place = torch.tensor([channel for channel, *_ in parts]).unique(return_inverse=True)
     gain, shift = affine
     rows = split.weight.new_zeros(len(edited), split.weight.shape[1])
     start = 0
-    for part in _weight_rows(split, channels, numbers):
+    for part in _weight_rows(split, parts):
         stop = start + len(part)
         rows.index_add_(0, place[start:stop], gain[start:stop, None] * part)
         start = stop

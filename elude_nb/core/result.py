@@ -39,7 +39,7 @@ _NAMELESS = {"weight", "identity", "means_on_concepts", "signs", "_all_concepts"
 class Disentanglement:
     """The channels of one site, split into sub-units; the model is as it was.
 
-    A unit is named by a pair (channel, number). Number 0 is the channel's shared unit; 1 to k are its sub-units. All
+    A unit is named by a pair (channel, number). Number 0 is the channel's rest; 1 to k are its sub-units. All
     units of a channel add up to the channel.
 
     Attributes
@@ -114,7 +114,7 @@ class Disentanglement:
 
     @property
     def channels(self) -> pd.DataFrame:
-        """One row a channel: ``split`` or not, ``units`` (the shared one not counted), ``reason``, ``variance``."""
+        """One row a channel: ``split`` or not, ``units`` (unit 0 not counted), ``reason``, ``variance``."""
         return self._channel_table.copy()
 
     @cached_property

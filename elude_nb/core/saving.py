@@ -32,7 +32,7 @@ class Settings:
     blocks: int | Literal["all"]
     concepts: int
     units: int
-    shared: float
+    shared: float | None
     routing: str
     strategy: str
     tokens: str
@@ -74,7 +74,8 @@ def read_settings(found: Any) -> Settings:
     if found["tokens_per_image"] is not None:
         check_count("tokens_per_image", found["tokens_per_image"])
     check_count("seed", found["seed"], 0)
-    check_fraction("shared", found["shared"])
+    if found["shared"] is not None:
+        check_fraction("shared", found["shared"])
     check_choice("tokens", found["tokens"], TOKENS)
     return Settings(**found)
 

@@ -25,7 +25,9 @@ class RoutingStrategy(Protocol):
         """Name of the strategy, as it is saved with the result."""
         ...  # pragma: no cover
 
-    def route(self, weight: Tensor, book: ConceptBook, fine: ConceptBook, *, units: int, shared: float) -> Routing:
+    def route(
+        self, weight: Tensor, book: ConceptBook, fine: ConceptBook, *, units: int, shared: float | None
+    ) -> Routing:
         """Decide the routing.
 
         Parameters
@@ -39,7 +41,7 @@ class RoutingStrategy(Protocol):
         units
             k, the largest number of sub-units of a channel.
         shared
-            rho: a contribution whose second best owner exceeds rho times the best goes to the shared unit.
+            rho: see `owners`; ``None`` leaves nothing over.
         """
         ...  # pragma: no cover
 
@@ -77,7 +79,7 @@ class ConceptRouting:
         fine: ConceptBook,  # noqa: ARG002
         *,
         units: int,
-        shared: float,
+        shared: float | None,
         channels: Sequence[int] | None = None,
     ) -> Routing:
         """See `RoutingStrategy.route`; with ``channels``, W has the rows of these only, and so has the routing."""
@@ -124,7 +126,15 @@ class ChannelClusterRouting:
     seed: int = 0
     name: str = "channel-clusters"
 
-    def route(self, weight: Tensor, book: ConceptBook, fine: ConceptBook, *, units: int, shared: float) -> Routing:  # noqa: ARG002
+    def route(
+        self,
+        weight: Tensor,
+        book: ConceptBook,  # noqa: ARG002
+        fine: ConceptBook,
+        *,
+        units: int,
+        shared: float | None,
+    ) -> Routing:
         """See `RoutingStrategy.route`."""
         means, values, directions = fine.mean_sources(), fine.mean_channels(), fine.directions()
         routes = torch.zeros(weight.shape[:2], dtype=torch.uint8)
@@ -162,7 +172,9 @@ class RandomRouting:
     seed: int = 0
     name: str = "random"
 
-    def route(self, weight: Tensor, book: ConceptBook, fine: ConceptBook, *, units: int, shared: float) -> Routing:
+    def route(
+        self, weight: Tensor, book: ConceptBook, fine: ConceptBook, *, units: int, shared: float | None
+    ) -> Routing:
         """See `RoutingStrategy.route`."""
         return shuffled(self.like.route(weight, book, fine, units=units, shared=shared), self.seed)
 
@@ -186,9 +198,9 @@ def find_routing(routing: str | RoutingStrategy, seed: int = 0) -> RoutingStrate
     return routing
 
 
-def check_routing_settings(units: int, shared: float) -> tuple[int, float]:
-    """Return both as plain numbers; raise unless ``units`` is 2 to 255 and ``shared`` lies in [0, 1]."""
-    return check_count("units", units, 2, MOST_UNITS), check_fraction("shared", shared)
+def check_routing_settings(units: int, shared: float | None) -> tuple[int, float | None]:
+    """Return both as plain numbers; raise unless ``units`` is 2 to 255 and ``shared`` is ``None`` or in [0, 1]."""
+    return check_count("units", units, 2, MOST_UNITS), None if shared is None else check_fraction("shared", shared)
 
 
 def strongest_concepts(book: ConceptBook, units: int, *, both_signs: bool = False) -> tuple[Tensor, Tensor]:
@@ -243,8 +255,8 @@ def why_not_split(values: Tensor, directions: Tensor, one_meaning: float) -> str
     return ""
 
 
-def owners(contributions: Tensor, allowed: Tensor, shared: float) -> Tensor:
-    """Return who takes each contribution, (c, s) uint8: 1 + the best candidate, or 0 (shared) where it is not clear.
+def owners(contributions: Tensor, allowed: Tensor, shared: float | None = None) -> Tensor:
+    """Return who takes each contribution, (c, s) uint8: 1 + the best candidate; 0 (unit 0) where it is left over.
 
     Parameters
     ----------
@@ -253,10 +265,14 @@ def owners(contributions: Tensor, allowed: Tensor, shared: float) -> Tensor:
     allowed
         Which candidates take part, (c, k), bool.
     shared
-        rho: where the second best exceeds rho times the best, nobody owns the contribution.
+        ``None`` leaves nothing over: the best candidate takes a contribution even where it is negative. A number is
+        rho: a contribution is left over where the second best exceeds rho times the best, or the best is not
+        positive.
     """
     ranked = contributions.masked_fill(~allowed[:, :, None], -torch.inf)
     best, route = ranked.max(dim=1)
+    if shared is None:
+        return (route + 1).masked_fill(~allowed.any(1, keepdim=True), 0).to(torch.uint8)
     second = ranked.scatter(1, route[:, None], -torch.inf).amax(dim=1)
     unclear = (second > shared * best) | (best <= 0)
     return (route + 1).masked_fill(unclear, 0).to(torch.uint8)
@@ -335,7 +351,7 @@ def why_not_route_channel(strategy: RoutingStrategy) -> str:
 
 
 def route_channel(
-    strategy: RoutingStrategy, weight: Tensor, book: ConceptBook, channel: int, *, units: int, shared: float
+    strategy: RoutingStrategy, weight: Tensor, book: ConceptBook, channel: int, *, units: int, shared: float | None
 ) -> Routing:
     """Return the routing of one channel alone: its row of what the strategy makes of all channels.
 

@@ -84,7 +84,8 @@ def summary(model: str, site: Site, routing: Routing, book: ConceptBook, setting
     """Return what a split is, as rows of a small table."""
     split = int(routing.is_split().sum())
     units = int((routing.sizes()[:, 1:] > 0).sum())
-    rule = f"{settings.routing}, units = {settings.units}, shared = {settings.shared}, seed = {settings.seed}"
+    left = "nothing left over" if settings.shared is None else f"shared = {settings.shared}"
+    rule = f"{settings.routing}, units = {settings.units}, {left}, seed = {settings.seed}"
     if settings.routing == "elude":
         rule = settings.strategy
     return {

@@ -16,6 +16,7 @@ from elude_nb.figures.steering import (
     class_drops,
     dose_response,
     neighbour_grid,
+    selectivity_curves,
     side_effects,
     similarity_bars,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "routing_sankey",
     "score_distributions",
     "score_intervals",
+    "selectivity_curves",
     "side_effects",
     "similarity_bars",
     "theme",

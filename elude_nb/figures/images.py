@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from elude_nb._util.checks import check_count, check_flag, check_fraction, check
 from elude_nb.data.images import ImageSet, as_image_set
 from elude_nb.figures.html import darken, enlarge
 from elude_nb.figures.theme import Picture, diverging, drawing, finish, house_style, nth_colour, shade
-from elude_nb.interpret.exemplars import Exemplar, Exemplars, crop_at
+from elude_nb.interpret.exemplars import REST, Exemplar, Exemplars, crop_at
 from elude_nb.interpret.gallery import ChannelView, Gallery
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -99,16 +100,18 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bo
     elif beside:
         raise ValueError("beside=True shows crops beside photographs; say how large, as in crops=0.4.")
     parts = (None, crops) if beside else (crops,)  # of each exemplar
-    rows, columns = len(exemplars.rows), len(parts) * len(exemplars.rows[0])
+    rows = len(exemplars.rows)
+    columns = len(parts) * len(exemplars.rows[0])
     gap = 0.16  # between the whole channel and its sub-units
     with house_style():
         picture = Picture(figsize=(_LABEL + columns * _CELL, rows * _CELL + gap + 0.3))
         for row, name in enumerate(exemplars.names):
-            colour = nth_colour(row - 1) if row else shade("ink")
+            rest = exemplars.units[row] == 0
+            colour = shade("grey") if rest else nth_colour(row - 1) if row else shade("ink")
             top = 0.3 + row * _CELL + (gap if row else 0)
             _write_name(picture, name, exemplars.similarity[row], top + 0.5 * _CELL, colour)
-            brightest = max(exemplar.value for exemplar in exemplars.rows[row])
-            for column in range(columns):
+            brightest = max((exemplar.value for exemplar in exemplars.rows[row]), default=1.0)
+            for column in range(len(parts) * len(exemplars.rows[row])):
                 number, part = divmod(column, len(parts))
                 left = _LABEL + (column - 0.03 * part) * _CELL  # a crop is near its photograph
                 place = picture.add_box(left, top, 0.96 * _CELL, 0.96 * _CELL)
@@ -143,7 +146,7 @@ def _write_name(picture: Picture, name: str, similarity: float, middle: float, c
     start = middle - line * (lines + (1 if labels else 0) + 1) / 2
     picture.text(0, 1 - start / high, title, fontsize=9, fontweight="bold", color=colour, va="top", linespacing=1.25)
     wrapped = labels.replace(", ", "\n", 1) if len(labels) > 24 else labels
-    below = "\n".join(text for text in (wrapped, f"alike: {similarity:.2f}") if text)
+    below = "\n".join(text for text in (wrapped, "" if math.isnan(similarity) else f"alike: {similarity:.2f}") if text)
     under = 1 - (start + 1.05 * lines * line) / high
     picture.text(0, under, below, fontsize=7.5, color=shade("faint"), va="top", linespacing=1.3)
 
@@ -198,7 +201,7 @@ def activation_map(
 def unit_maps(gallery: Gallery, image: int, channel: int, *, units: Sequence[int] | int = 5) -> Picture:
     """Show where in one image a whole channel is active, and where each of its sub-units is, on one scale.
 
-    The maps add up: the last one is the rest, that is the shared unit and the sub-units without a map of their own.
+    The maps add up: after those asked for come that of all other sub-units and that of unit 0.
     Each title has the map's value at the patch where the whole channel is strongest; these add up too.
 
     Parameters
@@ -273,17 +276,19 @@ def _find_summands(gallery: Gallery, view: ChannelView, image: int, chosen: list
     whole = sum(maps.values(), torch.zeros(()))
     found = [("whole channel", whole, shade("ink"))]
     found += [(_name_unit(table, unit), maps[unit], nth_colour(number)) for number, unit in enumerate(chosen)]
-    others = [unit for unit in table.index if unit not in chosen]
+    others = [unit for unit in table.index if unit and unit not in chosen]
     if others:
-        name = _name_unit(table, others[0]) if len(others) == 1 else f"{len(others)} other units"
+        name = _name_unit(table, others[0]) if len(others) == 1 else f"{len(others)} other sub-units"
         found.append((name, sum((maps[unit] for unit in others), torch.zeros(())), shade("faint")))
+    if 0 not in chosen:
+        found.append((_name_unit(table, 0), maps[0], shade("grey")))
     return found
 
 
 def _name_unit(table: pd.DataFrame, unit: int) -> str:
     row: Any = table.loc[unit]
     meaning = row["name"] or ("" if pd.isna(row["concept"]) else f"concept {row['concept']}")
-    return (f"sub-unit {unit}" if unit else "shared unit") + (f", {meaning}" if meaning else "")
+    return (f"sub-unit {unit}" if unit else REST) + (f", {meaning}" if meaning else "")
 
 
 def _draw_heat(place: Axes, image: Array, heat: Array, limit: float) -> None:

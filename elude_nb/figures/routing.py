@@ -16,6 +16,7 @@ from elude_nb._util.checks import check_choice, check_count, check_flag
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.figures.depth import HATCHES, name_part
 from elude_nb.figures.theme import SEQUENCE, drawing, dress, finish, nth_colour, shade, translucent
+from elude_nb.interpret.exemplars import REST
 from elude_nb.interpret.profiles import route_table
 
 _QUANTITIES = {
@@ -31,7 +32,7 @@ def routing_bars(
     by: str = "contribution",
     detail: str | None = None,
     max_places: int = 14,
-    shared: bool = False,
+    rest: bool = True,
     axes: Axes | None = None,
 ) -> Any:
     """Show how much of each place in the network goes to which sub-unit of a channel, as stacked bars.
@@ -48,9 +49,9 @@ def routing_bars(
         sources.
     max_places
         How many places are shown with ``"head"`` or ``"source"``.
-    shared
-        Whether to show the shared unit too, in grey. It has no concept: its contributions are averaged over those of
-        the channel.
+    rest
+        Whether to show unit 0 too, in grey, where it has contributions. It has no concept: they are averaged over those
+        of the channel.
     axes
         Where to draw; by default a new `Picture`.
 
@@ -64,7 +65,7 @@ def routing_bars(
     ValueError
         If the channel was not split, or there is no such channel, quantity or detail.
     """
-    table, detail, said = _find_routes(split, channel, by, detail, shared=shared)
+    table, detail, said = _find_routes(split, channel, by, detail, rest=rest)
     check_count("max_places", max_places)
     units = _units_of(table)
     looks: dict[int, dict[str, Any]] = {
@@ -99,20 +100,20 @@ def routing_bars(
 
 
 def _find_routes(
-    split: Disentanglement, channel: int, by: str, detail: str | None, *, shared: bool
+    split: Disentanglement, channel: int, by: str, detail: str | None, *, rest: bool
 ) -> tuple[pd.DataFrame, str, str]:
     """Return the routes of a channel with the quantity as ``width``, the detail, and the quantity in words."""
     check_split(split)
-    check_flag("shared", shared)
+    check_flag("rest", rest)
     column, said = _QUANTITIES[check_choice("by", by, _QUANTITIES)]
     detail = detail or ("part" if split.site.blocks else "source")
     table = route_table(split, channel, detail=detail)
-    table = table if shared else table[table["unit"] > 0]
+    table = table if rest else table[table["unit"] > 0]
     return table.assign(width=table[column]), detail, said
 
 
 def _units_of(table: pd.DataFrame) -> list[int]:
-    return sorted(table["unit"].unique().tolist(), key=lambda unit: (unit == 0, unit))  # the shared one comes last
+    return sorted(table["unit"].unique().tolist(), key=lambda unit: (unit == 0, unit))  # the rest comes last
 
 
 def _colour_of(units: list[int], unit: int) -> str:
@@ -122,7 +123,7 @@ def _colour_of(units: list[int], unit: int) -> str:
 def _name_unit(split: Disentanglement, channel: int, unit: int) -> str:
     """Return a unit's name with that of its concept: ``"sub-unit 3: concept 12"``."""
     if unit == 0:
-        return "shared unit"
+        return REST
     concept = int(split.routing.concepts[channel, unit - 1])
     name = split.names.get(concept, "") or (f"concept {concept}" if concept >= 0 else "")
     return f"sub-unit {unit}" + (f": {name}" if name else "")
@@ -173,7 +174,7 @@ def routing_sankey(
     detail: str | None = None,
     max_places: int = 20,
     max_blocks: int = 12,
-    shared: bool = False,
+    rest: bool = True,
 ) -> Any:
     """Show the way of a channel's contributions as a plotly Sankey: blocks, their parts, sub-units, the channel.
 
@@ -183,7 +184,7 @@ def routing_sankey(
 
     Parameters
     ----------
-    split, channel, by, shared
+    split, channel, by, rest
         As `routing_bars` takes them.
     detail
         ``"part"``: attention and MLP of each block; ``"head"``: its attention heads one by one; ``"source"``: single
@@ -208,13 +209,13 @@ def routing_sankey(
     """
     import plotly.graph_objects as go
 
-    table, detail, said = _find_routes(split, channel, by, detail, shared=shared)
+    table, detail, said = _find_routes(split, channel, by, detail, rest=rest)
     table = _merge_places(table[table["width"] > 0], check_count("max_places", max_places))
     table["start"] = _name_starts(table, check_count("max_blocks", max_blocks))
     units = _units_of(table)
     table["end"] = table["unit"].map({unit: _name_unit(split, channel, unit) for unit in units})
     table["goal"] = f"channel {channel}"
-    table = table.sort_values(["rest", "block", "part", "place", "unit"], key=_natural, kind="stable")
+    table = table.sort_values(["merged", "block", "part", "place", "unit"], key=_natural, kind="stable")
     names = [list(dict.fromkeys(table[step])) for step in _STEPS]
     first = np.cumsum([0, *map(len, names)])
     numbers = {step: {name: first[i] + j for j, name in enumerate(names[i])} for i, step in enumerate(_STEPS)}
@@ -244,7 +245,7 @@ def routing_sankey(
     }
     title = f"Channel {channel}: where its units come from <sub>(widths: {said})</sub>"
     strongest = table.groupby("place")["width"].sum().idxmax()
-    kind = "units" if shared else "sub-units"
+    kind = "units" if rest else "sub-units"
     alt = f"Flow from {len(names[1])} places to {len(units)} {kind} of channel {channel}; most: {strongest}"
     figure = dress(go.Figure(go.Sankey(arrangement="fixed", node=node, link=link)), title=title, alt=alt, height=tall)
     # Sankey labels have a glow of the other colour around them, which blurs them on either theme.
@@ -299,7 +300,7 @@ def _natural(values: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def _merge_places(table: pd.DataFrame, max_places: int) -> pd.DataFrame:
-    """Merge all places but those that give most into one; the column ``rest`` says which rows they are."""
+    """Merge all places but those that give most into one; the column ``merged`` says which rows they are."""
     totals = table.groupby("place")["width"].sum().sort_values(ascending=False)
-    rest = ~table["place"].isin(totals.index[:max_places])
-    return table.assign(place=table["place"].mask(rest, f"{len(totals) - max_places} others"), rest=rest)
+    merged = ~table["place"].isin(totals.index[:max_places])
+    return table.assign(place=table["place"].mask(merged, f"{len(totals) - max_places} others"), merged=merged)

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb.figures.images import show_image, square_thumbnail
-from elude_nb.figures.theme import Picture, diverging, drawing, finish, house_style, readable_on, shade
+from elude_nb.figures.theme import Picture, diverging, drawing, finish, house_style, nth_colour, readable_on, shade
 from elude_nb.interpret.neighbours import Neighbours
+from elude_nb.steering.controls import CONTROLS
 from elude_nb.steering.effects import Effect
 from elude_nb.text.similarity import SimilarityEffect
 
@@ -61,6 +62,34 @@ def dose_response(effect: Effect) -> Picture:
         picture.legend(*axes[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.91, 0.5), fontsize=8)
     picture.alt = f"Fall of the probability of {effect.target} and of the others over strengths. {effect}"
     return picture
+
+
+def selectivity_curves(effect: Effect, *, axes: Axes | None = None) -> Any:
+    """Show what an edit does to the other classes against what it does to the target, from strength 0 on.
+
+    One line an edit and control, one point a strength. At equal drop of the target, the lower line is the more
+    selective one, whatever strength each needs for it. With ``axes`` it is drawn there, and they are returned; else a
+    new `Picture` is.
+    """
+    check_kind("effect", effect, Effect, "an Effect, from effect(...)")
+    methods = list(dict.fromkeys(effect.curve["method"]))
+    own = [method for method in methods if method != "edit" and method not in _COLOURS]
+    with drawing(axes, (6.2, 3.6)) as place:
+        for method in methods:
+            rows = effect.curve[effect.curve["method"] == method].sort_values("strength")
+            colour = nth_colour(own.index(method) + 1) if method in own else _colour_of(method)
+            look = {"color": colour, "linewidth": 1.2 if method in CONTROLS else 2.0}
+            place.plot(
+                [0, *(100 * rows["drop"])], [0, *(100 * rows["others"])], marker="o", markersize=3, label=method, **look
+            )
+        place.axhline(0, color=shade("faint"), linewidth=0.8)
+        place.set_xlabel(f"fall of {effect.target}'s probability, points")
+        place.set_ylabel("fall of the others', points")
+        place.set_title("What the others lose, at equal drop of the target")
+        place.grid(color=shade("faint"), alpha=0.2)
+        place.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    alt = f"Fall of the other classes against that of {effect.target} as the strength grows. {effect}"
+    return finish(place, axes, alt)
 
 
 def side_effects(effect: Effect, *, axes: Axes | None = None) -> Any:

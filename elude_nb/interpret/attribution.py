@@ -57,7 +57,7 @@ class Attribution:
         tell; there it is never true.
     shared
         Gradient times activation of all contributions that belong to no sub-unit (unit 0 of each channel; bias and
-        what enters the site not counted). It has no row, since the baseline leaves shared units as they are.
+        what enters the site not counted). It has no row, since the baseline leaves unit 0 as they are.
     per_image
         Attributions to concepts by method, image by image: (n, g), the column being the concept's number.
     per_image_units

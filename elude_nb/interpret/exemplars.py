@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from elude_nb.models.forward import overheard
 from elude_nb.scores.similarity import best_images, top_similarity
 
 WHOLE_CHANNEL = -1
+REST = "rest (unit 0)"
+_CONSTANT = 0.01  # a unit that varies less than this share of its channel has no top-activating images
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -58,13 +61,15 @@ class Exemplars:
     channel
         The channel.
     rows
-        For each unit in turn its exemplars, the highest activation first; the whole channel comes first.
+        For each unit in turn its exemplars, the highest activation first; the whole channel comes first, and unit 0
+        (the rest) last. A unit that is the same everywhere has none.
     names
         A name for each row.
     units
         The rows' unit numbers; -1 is the whole channel.
     similarity
-        For each row, the mean pairwise cosine of its images' embeddings (less their mean over the set).
+        For each row, the mean pairwise cosine of its images' embeddings (less their mean over the set); NaN if there
+        are none.
     """
 
     channel: int
@@ -101,8 +106,8 @@ def find_exemplars(
     count
         Images for each row.
     units
-        Which sub-units, or how many: then the strongest is taken first, and next those that are strong and unlike the
-        ones already taken.
+        Which units, or how many: then the strongest is taken first, next those that are strong and unlike the ones
+        already taken, and unit 0 in the end.
     embeddings
         Reference embeddings (n, e) of the images, from `embed` or an encoder of your choice; by default the model's.
     batch_size, progress
@@ -150,18 +155,19 @@ def read_channel(
     """
     if not bool(split.routing.is_split()[channel]):
         raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
-    several = choose_units(split, channel, units) if isinstance(units, int) else units
+    several = [*choose_units(split, channel, units), 0] if isinstance(units, int) else units
     chosen = [check_whole("unit", unit) for unit in several]
     every = split.units.loc[split.units["channel"] == channel, "unit"].tolist()
     unknown = [unit for unit in chosen if unit not in every]
     if unknown:
-        raise ValueError(f"Channel {channel} has no unit {unknown[0]}; it has {every}, of which 0 is the shared one.")
+        raise ValueError(f"Channel {channel} has no unit {unknown[0]}; it has {every}, of which 0 is the rest.")
     values = split.activations(inputs, [(channel, unit) for unit in every], tokens="patch").float()  # (n, t, u)
     mean = split.book.channel_mean()[channel].float()  # sub-units are centred already; the channel and unit 0 are not
     signs = split.signs[channel].tolist()
     maps = [signs[unit] * (values[..., every.index(unit)] - mean * (unit == 0)) for unit in chosen]
     concepts = [NO_CONCEPT, *split.routing.concepts[channel].tolist()]
-    names = [name_of_unit(unit, concepts[unit], low=signs[unit] < 0) for unit in chosen]
+    share = float(split.unit_shares[channel, 0])
+    names = [name_of_unit(unit, concepts[unit], low=signs[unit] < 0, share=share) for unit in chosen]
     return chosen, ["whole channel", *names], [values.sum(-1) - mean, *maps]
 
 
@@ -181,15 +187,19 @@ def arrange_exemplars(
 
     ``names`` are of all rows, ``units`` of those after the first; ``picture`` gives an image by its number.
     """
-    rows, similarity = [], []
-    for heat in maps:
+    rows, similarity, titles = [], [], []
+    for name, heat in zip(names, maps, strict=True):
+        if rows and float(heat.amax() - heat.amin()) <= _CONSTANT * float(maps[0].amax() - maps[0].amin()):
+            rows.append(())  # its highest images would be any images
+            similarity.append(math.nan)
+            titles.append(f"{name}\nthe same in every image")
+            continue
         highest = heat.amax(1)
         best = best_images(highest, count).tolist()
         rows.append(tuple(Exemplar(picture(i), heat[i].view(*grid).numpy(), i, float(highest[i])) for i in best))
         similarity.append(top_similarity(highest[:, None], embeddings, count).item())
-    if labels is not None:
-        counts = [count_labels(labels[exemplar.index] for exemplar in row) for row in rows]
-        names = [f"{name}\n{count}" for name, count in zip(names, counts, strict=True)]
+        titles.append(name if labels is None else f"{name}\n{count_labels(labels[i] for i in best)}")
+    names = titles
     return Exemplars(channel, tuple(rows), tuple(names), (WHOLE_CHANNEL, *units), tuple(similarity))
 
 
@@ -220,10 +230,13 @@ def choose_among(table: pd.DataFrame, book: ConceptBook, number: int) -> list[in
     return [units[i] for i in chosen]
 
 
-def name_of_unit(unit: int, concept: int, *, low: bool = False) -> str:
-    """Return a unit's name: ``"sub-unit 3, concept 12"``; ``(low)`` if it is low where its concept is."""
+def name_of_unit(unit: int, concept: int, *, low: bool = False, share: float = math.nan) -> str:
+    """Return a unit's name: ``"sub-unit 3, concept 12"``; ``(low)`` if it is low where its concept is.
+
+    Unit 0 has its ``share`` of the channel's variance in its name, if that is given.
+    """
     if unit == 0:
-        return "shared unit"
+        return REST + ("" if math.isnan(share) else f", {share:.1%} of the variance".replace("-0.0%", "0.0%"))
     return f"sub-unit {unit}" + (f", concept {concept}{' (low)' if low else ''}" if concept != NO_CONCEPT else "")
 
 

@@ -221,8 +221,8 @@ class Gallery:
         channel
             Its number.
         units, shared
-            K and rho, if they are to be others than the split's; then the channel alone is routed anew, by the strategy
-            of the split.
+            Without both, the channel is as it was split. Otherwise it alone is routed anew, by the strategy of the
+            split: ``units`` is K (by default the split's), ``shared`` is rho, or ``None`` to leave nothing over.
 
         Raises
         ------
@@ -238,7 +238,7 @@ class Gallery:
         )
 
     def exemplars(self, view: ChannelView, *, count: int = 6, units: int = 5) -> Exemplars:
-        """Return the top-activating images of a channel and of its sub-units, of these the strong and unlike ones.
+        """Return the top-activating images of a channel and of its units: of sub-units the strong and unlike ones.
 
         Raises
         ------
@@ -250,15 +250,19 @@ class Gallery:
         chosen = choose_among(table[table["unit"] > 0], self.split.book, check_count("units", units))
         mean = float(self.split.book.channel_mean()[view.channel])
         maps, names = [view.maps.sum(-1) - mean], ["whole channel"]
+        chosen = [*chosen, 0] if chosen else []
+        as_split = view.routing.routes.equal(self.split.routing.of_channel(view.channel).routes)
+        of_images = float(table["share_of_variance"].iloc[0])
+        share = float(self.split.unit_shares[view.channel, 0]) if as_split else of_images
         for unit in chosen:
             row = table["unit"].tolist().index(unit)
             concept = table["concept"].fillna(NO_CONCEPT).tolist()[row]
             low = table["mean_on_concept"].tolist()[row] < 0  # not if there is no concept: NaN
-            maps.append(view.maps[..., row] * (-1 if low else 1))
-            names.append(name_of_unit(unit, concept, low=low))
+            maps.append(view.maps[..., row] * (-1 if low else 1) - (mean if unit == 0 else 0))
+            names.append(name_of_unit(unit, concept, low=low, share=share))
         return arrange_exemplars(
             view.channel,
-            [*chosen],
+            chosen,
             names,
             maps,
             grid=self.grid,
@@ -318,11 +322,9 @@ class Gallery:
 
     def _routing(self, channel: int, units: int | None, shared: float | None) -> Routing:
         settings, mine = self.split.settings, self.split.routing
-        if units in {None, settings.units} and shared in {None, settings.shared}:
+        if (units is None and shared is None) or (units, shared) == (settings.units, settings.shared):
             return mine.of_channel(channel)
-        k, rho = check_routing_settings(
-            settings.units if units is None else units, settings.shared if shared is None else shared
-        )
+        k, rho = check_routing_settings(settings.units if units is None else units, shared)
         weight = self.split.weight.unflatten(1, (-1, self.split.site.kernel))
         strategy = read_strategy(settings.strategy)
         return route_channel(strategy, weight, self.split.book, channel, units=k, shared=rho)

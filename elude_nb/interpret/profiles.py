@@ -106,7 +106,7 @@ def route_table(split: Disentanglement, channel: int, *, detail: str = "part") -
     Returns
     -------
     DataFrame
-        ``unit`` (0 is the shared one), ``layer``, ``block`` (0 where there are none), ``part``, ``place`` (a name, such
+        ``unit`` (0 is the rest), ``layer``, ``block`` (0 where there are none), ``part``, ``place`` (a name, such
         as ``"attention 3"``, ``"head 2 of 3"`` or ``"source 17"``), ``sources`` (how many), ``contribution`` (the sum
         of their mean contributions) and ``magnitude`` (the sum of the absolute ones). Means are over the tokens of the
         sub-unit's concept, above the mean over all tokens. A unit without a concept has no contribution; its magnitude

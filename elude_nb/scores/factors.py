@@ -235,7 +235,7 @@ def planted_recovery(found_routes: Array, true_groups: Array) -> pd.Series[float
     """Return how well each channel's routes agree with a planted partition of its sources, at most 1; higher is better.
 
     The adjusted Rand index (Hubert and Arabie, 1985): 1 means the same groups whatever their numbers, 0 is chance.
-    Sources with -1 in the truth belong to no group and are left out. The shared unit (route 0) is a group like any
+    Sources with -1 in the truth belong to no group and are left out. Unit 0 is a group like any
     other, so a planted source that ended there is a mistake.
 
     A channel that was not split has all sources in one group: it scores 0 where the truth has several groups, and 1

@@ -106,7 +106,7 @@ def score(
 
 
 def read_sub_units(weight: Tensor, routing: Routing, book: ConceptBook) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the linear read-out of all sub-units without the shared ones, of centred sources.
+    """Return the linear read-out of all sub-units without unit 0, of centred sources.
 
     Returns
     -------

@@ -1,7 +1,7 @@
-"""Choose G, K and rho from the data, without labels: fit on half of a few images, score on the other half.
+"""Choose G and K from the data, without labels: fit on half of a few images, score on the other half.
 
 G is the power of two next to the square root of the number of tokens, so that with more data there are both more
-concepts and more tokens of each. K and rho are those with the best separation, PURE's criterion (Dreyer et al., arXiv
+concepts and more tokens of each. K is the one with the best separation, PURE's criterion (Dreyer et al., arXiv
 2404.06453): the best images of one sub-unit are similar, and different from those of its siblings. The optimum lies
 between too few sub-units, which still mix concepts, and too many, which are copies of each other.
 """
@@ -29,7 +29,6 @@ from elude_nb.scores.overview import read_sub_units
 from elude_nb.scores.similarity import sibling_similarity, top_centres, top_similarity
 
 UNITS = (2, 4, 8, 16)
-SHARED = (0.5, 0.8, 1.0)
 _IMAGES = 160  # half of them to fit on, half to score on
 _CHANNELS = 64  # a sample is enough
 _FEWEST, _MOST = 8, 512
@@ -43,16 +42,16 @@ class Suggestion:
     Attributes
     ----------
     concepts, units, shared
-        G, K and rho.
+        G, K and what was given for rho.
     table
-        One row for each pair of K and rho that was tried: ``units``, ``shared``, ``similarity`` inside sub-units,
-        ``siblings`` (between the sub-units of a channel) and ``separation``, their difference: higher is better. Empty
-        if nothing was to be chosen.
+        One row for each K that was tried: ``units``, ``similarity`` inside sub-units, ``siblings`` (between the
+        sub-units of a channel) and ``separation``, their difference: higher is better. Empty if nothing was to be
+        chosen.
     """
 
     concepts: int
     units: int
-    shared: float
+    shared: float | None
     table: pd.DataFrame
 
     @property
@@ -80,13 +79,13 @@ def suggest_settings(
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> Suggestion:
-    """Return G, K and rho for `elude_nb.disentangle`: what is given is kept, the rest is chosen from the images.
+    """Return G and K for `elude_nb.disentangle`: what is given is kept, the rest is chosen from the images.
 
     Parameters
     ----------
-    model, images, site, blocks, routing, tokens, tokens_per_image, seed
+    model, images, site, blocks, routing, shared, tokens, tokens_per_image, seed
         As in `elude_nb.disentangle`; at most 160 of the images are run.
-    concepts, units, shared
+    concepts, units
         A number to keep, or ``None``.
     batch_size, progress
         In place of the model's own settings.
@@ -108,27 +107,25 @@ def suggest_settings(
     each = len(place.layout.positions(tokens))
     found = suggest_concepts(len(chosen) * min(each, tokens_per_image or each))
     g = found if concepts is None else check_count("concepts", concepts, 2)
-    every_k = UNITS if units is None else (check_routing_settings(units, 0.0)[0],)
-    every_rho = SHARED if shared is None else (check_routing_settings(2, shared)[1],)
-    if len(every_k) * len(every_rho) == 1:
-        return Suggestion(g, every_k[0], every_rho[0], pd.DataFrame())
+    k, rho = check_routing_settings(UNITS[0] if units is None else units, shared)
+    if units is not None:
+        return Suggestion(g, k, rho, pd.DataFrame())
     few = chosen.sample(_IMAGES, seed=seed)
     if len(few) < 2 * _BEST:
         raise ValueError(
-            f"{len(few)} images are too few to choose settings from; give at least {2 * _BEST}, or numbers for units "
-            "and shared."
+            f"{len(few)} images are too few to choose settings from; give at least {2 * _BEST}, or a number for units."
         )
     parts = record(model, few, place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
     trial = _Trial(Recording.join(list(parts)), for_analysis(place.weight(model.network)), place.kernel, strategy, seed)
     book = trial.book(g)
-    rows = [(k, rho, *trial.score(book, k, rho)) for k in every_k if k <= len(book) for rho in every_rho]
-    table = pd.DataFrame(rows, columns=["units", "shared", "similarity", "siblings"])
+    rows = [(k, *trial.score(book, k, rho)) for k in UNITS if k <= len(book)]
+    table = pd.DataFrame(rows, columns=["units", "similarity", "siblings"])
     table["separation"] = table["similarity"] - table["siblings"]
     table = table.dropna(ignore_index=True)
     if not len(table):
-        raise ValueError("No channel was split under any setting tried; give numbers for units and shared.")
+        raise ValueError("No channel was split under any setting tried; give a number for units.")
     best = int(table["separation"].to_numpy().argmax())
-    return Suggestion(g, int(table["units"].iloc[best]), float(table["shared"].iloc[best]), table)
+    return Suggestion(g, int(table["units"].iloc[best]), rho, table)
 
 
 def suggest_concepts(tokens: int) -> int:
@@ -164,7 +161,7 @@ class _Trial:
         book, _, _ = builder.finish(min(concepts, len(self._first)))
         return replace(book, channel_sums=book.channel_sums[:, self._channels])
 
-    def score(self, book: ConceptBook, units: int, shared: float) -> tuple[float, float]:
+    def score(self, book: ConceptBook, units: int, shared: float | None) -> tuple[float, float]:
         """Return the mean similarity inside sub-units and between siblings, on the second half."""
         kernels = self._weight.unflatten(1, (-1, self._kernel))
         routing = self._strategy.route(kernels, book, book, units=units, shared=shared)

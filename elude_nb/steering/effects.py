@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,7 @@ def effect(
     target: str | None = None,
     fit: Images | None = None,
     controls: Sequence[str] = tuple(CONTROLS),
+    beside: Mapping[str, Edit] | None = None,
     strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
     draws: int = 5,
     sae: SparseAutoencoder | None = None,
@@ -126,6 +127,9 @@ def effect(
         what the edit does to their sub-units; ``"best channel"`` is the one that tells the target best; ``"mean
         direction"`` projects the concept's mean out; ``"SAE latent"`` takes away what the best latent adds; two are
         drawn at random.
+    beside
+        Other edits to measure on the same images, by the name that each has in the tables: the same concepts with
+        another ``exclusive``, or another way to choose concepts.
     strengths
         For the dose-response curve: shares of all that the edit does. 1 is always measured.
     draws
@@ -157,6 +161,11 @@ def effect(
     doses = sorted({*(float(strength) for strength in strengths), 1.0})
     if not np.isfinite(doses).all():
         raise EditError(f"strengths={doses} must be finite.")
+    others = dict(beside or {})
+    for name, other in others.items():
+        if name in {"edit", *CONTROLS}:
+            raise ValueError(f"beside={name!r} is the name of a control or of the edit itself; give it another.")
+        check_fixed_edit(split, other, "effect")
     check_count("draws", draws)
     if isinstance(head, str):
         check_choice("head", head, HEADS)
@@ -178,6 +187,7 @@ def effect(
         target = target or _most_affected(head, seen, _labels(chosen), targets)
         is_target = torch.tensor([label == target for label in _labels(chosen)])
         made, left_out = Controls(split, edit, draws, seed, seen, is_target, sae).make_all(wanted)
+        made = [*(replace(describe_edit(split, other), name=name) for name, other in others.items()), *made]
         found = run_interventions(split, rest, measured, [main, *made], doses, weights=weights)
     measure = _Measure(head, found.before, class_codes(head, _labels(measured)), class_number(head, target))
     return _effect(edit, measure, [main, *made], doses, found, left_out)

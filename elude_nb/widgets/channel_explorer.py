@@ -1,4 +1,4 @@
-"""ChannelExplorer: pick a channel and see its sub-units; change K and rho and see what they do."""
+"""ChannelExplorer: pick a channel and see its sub-units; change how many there are and see what that does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from markupsafe import Markup
 from elude_nb.core.result import Disentanglement
 from elude_nb.core.strategies import agreement_of, strongest_concepts
 from elude_nb.data.images import Images
-from elude_nb.figures.html import PALETTE, depth_chart, exemplar_grid
+from elude_nb.figures.html import GREY, PALETTE, depth_chart, exemplar_grid
 from elude_nb.figures.theme import in_words
 from elude_nb.interpret.exemplars import Exemplars
 from elude_nb.interpret.gallery import ChannelView, Gallery
@@ -44,8 +44,9 @@ class ChannelExplorer(GalleryPanel):
     channel
         The channel that is shown (trait, settable).
     units, shared
-        K and rho (traits, settable); the channel that is shown is routed anew with them. Where the split's routing
-        cannot do that, they stay as they are and the panel says why.
+        K and rho (traits, settable; rho may be ``None``: nothing is left over); the channel that is shown is routed
+        anew with them. Where the split's routing cannot do that, they stay as they are and the panel says why. Their
+        controls are in a part of the panel that is closed at first.
     order
         What the channels are sorted by (trait, settable): one of `orders`.
     view
@@ -60,7 +61,9 @@ class ChannelExplorer(GalleryPanel):
 
     channel = traitlets.Int(help="the channel that is shown")
     units = traitlets.Int(8, help="K: at most so many sub-units")
-    shared = traitlets.Float(0.8, help="rho: where the second best owner exceeds rho times the best, it is shared")
+    shared = traitlets.Float(
+        None, allow_none=True, help="rho: left over is what has a second owner above rho times the best; None: nothing"
+    )
     order = traitlets.Unicode(help="what the channels are sorted by")
     view = traitlets.Instance(ChannelView, allow_none=True, read_only=True)
     exemplars = traitlets.Instance(Exemplars, allow_none=True, read_only=True)
@@ -91,8 +94,7 @@ class ChannelExplorer(GalleryPanel):
         k, rho, fixed = self._settings.units, self._settings.shared, not self.gallery.can_reroute
         change_place = parts.debounce(lambda place: self.set_trait("channel", self._listed[place - 1]))
         change_k = parts.debounce(lambda value: self.set_trait("units", value))
-        change_rho = parts.debounce(lambda value: self.set_trait("shared", round(value, 4)))
-        number, ratio = ipywidgets.IntSlider, ipywidgets.FloatSlider
+        number = ipywidgets.IntSlider
         self._order = parts.make(
             ipywidgets.Dropdown, "sorted by", "order", partial(self.set_trait, "order"), options=list(self.orders)
         )
@@ -101,20 +103,24 @@ class ChannelExplorer(GalleryPanel):
         self._search = parts.make(ipywidgets.Text, "search", "search", self.search, **hint)
         most = max(MOST_UNITS, k)
         self._k = parts.make(number, "K: units", "k", change_k, value=k, min=2, max=most, disabled=fixed)
-        self._rho = parts.make(ratio, "rho: shared", "rho", change_rho, value=rho, max=1, step=0.05, disabled=fixed)
-        hint = {"tooltip": "K and rho as in the split"}
+        self._rho = parts.make(
+            ipywidgets.Dropdown, "left over", "rho", partial(self.set_trait, "shared"), options=_left_over(rho),
+            value=rho, disabled=fixed,
+        )  # fmt: skip
+        hint = {"tooltip": "as in the split"}
         self._reset = parts.make_button("as discovered", "reset", self.reset, disabled=fixed, **hint)
         self._fixed, self._grid, self._table = (parts.make_place(name) for name in ("fixed", "channel", "units"))
         self._fixed.value = parts.fill("fixed.html", reason=self.gallery.why_not_reroute) if fixed else ""
         self.children = (
             parts.make_row(self._order, self._place),
-            parts.make_row(self._search, self._k),
-            parts.make_row(self._rho, self._reset),
-            self._fixed,
+            parts.make_row(self._search),
             self._status,
             self._bar,
             self._grid,
             self._table,
+            parts.make_closed(
+                "Split this channel otherwise", parts.make_row(self._k, self._rho, self._reset), self._fixed
+            ),
         )
 
     # ------------------------------------------------------------------ actions
@@ -164,10 +170,10 @@ class ChannelExplorer(GalleryPanel):
     def _valid_shared(self, proposal: Any) -> Any:
         return self._check_setting(proposal, self._settings.shared, 0, 1)
 
-    def _check_setting(self, proposal: Any, discovered: float, low: float, high: float) -> Any:
+    def _check_setting(self, proposal: Any, discovered: float | None, low: float, high: float) -> Any:
         if not self.gallery.can_reroute and proposal["value"] != discovered:
             raise traitlets.TraitError(f"{proposal['trait'].name} stays {discovered}: {self.gallery.why_not_reroute}")
-        return parts.check_range(proposal, low, high)
+        return proposal["value"] if proposal["value"] is None else parts.check_range(proposal, low, high)
 
     @traitlets.validate("order")
     def _valid_order(self, proposal: Any) -> str:
@@ -197,7 +203,10 @@ class ChannelExplorer(GalleryPanel):
         found = gallery.exemplars(view, count=min(self._count, gallery.ready), units=self._max_units)
         self.set_trait("view", view)
         self.set_trait("exemplars", found)
-        colours = ["currentColor", *(PALETTE[i % len(PALETTE)] for i in range(len(found.units) - 1))]
+        colours = [
+            "currentColor",
+            *(PALETTE[i % len(PALETTE)] if unit else GREY for i, unit in enumerate(found.units[1:])),
+        ]
         reason = f": {view.reason}" if whole else ""
         title = Markup('<h4 style="margin:0.4em 0">Channel {}{}</h4>').format(self.channel, reason)
         self._grid.value = title + exemplar_grid(found, colours)
@@ -210,6 +219,7 @@ class ChannelExplorer(GalleryPanel):
         )
         if self.channel in self._listed:  # the controls show what is shown, whoever changed it
             self._place.value = self._listed.index(self.channel) + 1
+        self._rho.options = _left_over(self.shared)
         self._k.value, self._rho.value = self.units, self.shared
         what = "not split" if whole else f"{len(view.units) - 1} sub-units"
         self.say(f"Channel {self.channel}: {what}, on {self.describe_images()}.")
@@ -217,6 +227,12 @@ class ChannelExplorer(GalleryPanel):
     def static_html(self) -> Markup:
         """Return the channel that is shown."""
         return Markup(self._grid.value + self._table.value)  # noqa: S704 - made by templates
+
+
+def _left_over(rho: float | None) -> list[tuple[str, float | None]]:
+    """Return what can be chosen for rho, with the words for it; ``rho`` is among it."""
+    numbers = {0.5, 0.6, 0.7, 0.8, 0.9, 1.0} | ({rho} if rho is not None else set())
+    return [("nothing", None), *((f"unclear above rho = {value:g}", value) for value in sorted(numbers, reverse=True))]
 
 
 def _orders(split: Disentanglement, scores: pd.DataFrame | None) -> dict[str, list[int]]:

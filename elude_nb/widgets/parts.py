@@ -67,6 +67,11 @@ def make_row(*controls: Any) -> Any:
     return ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"})
 
 
+def make_closed(title: str, *children: Any) -> Any:
+    """Return controls in a part that opens with a click on its title."""
+    return ipywidgets.Accordion([ipywidgets.VBox(children)], titles=(title,), selected_index=None)
+
+
 def check_range(proposal: Any, low: float, high: float) -> Any:
     """Return the value that a trait is to take, for a validator; raise ``TraitError`` if it is out of range."""
     name, value = proposal["trait"].name, proposal["value"]

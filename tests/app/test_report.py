@@ -176,6 +176,7 @@ def test_heat_is_the_activation_that_the_split_reads(page: Page, named, shown) -
     for row in data_of(page)["channels"][str(channel)]["rows"][1:]:
         values = named.activations(shown, [(channel, row["unit"])], tokens="patch")[..., 0]
         values = values * int(named.signs[channel, row["unit"]])
+        values = values - named.book.channel_mean()[channel] * (row["unit"] == 0)
         assert row["images"][0][1] == pytest.approx(float(values.max()), rel=0.02)
 
 
@@ -361,8 +362,12 @@ def test_sub_units_of_single_channels_have_no_map(vit, images: ImageSet, tmp_pat
     assert data_of(page)["concepts"] == []
     assert "no concepts that go through all channels" in page.text
     channel = next(str(c) for c in channel_order(page) if made.routing.is_split()[c])
-    assert len(data_of(page)["channels"][channel]["rows"]) == 1 + int(
-        (made.routing.sizes()[int(channel), 1:] > 0).sum()
+    assert (
+        len(data_of(page)["channels"][channel]["rows"])
+        == 2
+        + int(  # the whole channel and unit 0
+            (made.routing.sizes()[int(channel), 1:] > 0).sum()
+        )
     )
     assert all(unit["concept"] is None for unit in data_of(page)["channels"][channel]["units"])
 
@@ -393,6 +398,10 @@ def test_without_patches_an_image_is_shown_as_a_whole(
             else:
                 mine = every[:, (channels == channel) & (units == row["unit"])][:, 0]
                 mine = mine * int(mlp_split.signs[channel, row["unit"]])
+            if row["unit"] == 0 and mlp_split.routing.is_split()[channel]:
+                assert "the same in every image" in row["labels"]  # the bias
+                assert not row["images"]
+                continue
             assert row["images"][0][0] == int(mine.argmax())
             assert row["images"][0][1] == pytest.approx(float(mine.max()), rel=1e-3)
 

@@ -109,7 +109,8 @@ def use_channels(page: Any) -> None:
     assert page.locator(".elude-channel img:not([alt])").count() == 0
     units = page.locator(".elude-units tbody tr")
     until(lambda: units.count() > 3)
-    slide(page, page.locator(".elude-k [role=slider]").first, "Home")  # K = 2, and the shared unit
+    page.get_by_text("Split this channel otherwise").first.click()
+    slide(page, page.locator(".elude-k [role=slider]").first, "Home")  # K = 2, and unit 0
     until(lambda: units.count() <= 3)
     page.locator(".elude-search input").first.fill("999999")
     page.keyboard.press("Enter")

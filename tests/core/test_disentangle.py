@@ -71,7 +71,7 @@ def test_settings_say_how_it_was_made(split) -> None:
         "blocks": "all",
         "concepts": 8,
         "units": 3,
-        "shared": 0.8,
+        "shared": None,
         "routing": "concepts",
         "strategy": "ConceptRouting(one_meaning=0.8, both_signs=False, unlike=False, name='concepts')",
         "tokens": "patch",

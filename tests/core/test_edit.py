@@ -47,6 +47,7 @@ def single_edits(draw: st.DrawFn) -> Edit:
         chosen = st.lists(st.integers(0, 300), min_size=1, max_size=4, unique=True)
         words["tokens"] = draw(st.one_of(st.sampled_from(["all", "class", "registers", "patch"]), chosen))
     words["strength"] = draw(st.one_of(numbers, st.lists(numbers, min_size=1, max_size=4)))
+    words["exclusive"] = draw(st.one_of(st.none(), st.floats(0, 1, exclude_min=True)))
     if kind != "add":
         words["about"] = draw(st.sampled_from(REFERENCES))
     if kind == "clamp":

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from elude_nb import Disentanglement, disentangle, record
 from elude_nb.core.edit import Change, Edit
-from elude_nb.core.plan import Accumulator, concept_number, plan_edit, token_weights, units_of
+from elude_nb.core.plan import Accumulator, concept_number, exclusive_sources, plan_edit, token_weights, units_of
 from elude_nb.core.routing import NO_CONCEPT
+from elude_nb.core.strategies import ConceptRouting
 from elude_nb.errors import EditError
 from tests.tiny import tiny_vit
 
@@ -52,13 +53,28 @@ def busiest_concepts(split: Disentanglement) -> list[int]:
 # ------------------------------------------------------------------ literal second implementation
 
 
-def contribution(split: Disentanglement, unit: tuple[int, int], sources: torch.Tensor) -> torch.Tensor:
+def is_exclusive(split: Disentanglement, unit: tuple[int, int], source: int, exclusive: float) -> bool:
+    """Say whether no other concept of the channel gains more than a share of what the unit's own gains by a source."""
+    channel, number = unit
+    mean = split.book.source_sums.sum(0) / split.book.counts.sum()
+    gains = {}
+    for concept in set(split.routing.concepts[channel].tolist()) - {NO_CONCEPT}:
+        m = split.book.source_sums[concept] / split.book.counts[concept] - mean
+        places = range(source * split.site.kernel, (source + 1) * split.site.kernel)
+        gains[concept] = sum(float(split.weight[channel, p] * m[p]) for p in places)
+    own = gains.pop(int(split.routing.concepts[channel, number - 1]))
+    return own > 0 and all(gain <= exclusive * own for gain in gains.values())
+
+
+def contribution(
+    split: Disentanglement, unit: tuple[int, int], sources: torch.Tensor, exclusive: float | None = None
+) -> torch.Tensor:
     """Add up what is routed to a unit, source by source."""
     channel, number = unit
     kernel = split.site.kernel
     total = torch.zeros(sources.shape[:-1], dtype=sources.dtype)
     for source, route in enumerate(split.routing.routes[channel].tolist()):
-        if route == number:
+        if route == number and (exclusive is None or is_exclusive(split, unit, source, exclusive)):
             for place in range(source * kernel, (source + 1) * kernel):
                 total = total + split.weight[channel, place] * sources[..., place]
     return total
@@ -73,16 +89,16 @@ class Literal:
         self.sources = seen.sources.unflatten(0, (len(images), -1))
         self.channels = seen.channels.unflatten(0, (len(images), -1))
         self.mean = split.book.source_sums.sum(0) / split.book.counts.sum()
-        self._cache: dict[tuple[int, int], tuple[torch.Tensor, float]] = {}
+        self._cache: dict[Any, tuple[torch.Tensor, float]] = {}
 
-    def unit(self, unit: tuple[int, int]) -> tuple[torch.Tensor, float]:
+    def unit(self, unit: tuple[int, int], exclusive: float | None) -> tuple[torch.Tensor, float]:
         """Return a unit's sums of contributions (n, t), and their mean over the discovery."""
-        if unit not in self._cache:
-            self._cache[unit] = (
-                contribution(self.split, unit, self.sources),
-                float(contribution(self.split, unit, self.mean)),
+        if (unit, exclusive) not in self._cache:
+            self._cache[unit, exclusive] = (
+                contribution(self.split, unit, self.sources, exclusive),
+                float(contribution(self.split, unit, self.mean, exclusive)),
             )
-        return self._cache[unit]
+        return self._cache[unit, exclusive]
 
     def named(self, change: Change) -> list[tuple[tuple[int, int], Any, float]]:
         """Return each unit, its values, and what the values count in."""
@@ -96,7 +112,7 @@ class Literal:
                 for number, owner in enumerate(owners, start=1):
                     if owner == concept:
                         unit = (channel, number)
-                        mean = float(contribution(self.split, unit, on_concept - self.mean))
+                        mean = float(contribution(self.split, unit, on_concept - self.mean, change.exclusive))
                         found.append((unit, change.values, mean))
         return [(u, v[0] if isinstance(v, tuple) and change.kind != "clamp" else v, m) for u, v, m in found]
 
@@ -117,6 +133,7 @@ class Literal:
 
     def __call__(self, edit: Edit, number: int = 0) -> Any:
         now: dict[tuple[int, int], torch.Tensor] = {}
+        before: dict[tuple[int, int], torch.Tensor] = {}
         for change in edit.changes:
             strength = change.strength
             if isinstance(strength, tuple):
@@ -124,13 +141,14 @@ class Literal:
             weights = [self.weight(change, token) for token in range(COUNTS[self.kind])]
             shares = strength * torch.tensor(weights, dtype=torch.float64)
             for unit, value, mean in self.named(change):
-                raw, centre = self.unit(unit)
+                raw, centre = self.unit(unit, change.exclusive)
+                before[unit] = raw
                 reference = centre if change.about == "mean" else 0.0
                 x = now.get(unit, raw) - reference
                 now[unit] = x + shares * (self.changed(change.kind, x, value, mean) - x) + reference
         channels = self.channels.clone()
         for (channel, number_), after in now.items():
-            channels[..., channel] += after - self.unit((channel, number_))[0]
+            channels[..., channel] += after - before[channel, number_]
         return channels
 
     @staticmethod
@@ -202,6 +220,53 @@ def test_every_kind_of_change_is_what_it_says(literal: Literal, strength, about,
             with split.edit(edit):
                 found = channels_now(split, images)
             torch.testing.assert_close(found, literal(edit), **CLOSE)
+
+
+@pytest.mark.parametrize("exclusive", [0.3, 0.8, 1.0])
+@pytest.mark.parametrize("about", ["mean", "zero"])
+def test_an_exclusive_edit_acts_on_exclusive_sources_alone(literal: Literal, about, exclusive, request) -> None:
+    split = literal.split
+    images = request.getfixturevalue(PHOTOS[literal.kind])[:2]
+    units = some_units(split, rest=False)
+    edits = edits_of(split, about=about, target="concepts", strength=0.7, exclusive=exclusive)
+    edits += [Edit.scale(unit=units, by=0.2, about=about, exclusive=exclusive)]
+    for edit in edits:
+        with split.edit(edit):
+            found = channels_now(split, images)
+        torch.testing.assert_close(found, literal(edit), **CLOSE)
+
+
+def test_what_is_exclusive_is_what_a_split_with_rho_owns(split) -> None:
+    """An edit of everything that a split at rho = 0.8 owns is an exclusive edit of the whole split."""
+    weight = split.weight.unflatten(1, (-1, split.site.kernel))
+    owned = ConceptRouting().route(weight, split.book, split.book, units=split.settings.units, shared=0.8)
+    channels, numbers = split.routing.rows()
+    for channel, number in zip(channels.tolist(), numbers.tolist(), strict=True):
+        if number:
+            assert exclusive_sources(split, channel, number, 0.8).equal(owned.routes[channel] == number)
+
+
+def test_a_smaller_number_touches_fewer_sources(split) -> None:
+    channel, number = some_units(split, rest=False)[0]
+    found = [exclusive_sources(split, channel, number, rho) for rho in (1.0, 0.8, 0.3)]
+    assert all(bool((few <= many).all()) for many, few in itertools.pairwise(found))
+    assert int(found[0].sum()) > int(found[2].sum())
+    assert bool((found[0] <= split.routing.members(channel)[number]).all())
+
+
+def test_exclusive_edits_that_make_no_sense(split, vit, images) -> None:
+    unit = some_units(split, rest=False)[0]
+    twice = Edit.scale(unit=unit, by=0) + Edit.add(unit=unit, by=1, exclusive=0.8)
+    with pytest.raises(EditError, match=r"0\.8"):
+        plan_edit(split, twice)
+    with pytest.raises(EditError, match=str(unit[0])):
+        plan_edit(split, Edit.scale(unit=(unit[0], 0), by=0, exclusive=0.8))
+    clusters = disentangle(
+        vit, images, concepts=8, units=3, tokens_per_image=6, routing="channel-clusters", progress=False
+    )
+    place = int(clusters.routing.is_split().nonzero()[0])
+    with pytest.raises(EditError, match=str(place)):
+        plan_edit(clusters, Edit.scale(unit=(place, 1), by=0, exclusive=0.8))
 
 
 @pytest.mark.parametrize("about", ["mean", "zero"])

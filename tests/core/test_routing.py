@@ -88,7 +88,7 @@ def test_a_routing_is_always_a_partition(drawn) -> None:
     kernel=st.sampled_from([1, 4]),
     groups=st.integers(2, 9),
     units=st.integers(2, 5),
-    shared=st.sampled_from([0.0, 0.5, 0.8, 1.0]),
+    shared=st.sampled_from([None, 0.0, 0.5, 0.8, 1.0]),
     name=st.sampled_from(sorted(set(ROUTINGS) - {"elude"})),
     dtype=st.sampled_from([torch.float64, torch.float32]),
     seed=st.integers(0, 1000),
@@ -117,7 +117,7 @@ def slow_concept_routing(
     weight: torch.Tensor,
     book: ConceptBook,
     units: int,
-    shared: float,
+    shared: float | None,
     one_meaning: float,
     *,
     both_signs: bool,
@@ -162,15 +162,15 @@ def slow_concept_routing(
                 for g in candidates
             ]
             best, second = sorted(speaks, reverse=True)[:2]
-            shared_by_all = best <= 0 or second > shared * best
-            row.append(0 if shared_by_all else 1 + speaks.index(best))
+            left_over = shared is not None and (best <= 0 or second > shared * best)
+            row.append(0 if left_over else 1 + speaks.index(best))
         routes.append(row)
         names.append({unit: candidates[unit - 1] for unit in row if unit})
     return routes, names
 
 
 @pytest.mark.parametrize("kernel", [1, 9])
-@pytest.mark.parametrize("shared", [0.0, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("shared", [None, 0.0, 0.3, 0.8, 1.0])
 @pytest.mark.parametrize(("units", "groups"), [(2, 5), (4, 12), (8, 3)])
 @pytest.mark.parametrize(("both_signs", "unlike"), [(True, True), (True, False), (False, True), (False, False)])
 def test_concept_routing_is_the_method_word_by_word(kernel, shared, units, groups, both_signs, unlike) -> None:

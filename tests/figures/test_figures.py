@@ -48,7 +48,8 @@ def test_before_after_has_a_tile_an_exemplar_and_a_name_a_row(split: Disentangle
     words = " ".join(text.get_text() for text in picture.texts)
     assert f"Channel {exemplars.channel}" in words
     assert "whole channel" in words
-    assert all(f"sub-unit {unit}" in words for unit in exemplars.units[1:])
+    assert all(f"sub-unit {unit}" in words for unit in exemplars.units[1:-1])
+    assert "rest (unit 0)" in words
     assert "whole channel" in picture.alt
 
 

@@ -85,11 +85,11 @@ def test_heads_are_told_apart(split) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("by", ["contribution", "sources"])
-@pytest.mark.parametrize("shared", [False, True])
-def test_what_flows_in_flows_out(kind, by, shared, request) -> None:
+@pytest.mark.parametrize("rest", [False, True])
+def test_what_flows_in_flows_out(kind, by, rest, request) -> None:
     split = request.getfixturevalue(kind)
     channel = split_channel(split)
-    figure = routing_sankey(split, channel, by=by, max_places=4, shared=shared)
+    figure = routing_sankey(split, channel, by=by, max_places=4, rest=rest)
     node, link = figure.data[0].node, figure.data[0].link
     into, out = np.zeros(len(node.label)), np.zeros(len(node.label))
     np.add.at(out, np.array(link.source), np.array(link.value))
@@ -99,14 +99,14 @@ def test_what_flows_in_flows_out(kind, by, shared, request) -> None:
     between = ~begin & (np.arange(len(into)) != end)
     assert into[between] == pytest.approx(out[between])
     table = route_table(split, channel)
-    table = table if shared else table[table["unit"] > 0]
+    table = table if rest else table[table["unit"] > 0]
     whole = float(table["magnitude" if by == "contribution" else "sources"].sum())
     assert into[end] == pytest.approx(whole, rel=1e-5)
     assert out[begin].sum() == pytest.approx(whole, rel=1e-5)
     assert out[end] == 0
     placed = [(x, y) for x, y in zip(node.x, node.y, strict=True) if x is not None]
     assert all(0 < x < 1 and 0 < y < 1 for x, y in placed)
-    assert ("shared unit" in node.label) == (shared and bool((table["unit"] == 0).any()))
+    assert ("rest (unit 0)" in node.label) == (rest and bool((table["unit"] == 0).any()))
     assert sum(str(label).endswith(" others") for label in node.label) <= 1
 
 
@@ -127,11 +127,11 @@ def test_a_sankey_says_what_it_shows(split) -> None:
     assert "sub-unit 1: &lt;b&gt;cats&lt;/b&gt;" in labels
     assert labels.index("block 1") < labels.index("block 2") < labels.index("block 3")
     assert "absolute mean contributions" in figure.layout.title.text
-    assert f"sub-units of channel {channel}" in figure.layout.meta["alt"]
+    assert f"units of channel {channel}" in figure.layout.meta["alt"]
     net = {(names, text) for names, text in figure.data[0].link.customdata}
     assert all(text.startswith("<br>net sum ") for _, text in net)
     with theme("dark"):
-        dark = routing_sankey(split, channel, shared=True)
+        dark = routing_sankey(split, channel, rest=True)
     assert dark.layout.template.layout.font.color == THEMES["dark"]["ink"]
     assert THEMES["dark"]["grey"] in dark.data[0].node.color
 
@@ -141,15 +141,15 @@ def test_a_sankey_says_what_it_shows(split) -> None:
 def test_bars_are_as_long_as_the_table_says(kind, detail, request) -> None:
     split = request.getfixturevalue(kind)
     channel = split_channel(split)
-    picture = routing_bars(split, channel, detail=detail, max_places=1000, shared=True)
+    picture = routing_bars(split, channel, detail=detail, max_places=1000, rest=True)
     containers: Any = picture.axes[0].containers
     bars = [bar for bars in containers for bar in bars]
     upright = detail == "part" or (detail is None and kind == "split")
     total = sum(bar.get_height() if upright else bar.get_width() for bar in bars)
     assert total == pytest.approx(float(route_table(split, channel)["magnitude"].sum()), rel=1e-5)
     legend: Any = picture.axes[0].get_legend()
-    has_shared = int(split.routing.sizes()[channel, 0]) > 0
-    assert (legend.get_texts()[-1].get_text() == "shared unit") == has_shared
+    has_rest = int(split.routing.sizes()[channel, 0]) > 0
+    assert (legend.get_texts()[-1].get_text() == "rest (unit 0)") == has_rest
 
 
 def test_few_places_say_how_much_the_others_have(split) -> None:

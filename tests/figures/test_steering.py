@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from elude_nb import Edit, effect
-from elude_nb.figures import class_drops, dose_response, neighbour_grid, side_effects, similarity_bars, trial_sheet
+from elude_nb.figures import (
+    class_drops,
+    dose_response,
+    neighbour_grid,
+    selectivity_curves,
+    side_effects,
+    similarity_bars,
+    trial_sheet,
+)
 from elude_nb.interpret.neighbours import find_neighbours
 from elude_nb.scores import make_trials
 from elude_nb.text.similarity import SimilarityEffect
@@ -44,6 +52,14 @@ def test_a_dose_response_begins_at_nothing_and_has_every_strength(found) -> None
         prefix = "" if column == "drop" else "others_"
         edit = found.curve[found.curve["method"] == "edit"]
         assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(100 * max(edit[f"{prefix}high"].max(), 0))
+
+
+def test_selectivity_curves_are_others_against_the_target(found) -> None:
+    lines = {line.get_label(): line for line in selectivity_curves(found).axes[0].lines}
+    for method, rows in found.curve.groupby("method"):
+        rows = rows.sort_values("strength")  # noqa: PLW2901
+        assert lines[method].get_xdata() == pytest.approx([0, *(100 * rows["drop"])])
+        assert lines[method].get_ydata() == pytest.approx([0, *(100 * rows["others"])])
 
 
 def test_class_drops_are_written_in_their_cells(found) -> None:

@@ -31,8 +31,12 @@ def test_exemplars_are_the_best_of_a_literal_search(request, name, pictures) -> 
                 heat = heat - split.book.channel_mean()[channel]  # as sub-units are: 0 is the mean
             else:
                 heat = split.activations(images[image : image + 1], [(channel, unit)], tokens="patch")[0, :, 0]
+                heat = heat - split.book.channel_mean()[channel] * (unit == 0)
             maps.append(heat.view(rows, columns))
         best = sorted(range(len(images)), key=lambda i: -float(maps[i].max()))[:4]
+        if unit == 0 and split.site.kind != "stream":  # the bias alone
+            assert not row
+            continue
         assert [exemplar.index for exemplar in row] == best
         for exemplar in row:
             torch.testing.assert_close(
@@ -49,6 +53,7 @@ def test_exemplars_are_the_best_of_a_literal_search(request, name, pictures) -> 
 def test_similarity_is_that_of_the_images_shown(split, images) -> None:
     found = find_exemplars(split, images, split_channel(split), count=4, progress=False)
     embeddings = embed(split.model, images)
+    assert found.units[-1] == 0
     for row, value in zip(found.rows, found.similarity, strict=True):
         shown = embeddings[[exemplar.index for exemplar in row]]
         expected = top_similarity(torch.arange(4.0)[:, None], shown, 4)
@@ -61,7 +66,9 @@ def test_names_say_unit_concept_and_labels(split, images) -> None:
     assert found.units == (WHOLE_CHANNEL, 1, 0)
     concept = int(split.routing.concepts[channel, 0])
     first_lines = [name.split("\n")[0] for name in found.names]
-    assert first_lines == ["whole channel", f"sub-unit 1, concept {concept}", "shared unit"]
+    share = split.units.set_index(["channel", "unit"]).loc[(channel, 0), "share_of_variance"]
+    rest = f"rest (unit 0), {share:.1%} of the variance"
+    assert first_lines == ["whole channel", f"sub-unit 1, concept {concept}", rest]
     for name, row in zip(found.names, found.rows, strict=True):
         counted = name.split("\n")[1].split(", ")
         assert sum(int(part.rsplit(" ", 1)[1]) for part in counted) == 4

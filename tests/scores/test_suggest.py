@@ -1,4 +1,4 @@
-"""G, K and rho from the data: what is given is kept, what is chosen follows the stated criterion."""
+"""G and K from the data: what is given is kept, what is chosen follows the stated criterion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from elude_nb.models.hooks import for_analysis
 from elude_nb.scores import planted_recovery
 from elude_nb.scores.planted import planted_network
 from elude_nb.scores.similarity import top_similarity
-from elude_nb.scores.suggest import SHARED, UNITS, _Trial, suggest_concepts, suggest_settings
+from elude_nb.scores.suggest import UNITS, _Trial, suggest_concepts, suggest_settings
 from tests.tiny import hook_count, random_images
 
 
@@ -45,20 +45,21 @@ def test_the_best_separation_is_taken(vit) -> None:
     choice = chosen_for(vit, random_images(40, 32), concepts=16)
     table = choice.table
     assert set(table["units"]) == {k for k in UNITS if k <= 16}
-    assert set(table["shared"]) == set(SHARED)
     torch.testing.assert_close(
         torch.tensor(table["separation"].to_numpy(copy=True)),
         torch.tensor((table["similarity"] - table["siblings"]).to_numpy(copy=True)),
     )
     best = table.sort_values("separation").iloc[-1]
-    assert (choice.units, choice.shared) == (best["units"], best["shared"])
+    assert choice.units == best["units"]
+    assert choice.shared is None
     assert "Suggestion(concepts=16" in repr(choice)
     assert hook_count(vit.network) == 0
 
 
 def test_what_is_given_is_not_tried_otherwise(vit) -> None:
-    assert set(chosen_for(vit, random_images(40, 32), concepts=16, units=4).table["units"]) == {4}
-    assert set(chosen_for(vit, random_images(40, 32), concepts=16, shared=1.0).table["shared"]) == {1.0}
+    whole, unclear = (chosen_for(vit, random_images(40, 32), concepts=16, shared=rho) for rho in (None, 0.5))
+    assert unclear.shared == 0.5
+    assert not unclear.table.equals(whole.table)  # what is left over counts
 
 
 def test_the_same_seed_chooses_the_same(vit) -> None:
@@ -72,8 +73,8 @@ def test_disentangle_takes_the_settings_as_keywords(vit) -> None:
     split = disentangle(vit, images, **chosen_for(vit, images).settings, **settings)
     assert split.settings.concepts == 16
     assert split.settings.units in UNITS
-    assert split.settings.shared in SHARED
-    again = disentangle(vit, images, concepts=16, units=split.settings.units, shared=split.settings.shared, **settings)
+    assert split.settings.shared is None
+    again = disentangle(vit, images, concepts=16, units=split.settings.units, **settings)
     assert again.routing.routes.equal(split.routing.routes)
 
 

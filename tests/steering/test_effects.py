@@ -194,6 +194,22 @@ def test_numbers_of_a_control(split) -> None:
         assert_row(row, literal(before, after, images.labels, "label 1"))
 
 
+def test_edits_beside_are_measured_as_if_alone(split) -> None:
+    images = unbalanced(24, 32, seed=1)
+    edit, other = ablation(split), ablation(split, exclusive=0.6)
+    found = measure(split, edit, images, target="label 1", controls=(), beside={"exclusive 0.6": other})
+    alone = measure(split, other, images, target="label 1", controls=())
+    assert found.table["method"].tolist() == ["edit", "exclusive 0.6"]
+    mine, theirs = found.curve[found.curve["method"] == "exclusive 0.6"], alone.curve
+    for column in ("strength", "drop", "others", "worst"):
+        assert mine[column].tolist() == pytest.approx(theirs[column].tolist())
+    assert mine["drop"].tolist() != pytest.approx(found.curve.loc[found.curve["method"] == "edit", "drop"].tolist())
+    with pytest.raises(ValueError, match="same channels"):
+        measure(split, edit, images, beside={"same channels": other})
+    with pytest.raises(EditError):
+        measure(split, edit, images, beside={"nothing": Edit()})
+
+
 def test_draws_are_averaged_image_by_image() -> None:
     """Outputs that are logarithms of probabilities: everything can be read off."""
     before = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [0.3, 0.3, 0.4]], dtype=torch.float64).log() / 3

@@ -305,7 +305,7 @@ def test_a_batchnorm_that_multiplies_by_zero_does_no_harm() -> None:
     model = tiny_conv()
     with torch.no_grad():
         model.network.get_parameter("norm.weight")[2] = 0.0
-    split = disentangle(model, random_images(12, 16), "stem", concepts=5, units=3, progress=False)
+    split = disentangle(model, random_images(12, 16), "stem", concepts=5, units=3, shared=0.8, progress=False)
     numbers = [(channel, 0) for channel in range(8)]
     for edit in (Edit.ablate(unit=numbers, to="zero"), Edit.add(unit=numbers, by=1.0, tokens=[3, 8])):
         made = make_permanent(split, edit)

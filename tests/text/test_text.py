@@ -326,9 +326,9 @@ def test_special_tokens_that_are_written_in_a_text_are_words(minilm, split) -> N
 
 @needs_minilm
 def test_settings_are_suggested_from_sentences_of_any_length(minilm, sentences) -> None:
-    here: dict[str, Any] = {"site": MINILM_SITE, "tokens_per_image": None, "concepts": 16, "units": 4}
+    here: dict[str, Any] = {"site": MINILM_SITE, "tokens_per_image": None, "concepts": 16}
     found = en.scores.suggest_settings(minilm, sentences.sample(40, seed=1), **here)
-    assert len(found.table) == 3
+    assert len(found.table) == 4
     assert found.table["similarity"].between(-1, 1).all()
 
 

@@ -51,6 +51,8 @@ def test_the_sliders_and_the_traits_follow_each_other(explorer) -> None:
     assert len(explorer.view.units) <= 3
     explorer.shared = 0.35
     assert explorer._rho.value == pytest.approx(0.35)
+    explorer._rho.value = None
+    assert explorer.shared is None
 
 
 def test_k_and_rho_route_anew_and_come_back(explorer) -> None:
@@ -61,7 +63,7 @@ def test_k_and_rho_route_anew_and_come_back(explorer) -> None:
         explorer.gallery.channel(explorer.channel, units=5, shared=1.0).routing.routes
     )
     explorer._reset.click()
-    assert (explorer.units, explorer.shared) == (3, 0.8)
+    assert (explorer.units, explorer.shared) == (3, None)
     assert explorer.view.routing.routes.equal(as_discovered)
 
 

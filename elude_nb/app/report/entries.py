@@ -132,7 +132,7 @@ def _rows(exemplars: Exemplars) -> list[dict[str, Any]]:
         exemplars.units, exemplars.names, exemplars.similarity, exemplars.rows, strict=True
     ):
         title, _, labels = name.partition("\n")
-        brightest = max(found.value for found in row)
+        brightest = max((found.value for found in row), default=1.0)
         found = [[each.index, round_to(each.value), pack_heat(each.heat, brightest)] for each in row]
         rows.append({"unit": unit, "title": title, "labels": labels, "alike": round_to(alike), "images": found})
     return rows

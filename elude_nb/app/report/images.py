@@ -86,10 +86,13 @@ def _run_whole_images(split: Disentanglement, images: ImageSet) -> ReportImages:
         rows = (channels == number).nonzero().flatten()
         numbers, signs = units[rows].tolist(), split.signs[number]
         chosen = choose_units(split, number, max_units)
+        chosen = [*chosen, 0] if chosen else []
         concepts = [NO_CONCEPT, *split.routing.concepts[number].tolist()]
-        whole = (values[:, rows] * signs[numbers]).sum(1) - float(split.book.channel_mean()[number])
-        parts = [values[:, rows[numbers.index(unit)]] for unit in chosen]
-        names = [name_of_unit(unit, concepts[unit], low=bool(signs[unit] < 0)) for unit in chosen]
+        mean = float(split.book.channel_mean()[number])  # all in unit 0
+        whole = (values[:, rows] * signs[numbers]).sum(1) - mean
+        parts = [values[:, rows[numbers.index(unit)]] - mean * (unit == 0) for unit in chosen]
+        share = float(split.unit_shares[number, 0])
+        names = [name_of_unit(unit, concepts[unit], low=bool(signs[unit] < 0), share=share) for unit in chosen]
         found = arrange_exemplars(
             number,
             chosen,

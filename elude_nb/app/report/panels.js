@@ -53,7 +53,9 @@ function unitRow(row, unit) {
   const what = make("div", { class: "name" }, capital(name));
   if (unit && unit.concept !== null) what.append(" ", make("small", {}, conceptLink(unit.concept)));
   if (row.labels) what.append(make("small", {}, row.labels));
-  what.append(make("small", { title: "mean cosine between these images" }, `alike: ${number(row.alike)}`));
+  if (row.images.length) {
+    what.append(make("small", { title: "mean cosine between these images" }, `alike: ${number(row.alike)}`));
+  }
   return make("div", { class: row.unit < 0 ? "row whole" : "row" }, what, tiles(row.images, 96, name));
 }
 
@@ -62,7 +64,7 @@ function openChannel(channel) {
   const units = new Map(entry.units.map((unit) => [unit.unit, unit]));
   const hasConcept = (unit) => unit.concept !== null && data.concepts.length > 0;
   const lines = entry.units.map((unit) => [
-    unit.unit ? `sub-unit ${unit.unit}` : "shared unit",
+    unit.unit ? `sub-unit ${unit.unit}` : "rest (unit 0)",
     hasConcept(unit) ? conceptLink(unit.concept) : "–",
     unit.sources.toLocaleString("en"), number(unit.share), number(unit.mean), number(unit.top),
     depthChart(unit.depth, 190, 34),
