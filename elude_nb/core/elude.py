@@ -243,11 +243,11 @@ class EludeRouting:
             if not bool(values.isfinite().all()):
                 bad = int((~values.isfinite().all(1)).nonzero()[0])
                 raise ValueError(f"The {name} of instance {bad} hold NaN or infinite values; look at the images.")
-        share = found.counts.to(found.sources) / found.counts.sum()
-        mean, middle = share @ found.sources, share @ found.channels.to(found.sources)
+        mean, middle = _means(found)
 
         def one(channel: int) -> _Split:
-            return self._split_channel(channel, weight[channel], found, mean, middle)
+            clusters = self._find_clusters(weight[channel], found, channel)
+            return self._split_channel(weight[channel], found, clusters, mean, middle)
 
         at_once = max(1, min(torch.get_num_threads(), len(weight)))
         with progress_bar(description="channels", total=len(weight), show=progress, unit="channel") as bar:
@@ -257,43 +257,62 @@ class EludeRouting:
                 bar.update()
         return _joined(made, weight.shape[1]), [split.centres for split in made]
 
-    def _split_channel(self, channel: int, row: Tensor, found: Instances, mean: Tensor, middle: Tensor) -> _Split:
-        """Split one channel: ``row`` is (s, kernel), ``mean`` the mean sources and ``middle`` the mean channels."""
+    def trace(self, weight: Tensor, found: Instances, channel: int) -> tuple[Clusters, Routing]:
+        """Return what the clustering of one channel found, and its routing, d = 1; arguments as `route_instances`."""
+        row, mean, middle = weight[channel], *_means(found)
+        clusters = self._find_clusters(row, found, channel)
+        split = self._split_channel(row, found, clusters, mean, middle)
+        return clusters, _joined([split], weight.shape[1])
+
+    def _find_clusters(self, row: Tensor, found: Instances, channel: int) -> Clusters:
+        """Cluster what contributes to a channel; ``row`` is (s, kernel)."""
         _, least = self.sizes(found.tokens)
         values = found.channels[:, channel]
         chosen, contributions, directions = self._strongest(row, found, values)
+        made = Clusters(
+            "", chosen, contributions, directions, torch.full_like(chosen, -1), values.new_zeros(len(chosen))
+        )
         # Copies of one image differ by rounding, which must not be clustered.
         size = float(contributions.abs().sum(1).max()) if len(chosen) else 0.0
         if float(values.max() - values.min()) <= size * torch.finfo(contributions.dtype).eps ** 0.5:
-            return _Split.none("not split: it is constant", middle)
-        counts = found.counts[chosen].to(found.sources)
+            return replace(made, reason="not split: it is constant")
+        counts = found.counts[chosen]
         if len(chosen) < 2 or int(counts.sum()) < max(2 * least, self.min_samples or 0):
-            return _Split.none("not split: too few instances contribute to it", middle)
+            return replace(made, reason="not split: too few instances contribute to it")
         how: dict[str, Any] = {
             "min_cluster_size": least, "min_samples": self.min_samples, "selection": self.selection,
         }  # fmt: skip
         if found.squares is None:
             groups, membership = cluster_by_density(directions, **how)
         else:
-            groups, membership = cluster_groups_by_density(directions, found.counts[chosen], **how)
+            groups, membership = cluster_groups_by_density(directions, counts, **how)
         k = min(int(groups.max()) + 1, MOST_UNITS)
         if k < 2:
-            return _Split.none("not split: its contributions form fewer than two clusters", middle)
+            return replace(made, reason="not split: its contributions form fewer than two clusters")
         groups = torch.where(groups < k, groups, -1)
         if self.groups == "random":
             generator = torch.Generator().manual_seed(self.seed + channel)
             order = torch.randperm(len(groups), generator=generator)
             groups, membership = groups[order], membership[order]
-        share = torch.nn.functional.one_hot(groups + 1, k + 1)[:, 1:].to(counts) * (membership * counts)[:, None]
+        return replace(made, groups=groups, membership=membership)
+
+    def _split_channel(self, row: Tensor, found: Instances, clusters: Clusters, mean: Tensor, middle: Tensor) -> _Split:
+        """Give the contributions of a channel to its clusters; ``mean`` and ``middle`` are those of `_means`."""
+        if clusters.reason:
+            return _Split(clusters.reason, None, None, middle.new_zeros(0, len(middle)))
+        chosen, groups, k = clusters.chosen, clusters.groups, len(clusters)
+        counts = found.counts[chosen].to(found.sources)
+        share = torch.nn.functional.one_hot(groups + 1, k + 1)[:, 1:].to(counts)
+        share = share * (clusters.membership * counts)[:, None]
         share = share / share.sum(0).clamp(min=1e-30)  # (n, k)
         centres = share.T @ found.channels[chosen].to(counts) - middle
         if self.rule == "signed":
             gains = _by_source(row.flatten() * (share.T @ found.sources[chosen] - mean), row.shape[1])  # (k, s)
             return _Split("split", gains.argmax(0), None, centres)
-        strength = unit_vectors(share.T @ directions).abs()
+        strength = unit_vectors(share.T @ clusters.directions).abs()
         if self.rule == "absolute":
             return _Split("split", strength.argmax(0), None, centres)
-        rho = choose_rho(strength, contributions * counts[:, None], groups)
+        rho = choose_rho(strength, clusters.contributions * counts[:, None], groups)
         return _Split("split", None, winning_sets(strength, rho), centres)
 
     def _strongest(self, row: Tensor, found: Instances, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -321,6 +340,35 @@ class EludeRouting:
 
 
 @dataclass(frozen=True, eq=False)
+class Clusters:
+    """The instances on which a channel is highest, clustered by what contributes to it.
+
+    Attributes
+    ----------
+    reason
+        Why the channel is not split, in words; empty if it is.
+    chosen
+        Which instances, the highest first, (n,).
+    contributions
+        ``W[u] * q`` of each, (n, s), the positions of a kernel added up.
+    directions
+        What is clustered: the same scaled to length 1, (n, s).
+    groups, membership
+        The cluster of each, or -1 for noise, (n,); and how strongly it belongs to it, (n,).
+    """
+
+    reason: str
+    chosen: Tensor
+    contributions: Tensor
+    directions: Tensor
+    groups: Tensor
+    membership: Tensor
+
+    def __len__(self) -> int:
+        return int(self.groups.max()) + 1 if len(self.groups) else 0
+
+
+@dataclass(frozen=True, eq=False)
 class _Split:
     """One channel's outcome: ``owner`` (s,) or ``sets`` (k, s), bool; ``centres`` (k, d)."""
 
@@ -329,9 +377,11 @@ class _Split:
     sets: Tensor | None
     centres: Tensor
 
-    @staticmethod
-    def none(reason: str, middle: Tensor) -> _Split:
-        return _Split(reason, None, None, middle.new_zeros(0, len(middle)))
+
+def _means(found: Instances) -> tuple[Tensor, Tensor]:
+    """Return the mean sources (s * kernel,) and the mean channels (d,) of all tokens."""
+    share = found.counts.to(found.sources) / found.counts.sum()
+    return share @ found.sources, share @ found.channels.to(found.sources)
 
 
 def _in_threads(work: Callable[[int], _Split], number: int, at_once: int) -> Iterator[_Split]:

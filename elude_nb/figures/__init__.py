@@ -22,12 +22,14 @@ from elude_nb.figures.steering import (
     similarity_bars,
 )
 from elude_nb.figures.theme import Picture, house_style, plotly_template, theme
+from elude_nb.figures.trace import channel_steps
 
 __all__ = [
     "Picture",
     "accuracy_bars",
     "activation_map",
     "before_after",
+    "channel_steps",
     "class_drops",
     "concept_atlas",
     "concept_profile",

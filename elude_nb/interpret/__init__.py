@@ -14,10 +14,12 @@ from elude_nb.interpret.naming import ConceptNames, name_concepts, name_concepts
 from elude_nb.interpret.neighbours import Neighbours, find_neighbours
 from elude_nb.interpret.profiles import depth_profile, find_contributors, route_table, spatial_profile
 from elude_nb.interpret.quiz import Question, Quiz, make_questions
+from elude_nb.interpret.trace import ChannelTrace, trace_channel
 
 __all__ = [
     "Atlas",
     "Attribution",
+    "ChannelTrace",
     "ConceptNames",
     "Exemplars",
     "Gallery",
@@ -38,4 +40,5 @@ __all__ = [
     "open_clip_encoder",
     "route_table",
     "spatial_profile",
+    "trace_channel",
 ]

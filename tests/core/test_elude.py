@@ -238,7 +238,7 @@ def test_one_image_is_too_few_and_many_alike_are_not_split(instances) -> None:
 def test_values_that_are_not_finite_are_named(what, monkeypatch) -> None:
     weight, found = planted()
     getattr(found, what)[7, 3] = torch.nan
-    monkeypatch.setattr(EludeRouting, "_split_channel", lambda *_: pytest.fail("a channel was clustered"))
+    monkeypatch.setattr(EludeRouting, "_find_clusters", lambda *_: pytest.fail("a channel was clustered"))
     with pytest.raises(ValueError, match=f"The {what} of instance 7 hold NaN"):
         EludeRouting(**SMALL).route_instances(weight, found)
 
@@ -246,13 +246,13 @@ def test_values_that_are_not_finite_are_named(what, monkeypatch) -> None:
 def test_an_interrupt_stops_all_threads_and_leaves_nothing_behind(vit, images, monkeypatch) -> None:
     begun, threads = [], torch.get_num_threads()
 
-    def interrupted(_self, channel, *_more) -> None:
+    def interrupted(_self, _row, _found, channel) -> None:
         begun.append(channel)
         if channel == 3:
             raise KeyboardInterrupt
         time.sleep(0.02)
 
-    monkeypatch.setattr(EludeRouting, "_split_channel", interrupted)
+    monkeypatch.setattr(EludeRouting, "_find_clusters", interrupted)
     with pytest.raises(KeyboardInterrupt):
         disentangle(vit, images, "blocks.1.mlp.fc2", routing=EludeRouting(**SMALL), **QUICK)
     assert len(begun) < 24
@@ -432,8 +432,7 @@ def test_concepts_go_through_all_channels(split) -> None:
     images = random_images(6, 32)
     assert split.concept_activations(images, tokens="class").shape == (6, len(split.book))
     assert int(split.book.counts.sum()) == 40 * 8
-    present = split.routing.sizes()[:, 1:] > 0
-    assert (split.routing.concepts != NO_CONCEPT).equal(present)
+    assert (split.routing.concepts != NO_CONCEPT).equal(split.routing.live()[:, 1:])  # a dead sub-unit has none
     concept = int(split.units["concept"].dropna().iloc[0])
     batch = split.model.prepare([images[0]])
     plain = split.model(batch)
@@ -457,8 +456,8 @@ def test_the_rest_of_the_library_runs_on_it(split, tmp_path) -> None:
     images = random_images(30, 32)
     assert len(en.score(split, images, k=4, progress=False))
     assert en.attribute(split, images[:2], 0).exact in {True, False}
-    channel = int(split.routing.is_split().nonzero()[0])
-    assert len(split.contributions(channel, 1)) == int(split.routing.sizes()[channel, 1])
+    channel, unit = (int(each[0]) for each in split.routing.live_rows())
+    assert len(split.contributions(channel, unit)) == int(split.routing.sizes()[channel, unit])
     assert en.find_exemplars(split, images, channel, count=4, progress=False).rows
 
 

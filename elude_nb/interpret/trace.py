@@ -1,0 +1,139 @@
+"""ELUDe on one channel, step by step: its instances, contributions, clusters, shares, and their sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elude_nb._util.checks import check_count, check_kind
+from elude_nb.core.elude import EludeRouting, Instances
+from elude_nb.core.recording import Recording, record
+from elude_nb.core.routing import Routing
+from elude_nb.data.images import Images
+from elude_nb.models.find_sites import find_site
+from elude_nb.models.hooks import check_pristine, for_analysis
+from elude_nb.models.load import Model, check_model
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelTrace:
+    """What each step of ELUDe makes of one channel, from `trace_channel`.
+
+    Attributes
+    ----------
+    channel
+        The channel ``u``.
+    values
+        Step 1: the channel at every token, without its bias, the highest first, (t,); its instances are the first ``n``.
+    contributions
+        Step 2: ``W[u, j] * q[j]`` of each instance, (n, s). Scaled to length 1, they are clustered.
+    groups
+        Step 3: the cluster of each instance, or -1 for noise, (n,).
+    shares
+        Step 4: which part of each source's contribution each sub-unit has, (k, s); a column adds up to 1.
+    units
+        Step 5: each sub-unit at each instance, (n, k): ``contributions @ shares.T``. A row adds up to the channel.
+    routing
+        The routing of this channel alone, d = 1.
+    reason
+        ``"split"``, or why not.
+    """
+
+    channel: int
+    values: Tensor
+    contributions: Tensor
+    groups: Tensor
+    shares: Tensor
+    units: Tensor
+    routing: Routing
+    reason: str
+
+    @property
+    def largest_gap(self) -> float:
+        """Largest difference between the sum of the sub-units and the channel at an instance: rounding only."""
+        return float((self.units.sum(1) - self.values[: len(self.units)]).abs().max())
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a sub-unit: ``unit``, ``instances`` in its cluster, ``exclusive_sources``, ``own`` and ``others``.
+
+        ``own`` is the sub-unit's mean on the instances of its cluster, ``others`` that on the instances of the others.
+        """
+        rows = []
+        for unit in range(self.units.shape[1]):
+            mine, others = self.groups == unit, (self.groups >= 0) & (self.groups != unit)
+            rows.append(
+                {
+                    "unit": unit + 1,
+                    "instances": int(mine.sum()),
+                    "exclusive_sources": int(self.routing.exclusive_sizes()[0, unit + 1]),
+                    "own": float(self.units[mine, unit].mean()),
+                    "others": float(self.units[others, unit].mean()),
+                }
+            )
+        return pd.DataFrame(rows, columns=["unit", "instances", "exclusive_sources", "own", "others"])
+
+    def __repr__(self) -> str:
+        n, s = self.contributions.shape
+        return f"ChannelTrace(channel {self.channel}: {n} instances of {s} sources, {self.reason})"
+
+
+def trace_channel(
+    model: Model,
+    images: Images,
+    channel: int,
+    site: str,
+    *,
+    routing: EludeRouting | None = None,
+    tokens: str = "all",
+    tokens_per_image: int | None = 24,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+) -> ChannelTrace:
+    """Follow ELUDe (arXiv 2605.31304, section 3) on one channel and keep what each step makes.
+
+    Parameters
+    ----------
+    model, images, site, tokens, tokens_per_image, seed
+        As in `elude_nb.disentangle`; the site is a layer.
+    channel
+        The channel.
+    routing
+        The settings; by default those of the published method.
+    batch_size, progress
+        In place of the model's own settings.
+
+    Raises
+    ------
+    SiteError, ValueError
+        If the site cannot be split, there is no such channel, or there are too few tokens.
+    """
+    check_model(model)
+    model = model.using(batch_size=batch_size, progress=progress)
+    strategy = EludeRouting(seed=seed) if routing is None else routing
+    check_kind("routing", strategy, EludeRouting, "an EludeRouting")
+    check_pristine(model.network, "trace_channel")
+    place = find_site(model, site)
+    check_count("channel", channel, 0, place.channels - 1)
+    drawn = record(model, model.inputs(images), place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
+    seen = Recording.join(list(drawn))
+    weight = for_analysis(place.weight(model.network)).unflatten(1, (-1, place.kernel))
+    found = Instances(seen.sources, seen.channels, torch.ones(len(seen)))
+    clusters, one = strategy.trace(weight, found, channel)
+    shares = one.fractions(0)[1 : 1 + len(clusters)].to(clusters.contributions)
+    values = seen.sources @ weight[channel].flatten()
+    order = torch.cat([clusters.chosen, _others(clusters.chosen, seen.channels[:, channel])])
+    return ChannelTrace(
+        channel, values[order], clusters.contributions, clusters.groups, shares, clusters.contributions @ shares.T, one,
+        one.reasons[0],
+    )  # fmt: skip
+
+
+def _others(chosen: Tensor, values: Tensor) -> Tensor:
+    """Return the instances that were not chosen, the highest first."""
+    order = values.argsort(descending=True)
+    return order[~torch.isin(order, chosen)]
