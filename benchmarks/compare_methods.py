@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 import elude_nb as en
-from elude_nb.baselines import METHODS, BatchTopK, Concepts, Method, Plan, SubUnits, TopK
+from elude_nb.baselines import METHODS, Concepts, Method, Overcomplete, Plan, SubUnits, TopK
 from elude_nb.core.strategies import ConceptRouting
 from elude_nb.models.sites import Site
 from elude_nb.scores.suggest import suggest_concepts, suggest_settings
@@ -44,7 +44,7 @@ def autoencoders(n_units: int, seed: int) -> list[Method]:
     """Return sparse autoencoders; `elude_nb.baselines` has more."""
     return [
         *(TopK(n_units, k, seed=seed, name=f"TopK SAE, k {k}") for k in (8, 16)),
-        BatchTopK(n_units, 8, seed=seed),
+        Overcomplete("BatchTopK", n_units, 8, seed=seed),
     ]
 
 

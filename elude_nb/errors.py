@@ -8,6 +8,7 @@ __all__ = [
     "ExactnessError",
     "ExportError",
     "ImageError",
+    "JudgeError",
     "ModelMismatchError",
     "NotFittedError",
     "PartitionError",
@@ -37,6 +38,10 @@ class PartitionError(EludeError, RuntimeError):
 
 class ExportError(EludeError, RuntimeError):
     """A network that cannot be written, or that would compute something else where it is read."""
+
+
+class JudgeError(EludeError, RuntimeError):
+    """A judge that could not be asked: its server is out of reach, refuses, or answers something else."""
 
 
 class ModelMismatchError(EludeError, ValueError):

@@ -79,6 +79,13 @@ def split(vit: Model, images: ImageSet) -> Disentanglement:
 
 
 @pytest.fixture(scope="session")
+def elude_split(vit: Model, images: ImageSet) -> Disentanglement:
+    """A layer of `vit`, split as published: contributions that several sub-units share, and dead sub-units."""
+    routing = EludeRouting(top_k=0.6, min_cluster_size=4, min_samples=1)
+    return disentangle(vit, images, "blocks.2.mlp.fc2", routing=routing, concepts=8, tokens_per_image=6, progress=False)
+
+
+@pytest.fixture(scope="session")
 def published_split(vit: Model) -> Disentanglement:
     """A layer by the published rule; some of its sub-units are dead."""
     routing = EludeRouting(top_k=120, min_cluster_size=6)

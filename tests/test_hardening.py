@@ -368,7 +368,6 @@ WRONG: list[tuple[str, Callable[[Any], object]]] = [
     ("activations", scores.effective_rank),
     ("information", scores.encoded_factor),
     ("recording", lambda wrong: TopK(4, 2).fit(wrong)),
-    ("names", lambda wrong: TopK.load_pretrained({"W_enc": torch.eye(2), "W_dec": torch.eye(2)}, names=wrong)),
 ]
 
 
@@ -455,7 +454,6 @@ READERS: dict[str, Callable[[Any], object]] = {
     "load_result": lambda path: load_result(path, "x"),
     "Disentanglement.load": Disentanglement.load,
     "SparseAutoencoder.load": SparseAutoencoder.load,
-    "TopK.load_pretrained": lambda path: TopK.load_pretrained(path, k=2),
     "read_checkpoint": read_checkpoint,
     "load_sentences": load_sentences,
     "open_rgb": open_rgb,

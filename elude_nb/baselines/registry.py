@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from elude_nb.baselines.base import Method
 from elude_nb.baselines.channel_splits import OverlappingGroups, TwoClassSplit, VirtualNeurons
 from elude_nb.baselines.linear import ICA, NMF, PCA, Channels, HiddenUnits, KMeansDirections
-from elude_nb.baselines.sae import BatchTopK, Matryoshka, ReLU, TopK
+from elude_nb.baselines.overcomplete import KINDS, Overcomplete
+from elude_nb.baselines.sae import Matryoshka, TopK, Transcoder
 from elude_nb.baselines.split import Concepts, RandomRoutes, SubUnits
 from elude_nb.core.elude import EludeRouting
 from elude_nb.models.hooks import for_analysis
@@ -53,6 +55,10 @@ class Plan:
         return slice(self.site.sources * self.site.kernel - width, None)
 
 
+def _of_overcomplete(kind: str, plan: Plan) -> Overcomplete:
+    return Overcomplete(kind, plan.n_units, plan.sparsity, seed=plan.seed)
+
+
 METHODS: dict[str, Callable[[Plan], Method]] = {
     "sub-units": lambda plan: SubUnits(**plan.split_settings()),
     "concepts": lambda plan: Concepts(**plan.split_settings(concepts=plan.n_units)),
@@ -70,8 +76,8 @@ METHODS: dict[str, Callable[[Plan], Method]] = {
     "two-class split": lambda plan: TwoClassSplit(**plan.weights()),
     "overlapping groups": lambda plan: OverlappingGroups(**plan.weights()),
     "TopK SAE": lambda plan: TopK(plan.n_units, plan.sparsity, seed=plan.seed),
-    "BatchTopK SAE": lambda plan: BatchTopK(plan.n_units, plan.sparsity, seed=plan.seed),
-    "ReLU SAE": lambda plan: ReLU(plan.n_units, seed=plan.seed),
     "Matryoshka SAE": lambda plan: Matryoshka(plan.n_units, plan.sparsity, seed=plan.seed),
+    "transcoder": lambda plan: Transcoder(plan.n_units, plan.sparsity, seed=plan.seed),
+    **{f"{kind} SAE": partial(_of_overcomplete, kind) for kind in KINDS if kind != "TopK"},
 }
 """Every method by the name it has in tables; each makes a method that is not fitted yet."""

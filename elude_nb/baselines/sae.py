@@ -1,6 +1,6 @@
-"""Sparse autoencoders: TopK, BatchTopK, ReLU and Matryoshka, trained here or by other libraries.
+"""Sparse autoencoders of our own: TopK, Matryoshka, and a transcoder; `overcomplete` has the other kinds.
 
-Letters: ``t`` tokens, ``d`` channels, ``u`` units (the latents), ``b`` tokens of a batch.
+Letters: ``t`` tokens, ``d`` channels, ``s`` sources, ``u`` units (the latents), ``b`` tokens of a batch.
 """
 
 from __future__ import annotations
@@ -12,24 +12,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-import pandas as pd
 import torch
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_fraction, check_kind
 from elude_nb._util.files import load_result, save_result
 from elude_nb.baselines.base import Method
-from elude_nb.baselines.sae_files import read_weights
 from elude_nb.baselines.sae_training import (
-    HISTORY,
     Training,
     Weights,
-    auxiliary_loss,
     batches,
     check_positive,
+    finite,
     keep_strongest,
-    pre_activation_loss,
     squared_error,
     train,
 )
@@ -50,6 +45,8 @@ class SparseAutoencoder(Method):
     ----------
     width
         How many latents, u.
+    k
+        How many of them are active at a token in training.
     name
         As it is shown in tables.
     **training
@@ -61,38 +58,33 @@ class SparseAutoencoder(Method):
         E (d, u), b (u,), D (u, d) with rows of length 1, c (d,).
     scale_
         Mean length of the centred tokens.
-    history_
-        One row for each evaluation on the held-out tokens: ``step``, ``loss`` (mean over the steps since the last one),
-        ``held_out_fvu`` (fraction of variance unexplained, about the mean of the tokens trained on; lower is better),
-        ``active`` latents a token, ``dead_share`` of the latents, ``seconds``.
     """
 
     learns: tuple[str, ...] = Weights._fields
-    own_settings: tuple[str, ...] = ()
+    own_settings: tuple[str, ...] = ("k",)
     encoder_: Tensor
     bias_: Tensor
     decoder_: Tensor
     centre_: Tensor
     scale_: float
-    history_: pd.DataFrame
 
-    def __init__(self, width: int, *, name: str | None = None, **training: Any) -> None:
+    def __init__(self, width: int, k: int, *, name: str | None = None, **training: Any) -> None:
         check_kind("name", name, str | None, "text")
         self.name, self.width = name or self.name, check_count("width", width)
-        self.training = Training(**training)
+        self.training, self.k = Training(**training), check_count("k", k, 1, width)
 
     @abstractmethod
     def activate(self, values: Tensor) -> Tensor:
         """Return the latents in training, (b, u), from their values before the choice of active ones, (b, u)."""
 
-    def loss(self, tokens: Tensor, latents: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        """Return the loss of a batch (b, d), its mean squared error; and the residual, (b, d)."""
-        left = tokens - weights.decode(latents)
-        return squared_error(left), left
+    def values(self, inputs: Tensor, weights: Weights) -> Tensor:
+        """Return the latents before the choice of active ones, from inputs (b, d) to (b, u)."""
+        return torch.addmm(weights.bias, inputs - weights.centre, weights.encoder)
 
-    def revival(self, left: Tensor, values: Tensor, dead: Tensor, weights: Weights) -> Tensor:
-        """Return AuxK, which is added to the loss to revive the dead latents."""
-        return auxiliary_loss(left, values, dead, weights.decoder)
+    def loss(self, targets: Tensor, latents: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch (b, d), its mean squared error; and the residual, (b, d)."""
+        left = targets - weights.decode(latents)
+        return squared_error(left), left
 
     def choose(self, values: Tensor) -> Tensor:
         """Return the latents after training, (t, u), from their values before the choice of active ones, (t, u)."""
@@ -112,28 +104,31 @@ class SparseAutoencoder(Method):
             If there are fewer tokens than latents or fewer than two images, all tokens are the same, a value is not
             finite, or the loss diverges because of a high learning rate.
         """
-        check_kind("recording", recording, Recording, "a Recording, such as split.recording(images)")
-        weights, mean, scale, history = train(self, _finite(recording.channels), recording.images)
-        self.encoder_, self.decoder_ = weights.encoder, weights.decoder
+        channels = finite(_checked(recording).channels, "channels")
+        weights, _, (mean, scale) = train(self, channels, channels, recording.images)
+        self.encoder_, self.decoder_, self.scale_ = weights.encoder, weights.decoder, scale
         self.bias_, self.centre_ = scale * weights.bias, mean + scale * weights.centre
-        self.scale_, self.history_ = scale, history
         return self
 
     def encode(self, recording: Recording) -> Tensor:
         """See `Method.encode`; units are 0 or above, in the dtype of the recording."""
         nothing = recording.channels.new_empty(0, len(self.learned("bias_")))
-        parts = (self.choose(self._values(part)).to(nothing) for part in recording.parts(_TOKENS_AT_ONCE))
-        return torch.cat([nothing, *parts])
+        weights = Weights(*(self.learned(f"{name}_") for name in Weights._fields))
+        parts = recording.parts(_TOKENS_AT_ONCE)
+        return torch.cat(
+            [nothing, *(self.choose(self.values(self._inputs(part), weights)).to(nothing) for part in parts)]
+        )
 
     def decode(self, units: Tensor) -> Tensor:
         """See `Method.decode`."""
-        return self._weights().decode(units.float()).to(units.dtype)
+        decoder = self.learned("decoder_")
+        return torch.addmm(self.centre_, units.float(), decoder).to(units.dtype)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the fitted autoencoder to one safetensors file, atomically; return its path."""
         tensors = {name: self.learned(f"{name}_") for name in self.learns}
-        about = {"scale": self.scale_, "history": self.history_.to_dict("list")}
-        return save_result(path, _KIND, tensors, {"class": type(self).__name__, "settings": self.settings(), **about})
+        about = {"class": type(self).__name__, "settings": self.settings(), "scale": self.scale_}
+        return save_result(path, _KIND, tensors, about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -154,100 +149,32 @@ class SparseAutoencoder(Method):
         try:
             made = kind(**manifest["settings"])
             made._check(tensors)
-            made._set(tensors, check_positive("scale", manifest["scale"]), _history(manifest["history"]))
+            made.scale_ = check_positive("scale", manifest["scale"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{str(path)!r} holds no complete {found!r} ({error}); save it again.") from error
+        for name in made.learns:
+            setattr(made, f"{name}_", tensors[name])
         return made
-
-    @classmethod
-    def load_pretrained(
-        cls,
-        weights: str | os.PathLike[str] | Mapping[str, Tensor],
-        *,
-        names: Mapping[str, str] | None = None,
-        channels: int | None = None,
-        centred: bool = True,
-        **settings: Any,
-    ) -> Self:
-        """Return an autoencoder with weights that another library trained, as they are.
-
-        Parameters
-        ----------
-        weights
-            A plain safetensors file, or tensors by name.
-        names
-            Which tensor is the ``"encoder"``, ``"decoder"``, ``"bias"`` (u,), ``"centre"`` (d,) and ``"threshold"``,
-            (u,) or (), where their names are not among the common ones; all other tensors are then ignored.
-        channels
-            d, where the shapes do not determine which axis it is.
-        centred
-            Whether the encoder was trained on tokens less the centre (the decoder's bias); files do not contain this.
-        **settings
-            ``k`` of `TopK` (unless it is in the file), ``name``, and others of the class.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If a tensor is missing or unknown, or its shape does not fit the others.
-        """
-        found = read_weights(weights, names=names, channels=channels)
-        if not centred:  # x E + b = (x - c) E + (b + c E)
-            found["bias"] = found["bias"] + found["centre"] @ found["encoder"]
-        made = cls(**{"width": found["encoder"].shape[1], **cls._settings_of(found, settings)})
-        made._set(found, 1.0, pd.DataFrame(columns=list(HISTORY)))
-        return made
-
-    @classmethod
-    def _settings_of(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
-        """Return settings, with those that pretrained weights contain; raise if one is missing."""
-        if "threshold" in tensors:
-            raise ValueError(
-                f"The weights have a threshold, and {cls.__name__} has none; use BatchTopK.load_pretrained."
-            )
-        return settings
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise unless all weights are there, finite, and fit each other and the settings."""
         u, d = self.width, tensors["centre"].numel()
-        shapes = {"encoder": (d, u), "bias": (u,), "decoder": (u, d), "centre": (d,), "threshold": (u,)}
+        shapes = {"encoder": (self._width_of_inputs(tensors), u), "bias": (u,), "decoder": (u, d), "centre": (d,)}
         for name in self.learns:
-            found = tuple(tensors[name].shape)
-            if found != shapes[name] and not (name == "threshold" and found == ()):
-                raise ValueError(f"{name} has shape {found}, not {shapes[name]}")
+            found, expected = tuple(tensors[name].shape), shapes.get(name, ())
+            if found != expected:
+                raise ValueError(f"{name} has shape {found}, not {expected}")
             if tensors[name].dtype != torch.float32 or not bool(tensors[name].isfinite().all()):
                 raise ValueError(f"{name} holds other than finite float32 numbers")
 
-    def _set(self, tensors: Mapping[str, Tensor], scale: float, history: pd.DataFrame) -> None:
-        for name in self.learns:
-            setattr(self, f"{name}_", tensors[name])
-        self.scale_, self.history_ = scale, history
+    def _width_of_inputs(self, tensors: Mapping[str, Tensor]) -> int:
+        return tensors["centre"].numel()
 
-    def _weights(self) -> Weights:
-        return Weights(*(self.learned(f"{name}_") for name in Weights._fields))
-
-    def _values(self, recording: Recording) -> Tensor:
-        weights = self._weights()
-        tokens = _finite(recording.channels)
-        if tokens.shape[1] != len(weights.centre):
-            raise ValueError(
-                f"{self.name!r} was fitted on {len(weights.centre):,} channels; this recording has {tokens.shape[1]:,}."
-            )
-        return weights.values(tokens)
+    def _inputs(self, recording: Recording) -> Tensor:
+        return finite(recording.channels, "channels", len(self.encoder_), self.name)
 
 
-class _KActive(SparseAutoencoder):
-    """An autoencoder with ``k`` active latents a token in training."""
-
-    own_settings: tuple[str, ...] = ("k",)
-
-    def __init__(self, width: int, k: int, **training: Any) -> None:
-        super().__init__(width, **training)
-        self.k = check_count("k", k, 1, width)
-
-
-class TopK(_KActive):
+class TopK(SparseAutoencoder):
     """The ``k`` largest latents of each token are active (Gao et al. 2024, arXiv 2406.04093).
 
     The settings after ``k`` are those of `SparseAutoencoder`.
@@ -269,69 +196,25 @@ class TopK(_KActive):
         """Return the ``k`` largest of each token where they are positive, and 0 elsewhere, (b, u)."""
         return keep_strongest(values, self.k)
 
-    @classmethod
-    def _settings_of(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
-        if "k" not in tensors and "k" not in settings:
-            raise ValueError("How many latents are active at a token is not in the weights; give k=.")
-        return {"k": int(tensors["k"]), **settings} if "k" in tensors else settings
 
-
-class BatchTopK(_KActive):
-    """The ``k b`` largest latents of a whole batch are active (Bussmann et al. 2024, arXiv 2412.06410).
-
-    Some tokens have more than ``k``, some fewer. After training, a latent is active above ``threshold_``: the smallest
-    active latent of a batch, mean over batches. The settings after ``k`` are those of `SparseAutoencoder`.
-    """
-
-    name = "BatchTopK SAE"
-    learns = (*SparseAutoencoder.learns, "threshold")
-    threshold_: Tensor
-
-    def activate(self, values: Tensor) -> Tensor:
-        """Return the ``k b`` largest of the batch where they are positive, and 0 elsewhere, (b, u)."""
-        return keep_strongest(values.reshape(1, -1), self.k * len(values)).view_as(values)
-
-    def choose(self, values: Tensor) -> Tensor:
-        """Return the latents above the threshold, and 0 elsewhere, (t, u)."""
-        return values.relu() * (values >= self.learned("threshold_"))
-
-    def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:
-        """See `SparseAutoencoder.fit`; the threshold is estimated at the end."""
-        super().fit(recording, labels)
-        size = min(self.training.batch_size, len(recording))
-        drawn = batches(len(recording), size, torch.Generator().manual_seed(self.training.seed))
-        smallest = [torch.zeros(0)]
-        for _ in range(len(recording) // size):
-            active = self.activate(self._weights().values(recording.channels[next(drawn)].float()))
-            smallest += [active[active > 0].min()[None]] if bool((active > 0).any()) else []
-        self.threshold_ = torch.cat(smallest).mean().nan_to_num(0)
-        return self
-
-    @classmethod
-    def _settings_of(cls, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
-        if "threshold" not in tensors or bool((tensors["threshold"] < 0).any()):
-            raise ValueError(
-                "The weights have no threshold, or one below 0 that was never estimated; name it in names, or use "
-                "TopK.load_pretrained with k=."
-            )
-        return {"k": int(tensors["k"]) if "k" in tensors else 1, **settings}  # k is for training only
-
-
-class Matryoshka(BatchTopK):
-    """BatchTopK whose first latents also reconstruct by themselves (Bussmann et al. 2025, arXiv 2503.17547).
+class Matryoshka(SparseAutoencoder):
+    """Nested autoencoders: the first latents also reconstruct by themselves (Bussmann et al. 2025, arXiv 2503.17547).
 
     The loss is the mean error over nested prefixes of the latents, so early latents become general and late ones
-    specific.
+    specific. In training the ``k b`` largest latents of a whole batch are active (BatchTopK, arXiv 2412.06410), later
+    those above ``threshold_``: the smallest active latent of a batch, mean over batches.
 
     Parameters
     ----------
     prefixes
         Shares of the latents, increasing, the last one 1; powers of two are our choice. The other settings are those
-        of `BatchTopK`.
+        of `SparseAutoencoder`.
     """
 
     name = "Matryoshka SAE"
     own_settings = ("k", "prefixes")
+    learns = (*SparseAutoencoder.learns, "threshold")
+    threshold_: Tensor
 
     def __init__(
         self, width: int, k: int, *, prefixes: Sequence[float] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), **training: Any
@@ -341,68 +224,79 @@ class Matryoshka(BatchTopK):
         if list(self.prefixes) != sorted({*self.prefixes, 1.0}) or not self.prefixes[0]:
             raise ValueError(f"prefixes={self.prefixes} must increase from above 0 to 1.")
 
-    def ends(self) -> list[int]:
-        """Return how many latents each prefix has, increasing, the last one all."""
-        return sorted({max(1, round(share * self.width)) for share in self.prefixes})
+    def activate(self, values: Tensor) -> Tensor:
+        """Return the ``k b`` largest of the batch where they are positive, and 0 elsewhere, (b, u)."""
+        return keep_strongest(values.reshape(1, -1), self.k * len(values)).view_as(values)
 
-    def loss(self, tokens: Tensor, latents: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+    def choose(self, values: Tensor) -> Tensor:
+        """Return the latents above the threshold, and 0 elsewhere, (t, u)."""
+        return values.relu() * (values >= self.learned("threshold_"))
+
+    def loss(self, targets: Tensor, latents: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         """Return the mean squared error, mean over prefixes; and the residual of all latents, (b, d)."""
-        left, start, errors = tokens - weights.centre, 0, []
+        left, start, errors = targets - weights.centre, 0, []
         for end in self.ends():
             left = left - latents[:, start:end] @ weights.decoder[start:end]
             errors.append(squared_error(left))
             start = end
         return torch.stack(errors).mean(), left
 
+    def ends(self) -> list[int]:
+        """Return how many latents each prefix has, increasing, the last one all."""
+        return sorted({max(1, round(share * self.width)) for share in self.prefixes})
 
-class ReLU(SparseAutoencoder):
-    """All positive latents are active, with a penalty on their sum (Bricken et al. 2023, "Towards Monosemanticity").
+    def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:
+        """See `SparseAutoencoder.fit`; the threshold is estimated at the end."""
+        super().fit(recording, labels)
+        size = min(self.training.batch_size, len(recording))
+        drawn = batches(len(recording), size, torch.Generator().manual_seed(self.training.seed))
+        weights = Weights(self.encoder_, self.bias_, self.decoder_, self.centre_)
+        smallest = [torch.zeros(0)]
+        for _ in range(len(recording) // size):
+            active = self.activate(self.values(recording.channels[next(drawn)].float(), weights))
+            smallest += [active[active > 0].min()[None]] if bool((active > 0).any()) else []
+        self.threshold_ = torch.cat(smallest).mean().nan_to_num(0)
+        return self
 
-    Parameters
+
+class Transcoder(TopK):
+    """From the sources of a layer to its channels, by few latents: ``h = z D + c``, ``z`` of the sources.
+
+    A sparse stand-in for the layer itself (Dunefsky et al. 2024, arXiv 2406.11944; at ``blocks.11.mlp.fc2`` as in
+    arXiv 2605.31304: fc2's input to its output), with ``k`` active latents a token. The settings are those of `TopK`.
+
+    Attributes
     ----------
-    l1
-        Weight of the penalty, in mean lengths of the centred tokens; with a higher one fewer latents are active. The
-        other settings are those of `SparseAutoencoder`.
+    encoder_, bias_, decoder_, centre_
+        E (s * kernel, u), b (u,), D (u, d) with rows of length 1, c (d,): ``z = top_k(q E + b)``.
     """
 
-    name = "ReLU SAE"
-    own_settings = ("l1",)
+    name = "transcoder"
+    needs_sources = True
 
-    def __init__(self, width: int, l1: float = 0.1, **training: Any) -> None:
-        super().__init__(width, **training)
-        self.l1 = check_positive("l1", l1)
+    def values(self, inputs: Tensor, weights: Weights) -> Tensor:
+        """Return the latents before the choice of active ones, from sources (b, s) to (b, u)."""
+        return torch.addmm(weights.bias, inputs, weights.encoder)
 
-    def activate(self, values: Tensor) -> Tensor:
-        """Return the positive values, and 0 elsewhere, (b, u)."""
-        return values.relu()
+    def fit(self, recording: Recording, labels: Sequence[Any] | None = None) -> Self:  # noqa: ARG002 - needs none
+        """Train on the sources and channels of a recording; raises as `SparseAutoencoder.fit` does."""
+        targets = finite(_checked(recording).channels, "channels")
+        inputs = finite(recording.sources, "sources")
+        weights, (middle, spread), (mean, scale) = train(self, inputs, targets, recording.images)
+        self.encoder_, self.decoder_, self.scale_ = weights.encoder * (scale / spread), weights.decoder, scale
+        self.bias_, self.centre_ = scale * weights.bias - middle @ self.encoder_, mean + scale * weights.centre
+        return self
 
-    def loss(self, tokens: Tensor, latents: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        """Return the mean squared error plus ``l1`` times the mean sum of latents; and the residual, (b, d)."""
-        error, left = super().loss(tokens, latents, weights)
-        return error + self.l1 * latents.sum(1).mean(), left
+    def _width_of_inputs(self, tensors: Mapping[str, Tensor]) -> int:
+        return len(tensors["encoder"])
 
-    def revival(self, left: Tensor, values: Tensor, dead: Tensor, weights: Weights) -> Tensor:  # noqa: ARG002
-        """Return the pre-activation loss; resampling, as in the paper, disturbs short trainings."""
-        return pre_activation_loss(values, dead)
-
-
-_KINDS: dict[str, type[SparseAutoencoder]] = {kind.__name__: kind for kind in (TopK, BatchTopK, Matryoshka, ReLU)}
-
-
-def _finite(channels: Tensor) -> Tensor:
-    """Return channels (t, d) in float32; raise unless there are tokens and every value is finite."""
-    if channels.ndim != 2 or not channels.isfinite().all():
-        what = "NaN or infinite values" if channels.ndim == 2 else f"the shape {tuple(channels.shape)}"
-        raise ValueError(f"The recording's channels must be (t, d) and finite; they have {what}.")
-    return channels.detach().float()
+    def _inputs(self, recording: Recording) -> Tensor:
+        return finite(recording.sources, "sources", len(self.encoder_), self.name)
 
 
-def _history(found: Any) -> pd.DataFrame:
-    """Return a saved history as a table; raise unless it has all columns, equally long and of numbers."""
-    columns = {name.replace(" ", "_").replace("-", "_"): column for name, column in found.items()}  # words in 0.2
-    if set(columns) != set(HISTORY) or not all(isinstance(column, list) for column in columns.values()):
-        raise ValueError(f"the columns of its history are not {', '.join(HISTORY)}")
-    table = pd.DataFrame(columns, columns=list(HISTORY))  # raises if they are not equally long
-    if len(table) and not all(is_numeric_dtype(kind) and not is_bool_dtype(kind) for kind in table.dtypes):
-        raise ValueError("its history contains other values than numbers")
-    return table
+_KINDS: dict[str, type[SparseAutoencoder]] = {kind.__name__: kind for kind in (TopK, Matryoshka, Transcoder)}
+
+
+def _checked(recording: Recording) -> Recording:
+    check_kind("recording", recording, Recording, "a Recording, such as split.recording(images)")
+    return recording

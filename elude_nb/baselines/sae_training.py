@@ -1,17 +1,16 @@
-"""Train a sparse autoencoder on tokens: hold images out, take steps, revive dead latents, stop early.
+"""Train a sparse autoencoder or a transcoder: hold images out, take steps, revive dead latents, stop early.
 
-Letters: ``b`` tokens of a batch, ``t`` tokens, ``d`` channels, ``u`` latents (units).
+Letters: ``b`` tokens of a batch, ``t`` tokens, ``x`` inputs, ``d`` channels, ``u`` latents (units). An autoencoder has
+``x = d``.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch import Generator, Tensor
 
@@ -26,9 +25,6 @@ EVALUATE_EVERY = 50  # steps: one evaluation costs about as much as two steps
 MIN_GAIN = 1e-3  # share of the held-out loss: less does not count as progress
 MAX_IDLE = 100  # steps without firing after which a latent is dead, or one pass over the tokens
 REVIVAL_WEIGHT = 1 / 32  # of the loss that revives dead latents (Gao et al. 2024)
-
-HISTORY = ("step", "loss", "held_out_fvu", "active", "dead_share", "seconds")
-"""Columns of a history; ``active`` is the mean number of active latents a held-out token."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Training:
         images, which are held out.
     revive
         Whether to revive latents that have not fired for a pass over the tokens, by AuxK (Gao et al. 2024, arXiv
-        2406.04093) or, in `ReLU`, by a pre-activation loss.
+        2406.04093).
     seed
         Of everything random.
     progress
@@ -73,7 +69,7 @@ class Training:
 
 
 class Weights(NamedTuple):
-    """What is learned: encoder (d, u), bias (u,), decoder (u, d) with rows of length 1, centre (d,)."""
+    """What is learned: encoder (x, u), bias (u,), decoder (u, d) with rows of length 1, centre (d,)."""
 
     encoder: Tensor
     bias: Tensor
@@ -81,17 +77,14 @@ class Weights(NamedTuple):
     centre: Tensor
 
     @staticmethod
-    def random(d: int, u: int, generator: Generator) -> Weights:
-        """Return random directions as decoder, its transpose as encoder, and zeros (Gao et al. 2024)."""
+    def random(x: int, d: int, u: int, generator: Generator) -> Weights:
+        """Return random directions as decoder, zeros, and the decoder's transpose as encoder if x is d."""
         decoder = unit_rows(torch.randn(u, d, generator=generator))
-        return Weights(decoder.T.clone(memory_format=torch.contiguous_format), torch.zeros(u), decoder, torch.zeros(d))
-
-    def values(self, tokens: Tensor) -> Tensor:
-        """Return the latents before the choice of active ones, (b, d) to (b, u)."""
-        return torch.addmm(self.bias, tokens - self.centre, self.encoder)
+        inwards = decoder if x == d else unit_rows(torch.randn(u, x, generator=generator))
+        return Weights(inwards.T.clone(memory_format=torch.contiguous_format), torch.zeros(u), decoder, torch.zeros(d))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return tokens (b, d) from latents (b, u)."""
+        """Return channels (b, d) from latents (b, u)."""
         return torch.addmm(self.centre, latents, self.decoder)
 
     def copy(self) -> Weights:
@@ -99,40 +92,54 @@ class Weights(NamedTuple):
         return Weights(*(tensor.detach().clone() for tensor in self))
 
 
-def train(method: SparseAutoencoder, tokens: Tensor, images: Tensor) -> tuple[Weights, Tensor, float, pd.DataFrame]:
-    """Train on tokens (t, d) of ``images`` (t,); return the best weights, for tokens less a mean (d,) over a scale.
+def train(method: SparseAutoencoder, inputs: Tensor, targets: Tensor, images: Tensor) -> tuple[Weights, Scale, Scale]:
+    """Train on tokens of ``images`` (t,): from inputs (t, x) to targets (t, d), the same tensor for an autoencoder.
 
-    The tokens of a tenth of the images are held out; the weights with the smallest loss on them are kept. Tokens are
-    centred and scaled to a mean length of 1, so that one learning rate suits all sites. Everything random depends on
-    the method's seed alone, and torch's global generator is not used.
+    The tokens of a tenth of the images are held out; the weights with the smallest loss on them are kept. Inputs and
+    targets are centred and scaled to a mean length of 1, so that one learning rate suits all sites. Everything random
+    depends on the method's seed alone, and torch's global generator is not used.
 
     Returns
     -------
-    weights, mean, scale, history
-        The history has one row for each evaluation on the held-out tokens.
+    weights, inwards, outwards
+        The best weights, for inputs and targets less a mean over a scale, and these.
 
     Raises
     ------
     ValueError
         If there are fewer than two images, fewer tokens than latents, all tokens are the same, or the loss overflows.
     """
-    if len(tokens) < method.width:
-        raise ValueError(
-            f"{len(tokens):,} tokens are too few for width={method.width:,}; record more tokens or ask for fewer "
-            "latents."
-        )
+    check_enough(targets, method.width)
     generator = torch.Generator().manual_seed(method.training.seed)
     held = hold_out(images, generator)
-    mean = tokens[~held].mean(0)
-    centred = tokens - mean
-    scale = float(centred[~held].norm(dim=1).mean())
-    if scale <= torch.finfo(tokens.dtype).eps * float(mean.norm()):
-        raise ValueError("All tokens are the same; there is nothing to learn from. Record other images or tokens.")
-    centred /= scale
-    run = _Run(method, centred[~held], centred[held], generator)
+    outwards = Scale.of(targets[~held])
+    inwards = outwards if inputs is targets else Scale.of(inputs[~held])
+    y = outwards.apply(targets)
+    x = y if inputs is targets else inwards.apply(inputs)
     with torch.enable_grad():  # the caller may have switched gradients off
-        history = run.train()
-    return run.best, mean, scale, history
+        run = _Run(method, (x[~held], y[~held]), (x[held], y[held]), generator)
+        run.train()
+    return run.best, inwards, outwards
+
+
+class Scale(NamedTuple):
+    """A mean (d,), and the mean length of tokens less it."""
+
+    mean: Tensor
+    length: float
+
+    @staticmethod
+    def of(tokens: Tensor) -> Scale:
+        """Return those of tokens (t, d); raise ``ValueError`` if all are the same."""
+        mean = tokens.mean(0)
+        length = float((tokens - mean).norm(dim=1).mean())
+        if length <= torch.finfo(tokens.dtype).eps * float(mean.norm()):
+            raise ValueError("All tokens are the same; there is nothing to learn from. Record other images or tokens.")
+        return Scale(mean, length)
+
+    def apply(self, tokens: Tensor) -> Tensor:
+        """Return tokens (t, d) centred and scaled."""
+        return (tokens - self.mean) / self.length
 
 
 def hold_out(images: Tensor, generator: Generator) -> Tensor:
@@ -181,20 +188,6 @@ def auxiliary_loss(left: Tensor, values: Tensor, dead: Tensor, decoder: Tensor) 
     return squared_error(left.detach() - found @ decoder[dead])
 
 
-def pre_activation_loss(values: Tensor, dead: Tensor) -> Tensor:
-    """Return how far the dead latents are below 0: their sum, mean over tokens.
-
-    A latent whose values are all negative has no gradient in any loss of active latents; this one raises it until it
-    fires. It follows the pre-activation loss of Anthropic's Circuits Updates of January 2025, at a threshold of 0.
-
-    Examples
-    --------
-    >>> float(pre_activation_loss(torch.tensor([[-1.0, -3.0], [-5.0, 1.0]]), torch.tensor([False, True])))
-    1.5
-    """
-    return values[:, dead].neg().relu().sum(1).mean()
-
-
 def keep_strongest(values: Tensor, k: int) -> Tensor:
     """Return the ``k`` largest values of each row where they are positive, and 0 elsewhere, (b, u).
 
@@ -217,6 +210,31 @@ def unit_rows(matrix: Tensor) -> Tensor:
     return torch.nn.functional.normalize(matrix, dim=1)
 
 
+def check_enough(tokens: Tensor, width: int) -> None:
+    """Raise ``ValueError`` if there are fewer tokens (t, d) than latents."""
+    if len(tokens) < width:
+        raise ValueError(
+            f"{len(tokens):,} tokens are too few for width={width:,}; record more tokens or ask for fewer latents."
+        )
+
+
+def finite(values: Tensor, name: str, columns: int | None = None, method: str = "") -> Tensor:
+    """Return channels or sources (t, c) in float32.
+
+    Raises
+    ------
+    ValueError
+        Unless there are some, every value is finite, and there are as many ``columns`` as ``method`` was fitted on.
+    """
+    if values.ndim != 2 or not values.shape[1] or not values.isfinite().all():
+        bad = values.ndim != 2 or not values.shape[1]
+        what = f"the shape {tuple(values.shape)}" if bad else "NaN or infinite values"
+        raise ValueError(f"The recording's {name} must be (t, c) and finite; they have {what}.")
+    if columns is not None and values.shape[1] != columns:
+        raise ValueError(f"{method!r} was fitted on {columns:,} {name}; this recording has {values.shape[1]:,}.")
+    return values.detach().float()
+
+
 def check_positive(name: str, value: Any) -> float:
     """Return ``value`` as a float if it is a finite number above 0."""
     number = check_number(name, value)
@@ -228,74 +246,69 @@ def check_positive(name: str, value: Any) -> float:
 class _Run:
     """One training: the weights, the optimiser, and for how many steps each latent has not fired."""
 
-    def __init__(self, method: SparseAutoencoder, tokens: Tensor, held: Tensor, generator: Generator) -> None:
-        self.method, self.tokens, self.held = method, tokens, held
-        self.settings, self.generator = method.training, generator
-        self.weights = Weights.random(tokens.shape[1], method.width, generator)
+    def __init__(
+        self, method: SparseAutoencoder, seen: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], generator: Generator
+    ) -> None:
+        self.method, self.settings, self.generator = method, method.training, generator
+        self.inputs, self.targets = seen
+        self.held = held
+        self.weights = Weights.random(self.inputs.shape[1], self.targets.shape[1], method.width, generator)
         for tensor in self.weights:
             tensor.requires_grad_()
         self.optimizer = torch.optim.Adam([*self.weights], lr=self.settings.learning_rate, fused=True)
         self.idle = torch.zeros(method.width, dtype=torch.long)
-        self.max_idle = min(MAX_IDLE, math.ceil(len(tokens) / self.settings.batch_size))
+        self.max_idle = min(MAX_IDLE, math.ceil(len(self.targets) / self.settings.batch_size))
         self.best = self.weights.copy()
 
-    def train(self) -> pd.DataFrame:
-        """Take steps until the held-out loss no longer falls, or all are done; return the history."""
-        start, smallest, waited, losses, rows = time.perf_counter(), math.inf, 0, [], []
+    def train(self) -> None:
+        """Take steps until the held-out loss no longer falls, or all are done; keep the best weights."""
+        smallest, waited = math.inf, 0
         steps, rate = self.settings.steps, self.settings.learning_rate
-        drawn = batches(len(self.tokens), self.settings.batch_size, self.generator)
+        drawn = batches(len(self.targets), self.settings.batch_size, self.generator)
         show = self.settings.progress
         with progress_bar(description=self.method.name, total=steps, show=show, unit="step") as bar:
             for step in range(1, steps + 1):
                 self.optimizer.param_groups[0]["lr"] = rate * (1 - (step - 1) / steps)
-                losses.append(self.step(self.tokens[next(drawn)]))
+                self.step(next(drawn))
                 bar.update()
                 if step % EVALUATE_EVERY and step < steps:
                     continue
-                loss, held_out = self.evaluate()
+                loss = self.evaluate()
                 if not math.isfinite(loss):
                     raise ValueError(f"The loss is {loss} after {step} steps; lower learning_rate={rate}.")
-                rows.append((step, sum(losses) / len(losses), *held_out, time.perf_counter() - start))
-                losses.clear()
-                bar.set_postfix_str(f"FVU {held_out[0]:.3f}")
+                bar.set_postfix_str(f"held-out loss {loss:.3f}")
                 waited = 0 if loss < (1 - MIN_GAIN) * smallest else waited + 1
                 if loss < smallest:
                     smallest, self.best = loss, self.weights.copy()
                 if waited >= self.settings.patience:
                     break
-        return pd.DataFrame(rows, columns=list(HISTORY))
 
-    def step(self, tokens: Tensor) -> float:
-        """Take one step on a batch (b, d); return its loss, without what revives dead latents."""
-        values = self.weights.values(tokens)
+    def step(self, rows: Tensor) -> None:
+        """Take one step on the batch of these tokens, (b,)."""
+        values = self.method.values(self.inputs[rows], self.weights)
         latents = self.method.activate(values)
-        loss, left = self.method.loss(tokens, latents, self.weights)
-        total = loss
+        loss, left = self.method.loss(self.targets[rows], latents, self.weights)
         if self.settings.revive:
-            total = loss + REVIVAL_WEIGHT * self.method.revival(left, values, self.dead(), self.weights)
+            loss = loss + REVIVAL_WEIGHT * auxiliary_loss(left, values, self.dead(), self.weights.decoder)
         self.optimizer.zero_grad()
-        total.backward()
+        loss.backward()
         project_out(self.weights.decoder)
         self.optimizer.step()
         with torch.no_grad():
             self.weights.decoder.copy_(unit_rows(self.weights.decoder))
             self.idle += 1
             self.idle[(latents > 0).any(0)] = 0
-        return float(loss.detach())
 
     def dead(self) -> Tensor:
         """Return which latents are dead, (u,), bool."""
         return self.idle >= self.max_idle
 
     @torch.no_grad()
-    def evaluate(self) -> tuple[float, tuple[float, float, float]]:
-        """Return the held-out loss; and fraction of variance unexplained, active latents a token, dead share."""
-        latents = self.method.activate(self.weights.values(self.held))
-        loss, left = self.method.loss(self.held, latents, self.weights)
-        variance = self.held.square().sum().clamp(min=torch.finfo(self.held.dtype).tiny)  # about the training mean
-        active = (latents > 0).sum(1).double().mean()
-        unexplained, dead = left.square().sum() / variance, self.dead().double().mean()
-        return float(loss), (float(unexplained), float(active), float(dead))
+    def evaluate(self) -> float:
+        """Return the loss on the held-out tokens."""
+        inputs, targets = self.held
+        latents = self.method.activate(self.method.values(inputs, self.weights))
+        return float(self.method.loss(targets, latents, self.weights)[0])
 
 
 def project_out(decoder: Tensor) -> None:

@@ -103,7 +103,8 @@ def disentangle(
         the best, and those that no concept gains by, are left over for unit 0; `Disentanglement.units` says how much.
     routing
         ``"elude"`` (the published method, see `EludeRouting`; ``units`` and ``shared`` are nothing to it),
-        ``"concepts"`` (ours), ``"channel-clusters"``, ``"random"``, or an object with ``name`` and ``route()``.
+        ``"elude-signed"`` (its clusters, and our rule: one owner for every contribution, by its sign), ``"concepts"``
+        (ours), ``"channel-clusters"``, ``"random"``, or an object with ``name`` and ``route()``.
     tokens, tokens_per_image
         Which tokens count (``"class"``, ``"registers"``, ``"patch"``, ``"all"``; by default ``"all"`` for
         ``routing="elude"``, as in the paper, and ``"patch"`` otherwise) and how many are drawn for each image

@@ -222,7 +222,7 @@ class Disentanglement:
         -------
         DataFrame
             One row a source: ``layer``, ``block``, ``part``, ``index``, ``head``, and its mean ``contribution`` above
-            the mean over all recorded tokens.
+            the mean over all recorded tokens; of a source that several units share, the unit's part of it.
         """
         row = self._rows_of([(channel, unit)])[0]
         concept = int(concepts_of(self.routing, *(rows[row : row + 1] for rows in self.routing.rows())))
@@ -230,8 +230,8 @@ class Disentanglement:
             raise ValueError(f"Unit {(channel, unit)} has no concept; say on which images: images=...")
         centre = self.book.source_mean()
         means = self.book.mean_sources()[concept] if images is None else self._mean_sources(images, tokens) - centre
-        members = self.routing.members(channel)[unit]
-        return contribution_table(self.model.network, self.site, self.weight[channel] * means, members)
+        share = self.routing.fractions(channel)[unit].to(self.weight)
+        return contribution_table(self.model.network, self.site, self.weight[channel] * means, share)
 
     # --------------------------------------------------------------- names
 

@@ -91,7 +91,7 @@ def distinct_table(live: pd.DataFrame, standard: Tensor, chosen: Tensor, thresho
     return table
 
 
-def contribution_table(network: nn.Module, site: Site, products: Tensor, members: Tensor) -> pd.DataFrame:
+def contribution_table(network: nn.Module, site: Site, products: Tensor, share: Tensor) -> pd.DataFrame:
     """Return the sources of a unit, the strongest first, with their contributions.
 
     Parameters
@@ -100,12 +100,12 @@ def contribution_table(network: nn.Module, site: Site, products: Tensor, members
         The network and its site.
     products
         What each source contributes to the channel, (s * kernel,).
-    members
-        Which sources the unit has a part in, (s,), bool.
+    share
+        Which part of each source's contribution the unit has, (s,).
     """
     table = site.source_table(network)
-    table["contribution"] = products.unflatten(0, (-1, site.kernel)).sum(1).numpy()
-    return table[members.numpy()].sort_values("contribution", key=abs, ascending=False)
+    table["contribution"] = (products.unflatten(0, (-1, site.kernel)).sum(1) * share).numpy()
+    return table[share.numpy() > 0].sort_values("contribution", key=abs, ascending=False)
 
 
 def summary(model: str, site: Site, routing: Routing, book: ConceptBook, settings: Settings) -> dict[str, str]:
@@ -114,7 +114,7 @@ def summary(model: str, site: Site, routing: Routing, book: ConceptBook, setting
     units = int((routing.sizes()[:, 1:] > 0).sum())
     left = "nothing left over" if settings.shared is None else f"shared = {settings.shared}"
     rule = f"{settings.routing}, units = {settings.units}, {left}, seed = {settings.seed}"
-    if settings.routing == "elude":
+    if settings.routing.startswith("elude"):
         rule = settings.strategy
     return {
         "model": model,

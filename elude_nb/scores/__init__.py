@@ -1,5 +1,7 @@
 """Scores of interpretability, one family a module: NumPy or torch in, pandas out."""
 
+from elude_nb.scores.chat import ChatJudge, ChatServer
+from elude_nb.scores.dictionaries import coherence, dictionary_stability
 from elude_nb.scores.factors import (
     DCI,
     dci,
@@ -46,6 +48,7 @@ from elude_nb.scores.labels import (
     labels_covered,
 )
 from elude_nb.scores.overview import mixed_channels, score, score_means
+from elude_nb.scores.pairwise import PairJudge, judge_pairs, win_rates
 from elude_nb.scores.similarity import (
     best_images,
     localised_monosemanticity,
@@ -60,13 +63,14 @@ from elude_nb.scores.suggest import Suggestion, suggest_settings
 from elude_nb.scores.top_labels import label_share_over_chance, top_purity
 
 __all__ = [
-    "DCI", "EmbeddingJudge", "Interval", "IntruderResult", "IntruderTrial", "Judge", "Suggestion", "auroc",
-    "average_precision", "best_images", "best_unit_precision", "chance_accuracy", "class_selectivity", "dci",
-    "density", "effective_rank", "encoded_factor", "feature_monosemanticity", "grade", "guess_by_embedding",
-    "health", "intruder_accuracy", "intruder_result", "is_dead", "judge_units", "knn_accuracy", "l0",
-    "label_share_over_chance", "labels_covered", "largest_correlation", "linear_explained",
-    "localised_monosemanticity", "make_trials", "mean_interval", "mixed_channels", "monosemanticity", "ms_score",
-    "mutual_information", "mutual_information_gap", "neighbour_agreement", "output_change", "planted_recovery",
-    "polysemanticity", "probe_accuracy", "rank_scores", "score", "score_means", "sibling_similarity", "stability",
-    "suggest_settings", "top_centres", "top_purity", "top_similarity", "unexplained_variance",
+    "DCI", "ChatJudge", "ChatServer", "EmbeddingJudge", "Interval", "IntruderResult", "IntruderTrial", "Judge",
+    "PairJudge", "Suggestion", "auroc", "average_precision", "best_images", "best_unit_precision", "chance_accuracy",
+    "class_selectivity", "coherence", "dci", "density", "dictionary_stability", "effective_rank", "encoded_factor",
+    "feature_monosemanticity", "grade", "guess_by_embedding", "health", "intruder_accuracy", "intruder_result",
+    "is_dead", "judge_pairs", "judge_units", "knn_accuracy", "l0", "label_share_over_chance", "labels_covered",
+    "largest_correlation", "linear_explained", "localised_monosemanticity", "make_trials", "mean_interval",
+    "mixed_channels", "monosemanticity", "ms_score", "mutual_information", "mutual_information_gap",
+    "neighbour_agreement", "output_change", "planted_recovery", "polysemanticity", "probe_accuracy", "rank_scores",
+    "score", "score_means", "sibling_similarity", "stability", "suggest_settings", "top_centres", "top_purity",
+    "top_similarity", "unexplained_variance", "win_rates",
 ]  # fmt: skip

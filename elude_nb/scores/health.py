@@ -40,20 +40,29 @@ def largest_correlation(activations: Array) -> pd.Series[float]:
     return per_unit("largest_correlation", largest.clamp(-1, 1), missing=constant | largest.isinf())
 
 
-def effective_rank(activations: Array) -> float:
+def effective_rank(activations: Array, *, standardise: bool = True) -> float:
     """Return how many directions the units span, in [1, min(n, u)]; higher means fewer copies.
 
-    The exponential of the entropy of the centred activations' normalised singular values (Roy and Vetterli, *The
-    effective rank*, EUSIPCO 2007), each unit at variance 1. Constant units do not count; if all are, the rank is 0.
+    ``exp(H(p))``, the exponential of the entropy of the normalised singular values (Roy and Vetterli, *The effective
+    rank*, EUSIPCO 2007), of the centred activations, each unit at variance 1. Constant units do not count; if all are,
+    the rank is 0.
+
+    Parameters
+    ----------
+    activations
+        (n, u).
+    standardise
+        ``False`` takes the matrix as it is: of a dictionary (u, e), this is the effective rank in ELUDe's paper (arXiv
+        2605.31304).
 
     Examples
     --------
-    >>> round(effective_rank(torch.eye(4)[:, :3]), 1)
-    2.9
+    >>> round(effective_rank(torch.eye(4)[:, :3]), 1), round(effective_rank(torch.eye(3), standardise=False), 1)
+    (2.9, 3.0)
     """
     values = as_activations(activations)
-    standard = _standardised(values)[:, ~is_constant(values)]
-    if not standard.shape[1]:
+    standard = _standardised(values)[:, ~is_constant(values)] if standardise else values
+    if not standard.any():
         return 0.0
     share = torch.linalg.svdvals(standard.double())
     share = share[share > share[0] * 1e-12] / share.sum()

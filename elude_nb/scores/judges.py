@@ -1,14 +1,11 @@
-"""Judges of units: an embedding model offline, or a chat or CLIP model of yours."""
+"""Judges of units: an embedding model offline, or a CLIP model of yours; `elude_nb.scores.chat` has chat models."""
 
 from __future__ import annotations
 
-import base64
-import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -25,6 +22,7 @@ from elude_nb.scores.intervals import mean_interval
 from elude_nb.scores.similarity import best_images
 
 Description = Any
+Choice = Literal["left", "right"]
 
 
 @runtime_checkable
@@ -43,6 +41,8 @@ class Judge(Protocol):
 @dataclass(frozen=True)
 class EmbeddingJudge:
     """A judge that needs no network: a description is a mean embedding, and images fit by their cosine with it.
+
+    Of two sets of images it prefers the one with the larger mean cosine (`judge_pairs`).
 
     Attributes
     ----------
@@ -72,6 +72,21 @@ class EmbeddingJudge:
     def match(self, description: Tensor, images: Sequence[Image.Image]) -> float:
         """Return the mean cosine with the description."""
         return float((self._unit_embeddings(images) @ unit_vectors(description[None])[0]).mean())
+
+    def coherence(self, images: Sequence[Image.Image]) -> float:
+        """Return the mean cosine of all pairs of these images, in [-1, 1]; at least two images."""
+        units = self._unit_embeddings(images).double()
+        check_count("the number of images", len(units), 2)
+        together = units.sum(0).square().sum() - units.square().sum()
+        return float(together / (len(units) * (len(units) - 1)))
+
+    def prefer(self, left: Sequence[Image.Image], right: Sequence[Image.Image]) -> Choice | None:
+        """Return which images are more alike by `coherence`, ``None`` if equally: a stand-in for a model that sees.
+
+        It sees what the embedding sees, so it is no independent judge of units of the model that embeds.
+        """
+        first, second = self.coherence(left), self.coherence(right)
+        return None if first == second else "left" if first > second else "right"
 
     def _unit_embeddings(self, images: Sequence[Image.Image]) -> Tensor:
         with torch.no_grad():
@@ -207,120 +222,6 @@ def _rate(judge: Judge, description: Description, images: Sequence[Image.Image])
     if len(found) not in {1, len(images)} or not np.isfinite(found).all():
         raise ValueError(f"The judge's match() gave {found}; it must return a finite number, or one an image.")
     return float(found.mean())
-
-
-DESCRIBE = (
-    "These images all make one unit of a vision model fire strongly. In one short phrase, what do they have in common "
-    "that other photographs lack? Answer with the phrase only."
-)
-MATCH = (
-    "How well does this description fit these images as a group?\nDescription: {description}\n"
-    "Answer with one whole number from 0 (not at all) to 100 (perfectly) and nothing else."
-)
-
-_THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)  # some reasoning models leave it in the answer
-_SCALE = re.compile(r"\b0\s*(?:\([^)]*\)\s*)?(?:to|and|-|\u2013)\s*100\b")
-_SHARE = re.compile(r"(-?\d+(?:\.\d+)?)\s*(?:/|out of)\s*(100|10)\b")
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-
-
-@dataclass(frozen=True)
-class ChatJudge:
-    """A vision-language model behind a chat client, as a judge.
-
-    Attributes
-    ----------
-    client
-        An object with ``chat.completions.create(model=..., messages=...)``, as OpenAI's and compatible clients have.
-    model
-        The model's name there; it must accept images.
-    side
-        Images are sent as PNG, with at most so many pixels a side.
-
-    Raises
-    ------
-    TypeError
-        If the client has no ``chat.completions.create``.
-
-    Examples
-    --------
-    >>> from types import SimpleNamespace as Some
-    >>> answer = Some(choices=[Some(message=Some(content="**85**/100, since all show petals"))])
-    >>> client = Some(chat=Some(completions=Some(create=lambda model, messages: answer)))
-    >>> ChatJudge(client, "a-model").match("flowers", [Image.new("RGB", (8, 8))])
-    85.0
-    """
-
-    client: Any
-    model: str
-    side: int = 256
-
-    def __post_init__(self) -> None:
-        create = getattr(getattr(getattr(self.client, "chat", None), "completions", None), "create", None)
-        if not callable(create):
-            raise TypeError(
-                f"client must have chat.completions.create(model=..., messages=...), as OpenAI's has, not "
-                f"{type(self.client).__name__}; other clients need a judge of their own (see Judge)."
-            )
-        check_count("side", self.side)
-
-    def describe(self, images: Sequence[Image.Image]) -> str:
-        """Return the model's phrase for what the images have in common."""
-        return self._ask(DESCRIBE, images)
-
-    def match(self, description: str, images: Sequence[Image.Image]) -> float:
-        """Return the model's rating of how well the images fit, from 0 to 100.
-
-        Raises
-        ------
-        ValueError
-            If the answer contains no number from 0 to 100.
-        """
-        answer = self._ask(MATCH.format(description=description), images)
-        found = read_rating(answer)
-        if found is None:
-            raise ValueError(f"{self.model!r} was asked for a number from 0 to 100 and answered {answer!r}.")
-        return found
-
-    def _ask(self, text: str, images: Sequence[Image.Image]) -> str:
-        content: list[dict[str, Any]] = [{"type": "text", "text": text}]
-        content += [{"type": "image_url", "image_url": {"url": self._data_url(image)}} for image in images]
-        answer = self.client.chat.completions.create(model=self.model, messages=[{"role": "user", "content": content}])
-        found = _THOUGHTS.sub("", (answer.choices[0].message.content if answer.choices else None) or "").strip()
-        if not found:
-            raise ValueError(f"{self.model!r} gave an empty answer; does it take images?")
-        return found
-
-    def _data_url(self, image: Image.Image) -> str:
-        """Return an image as a data URL."""
-        small = image.convert("RGB")
-        small.thumbnail((self.side, self.side))
-        buffer = io.BytesIO()
-        small.save(buffer, format="PNG")
-        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def read_rating(answer: str) -> float | None:
-    """Return the rating from 0 to 100 in a model's answer, or ``None`` if there is none.
-
-    ``85/100`` and ``8.5 out of 10`` are ratings, and so is the number that an answer begins with; otherwise it is the
-    last one. The scale itself (``from 0 to 100``) is not a rating.
-
-    Examples
-    --------
-    >>> read_rating("On a scale from 0 to 100: 85."), read_rating("8.5/10"), read_rating("I cannot see the images.")
-    (85.0, 85.0, None)
-    """
-    plain = _SCALE.sub(" ", answer.replace("*", ""))
-    shares = _SHARE.findall(plain)
-    if shares:
-        rating = 100 * float(shares[-1][0]) / float(shares[-1][1])
-    else:
-        numbers = _NUMBER.findall(plain)
-        if not numbers:
-            return None
-        rating = float(numbers[0] if _NUMBER.match(plain.lstrip()) else numbers[-1])
-    return rating if 0 <= rating <= 100 else None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ SITES = {
     "convolution with BatchNorm": ("conv", "small_images", "stem", "patch"),
     "vector an image": ("mlp", "smallest_images", "3", "class"),
 }
-TRAINED = {"TopK SAE", "BatchTopK SAE", "ReLU SAE", "Matryoshka SAE"}  # each fit takes a second: on one site
+TRAINED = {"transcoder", *(name for name in METHODS if "SAE" in name)}  # each fit takes a second: on one site
 ELUDE = {"ELUDe as published", "signed rule", "random groups"}  # HDBSCAN needs more tokens than the others
 CASES = [(place, name) for place in SITES for name in METHODS if place == "stream" or name not in TRAINED | ELUDE]
 

@@ -17,7 +17,8 @@ from PIL import Image, ImageColor
 
 from elude_nb import ImageSet, load_images
 from elude_nb.scores import EmbeddingJudge, judge_units, mean_interval, rank_scores
-from elude_nb.scores.judges import DESCRIBE, ChatJudge, ClipJudge, read_rating
+from elude_nb.scores.chat import DESCRIBE, ChatJudge, read_rating
+from elude_nb.scores.judges import ClipJudge
 from tests.tiny import hook_count
 
 COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta")
@@ -457,7 +458,7 @@ def test_models_of_both_libraries_make_a_clip_judge(source) -> None:
 def test_clients_are_not_imported() -> None:
     code = (
         "import sys, elude_nb; "
-        "import elude_nb.scores.judges; "
+        "import elude_nb.scores.judges, elude_nb.scores.chat; "
         "print(sorted({'openai', 'open_clip', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from elude_nb import Disentanglement, ImageSet
-from elude_nb.baselines.sae import BatchTopK, SparseAutoencoder, TopK
+from elude_nb.baselines.sae import Matryoshka, SparseAutoencoder, TopK
 from elude_nb.core.edit import Edit
 from elude_nb.core.plan import Plan, plan_edit
 from elude_nb.core.recording import Recording
@@ -110,10 +110,10 @@ def sae(split, images) -> SparseAutoencoder:
     return TopK(40, 6, steps=60, seed=0).fit(split.recording(images, tokens="all"))
 
 
-@pytest.mark.parametrize("kind", ["TopK", "BatchTopK"])
+@pytest.mark.parametrize("kind", ["TopK", "Matryoshka"])
 def test_a_silenced_latent_is_what_decoding_without_it_takes_away(split, images, sae, kind) -> None:
     seen = split.recording(images[:3], tokens="all")
-    method = sae if kind == "TopK" else BatchTopK(40, 6, steps=60, seed=0).fit(seen)
+    method = sae if kind == "TopK" else Matryoshka(40, 6, steps=60, seed=0).fit(seen)
     latents = method.encode(seen)
     latent = int(latents.sum(0).argmax())
     silent = latents.clone()
