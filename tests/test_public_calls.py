@@ -90,7 +90,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "find_site": lambda e: en.find_site(en.wrap_network(e.model.network, input_size=(3, 32, 32)), "stream"),
     "find_sites": lambda e: en.find_sites(en.wrap_network(e.model.network, input_size=(3, 32, 32))),
     "disentangle": lambda e: en.disentangle(e.model, e.images, **QUICK),
-    "scores.suggest_settings": lambda e: suggest_settings(e.model, e.images, units=2),
+    "scores.suggest_settings": lambda e: suggest_settings(e.model, e.images, concepts=8),
     "verify": lambda e: en.verify(e.split, e.images[:2], progress=False),
     "score": lambda e: en.score(e.split, e.images, progress=False),
     "compare": lambda e: en.compare(e.model, e.images, methods=["channels"], k=4, progress=False),

@@ -277,8 +277,8 @@ def compare(
     for found in progress_bar(fitted, description="scores", show=model.progress):
         name = found.method.name
         common = {**fidelity.measure(found.method, new), **found.cost(passes)}
-        chosen = {"own": found.live, "equal": found.order[:equal], "distinct": found.distinct(equal)}
-        for size, numbers in chosen.items():
+        of_size = {"own": found.live, "equal": found.order[:equal], "distinct": found.distinct(equal)}
+        for size, numbers in of_size.items():
             summary, single = found.scores(numbers)
             rows.append({"method": name, "size": size, **summary, **common})
             tables.append(single.assign(method=name, size=size))

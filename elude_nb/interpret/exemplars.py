@@ -187,7 +187,7 @@ def arrange_exemplars(
 
     ``names`` are of all rows, ``units`` of those after the first; ``picture`` gives an image by its number.
     """
-    rows, similarity, titles = [], [], []
+    rows, similarity, titles = list[tuple[Exemplar, ...]](), list[float](), list[str]()
     for name, heat in zip(names, maps, strict=True):
         if rows and float(heat.amax() - heat.amin()) <= _CONSTANT * float(maps[0].amax() - maps[0].amin()):
             rows.append(())  # its highest images would be any images

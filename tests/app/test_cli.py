@@ -52,7 +52,8 @@ def test_score_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     assert run("score", file, *few, "--k", "4", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {row["kind"] for row in rows} == {"channel", "sub-unit", "random route"}
+    kinds = ("channel", "sub-unit", "random route")
+    assert {row["kind"] for row in rows} == {*kinds, *(f"distinct {kind}" for kind in kinds)}
     assert all(row["low"] <= row["mean"] <= row["high"] for row in rows)
     out = str(tmp_path / "compared")
     methods = [
@@ -166,7 +167,7 @@ def test_compare_writes_what_the_library_finds(tiny, tmp_path: Path, capsys: pyt
 def test_compare_takes_the_usual_methods_and_as_many_concepts_as_fit(tmp_path: Path) -> None:
     assert run("compare", "--units", "8", "--k", "4", "--out", str(tmp_path)) == 0
     found = json.loads((tmp_path / "compare.json").read_text())
-    assert [row["method"] for row in found["rows"][::2]] == list(DEFAULT_METHODS)
+    assert [row["method"] for row in found["rows"][::3]] == list(DEFAULT_METHODS)
     assert found["settings"]["concepts"] >= 2
 
 
@@ -179,7 +180,8 @@ def test_score_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run("score", str(tmp_path / "any"), "--k", "4") == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1 + len(rows)
-    assert {row["kind"] for row in rows} == {"channel", "sub-unit", "random route"}
+    kinds = ("channel", "sub-unit", "random route")
+    assert {row["kind"] for row in rows} == {*kinds, *(f"distinct {kind}" for kind in kinds)}
 
 
 def test_report_writes_the_page_of_the_library(tiny, tmp_path: Path, capsys, monkeypatch) -> None:

@@ -195,6 +195,7 @@ def test_the_table_of_units_is_the_splits(page: Page, named, scores) -> None:
             assert unit["concept"] == row["concept"]
             assert unit["mean"] == pytest.approx(row["mean_on_concept"], rel=1e-3)
             assert unit["top"] == pytest.approx(tops[int(channel), unit["unit"]], rel=1e-3)
+            assert unit["copies"] == int(named.copies[int(channel), unit["unit"]])
             assert sum(unit["depth"]) == pytest.approx(row["mean_on_concept"], rel=0.02, abs=0.02)
 
 

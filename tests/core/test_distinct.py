@@ -181,7 +181,7 @@ QUICK: dict[str, Any] = {"concepts": 6, "tokens_per_image": 10, "progress": Fals
 def any_split(request, vit, images) -> Disentanglement:
     if request.param == "concepts":
         return disentangle(vit, images, concepts=8, units=3, tokens_per_image=6, progress=False)
-    rule = "published" if request.param == "shuffled" else request.param
+    rule: Any = "published" if request.param == "shuffled" else request.param
     routing: Any = EludeRouting(rule=rule, **SMALL)
     routing = RandomRouting(like=routing) if request.param == "shuffled" else routing
     return disentangle(vit, random_images(40, 32), "blocks.1.mlp.fc2", routing=routing, **QUICK)

@@ -289,9 +289,9 @@ def test_equally_many_of_each_kind_are_distinct_and_means_are_given_of_both(spli
     for kind in ("channel", "sub-unit", "random route"):
         of_all, of_some = table[table["kind"] == kind], some[some["kind"] == kind]
         assert means.loc[(kind, "redundancy"), "mean"] == pytest.approx(of_all["redundancy"].mean())
-        found = means.loc[(f"distinct {kind}", "redundancy")]
-        assert found["mean"] == pytest.approx(of_some["redundancy_distinct"].mean())
-        assert found["units"] == 7
+        found = (f"distinct {kind}", "redundancy")
+        assert means.loc[found, "mean"] == pytest.approx(of_some["redundancy_distinct"].mean())
+        assert means.loc[found, "units"] == 7
         assert means.loc[(f"distinct {kind}", "ms_score"), "mean"] == pytest.approx(of_some["ms_score"].mean())
     nothing = score(split, images, k=4, n_distinct=0, progress=False)
     assert not nothing["distinct"].any()
