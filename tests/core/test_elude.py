@@ -432,8 +432,7 @@ def test_concepts_go_through_all_channels(split) -> None:
     images = random_images(6, 32)
     assert split.concept_activations(images, tokens="class").shape == (6, len(split.book))
     assert int(split.book.counts.sum()) == 40 * 8
-    present = split.routing.sizes()[:, 1:] > 0
-    assert (split.routing.concepts != NO_CONCEPT).equal(present)
+    assert (split.routing.concepts != NO_CONCEPT).equal(split.routing.live()[:, 1:])  # dead sub-units have none
     concept = int(split.units["concept"].dropna().iloc[0])
     batch = split.model.prepare([images[0]])
     plain = split.model(batch)
@@ -457,8 +456,8 @@ def test_the_rest_of_the_library_runs_on_it(split, tmp_path) -> None:
     images = random_images(30, 32)
     assert len(en.score(split, images, k=4, progress=False))
     assert en.attribute(split, images[:2], 0).exact in {True, False}
-    channel = int(split.routing.is_split().nonzero()[0])
-    assert len(split.contributions(channel, 1)) == int(split.routing.sizes()[channel, 1])
+    channel, unit = split.routing.live().nonzero()[0].tolist()
+    assert len(split.contributions(channel, unit)) == int(split.routing.sizes()[channel, unit])
     assert en.find_exemplars(split, images, channel, count=4, progress=False).rows
 
 
