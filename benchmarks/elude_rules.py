@@ -12,9 +12,9 @@ import time
 from typing import Any
 
 import torch
+from held_out import HeldOut
 
 import elude_nb as en
-from elude_nb.scores import mean_interval, ms_score
 
 RULES: dict[str, dict[str, Any]] = {
     "published": {"rule": "published"},
@@ -23,16 +23,6 @@ RULES: dict[str, dict[str, Any]] = {
     "signed, random groups": {"rule": "signed", "groups": "random"},
     "signed, micro-clusters": {"rule": "signed", "instances": "micro-clusters"},
 }
-
-
-def scored(values: torch.Tensor, seen: torch.Tensor) -> str:
-    """Return the MS-Score of units (n, t, u), of the top tenth of the images, and the same centred, in percent."""
-    count = max(2, len(values) // 10)
-    parts = []
-    for centred in (False, True):
-        found = mean_interval(ms_score(values, seen, count=count, centred=centred).dropna(), seed=0)
-        parts.append(f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]")
-    return f"MS-Score {parts[0]}, centred {parts[1]}"
 
 
 def main() -> None:
@@ -48,9 +38,8 @@ def main() -> None:
     place = en.find_site(model, asked.site)
     for seed in asked.seeds:
         discover, held_out = en.load_images(asked.images).sample(asked.count, seed=seed).split(0.5, seed=seed)
-        recording = en.Recording.join(list(en.record(model, held_out, place, tokens="all")))
-        seen = recording.channels.unflatten(0, (len(held_out), -1))
-        print(f"seed {seed}, channels: {scored(seen, seen)}", flush=True)
+        seen = HeldOut.record(model, held_out, place)
+        print(f"seed {seed}, channels: {seen.ms_score(seen.channels())}", flush=True)
         for name, how in RULES.items():
             start = time.perf_counter()
             split = en.disentangle(
@@ -58,16 +47,13 @@ def main() -> None:
                 tokens_per_image=asked.tokens_per_image, seed=seed,
             )  # fmt: skip
             took = time.perf_counter() - start
-            channels, units = split.routing.rows()
-            alive = ((units > 0) & (split.routing.exclusive_sizes()[channels, units] > 0)).nonzero().flatten()
-            order = torch.randperm(len(alive), generator=torch.Generator().manual_seed(0))[:400]
-            pairs = torch.stack([channels, units], dim=1)[alive[order]].tolist()
-            readout = split.unit_readout([(channel, unit) for channel, unit in pairs])
-            values = (recording.sources @ readout.matrix + readout.offset).unflatten(0, (len(held_out), -1))
-            dead = int((units > 0).sum()) - len(alive)
+            live = torch.stack(split.routing.live_rows(), dim=1)
+            some = live[torch.randperm(len(live), generator=torch.Generator().manual_seed(0))[:400]]
+            values = seen.read(split.unit_readout([(channel, unit) for channel, unit in some.tolist()]))
+            dead = int(split.channels["units"].sum()) - len(live)
             each = split.channels["units"].mean()
             about = f"{each:.1f} sub-units a channel, {dead:,} dead, {took:.0f} s"
-            print(f"seed {seed}, {name}: {scored(values, seen)}; {about}", flush=True)
+            print(f"seed {seed}, {name}: {seen.ms_score(values)}; {about}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from elude_nb import Disentanglement, ImageSet, Model, disentangle
+from elude_nb import Disentanglement, EludeRouting, ImageSet, Model, disentangle
 from tests.tiny import random_images, tiny_conv, tiny_mlp, tiny_vit
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # kernels of notebooks beside each other would fight for the cores
@@ -76,6 +76,22 @@ def smallest_images() -> ImageSet:
 def split(vit: Model, images: ImageSet) -> Disentanglement:
     """The whole residual stream of `vit`."""
     return disentangle(vit, images, concepts=8, units=3, tokens_per_image=6, progress=False)
+
+
+@pytest.fixture(scope="session")
+def elude_split(vit: Model, images: ImageSet) -> Disentanglement:
+    """A layer of `vit`, split as published: contributions that several sub-units share, and dead sub-units."""
+    routing = EludeRouting(top_k=0.6, min_cluster_size=4, min_samples=1)
+    return disentangle(vit, images, "blocks.2.mlp.fc2", routing=routing, concepts=8, tokens_per_image=6, progress=False)
+
+
+@pytest.fixture(scope="session")
+def published_split(vit: Model) -> Disentanglement:
+    """A layer by the published rule; some of its sub-units are dead."""
+    routing = EludeRouting(top_k=120, min_cluster_size=6)
+    return disentangle(
+        vit, random_images(40, 32), "blocks.1.mlp.fc2", routing=routing, concepts=6, tokens_per_image=10, progress=False
+    )
 
 
 @pytest.fixture(scope="session")

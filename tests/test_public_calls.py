@@ -82,6 +82,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "predict": lambda e: predict(e.head, e.model, e.images),
     "Disentanglement.activations": lambda e: e.split.activations(e.images, [e.unit]),
     "Disentanglement.concept_activations": lambda e: e.split.concept_activations(e.images),
+    "Disentanglement.distinct_units": lambda e: e.split.distinct_units(3, images=e.images),
     "Disentanglement.contributions": lambda e: e.split.contributions(*e.unit, e.images),
     "Disentanglement.recording": lambda e: e.split.recording(e.images),
     "Disentanglement.lens": read_by_lens,

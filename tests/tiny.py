@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from elude_nb import ImageSet, Model, load_images, wrap_network
+from elude_nb.core.routing import Routing
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -104,6 +105,16 @@ def random_images(count: int, side: int, *, seed: int = 0) -> ImageSet:
     smooth = rows[:, None, None] * ramp[None, :, None, None] + columns[:, None, None] * ramp[None, None, :, None]
     pixels = np.clip(0.5 + 0.2 * smooth + 0.15 * rng.normal(size=(count, side, side, 3)), 0, 1)
     return load_images(pixels, labels=[f"label {i % 3}" for i in range(count)])
+
+
+def owners_of(routing: Routing, channel: int, source: int) -> list[int]:
+    """Return the units that have a part in a contribution, read out of the tensors bit by bit."""
+    if routing.owner_sets is not None:
+        bits = routing.owner_sets[channel, source].tolist()
+        found = [8 * a + b + 1 for a, byte in enumerate(bits) for b in range(8) if byte >> b & 1]
+        if found:
+            return found
+    return [int(routing.routes[channel, source])]
 
 
 def hook_count(network: nn.Module) -> int:

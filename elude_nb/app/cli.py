@@ -67,7 +67,9 @@ def disentangle(
         float | None,
         typer.Option(help="Leave over what has a second owner above this share of the best; by default nothing."),
     ] = None,
-    routing: Annotated[str, typer.Option(help="elude, concepts, channel-clusters or random.")] = "concepts",
+    routing: Annotated[
+        str, typer.Option(help="elude, elude-signed, concepts, channel-clusters or random.")
+    ] = "concepts",
     tokens: Annotated[
         str | None, typer.Option(help="class, registers, patch or all; by default all for elude, else patch.")
     ] = None,

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from elude_nb._util.files import atomic_write
 from elude_nb._util.html import render
-from elude_nb.baselines.compare import Compared, table_of_methods
+from elude_nb.baselines.compare import SIZES, Compared, table_of_methods
 from elude_nb.figures.scores import score_intervals, tradeoff
 
 
@@ -46,10 +46,8 @@ def comparison_page(compared: Compared) -> str:
     """Return one HTML page with the tables, the pictures and the settings; it loads nothing."""
     shown = [name for name in ("top_similarity", "best_unit_precision", "redundancy") if name in compared.table]
     pictures = [tradeoff(compared, score) for score in shown if score != "redundancy"]
-    titles = {
-        "equal": f"At {compared.settings['equal_units']} units each",
-        "own": "Each at its own number of live units",
-    }
+    there = set(compared.table["size"])
+    titles = {size: title.format(**compared.settings) for size, title in SIZES.items() if size in there}
     page = render(
         "elude_nb.app",
         "comparison.html",

@@ -2,6 +2,7 @@
 
 from elude_nb.baselines.base import Method
 from elude_nb.baselines.channel_splits import OverlappingGroups, TwoClassSplit, VirtualNeurons, merge_error
+from elude_nb.baselines.granularity import granularity
 from elude_nb.baselines.linear import ICA, NMF, PCA, Channels, HiddenUnits, KMeansDirections
 from elude_nb.baselines.overcomplete import Overcomplete
 from elude_nb.baselines.registry import METHODS, Plan
@@ -12,5 +13,5 @@ from elude_nb.errors import NotFittedError
 __all__ = [
     "ICA", "METHODS", "NMF", "PCA", "Channels", "Concepts", "HiddenUnits", "KMeansDirections", "Matryoshka", "Method",
     "NotFittedError", "Overcomplete", "OverlappingGroups", "Plan", "RandomRoutes", "SparseAutoencoder", "SubUnits",
-    "TopK", "Transcoder", "TwoClassSplit", "VirtualNeurons", "merge_error",
+    "TopK", "Transcoder", "TwoClassSplit", "VirtualNeurons", "granularity", "merge_error",
 ]  # fmt: skip

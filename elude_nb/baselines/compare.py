@@ -28,13 +28,20 @@ from elude_nb.models.sites import STREAM, Site
 from elude_nb.scores.suggest import suggest_concepts
 
 HIGHER_IS_BETTER: dict[str, bool] = {
-    "top_similarity": True, "monosemanticity": True, "polysemanticity": False, "intruder_accuracy": True,
-    "best_unit_precision": True, "labels_covered": True, "top_purity": True, "redundancy": False,
+    "top_similarity": True, "monosemanticity": True, "ms_score": True, "polysemanticity": False,
+    "intruder_accuracy": True, "best_unit_precision": True, "labels_covered": True, "top_purity": True,
+    "label_share_over_chance": True, "redundancy": False,
     "effective_rank": True, "linearly_explained": True, "unexplained_variance": False, "output_change": False,
     "top1_agreement": True, "neighbour_agreement": True, "knn_accuracy": True, "probe_accuracy": True,
 }  # fmt: skip
 """The columns that are scores, and whether higher is better."""
 
+SIZES = {
+    "equal": "At {equal_units} units each, the most selective",
+    "distinct": "At {equal_units} distinct units each",
+    "own": "Each at its own number of live units",
+}
+"""The sizes of a comparison's rows, and what they are, with the comparison's settings."""
 
 DEFAULT_METHODS = (
     "sub-units", "concepts", "channels", "random routes", "hidden units", "PCA", "ICA", "k-means", "TopK SAE",
@@ -85,7 +92,7 @@ class Compared:
     Attributes
     ----------
     table
-        One row a method and number of units: ``method``, ``size`` ("own" or "equal"), ``units`` (how many), then each
+        One row a method and choice of units: ``method``, ``size`` (one of `SIZES`), ``units`` (how many), then each
         score. A score that is a mean has two columns after it, ``<score>_low`` and ``<score>_high``: its 95 % interval.
     units
         One row a unit, method and size: the scores of single units.
@@ -111,7 +118,7 @@ class Compared:
         Parameters
         ----------
         size
-            ``"equal"`` or ``"own"`` numbers of units.
+            One of `SIZES`.
         ours
             Prefixes of the names that count as ours.
 
@@ -138,7 +145,8 @@ class Compared:
         return self.table[self.table["size"] == size].set_index("method")
 
     def _repr_html_(self) -> str:
-        return table_of_methods(self.table, "equal") + table_of_methods(self.table, "own")
+        there = set(self.table["size"])
+        return "".join(table_of_methods(self.table, size) for size in SIZES if size in there)
 
     def __repr__(self) -> str:
         return f"Compared({', '.join(self.methods)}; {self.settings['equal_units']} units each)"
@@ -179,6 +187,8 @@ def compare(
     A unit counts as live if at least ``k`` of the scored images are above its smallest value. All means are over live
     units. Rows of size "own" have all live units of a method; rows of size "equal" have equally many of all methods,
     the most selective ones: `elude_nb.baselines.evaluate.most_selective` orders them by tokens of the discovery only.
+    Rows of size "distinct" have as many, but those that stand for all live units of the method best: a meaning that
+    many units share counts once (`elude_nb.core.distinct.choose_covering`, on the images of the discovery).
 
     Parameters
     ----------
@@ -201,7 +211,8 @@ def compare(
     tokens, tokens_per_image
         Which tokens are recorded, and how many of each image.
     k
-        How many best images of each unit are compared, at least 4; at least 8 images are needed to score on.
+        How many best images of each unit are compared, at least 4; at least 8 images are needed to score on. The
+        MS-Score is of a tenth of the scored images, but of ``k`` at least and 100 at most.
     embeddings
         Reference embeddings of the scored images (n, e); by default the model's output, less its mean.
     fidelity_images
@@ -266,7 +277,8 @@ def compare(
     for found in progress_bar(fitted, description="scores", show=model.progress):
         name = found.method.name
         common = {**fidelity.measure(found.method, new), **found.cost(passes)}
-        for size, numbers in (("own", found.live), ("equal", found.order[:equal])):
+        chosen = {"own": found.live, "equal": found.order[:equal], "distinct": found.distinct(equal)}
+        for size, numbers in chosen.items():
             summary, single = found.scores(numbers)
             rows.append({"method": name, "size": size, **summary, **common})
             tables.append(single.assign(method=name, size=size))

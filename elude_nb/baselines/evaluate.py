@@ -14,11 +14,14 @@ from torch import Tensor
 from elude_nb import scores
 from elude_nb.baselines.base import Method
 from elude_nb.baselines.replace import replaced_features
-from elude_nb.core.recording import Recording, pool_recorded
+from elude_nb.core.distinct import choose_covering, standardise
+from elude_nb.core.recording import Recording, find_largest, pool_recorded
 from elude_nb.data.images import ImageSet
 from elude_nb.models.load import Model
 from elude_nb.models.sites import Site
 from elude_nb.scores.labels import FEWEST
+from elude_nb.scores.overview import images_of_ms
+from elude_nb.scores.similarity import ms_score_at
 
 _TOKENS_AT_ONCE = 2048
 
@@ -104,8 +107,8 @@ class FittedMethod:
         The method, and what it was fitted on.
     seen_units, new_units
         Its units at the tokens of the discovery and of the scored images, (t, u).
-    pooled
-        The largest over each scored image's tokens, (n, u).
+    pooled, rows
+        The largest over each scored image's tokens, and which token of `new_units` it is, (n, u) each.
     live
         The numbers of its live units.
     order
@@ -119,6 +122,7 @@ class FittedMethod:
     seen_units: Tensor
     new_units: Tensor
     pooled: Tensor
+    rows: Tensor
     live: Tensor
     order: Tensor
     fit_seconds: float
@@ -133,13 +137,13 @@ class FittedMethod:
         new_units = _encode(method, halves.new)
         encoded = time.perf_counter()
         seen_units = _encode(method, halves.seen)
-        pooled = pool_recorded(new_units, halves.new.images)
+        pooled, rows = find_largest(new_units, halves.new.images)
         is_live = (pooled > pooled.amin(0)).sum(0) >= halves.k
         if not bool(is_live.any()):
             raise ValueError(f"{method.name!r} has no live unit on the scored images; use more images or tokens.")
         order = most_selective(seen_units, halves.groups)
         live, order = is_live.nonzero().flatten(), order[is_live[order]]
-        return cls(method, halves, seen_units, new_units, pooled, live, order, fitted - start, encoded - fitted)
+        return cls(method, halves, seen_units, new_units, pooled, rows, live, order, fitted - start, encoded - fitted)
 
     def cost(self, passes: float) -> dict[str, float]:
         """Return seconds and bytes; the seconds of a forward pass, ``passes``, are included."""
@@ -150,6 +154,11 @@ class FittedMethod:
             "bytes": self.method.size_in_bytes(),
         }
 
+    def distinct(self, n: int) -> Tensor:
+        """Return ``n`` live units that stand for all live ones best on the images of the discovery, (n,)."""
+        seen = pool_recorded(self.seen_units[:, self.live], self.halves.seen.images)
+        return self.live[choose_covering(standardise(seen), n)]
+
     def scores(self, numbers: Tensor) -> tuple[dict[str, float], pd.DataFrame]:
         """Return the means over some units with their intervals, and the scores of each unit."""
         halves, pooled, tokens = self.halves, self.pooled[:, numbers], self.new_units[:, numbers]
@@ -157,13 +166,14 @@ class FittedMethod:
         each = [
             scores.top_similarity(pooled, reference, k),
             scores.monosemanticity(pooled, reference),
+            ms_score_at(pooled, halves.new.channels, self.rows[:, numbers], count=images_of_ms(len(pooled), k)),
             scores.polysemanticity(pooled, reference, k),
             scores.intruder_accuracy(pooled, reference, top=min(k, len(pooled) // 2), seed=halves.seed),
             scores.largest_correlation(pooled).rename("redundancy"),
             scores.density(tokens),
         ]
         if labels is not None:
-            each.insert(4, scores.top_purity(pooled, labels, k))
+            each += [scores.top_purity(pooled, labels, k), scores.label_share_over_chance(pooled, labels, k)]
         table = pd.concat(each, axis=1)
         summary: dict[str, float] = {"units": len(numbers)}
         for name in table:

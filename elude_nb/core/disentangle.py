@@ -103,7 +103,8 @@ def disentangle(
         the best, and those that no concept gains by, are left over for unit 0; `Disentanglement.units` says how much.
     routing
         ``"elude"`` (the published method, see `EludeRouting`; ``units`` and ``shared`` are nothing to it),
-        ``"concepts"`` (ours), ``"channel-clusters"``, ``"random"``, or an object with ``name`` and ``route()``.
+        ``"elude-signed"`` (its clusters, and our rule: one owner for every contribution, by its sign), ``"concepts"``
+        (ours), ``"channel-clusters"``, ``"random"``, or an object with ``name`` and ``route()``.
     tokens, tokens_per_image
         Which tokens count (``"class"``, ``"registers"``, ``"patch"``, ``"all"``; by default ``"all"`` for
         ``routing="elude"``, as in the paper, and ``"patch"`` otherwise) and how many are drawn for each image
@@ -245,10 +246,11 @@ def with_concepts(
     Returns
     -------
     routing, book
-        Each sub-unit has the concept that its cluster's direction is in; the tokens of a concept are those whose
+        Each live sub-unit has the concept that its cluster's direction is in; the tokens of a concept are those whose
         channels lie along the mean direction of its clusters more than along any other's.
     """
-    every = unit_vectors(torch.cat(list(centres)))
+    live = routing.live()[:, 1:]
+    every = unit_vectors(torch.cat([several[live[i, : len(several)]] for i, several in enumerate(centres)]))
     if not len(every):
         return routing, fine.regroup(torch.zeros(len(fine), dtype=torch.int64), 1)
     groups = cluster_directions(every, torch.ones(len(every)), min(number, len(every)), seed=seed, careful=True)
@@ -258,11 +260,7 @@ def with_concepts(
     place = torch.full((len(middles),), NO_CONCEPT).index_put_((used,), torch.arange(len(used)))
     place[place == NO_CONCEPT] = (middles[place == NO_CONCEPT] @ middles[used].T).argmax(1)
     concepts = routing.concepts.clone()
-    start = 0
-    for channel, several in enumerate(centres):
-        concepts[channel, : len(several)] = place[groups[start : start + len(several)]]
-        start += len(several)
-    concepts = concepts.masked_fill(routing.sizes()[:, 1:] == 0, NO_CONCEPT)
+    concepts[live] = place[groups]  # both go through the channels, and through the live sub-units of each
     return replace(routing, concepts=concepts), fine.regroup(nearest, len(used))
 
 

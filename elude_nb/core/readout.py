@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from elude_nb.core.recording import real_tokens_at
+from elude_nb.core.recording import pool_recorded, real_tokens_at, record
 from elude_nb.models.hooks import Tap, evaluating
 from elude_nb.models.load import Model
 from elude_nb.models.sites import Site
@@ -117,3 +117,21 @@ def read_out(
             values, real = lens.values.cpu(), real_tokens_at(model, batch, site, positions)
             parts.append(values if real is None else values.masked_fill(~real.cpu()[..., None], torch.nan))
     return torch.cat(parts)
+
+
+def read_largest(
+    model: Model,
+    images: Sequence[Image.Image],
+    site: Site,
+    readout: Readout,
+    seed: int = 0,
+    *,
+    tokens: str,
+    tokens_per_image: int | None = None,
+) -> Tensor:
+    """Run images and return the largest of each number over an image's tokens, or over some drawn of them, (n, u).
+
+    What enters the site from outside the sources is left out; batch by batch, so that no more than one is held.
+    """
+    parts = record(model, images, site, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
+    return torch.cat([pool_recorded(part.sources @ readout.matrix + readout.offset, part.images) for part in parts])

@@ -126,12 +126,21 @@ def pool_tokens(values: Tensor, real: Tensor | None, how: str = "max") -> Tensor
 
 def pool_recorded(values: Tensor, images: Tensor) -> Tensor:
     """Return the largest of each image's recorded values: (t, u) with the tokens' images (t,), in order, to (n, u)."""
+    return find_largest(values, images)[0]
+
+
+def find_largest(values: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest of each image's recorded values and the row that it is in, (n, u) each.
+
+    ``values`` is (t, u), and ``images`` has the image of each row, (t,), in order.
+    """
     _, lengths = images.unique_consecutive(return_counts=True)
+    starts = (lengths.cumsum(0) - lengths)[:, None].to(values.device)
     if bool((lengths == lengths[0]).all()):  # all images give as many tokens, as they do without padding
-        largest: Tensor = values.unflatten(0, (len(lengths), -1)).amax(1)
-        return largest
-    parts: tuple[Tensor, ...] = values.split(lengths.tolist())
-    return torch.stack([part.amax(0) for part in parts])
+        largest, rows = values.unflatten(0, (len(lengths), -1)).max(1)
+        return largest, rows + starts
+    parts = [part.max(0) for part in values.split(lengths.tolist())]
+    return torch.stack([part.values for part in parts]), torch.stack([part.indices for part in parts]) + starts
 
 
 def record(

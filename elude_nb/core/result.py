@@ -14,25 +14,26 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from elude_nb._util.checks import check_count, check_kind, check_unit
+from elude_nb._util.checks import check_count, check_fraction, check_kind, check_unit
 from elude_nb._util.files import sha256_of_tensors
 from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.distinct import THRESHOLD, choose_covering, choose_unlike, count_copies, spread, standardise
 from elude_nb.core.edit import Edit
 from elude_nb.core.explicit import check_explicit, explicit_network
 from elude_nb.core.names import UniqueNames
 from elude_nb.core.plan import check_splittable
-from elude_nb.core.readout import Lens, Readout, read_out
+from elude_nb.core.readout import Lens, Readout, read_largest, read_out
 from elude_nb.core.recording import Recording, record
-from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts
+from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts, values_on_groups
 from elude_nb.core.saving import Settings, Stamp, read_split, write_split
 from elude_nb.core.steer import Steering
-from elude_nb.core.tables import channel_table, concepts_of, contribution_table, summary, unit_table
+from elude_nb.core.tables import channel_table, concepts_of, contribution_table, distinct_table, summary, unit_table
 from elude_nb.data.images import Images
 from elude_nb.models.hooks import check_pristine, for_analysis
 from elude_nb.models.load import Model
 from elude_nb.models.sites import STREAM, Site
 
-_NAMELESS = {"weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units"}
+_NAMELESS = {"weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units", "copies", "_on_groups"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,84 @@ class Disentanglement:
         return unit_table(self.routing, self.unit_shares, self.means_on_concepts, self.names)
 
     @property
+    def live_units(self) -> pd.DataFrame:
+        """The rows of `units` that are live sub-units: see `Routing.live`."""
+        return self._unit_table[self.routing.live()[self.routing.rows()].numpy()].copy()
+
+    def distinct_units(
+        self,
+        n: int | None = None,
+        *,
+        threshold: float = THRESHOLD,
+        images: Images | None = None,
+        tokens: str | None = None,
+        tokens_per_image: int | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Return one sub-unit for each meaning that many channels share, with its copies in other channels.
+
+        Parameters
+        ----------
+        n
+            How many: those that together are high on as many images as possible, among those that five others resemble
+            (`elude_nb.core.distinct.choose_covering`). Without it, as many as are unlike each other: sub-units are gone
+            through by separation, the best first, and kept unless one kept before correlates above the threshold.
+            Separation is the mean on the sub-unit's concept over the standard deviation of its means over all groups of
+            tokens.
+        threshold
+            Correlation above which two sub-units mean the same, 0 to 1.
+        images, tokens, tokens_per_image, seed
+            Correlations are over these images, of the sub-unit's largest activation over an image's tokens (by default
+            all of the discovery's kind; or as many as are drawn with ``seed``). Best are the images of the discovery.
+            Without images, over the groups of tokens of the concept book: no forward pass is needed, but there are only
+            as many groups as concepts.
+
+        Returns
+        -------
+        DataFrame
+            One row a distinct sub-unit, the best first: ``channel``, ``unit``, ``concept``, ``name`` (if any concept
+            has one), ``copies`` (how many sub-units of other channels correlate with it above the threshold),
+            ``copied_by`` (their pairs of channel and number; one may be in several lists) and ``coverage_gained``, the
+            share of all that live sub-units cover that it adds to those above it.
+
+        Raises
+        ------
+        ValueError
+            If ``n`` is more than there are live sub-units, the threshold is no share, or there are fewer than two
+            images.
+
+        Examples
+        --------
+        ``split.distinct_units(40)``, or ``split.distinct_units(threshold=0.9, images=images)``.
+        """
+        check_fraction("threshold", threshold)
+        live = self.live_units
+        if n is not None:
+            check_count("n", n, 1, len(live))
+        rows = self.routing.live_rows()
+        standard = standardise(self._on_groups, self.book.counts)
+        if images is not None:
+            self.check_model()
+            matrix = self.routing.masked(self.weight, *rows).T * self.signs[rows]
+            readout = Readout(matrix, -(self.book.source_mean() @ matrix), torch.full_like(rows[0], -1))
+            how: dict[str, Any] = {"tokens": tokens or self.settings.tokens, "tokens_per_image": tokens_per_image}
+            standard = standardise(read_largest(self.model, self.model.inputs(images), self.site, readout, seed, **how))
+        if n is None:
+            separation = self.means_on_concepts[rows].abs() / spread(self._on_groups, self.book.counts)
+            chosen = choose_unlike(standard, separation, threshold)
+        else:
+            chosen = choose_covering(standard, n, threshold=threshold)
+        return distinct_table(live, standard, chosen, threshold)
+
+    @cached_property
+    def copies(self) -> Tensor:
+        """How many sub-units of other channels copy each, (d, k + 1): see `distinct_units`, without images."""
+        channels, numbers = self.routing.live_rows()
+        counts = torch.zeros(self.routing.concepts.shape[0], self.routing.units + 1, dtype=torch.int64)
+        counts[channels, numbers] = count_copies(standardise(self._on_groups, self.book.counts), channels)
+        return counts
+
+    @property
     def channels(self) -> pd.DataFrame:
         """One row a channel: ``split`` or not, ``units`` (unit 0 not counted), ``reason``, ``variance``."""
         return self._channel_table.copy()
@@ -143,7 +222,7 @@ class Disentanglement:
         -------
         DataFrame
             One row a source: ``layer``, ``block``, ``part``, ``index``, ``head``, and its mean ``contribution`` above
-            the mean over all recorded tokens.
+            the mean over all recorded tokens; of a source that several units share, the unit's part of it.
         """
         row = self._rows_of([(channel, unit)])[0]
         concept = int(concepts_of(self.routing, *(rows[row : row + 1] for rows in self.routing.rows())))
@@ -151,8 +230,8 @@ class Disentanglement:
             raise ValueError(f"Unit {(channel, unit)} has no concept; say on which images: images=...")
         centre = self.book.source_mean()
         means = self.book.mean_sources()[concept] if images is None else self._mean_sources(images, tokens) - centre
-        members = self.routing.members(channel)[unit]
-        return contribution_table(self.model.network, self.site, self.weight[channel] * means, members)
+        share = self.routing.fractions(channel)[unit].to(self.weight)
+        return contribution_table(self.model.network, self.site, self.weight[channel] * means, share)
 
     # --------------------------------------------------------------- names
 
@@ -476,6 +555,11 @@ class Disentanglement:
         on its concept where ``sign * activation`` is largest; that it adds up to the channel does not depend on it.
         """
         return torch.where(self.means_on_concepts < 0, -1, 1)
+
+    @cached_property
+    def _on_groups(self) -> Tensor:
+        """Mean of each live sub-unit over each group of the book, (g, u); high on its own concept."""
+        return values_on_groups(self.weight, self.routing, self.book) * self.signs[self.routing.live_rows()]
 
     def _mean_sources(self, images: Images, tokens: str | None) -> Tensor:
         self.check_model()

@@ -109,7 +109,7 @@ class Routing:
         return self._sizes.clone()
 
     def exclusive_sizes(self) -> Tensor:
-        """Return how many sources each unit owns alone, (d, k + 1); a sub-unit with none is called dead."""
+        """Return how many sources each unit owns alone, (d, k + 1); see `live`."""
         ones = torch.ones_like(self.routes, dtype=torch.int64)
         counts = ones.new_zeros(len(self.routes), self.units + 1).scatter_add_(1, self.routes.long(), ones)
         if self.owner_sets is not None:
@@ -122,6 +122,21 @@ class Routing:
         if self.owner_sets is not None:
             counts[:, 1:] += torch.stack([unpack_bits(bits, self.units).sum(0) for bits in self.owner_sets])
         return counts
+
+    def live(self) -> Tensor:
+        """Return which sub-units own a source alone, (d, k + 1), bool; unit 0 is none of them.
+
+        The others are dead: empty, or (under the published rule) with a part only in what several share. Dead sub-units
+        have no concept, and scores, searches, names, quizzes and galleries leave them out.
+        """
+        alone = self.exclusive_sizes() > 0
+        alone[:, 0] = False
+        return alone
+
+    def live_rows(self) -> tuple[Tensor, Tensor]:
+        """Return the live sub-units in order: their channels and their numbers, (u,) each."""
+        channels, units = self.live().nonzero(as_tuple=True)
+        return channels, units
 
     def is_split(self) -> Tensor:
         """Return which channels were split, (d,), bool; the others are wholly in their unit 0."""
@@ -224,6 +239,19 @@ def shuffled(routing: Routing, seed: int = 0) -> Routing:
     if sets is not None:
         sets = sets.gather(1, order[..., None].expand_as(sets))
     return replace(routing, routes=routing.routes.gather(1, order), owner_sets=sets)
+
+
+def values_on_groups(weight: Tensor, routing: Routing, book: ConceptBook) -> Tensor:
+    """Return the mean of each live sub-unit over each group of tokens, above its overall mean, (g, u).
+
+    Sub-units are in the order of `Routing.live_rows`; no forward pass is needed.
+    """
+    means, kernel, live = book.mean_sources(), weight.shape[1] // routing.routes.shape[1], routing.live()
+    found = []
+    for channel in live.any(1).nonzero().flatten().tolist():
+        products = (weight[channel] * means).unflatten(1, (-1, kernel)).sum(2)  # (g, s)
+        found.append(products @ routing.fractions(channel)[live[channel]].to(products).T)
+    return torch.cat(found, dim=1) if found else means.new_zeros(len(book), 0)
 
 
 def means_on_concepts(weight: Tensor, routing: Routing, book: ConceptBook) -> Tensor:

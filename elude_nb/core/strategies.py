@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -179,19 +179,21 @@ class RandomRouting:
         return shuffled(self.like.route(weight, book, fine, units=units, shared=shared), self.seed)
 
 
-ROUTINGS: dict[str, Any] = {
-    "elude": EludeRouting,
-    "concepts": ConceptRouting,
-    "channel-clusters": ChannelClusterRouting,
-    "random": RandomRouting,
+ROUTINGS: dict[str, Callable[[int], Any]] = {
+    "elude": lambda seed: EludeRouting(seed=seed),
+    "elude-signed": lambda seed: EludeRouting(rule="signed", seed=seed, name="elude-signed"),
+    "concepts": lambda _: ConceptRouting(),
+    "channel-clusters": lambda seed: ChannelClusterRouting(seed=seed),
+    "random": lambda seed: RandomRouting(seed=seed),
 }
+"""What ``routing=`` takes as text: from a seed to a strategy."""
 
 
 def find_routing(routing: str | RoutingStrategy, seed: int = 0) -> RoutingStrategy:
     """Return the strategy of that name, with ``seed`` if it draws or clusters, or the object itself if it can route."""
     if isinstance(routing, str):
-        kind = ROUTINGS[check_choice("routing", routing, ROUTINGS)]
-        return kind() if kind is ConceptRouting else kind(seed=seed)
+        made: RoutingStrategy = ROUTINGS[check_choice("routing", routing, ROUTINGS)](seed)
+        return made
     named = isinstance(getattr(routing, "name", None), str)
     if isinstance(routing, type) or not named or not callable(getattr(routing, "route", None)):
         raise TypeError(f"routing={routing!r}: give one of {list(ROUTINGS)}, or an object with a name and route().")
@@ -322,7 +324,8 @@ def read_strategy(text: str) -> RoutingStrategy:
     >>> read_strategy("RandomRouting(like=ConceptRouting(both_signs=True), seed=3)").like.both_signs
     True
     """
-    kinds: dict[str, Any] = {kind.__name__: kind for kind in ROUTINGS.values()}
+    several = (EludeRouting, ConceptRouting, ChannelClusterRouting, RandomRouting)
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in several}
 
     def read(node: ast.expr) -> Any:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:

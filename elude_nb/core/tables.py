@@ -8,6 +8,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.distinct import coverage_gains, find_copies
 from elude_nb.core.routing import NO_CONCEPT, Routing
 from elude_nb.core.saving import Settings
 from elude_nb.models.sites import Site
@@ -63,7 +64,34 @@ def channel_table(routing: Routing, variance: Tensor) -> pd.DataFrame:
     )
 
 
-def contribution_table(network: nn.Module, site: Site, products: Tensor, members: Tensor) -> pd.DataFrame:
+def distinct_table(live: pd.DataFrame, standard: Tensor, chosen: Tensor, threshold: float) -> pd.DataFrame:
+    """Return one row a distinct unit; see `elude_nb.Disentanglement.distinct_units`.
+
+    Parameters
+    ----------
+    live
+        The live sub-units, one row each.
+    standard
+        Their standardised activations, (x, u).
+    chosen
+        The rows of the distinct ones, the best first, (m,).
+    threshold
+        Correlation above which a sub-unit of another channel is a copy.
+    """
+    named = [name for name in ("channel", "unit", "concept", "name") if name in live]
+    table = live.iloc[chosen.tolist()][named].reset_index(drop=True)
+    pairs = list(zip(live["channel"].tolist(), live["unit"].tolist(), strict=True))
+    copies = [
+        [pairs[j] for j in alike.nonzero().flatten().tolist() if pairs[j][0] != channel]
+        for channel, alike in zip(table["channel"].tolist(), find_copies(standard, chosen, threshold), strict=True)
+    ]
+    table["copies"] = [len(each) for each in copies]
+    table["copied_by"] = copies
+    table["coverage_gained"] = coverage_gains(standard, chosen).numpy()
+    return table
+
+
+def contribution_table(network: nn.Module, site: Site, products: Tensor, share: Tensor) -> pd.DataFrame:
     """Return the sources of a unit, the strongest first, with their contributions.
 
     Parameters
@@ -72,12 +100,12 @@ def contribution_table(network: nn.Module, site: Site, products: Tensor, members
         The network and its site.
     products
         What each source contributes to the channel, (s * kernel,).
-    members
-        Which sources the unit has a part in, (s,), bool.
+    share
+        Which part of each source's contribution the unit has, (s,).
     """
     table = site.source_table(network)
-    table["contribution"] = products.unflatten(0, (-1, site.kernel)).sum(1).numpy()
-    return table[members.numpy()].sort_values("contribution", key=abs, ascending=False)
+    table["contribution"] = (products.unflatten(0, (-1, site.kernel)).sum(1) * share).numpy()
+    return table[share.numpy() > 0].sort_values("contribution", key=abs, ascending=False)
 
 
 def summary(model: str, site: Site, routing: Routing, book: ConceptBook, settings: Settings) -> dict[str, str]:
@@ -86,7 +114,7 @@ def summary(model: str, site: Site, routing: Routing, book: ConceptBook, setting
     units = int((routing.sizes()[:, 1:] > 0).sum())
     left = "nothing left over" if settings.shared is None else f"shared = {settings.shared}"
     rule = f"{settings.routing}, units = {settings.units}, {left}, seed = {settings.seed}"
-    if settings.routing == "elude":
+    if settings.routing.startswith("elude"):
         rule = settings.strategy
     return {
         "model": model,

@@ -6,6 +6,7 @@ from elude_nb.figures.images import activation_map, before_after, contact_sheet,
 from elude_nb.figures.routing import routing_bars, routing_sankey
 from elude_nb.figures.scores import (
     factor_heatmap,
+    granularity_curve,
     score_distributions,
     score_intervals,
     tradeoff,
@@ -34,6 +35,7 @@ __all__ = [
     "contributions_by_block",
     "dose_response",
     "factor_heatmap",
+    "granularity_curve",
     "house_style",
     "neighbour_grid",
     "plotly_template",

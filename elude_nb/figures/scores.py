@@ -18,7 +18,8 @@ from elude_nb.scores.inputs import check_table
 from elude_nb.scores.intruder import IntruderTrial
 
 _KINDS = {"channel": "grey", "random route": "orange", "sub-unit": "blue"}
-_METHODS = {"sub-units": "blue", "concepts": "sky", "random routes": "orange", "channels": "grey"}
+_METHODS = {"sub-units": "blue", "concepts": "sky", "random routes": "orange", "channels": "grey",
+            "signed rule": "blue", "ELUDe as published": "green", "random groups": "orange"}  # fmt: skip
 
 
 def score_distributions(scores: pd.DataFrame, column: str = "top_similarity", *, axes: Axes | None = None) -> Any:
@@ -93,7 +94,7 @@ def tradeoff(
     score, loss
         Columns of its table.
     size
-        ``"equal"`` or ``"own"`` numbers of units.
+        Which rows: one of `elude_nb.baselines.compare.SIZES`.
     axes
         Where to draw; by default a new `Picture`.
 
@@ -165,7 +166,7 @@ def score_intervals(
     scores
         Columns of its table.
     size
-        ``"equal"`` or ``"own"`` numbers of units.
+        Which rows: one of `elude_nb.baselines.compare.SIZES`.
     """
     table, scores = _rows_of(compared, size), list(scores)
     if not scores:
@@ -187,6 +188,53 @@ def score_intervals(
     named = ", ".join(map(in_words, scores))
     best = f"highest {in_words(scores[0])}: {table.iloc[-1]['method']}"
     picture.alt = f"{named} of {len(table)} methods; {best}"
+    return picture
+
+
+def granularity_curve(
+    table: pd.DataFrame, scores: Sequence[str] = ("ms_score", "best_unit_precision"), *, size: str = "own"
+) -> Picture:
+    """Show scores along the expansion factor, each point named by its smallest cluster, with 95 % intervals.
+
+    Parameters
+    ----------
+    table
+        From `elude_nb.baselines.granularity`.
+    scores
+        Which of its columns, a panel each.
+    size
+        Which rows: one of `elude_nb.baselines.compare.SIZES`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column or size.
+    """
+    check_table("table", table, "min_cluster_size", "expansion_factor", "size")
+    check_choice("size", size, sorted(set(table["size"])))
+    if not scores:
+        raise ValueError("Name a score to show; there is none in scores=[].")
+    _check_columns(table, *scores)
+    rows = table[table["size"] == size].sort_values("expansion_factor")
+    factors = rows["expansion_factor"].to_numpy()
+    with house_style():
+        picture = Picture(figsize=(6.4, 0.6 + 2.1 * len(scores)))
+        axes = picture.subplots(len(scores), 1, sharex=True, squeeze=False, gridspec_kw={"hspace": 0.28})[:, 0]
+        for place, score in zip(axes, scores, strict=True):
+            ends = [(rows[score] - rows.get(f"{score}_low", rows[score])).to_numpy(),
+                    (rows.get(f"{score}_high", rows[score]) - rows[score]).to_numpy()]  # fmt: skip
+            place.errorbar(factors, rows[score], ends, fmt="o-", color=shade("blue"), capsize=3, markersize=5)
+            for x, y, least in zip(factors, rows[score], rows["min_cluster_size"], strict=True):
+                place.annotate(f"{least:g}", (x, y), xytext=(4, 5), textcoords="offset points", fontsize=8)
+            place.set_title(f"{in_words(score)} ({_name_better(score)} is better)")
+            place.set_xscale("log")
+            place.margins(x=0.08, y=0.2)
+        shown = [f"{factor:.3g}" for factor in factors]
+        axes[-1].set_xticks(factors, shown)
+        axes[-1].minorticks_off()
+        axes[-1].set_xlabel("sub-units a channel; at each point, the smallest cluster")
+    said = ", ".join(f"{in_words(name)} {rows[name].iloc[0]:.2f} to {rows[name].iloc[-1]:.2f}" for name in scores)
+    picture.alt = f"From {shown[0]} to {shown[-1]} sub-units a channel: {said}"
     return picture
 
 

@@ -206,8 +206,8 @@ def arrange_exemplars(
 def choose_units(split: Disentanglement, channel: int, number: int) -> list[int]:
     """Return up to ``number`` sub-units of a channel: strong ones whose concepts are unlike each other."""
     check_count("units", number)
-    table = split.units[(split.units["channel"] == channel) & (split.units["unit"] > 0)]
-    return choose_among(table, split.book, number)
+    table = split.live_units
+    return choose_among(table[table["channel"] == channel], split.book, number)
 
 
 def choose_among(table: pd.DataFrame, book: ConceptBook, number: int) -> list[int]:

@@ -66,7 +66,7 @@ def find_units(
         one image: with one in each part, the check is none. Image i of two equally long sets lands in the same part
         of both, so pairs with and without the thing may be given.
     kind
-        What is tried: concepts, sub-units (number 1 and up), or both. To try less is to correct for less, and a few
+        What is tried: concepts, sub-units (those that are live), or both. To try less is to correct for less, and a few
         hundred concepts are read much faster than a few thousand sub-units.
     tokens
         By default those of the discovery.
@@ -89,6 +89,7 @@ def find_units(
         that of the choosing part, so that the check is not used to choose a second time.
 
         ``kind`` ("concept" or "unit"), ``concept``, ``channel``, ``unit``, ``name`` of the concept (if it has one);
+        ``copies``, how many sub-units of other channels copy this one (see `Disentanglement.distinct_units`);
         ``rank`` on the choosing part, 1 the best: by AUROC, and of equal ones by how many standard deviations the
         means of the two sets lie apart; ``direction``, "higher" or "lower" on the positive images;
         ``auroc_chosen``, in [0.5, 1], too high by the choice; ``auroc`` on the checking part in the same direction,
@@ -190,7 +191,7 @@ def _candidates(split: Disentanglement, kind: str) -> tuple[pd.DataFrame, Readou
         except ValueError:
             if kind == "concepts":
                 raise
-    units = split.units[split.units["unit"] > 0]
+    units = split.live_units
     if kind != "concepts" and len(units):
         channels, numbers = (torch.tensor(units[column].to_numpy(dtype=np.int64)) for column in ("channel", "unit"))
         pairs = list(zip(channels.tolist(), numbers.tolist(), strict=True))
@@ -201,6 +202,9 @@ def _candidates(split: Disentanglement, kind: str) -> tuple[pd.DataFrame, Readou
     columns = ["kind", "concept", "channel", "unit"]
     table = pd.concat(tables, ignore_index=True).reindex(columns=columns).astype(dict.fromkeys(columns[1:], "Int64"))
     table["name"] = [split.names.get(concept, "") for concept in table["concept"].fillna(-1).tolist()]
+    is_unit = (table["kind"] == "unit").to_numpy()
+    table["copies"] = pd.array([pd.NA] * len(table), dtype="Int64")
+    table.loc[is_unit, "copies"] = split.copies[split.routing.live_rows()].numpy()[: is_unit.sum()]
     return table, readouts
 
 

@@ -247,7 +247,8 @@ class Gallery:
         """
         check_count("count", count, 2, self.ready)
         table = view.units
-        chosen = choose_among(table[table["unit"] > 0], self.split.book, check_count("units", units))
+        live = view.routing.live()[0, table["unit"].tolist()].numpy()
+        chosen = choose_among(table[live], self.split.book, check_count("units", units))
         mean = float(self.split.book.channel_mean()[view.channel])
         maps, names = [view.maps.sum(-1) - mean], ["whole channel"]
         chosen = [*chosen, 0] if chosen else []

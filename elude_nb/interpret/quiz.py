@@ -106,6 +106,8 @@ def make_questions(
 ) -> tuple[Question, ...]:
     """Draw channels, one sub-unit of each, a question about either, and mix them.
 
+    Sub-units are distinct ones (`Disentanglement.distinct_units`), so that a meaning that many channels share is not
+    asked about again and again; the channels of these are asked about. Others follow where there are too few.
     Activations of images are the largest over their patches; a sub-unit that is low on its concept is turned round.
     A unit's top-activating images are ten, as in the automatic test, or a tenth of fewer than a hundred.
 
@@ -141,14 +143,14 @@ def make_questions(
 
 
 def _draw(gallery: Gallery, per_kind: int, size: int, state: list[int], rng: np.random.Generator) -> list[_Both]:
-    table = gallery.split.units
-    numbers = table[table["unit"] > 0].groupby("channel")["unit"].agg(list)
-    order = rng.permutation(numbers.index.to_list())
-    found: list[_Both] = []
+    order: dict[int, int] = {}  # one sub-unit a channel, distinct ones first
+    for table in (gallery.split.distinct_units(), gallery.split.live_units):
+        numbers = table[~table["channel"].isin(list(order))].groupby("channel")["unit"].agg(list)
+        order |= {int(channel): int(rng.choice(numbers[channel])) for channel in rng.permutation(numbers.index)}
+    pairs, found = list(order.items()), list[_Both]()
     step = max(2 * per_kind, 8)
-    for start in range(0, len(order), step):  # twice as many as are needed are mostly enough
-        pairs = [(int(c), int(rng.choice(numbers[c]))) for c in order[start : start + step]]
-        found += _ask(gallery, pairs, size, state).values()
+    for start in range(0, len(pairs), step):  # twice as many as are needed are mostly enough
+        found += _ask(gallery, pairs[start : start + step], size, state).values()
         if len(found) >= per_kind:
             return found[:per_kind]
     raise ValueError(

@@ -57,20 +57,20 @@ from elude_nb.scores.similarity import (
     polysemanticity,
     sibling_similarity,
     top_centres,
-    top_purity,
     top_similarity,
 )
 from elude_nb.scores.suggest import Suggestion, suggest_settings
+from elude_nb.scores.top_labels import label_share_over_chance, top_purity
 
 __all__ = [
     "DCI", "ChatJudge", "ChatServer", "EmbeddingJudge", "Interval", "IntruderResult", "IntruderTrial", "Judge",
     "PairJudge", "Suggestion", "auroc", "average_precision", "best_images", "best_unit_precision", "chance_accuracy",
     "class_selectivity", "coherence", "dci", "density", "dictionary_stability", "effective_rank", "encoded_factor",
     "feature_monosemanticity", "grade", "guess_by_embedding", "health", "intruder_accuracy", "intruder_result",
-    "is_dead", "judge_pairs", "judge_units", "knn_accuracy", "l0", "labels_covered", "largest_correlation",
-    "linear_explained", "localised_monosemanticity", "make_trials", "mean_interval", "mixed_channels",
-    "monosemanticity", "ms_score", "mutual_information", "mutual_information_gap", "neighbour_agreement",
-    "output_change", "planted_recovery", "polysemanticity", "probe_accuracy", "rank_scores", "score", "score_means",
-    "sibling_similarity", "stability", "suggest_settings", "top_centres", "top_purity", "top_similarity",
-    "unexplained_variance", "win_rates",
+    "is_dead", "judge_pairs", "judge_units", "knn_accuracy", "l0", "label_share_over_chance", "labels_covered",
+    "largest_correlation", "linear_explained", "localised_monosemanticity", "make_trials", "mean_interval",
+    "mixed_channels", "monosemanticity", "ms_score", "mutual_information", "mutual_information_gap",
+    "neighbour_agreement", "output_change", "planted_recovery", "polysemanticity", "probe_accuracy", "rank_scores",
+    "score", "score_means", "sibling_similarity", "stability", "suggest_settings", "top_centres", "top_purity",
+    "top_similarity", "unexplained_variance", "win_rates",
 ]  # fmt: skip

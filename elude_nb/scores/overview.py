@@ -8,15 +8,29 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_count
 from elude_nb.core.concepts import ConceptBook
-from elude_nb.core.recording import pool_recorded, record
+from elude_nb.core.distinct import choose_covering, standardise
+from elude_nb.core.recording import find_largest, record
 from elude_nb.core.result import Disentanglement, check_split
-from elude_nb.core.routing import Routing, means_on_concepts, shuffled
+from elude_nb.core.routing import Routing, means_on_concepts, shuffled, values_on_groups
 from elude_nb.data.images import Images
 from elude_nb.models.forward import overheard
 from elude_nb.scores.health import largest_correlation
 from elude_nb.scores.inputs import check_table
 from elude_nb.scores.intervals import mean_interval
-from elude_nb.scores.similarity import monosemanticity, sibling_similarity, top_centres, top_purity, top_similarity
+from elude_nb.scores.similarity import (
+    monosemanticity,
+    ms_score_at,
+    sibling_similarity,
+    top_centres,
+    top_similarity,
+)
+from elude_nb.scores.top_labels import label_share_over_chance, top_purity
+
+DISTINCT = "distinct "
+"""What the kinds of distinct units begin with in the table of `score_means`."""
+_MS_IMAGES = 100  # of the paper's MS-Score; of fewer than a thousand images a tenth, but as many as other scores take
+NO_SCORES = {"kind", "channel", "unit", "distinct", "redundancy_distinct"}
+"""Columns of `score` that are no scores of their own."""
 
 
 def score(
@@ -26,6 +40,7 @@ def score(
     tokens: str | None = None,
     tokens_per_image: int | None = 64,
     k: int = 10,
+    n_distinct: int = 128,
     seed: int = 0,
     embeddings: Tensor | None = None,
     batch_size: int | None = None,
@@ -46,6 +61,10 @@ def score(
         activation is the largest over its tokens.
     k
         How many best images of each unit are compared.
+    n_distinct
+        How many units of each kind count as distinct: those that stand for all of the kind best, chosen over the groups
+        of the concept book (`elude_nb.core.distinct.choose_covering`), not on these images. As many of each kind, so
+        fewer if a kind has fewer; 0 for none.
     seed
         Of the random routes and of the draw of tokens.
     embeddings
@@ -57,10 +76,12 @@ def score(
     -------
     DataFrame
         One row a unit: ``kind`` ("channel", "random route", "sub-unit"), ``channel``, ``unit``, ``top_similarity``,
-        ``monosemanticity``, ``redundancy`` (largest correlation with another unit of its kind), ``sibling_similarity``
-        (not for channels), and where the images have labels ``top_purity``. Channels have a row for each sign: unit 1
-        is the channel itself and unit -1 its negative. Shared units are not scored; each sub-unit has the sign with
-        which it is high on its concept.
+        ``monosemanticity``, ``ms_score`` (the paper's, of a tenth of the images: `elude_nb.scores.ms_score`),
+        ``redundancy`` (largest correlation with another unit of its kind), ``distinct``, ``redundancy_distinct`` (the
+        same among distinct units alone), ``sibling_similarity`` (not for channels), and where the images have labels
+        ``top_purity`` and ``label_share_over_chance``. Channels have a row for each sign: unit 1 is the channel itself
+        and unit -1 its negative. Shared units and dead sub-units are not scored; each sub-unit has the sign with which
+        it is high on its concept.
 
     Examples
     --------
@@ -75,38 +96,66 @@ def score(
     split = split.using(batch_size=batch_size, progress=progress)
     photos = split.model.inputs(images)
     check_count("k", k, 2, len(photos))
+    check_count("n_distinct", n_distinct, 0)
     routings = {"sub-unit": split.routing, "random route": shuffled(split.routing, seed)}
     routed = {kind: read_sub_units(split.weight, routing, split.book) for kind, routing in routings.items()}
     mean = split.book.source_mean()
-    pooled: dict[str, list[Tensor]] = {"channel": [], **{kind: [] for kind in routed}}
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {"channel": [], **{kind: [] for kind in routed}}
+    vectors, seen = list[Tensor](), 0
     with overheard(split.model, wanted=embeddings is None) as outputs:
         which = split.settings.tokens if tokens is None else tokens
         for part in record(split.model, photos, split.site, tokens=which, tokens_per_image=tokens_per_image, seed=seed):
-            centred = part.sources - mean
-            pooled["channel"].append(pool_recorded(torch.cat([part.channels, -part.channels], dim=1), part.images))
-            for kind, (_, _, matrix) in routed.items():
-                pooled[kind].append(pool_recorded(centred @ matrix, part.images))
+            values = {"channel": torch.cat([part.channels, -part.channels], dim=1)}
+            values |= {kind: (part.sources - mean) @ matrix for kind, (_, _, matrix) in routed.items()}
+            for kind, activations in values.items():
+                highest, rows = find_largest(activations, part.images)
+                found[kind].append((highest, rows + seen))
+            vectors.append(part.channels)
+            seen += len(part)
     reference = outputs.embeddings() if embeddings is None else embeddings
     every = torch.arange(split.site.channels)
-    rows = {"channel": (every.repeat(2), torch.tensor([1, -1]).repeat_interleave(len(every)))}
-    rows |= {kind: (channels, numbers) for kind, (channels, numbers, _) in routed.items()}
+    of_kind = {"channel": (every.repeat(2), torch.tensor([1, -1]).repeat_interleave(len(every)))}
+    of_kind |= {kind: (channels, numbers) for kind, (channels, numbers, _) in routed.items()}
+    distinct = _choose_distinct(split, routings, n_distinct)
     tables = []
-    for kind, (channels, numbers) in rows.items():
-        activations = torch.cat(pooled[kind])
+    for kind, (channels, numbers) in of_kind.items():
+        activations, rows = (torch.cat(parts) for parts in zip(*found[kind], strict=True))
         table = pd.DataFrame({"kind": kind, "channel": channels.numpy(), "unit": numbers.numpy()})
         table["top_similarity"] = top_similarity(activations, reference, k)
         table["monosemanticity"] = monosemanticity(activations, reference)
+        table["ms_score"] = ms_score_at(activations, torch.cat(vectors), rows, count=images_of_ms(len(photos), k))
         table["redundancy"] = largest_correlation(activations)
+        chosen = distinct[kind].numpy()
+        table["distinct"] = table.index.isin(chosen)
+        table.loc[chosen, "redundancy_distinct"] = largest_correlation(activations[:, chosen]).to_numpy()
         if kind != "channel":
             table["sibling_similarity"] = sibling_similarity(top_centres(activations, reference, k), channels)
         if photos.labels is not None:
             table["top_purity"] = top_purity(activations, photos.labels, k)
+            table["label_share_over_chance"] = label_share_over_chance(activations, photos.labels, k)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
+def images_of_ms(n: int, k: int) -> int:
+    """Return on how many best of ``n`` images the MS-Score is taken: a tenth, but at least ``k`` and at most 100."""
+    return min(_MS_IMAGES, max(k, n // 10))
+
+
+def _choose_distinct(split: Disentanglement, routings: dict[str, Routing], n: int) -> dict[str, Tensor]:
+    """Return equally many distinct units of each kind, by what they are over the groups of the book."""
+    channels = split.book.mean_channels()
+    values = {"channel": torch.cat([channels, -channels], dim=1)}
+    for kind, routing in routings.items():
+        values[kind] = values_on_groups(split.weight, routing, split.book) * _signs(split.weight, routing, split.book)
+    n = min(n, *(each.shape[1] for each in values.values()))
+    if not n:
+        return dict.fromkeys(values, torch.zeros(0, dtype=torch.int64))
+    return {kind: choose_covering(standardise(each, split.book.counts), n).msort() for kind, each in values.items()}
+
+
 def read_sub_units(weight: Tensor, routing: Routing, book: ConceptBook) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the linear read-out of all sub-units without unit 0, of centred sources.
+    """Return the linear read-out of all live sub-units, of centred sources; unit 0 is left out.
 
     Returns
     -------
@@ -115,10 +164,13 @@ def read_sub_units(weight: Tensor, routing: Routing, book: ConceptBook) -> tuple
     matrix
         (s * kernel, u), with the sign with which each sub-unit is high on its concept.
     """
-    channels, numbers = routing.rows()
-    channels, numbers = channels[numbers > 0], numbers[numbers > 0]
-    means = means_on_concepts(weight, routing, book)[channels, numbers]
-    return channels, numbers, routing.masked(weight, channels, numbers).T * torch.where(means < 0, -1, 1)
+    channels, numbers = routing.live_rows()
+    return channels, numbers, routing.masked(weight, channels, numbers).T * _signs(weight, routing, book)
+
+
+def _signs(weight: Tensor, routing: Routing, book: ConceptBook) -> Tensor:
+    """Return for each live sub-unit -1 where it is low on its concept, else 1, (u,)."""
+    return torch.where(means_on_concepts(weight, routing, book)[routing.live_rows()] < 0, -1, 1)
 
 
 def score_means(scores: pd.DataFrame) -> pd.DataFrame:
@@ -133,12 +185,18 @@ def score_means(scores: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         ``kind``, ``score``, ``mean``, ``low``, ``high``, ``units`` (how many were averaged) and ``without`` (how many
-        have no such score).
+        have no such score). Each kind comes twice: all of it, and ("distinct sub-unit") its distinct units alone, with
+        the redundancy among these.
     """
     check_table("scores", scores, "kind")
-    columns = [name for name in scores.columns if name not in {"kind", "channel", "unit"}]
+    columns = [name for name in scores.columns if name not in NO_SCORES]
+    groups = dict(iter(scores.groupby("kind")))
+    if "distinct" in scores:
+        some = scores[scores["distinct"]]
+        some = some.assign(redundancy=some["redundancy_distinct"]) if "redundancy" in some else some
+        groups |= {f"{DISTINCT}{kind}": table for kind, table in some.groupby("kind")}
     rows = []
-    for kind, table in scores.groupby("kind"):
+    for kind, table in groups.items():
         for column in columns:
             found = mean_interval(table[column])
             if found.count:

@@ -1,9 +1,6 @@
-"""How similar a unit's top-activating images are: similarity, purity, monosemanticity, polysemanticity."""
+"""How similar a unit's top-activating images are: similarity, monosemanticity, polysemanticity."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import torch
@@ -13,7 +10,6 @@ from elude_nb._util.checks import check_count
 from elude_nb.scores.inputs import (
     Array,
     as_activations,
-    as_codes,
     as_embeddings,
     as_numbers,
     is_constant,
@@ -132,24 +128,6 @@ def sibling_similarity(centres: Tensor, channels: Tensor) -> pd.Series[float]:
     return per_unit("sibling_similarity", similarity, missing=others == 0)
 
 
-def top_purity(activations: Array, labels: Sequence[Any] | Array, k: int = 10) -> pd.Series[float]:
-    """Return the share of each unit's ``k`` best images with their most common label, in [1/k, 1]; higher is better.
-
-    A unit that is constant scores NaN.
-
-    Examples
-    --------
-    >>> top_purity(torch.tensor([[3.0], [2.0], [1.0]]), ["cat", "cat", "dog"], k=3).round(2).tolist()
-    [0.67]
-    """
-    values = as_activations(activations)
-    check_count("k", k, 1, len(values))
-    codes, names = as_codes(labels, len(values))
-    best = codes[best_images(values, k)]  # (k, u)
-    purity = torch.nn.functional.one_hot(best, len(names)).sum(0).amax(1) / k
-    return per_unit("top_purity", purity, missing=is_constant(values))
-
-
 def monosemanticity(activations: Array, embeddings: Array) -> pd.Series[float]:
     """Return how similar all images are, weighted by the unit's activation, in [-1, 1]; higher is better.
 
@@ -217,18 +195,37 @@ def ms_score(
             f"{tuple(activations.shape)} and {tuple(representations.shape)}."
         )
     highest, tokens = activations.max(1)  # (n, u) each
+    number = torch.arange(len(highest))[:, None] * activations.shape[1] + tokens
+    return ms_score_at(highest, representations.flatten(0, 1), number, count=count, centred=centred)
+
+
+def ms_score_at(
+    highest: Tensor, representations: Tensor, tokens: Tensor, *, count: int = 100, centred: bool = False
+) -> pd.Series[float]:
+    """Return the `ms_score` of units whose best token in each image is known.
+
+    Parameters
+    ----------
+    highest
+        Each unit's largest activation in each image, (n, u).
+    representations
+        The layer's output at all tokens of all images, (t, e).
+    tokens
+        The number of the token in which it is, (n, u), from 0 to t - 1.
+    count, centred
+        As in `ms_score`.
+    """
+    check_count("count", count, 2)
     low, high = highest.amin(0), highest.amax(0)
     if centred:
-        representations = representations - representations.mean((0, 1))
-    found = []
-    for unit in range(activations.shape[2]):
-        best = highest[:, unit].topk(min(check_count("count", count, 2), len(highest))).indices
-        vectors = representations[best, tokens[best, unit]]
-        span = high[unit] - low[unit]
-        weights = (highest[best, unit] - low[unit]) / torch.where(span > 0, span, torch.nan)
-        found.append(_weighted_similarity(weights[:, None], unit_vectors(vectors).to(weights))[0])
-    scores = torch.stack(found).masked_fill(high <= 0, torch.nan)
-    return per_unit("ms_score", scores)
+        representations = representations - representations.mean(0)
+    unit = unit_vectors(representations)
+    span = torch.where(high > low, high - low, torch.nan)
+    best = highest.topk(min(count, len(highest)), dim=0).indices  # (count, u)
+    weights, places = (highest.gather(0, best) - low) / span, tokens.gather(0, best)
+    found = [_weighted_similarity(weights[:, [u]], unit[places[:, u]].to(weights)) for u in range(len(high))]
+    scores = torch.cat(found) if found else high
+    return per_unit("ms_score", scores.masked_fill(high <= 0, torch.nan))
 
 
 def localised_monosemanticity(heat: Array, patches: Array, *, seed: int = 0) -> pd.DataFrame:

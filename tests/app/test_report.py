@@ -31,6 +31,7 @@ from elude_nb.interpret.concept_map import lay_out
 from elude_nb.interpret.exemplars import WHOLE_CHANNEL
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.scores import score_means
+from elude_nb.scores.overview import DISTINCT
 from tests.markup import Page
 from tests.tiny import random_images
 
@@ -223,7 +224,8 @@ def test_the_list_of_channels_has_their_scores_and_the_best_first(page: Page, na
 def test_the_means_are_those_of_score(page: Page, scores) -> None:
     rows = {row[0]: row[1:] for row in page.rows if row}
     for found in score_means(scores).to_dict("records"):
-        cell = rows[in_words(found["score"])][list(KINDS).index(found["kind"])]
+        of = ", distinct units" if found["kind"].startswith(DISTINCT) else ""
+        cell = rows[in_words(found["score"]) + of][list(KINDS).index(found["kind"].removeprefix(DISTINCT))]
         said = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
         assert cell == f"{said}{found['units']:,} units"
 

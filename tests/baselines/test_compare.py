@@ -13,9 +13,12 @@ import torch
 
 from elude_nb import compare, find_site, record
 from elude_nb.app.compare_page import comparison_page, write_comparison
-from elude_nb.baselines import METHODS, PCA, Channels, SubUnits, TopK
-from elude_nb.baselines.compare import HIGHER_IS_BETTER, table_of_methods
+from elude_nb.baselines import METHODS as EVERY_METHOD
+from elude_nb.baselines import PCA, Channels, SubUnits, TopK
+from elude_nb.baselines.compare import DEFAULT_METHODS, HIGHER_IS_BETTER, table_of_methods
 from elude_nb.baselines.evaluate import most_selective
+from elude_nb.core.distinct import choose_covering, standardise
+from elude_nb.core.recording import Recording
 from elude_nb.figures import score_intervals, tradeoff
 from tests.tiny import hook_count, random_images, tiny_vit
 
@@ -29,6 +32,8 @@ QUICK: dict[str, Any] = {
     "progress": False,
 }
 LOSSLESS = {"sub-units", "concepts", "channels", "random routes", "hidden units", "virtual neurons"}
+ELUDE = ["ELUDe as published", "signed rule", "random groups"]  # HDBSCAN needs more tokens than the others
+METHODS = [name for name in EVERY_METHOD if name not in ELUDE]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +44,8 @@ def compared():
 def test_every_method_has_a_row_of_each_size(compared) -> None:
     assert list(compared.methods) == list(METHODS)
     rows = compared.table.groupby("size")["method"].apply(list)
-    assert rows["own"] == rows["equal"] == list(METHODS)
-    equal = compared.table.loc[compared.table["size"] == "equal", "units"]
+    assert rows["own"] == rows["equal"] == rows["distinct"] == list(METHODS)
+    equal = compared.table.loc[compared.table["size"] != "own", "units"]
     assert set(equal) == {compared.settings["equal_units"]}
     own = compared.table[compared.table["size"] == "own"]
     assert (own["units"] >= compared.settings["equal_units"]).all()
@@ -123,12 +128,65 @@ def test_rows_of_equal_size_have_the_most_selective_of_the_live_units(vit32) -> 
         assert equal["density"].equals(own.loc[equal.index, "density"])  # the same unit, wherever it is scored
 
 
+def test_distinct_units_are_chosen_on_images_of_the_discovery_for_every_method_alike(vit32) -> None:
+    images = random_images(40, 32)
+    found = compare(vit32, images, methods=["channels", "sub-units", "PCA"], **{**QUICK, "n_units": 6})
+    first = images.split(0.5, seed=0)[0]
+    seen = Recording.join(list(record(vit32, first, find_site(vit32, "stream"), tokens="patch", tokens_per_image=8)))
+    for name, method in found.methods.items():
+        rows = found.units[found.units["method"] == name]
+        live = sorted(rows.loc[rows["size"] == "own", "unit"])
+        values = method.encode(seen)[:, live].view(20, -1, len(live)).amax(1)  # of 20 images
+        chosen = torch.tensor(live)[choose_covering(standardise(values.float()), 6)]
+        assert rows.loc[rows["size"] == "distinct", "unit"].tolist() == chosen.tolist()
+
+
+def test_the_published_method_its_rival_rule_and_its_control_are_there_by_name(vit32) -> None:
+    settings = {**QUICK, "tokens_per_image": None}
+    found = compare(vit32, random_images(120, 32), methods=["channels", *ELUDE], **settings)
+    strategies = {name: found.methods[name].strategy for name in ELUDE}  # type: ignore[attr-defined]
+    assert [(each.rule, each.groups) for each in strategies.values()] == [
+        ("published", "hdbscan"), ("signed", "hdbscan"), ("signed", "random"),
+    ]  # fmt: skip
+    published = found.methods["ELUDe as published"].split_  # type: ignore[attr-defined]
+    own = found.units[(found.units["method"] == "ELUDe as published") & (found.units["size"] == "own")]
+    assert 0 < len(own) <= len(published.live_units)
+    assert set(found.table.loc[found.table["size"] == "distinct", "units"]) == {found.settings["equal_units"]}
+    assert found.table[["ms_score", "label_share_over_chance"]].notna().all().all()
+    assert not set(ELUDE) & set(DEFAULT_METHODS)
+
+
+def slow_ms_score(values: np.ndarray, vectors: np.ndarray, count: int) -> float:
+    """One unit: values and vectors of every image's tokens, (n, t) and (n, t, e)."""
+    highest, places = values.max(1), values.argmax(1)
+    best = np.argsort(-highest)[:count]
+    weights = (highest[best] - highest.min()) / (highest.max() - highest.min())
+    unit = np.stack([vectors[i, places[i]] / np.linalg.norm(vectors[i, places[i]]) for i in best])
+    pairs = [(i, j) for i in range(len(best)) for j in range(len(best)) if i < j]
+    above = sum(weights[i] * weights[j] * unit[i] @ unit[j] for i, j in pairs)
+    return float(above / sum(weights[i] * weights[j] for i, j in pairs))
+
+
+def test_the_ms_score_is_of_recorded_tokens_of_the_scored_images(vit32) -> None:
+    images = random_images(40, 32)
+    found = compare(vit32, images, methods=["channels"], **QUICK)
+    scored = images.split(0.5, seed=0)[1]
+    new = Recording.join(list(record(vit32, scored, find_site(vit32, "stream"), tokens="patch", tokens_per_image=8)))
+    values = found.methods["channels"].encode(new).view(20, 8, -1).double().numpy()
+    vectors = new.channels.view(20, 8, -1).double().numpy()
+    own = found.units[found.units["size"] == "own"].set_index("unit")
+    for unit in own.index:
+        if values[..., unit].max() > 0:
+            expected = slow_ms_score(values[..., unit], vectors, count=4)
+            assert own.loc[unit, "ms_score"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_labels_can_be_given_for_the_scored_images(vit32) -> None:
     images, first = random_images(40, 32), ["channels"]
     own = compare(vit32, images, methods=first, **QUICK).table["labels"]
     given = compare(vit32, images, methods=first, labels=[*"abcd"] * 5, **QUICK).table["labels"]
-    assert own.tolist() == [3, 3]
-    assert given.tolist() == [4, 4]
+    assert own.tolist() == [3, 3, 3]
+    assert given.tolist() == [4, 4, 4]
 
 
 def test_a_method_that_fails_half_way_leaves_no_hook(vit32, monkeypatch) -> None:
@@ -171,7 +229,7 @@ def test_bad_input_is_refused_before_tokens_are_recorded(vit32, monkeypatch, set
 def test_too_few_images_to_score_on_are_refused(vit32) -> None:
     with pytest.raises(ValueError, match=r"7 images .* k=4"):
         compare(vit32, random_images(14, 32), methods=["channels"], **QUICK)
-    assert len(compare(vit32, random_images(16, 32), methods=["channels"], **QUICK).table) == 2
+    assert len(compare(vit32, random_images(16, 32), methods=["channels"], **QUICK).table) == 3
 
 
 def test_methods_that_need_labels_say_so(vit32) -> None:
@@ -228,7 +286,7 @@ def test_leaders_name_the_best_and_ours(compared) -> None:
     with pytest.raises(ValueError, match=r"'redundance'.*'redundancy'"):
         compared.best("redundance")
     for ask in (lambda: compared.best("redundancy", "all"), lambda: compared.leaders("all")):
-        with pytest.raises(ValueError, match=r"'all'.*'equal', 'own'"):
+        with pytest.raises(ValueError, match=r"'all'.*'distinct', 'equal', 'own'"):
             ask()
     with pytest.raises(ValueError, match="nobody"):
         compared.leaders(ours=["nobody"])
@@ -265,5 +323,5 @@ def test_pictures_of_methods_say_in_words_what_they_show(compared) -> None:
     assert picture.png()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match=r"'redundance'.*'redundancy'"):
         tradeoff(compared, "redundance")
-    with pytest.raises(ValueError, match=r"'all'.*'equal', 'own'"):
+    with pytest.raises(ValueError, match=r"'all'.*'distinct', 'equal', 'own'"):
         tradeoff(compared, size="all")

@@ -17,14 +17,14 @@ from elude_nb.core.plan import Accumulator, concept_number, exclusive_sources, p
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.core.strategies import ConceptRouting
 from elude_nb.errors import EditError
-from tests.tiny import tiny_vit
+from tests.tiny import owners_of, tiny_vit
 
 CLOSE: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-11}
-SIDES = {"split": 32, "conv_split": 16, "mlp_split": 8}
-GRIDS = {"split": (4, 4), "conv_split": (8, 8)}
-PREFIX = {"split": 3, "conv_split": 0, "mlp_split": 0}
-COUNTS = {"split": 19, "conv_split": 64, "mlp_split": 1}
-PHOTOS = {"split": "images", "conv_split": "small_images", "mlp_split": "smallest_images"}
+SIDES = {"split": 32, "elude_split": 32, "conv_split": 16, "mlp_split": 8}
+GRIDS = {"split": (4, 4), "elude_split": (4, 4), "conv_split": (8, 8)}
+PREFIX = {"split": 3, "elude_split": 3, "conv_split": 0, "mlp_split": 0}
+COUNTS = {"split": 19, "elude_split": 19, "conv_split": 64, "mlp_split": 1}
+PHOTOS = {"split": "images", "elude_split": "images", "conv_split": "small_images", "mlp_split": "smallest_images"}
 
 
 def channels_now(split: Disentanglement, images) -> torch.Tensor:
@@ -63,20 +63,22 @@ def is_exclusive(split: Disentanglement, unit: tuple[int, int], source: int, exc
         places = range(source * split.site.kernel, (source + 1) * split.site.kernel)
         gains[concept] = sum(float(split.weight[channel, p] * m[p]) for p in places)
     own = gains.pop(int(split.routing.concepts[channel, number - 1]))
-    return own > 0 and all(gain <= exclusive * own for gain in gains.values())
+    sign = 1 if split.means_on_concepts[channel, number] >= 0 else -1  # the unit may be low on its concept
+    return sign * own > 0 and all(sign * gain <= exclusive * sign * own for gain in gains.values())
 
 
 def contribution(
     split: Disentanglement, unit: tuple[int, int], sources: torch.Tensor, exclusive: float | None = None
 ) -> torch.Tensor:
-    """Add up what is routed to a unit, source by source."""
+    """Add up what is routed to a unit, source by source; what several units share counts for each of them in part."""
     channel, number = unit
     kernel = split.site.kernel
     total = torch.zeros(sources.shape[:-1], dtype=sources.dtype)
-    for source, route in enumerate(split.routing.routes[channel].tolist()):
-        if route == number and (exclusive is None or is_exclusive(split, unit, source, exclusive)):
+    for source in range(split.site.sources):
+        owners = owners_of(split.routing, channel, source)
+        if number in owners and (exclusive is None or is_exclusive(split, unit, source, exclusive)):
             for place in range(source * kernel, (source + 1) * kernel):
-                total = total + split.weight[channel, place] * sources[..., place]
+                total = total + split.weight[channel, place] / len(owners) * sources[..., place]
     return total
 
 
@@ -206,7 +208,7 @@ def places_of(kind: str) -> list[dict[str, Any]]:
         {"mask": np.ones((side, side), dtype=bool)},
         {"mask": np.zeros(grid)},
     ]
-    return places + ([{"tokens": "class"}, {"tokens": "registers"}] if kind == "split" else [])
+    return places + ([{"tokens": "class"}, {"tokens": "registers"}] if kind in {"split", "elude_split"} else [])
 
 
 @pytest.mark.parametrize("target", ["units", "concepts"])

@@ -14,15 +14,17 @@ from elude_nb import Disentanglement, disentangle, find_exemplars, score, verify
 from elude_nb._util.files import load_result, save_result
 from elude_nb.core.routing import NO_CONCEPT, Routing
 from elude_nb.errors import ModelMismatchError, StoreError
-from tests.tiny import hook_count, tiny_vit
+from tests.tiny import hook_count, owners_of, tiny_vit
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 
 
-@pytest.fixture(params=["split", "conv_split", "mlp_split"])
+@pytest.fixture(params=["split", "elude_split", "conv_split", "mlp_split"])
 def case(request):
     """A result at a stream, at a convolution with BatchNorm, and at a layer with one vector an image."""
-    images = {"split": "images", "conv_split": "small_images", "mlp_split": "smallest_images"}[request.param]
+    images = {"split": "images", "elude_split": "images", "conv_split": "small_images", "mlp_split": "smallest_images"}[
+        request.param
+    ]
     found: Disentanglement = request.getfixturevalue(request.param)
     assert found.routing.is_split().sum() >= 2
     return found, request.getfixturevalue(images)[:4]
@@ -96,9 +98,10 @@ def test_sub_units_are_their_contributions_and_centred(case) -> None:
             continue
         total = torch.zeros(len(seen), dtype=torch.float64)
         for source in range(split.site.sources):
-            if split.routing.routes[channel, source] == unit:
+            owners = owners_of(split.routing, channel, source)
+            if unit in owners:
                 for place in range(source * kernel, (source + 1) * kernel):
-                    total += weight[channel, place] * (seen.sources[:, place] - mean[place])
+                    total += weight[channel, place] / len(owners) * (seen.sources[:, place] - mean[place])
         torch.testing.assert_close(units[:, column], total, **CLOSE)
 
 
@@ -133,10 +136,10 @@ def test_mean_on_concept_is_the_mean_over_the_concepts_tokens(case) -> None:
     """Literal loop over sources; and the sum over all units is the channel's mean on the concept."""
     split, _ = case
     weight, means = split.site.weight(split.model.network), split.book.mean_sources()
-    routes = split.routing.routes.repeat_interleave(split.site.kernel, dim=1)
     for row in split.units[split.units["concept"].notna()].to_dict("records"):
-        mine = routes[row["channel"]] == row["unit"]
-        expected = float((weight[row["channel"]] * means[int(row["concept"])])[mine].sum())
+        products = (weight[row["channel"]] * means[int(row["concept"])]).unflatten(0, (-1, split.site.kernel)).sum(1)
+        owners = [owners_of(split.routing, row["channel"], source) for source in range(split.site.sources)]
+        expected = sum(float(p) / len(o) for p, o in zip(products, owners, strict=True) if row["unit"] in o)
         assert row["mean_on_concept"] == pytest.approx(expected, rel=1e-9)
     assert split.units.loc[split.units["unit"] == 0, "concept"].isna().all()
 
@@ -158,10 +161,15 @@ def test_shares_are_covariances_over_the_tokens_recorded(case, images, small_ima
 def test_tables_agree_with_the_routing(case) -> None:
     split, _ = case
     table = split.units
+    shared = split.routing.owner_sets is not None
     assert table.columns.tolist() == [
         "channel", "unit", "concept", "sources", "share_of_variance", "mean_on_concept",
+        *(["exclusive_sources"] if shared else []),
     ]  # fmt: skip
-    assert table.groupby("channel")["sources"].sum().tolist() == [split.site.sources] * split.site.channels
+    for (channel, unit), row in table.set_index(["channel", "unit"]).iterrows():  # type: ignore[misc]
+        owners = [owners_of(split.routing, channel, source) for source in range(split.site.sources)]
+        assert row["sources"] == sum(unit in each for each in owners)
+        assert not shared or row["exclusive_sources"] == sum(each == [unit] for each in owners)
     assert table.groupby("channel").size().sub(1).tolist() == split.channels["units"].tolist()
     assert split.channels["split"].tolist() == split.routing.is_split().tolist()
     assert (split.channels["reason"] == "split").tolist() == split.channels["split"].tolist()
@@ -183,7 +191,7 @@ def test_contributions_add_up_to_the_units_mean_on_its_concept(case) -> None:
         assert len(table) == row["sources"]
         assert table["contribution"].sum() == pytest.approx(row["mean_on_concept"], rel=1e-9)
         assert table["contribution"].abs().is_monotonic_decreasing
-        assert (split.routing.routes[row["channel"], table.index.to_list()] == row["unit"]).all()
+        assert all(row["unit"] in owners_of(split.routing, row["channel"], source) for source in table.index)
 
 
 def test_contributions_on_images_add_up_to_the_units_mean_there(case) -> None:

@@ -89,7 +89,7 @@ def test_a_routing_is_always_a_partition(drawn) -> None:
     groups=st.integers(2, 9),
     units=st.integers(2, 5),
     shared=st.sampled_from([None, 0.0, 0.5, 0.8, 1.0]),
-    name=st.sampled_from(sorted(set(ROUTINGS) - {"elude"})),
+    name=st.sampled_from(sorted(name for name in ROUTINGS if not name.startswith("elude"))),
     dtype=st.sampled_from([torch.float64, torch.float32]),
     seed=st.integers(0, 1000),
 )

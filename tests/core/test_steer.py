@@ -25,10 +25,12 @@ CLOSE: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-11}
 SETTINGS: dict[str, Any] = {"concepts": 6, "units": 3, "tokens_per_image": 6, "progress": False}
 
 
-@pytest.fixture(params=["split", "conv_split", "mlp_split"])
+@pytest.fixture(params=["split", "elude_split", "conv_split", "mlp_split"])
 def case(request) -> Iterator[tuple[Disentanglement, Tensor]]:
     """A split at a stream, at a convolution with BatchNorm, at one vector an image; with a batch of four."""
-    photos = {"split": "images", "conv_split": "small_images", "mlp_split": "smallest_images"}[request.param]
+    photos = {"split": "images", "elude_split": "images", "conv_split": "small_images", "mlp_split": "smallest_images"}[
+        request.param
+    ]
     found: Disentanglement = request.getfixturevalue(request.param)
     yield found, found.model.prepare(list(request.getfixturevalue(photos)[:4]))
     assert clean(found.model.network)

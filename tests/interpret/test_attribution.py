@@ -68,10 +68,10 @@ def by_unit(table, method: str) -> dict[tuple[int, int], float]:
 
 
 @pytest.mark.parametrize("method", ["gradient", "integrated"])
-@pytest.mark.parametrize("which", ["split", "mlp_split"])
+@pytest.mark.parametrize("which", ["split", "elude_split", "mlp_split"])
 def test_captum_finds_the_same(request, which, method) -> None:
     split = request.getfixturevalue(which)
-    images = request.getfixturevalue("images" if which == "split" else "smallest_images")[:3]
+    images = request.getfixturevalue("smallest_images" if which == "mlp_split" else "images")[:3]
     ours = by_unit(attribute(split, images, 1, methods=[method], steps=16).units, method)
     theirs = in_captum(split, images, method)
     assert set(ours) == set(theirs)

@@ -14,7 +14,9 @@ def split_channel(split) -> int:
     return int((split.routing.sizes()[:, 1:] > 0).sum(1).argmax())
 
 
-@pytest.mark.parametrize(("name", "pictures"), [("split", "images"), ("conv_split", "small_images")])
+@pytest.mark.parametrize(
+    ("name", "pictures"), [("split", "images"), ("elude_split", "images"), ("conv_split", "small_images")]
+)
 def test_exemplars_are_the_best_of_a_literal_search(request, name, pictures) -> None:
     split, images = request.getfixturevalue(name), request.getfixturevalue(pictures)
     channel = split_channel(split)
@@ -32,6 +34,7 @@ def test_exemplars_are_the_best_of_a_literal_search(request, name, pictures) -> 
             else:
                 heat = split.activations(images[image : image + 1], [(channel, unit)], tokens="patch")[0, :, 0]
                 heat = heat - split.book.channel_mean()[channel] * (unit == 0)
+                heat = heat * int(split.signs[channel, unit])
             maps.append(heat.view(rows, columns))
         best = sorted(range(len(images)), key=lambda i: -float(maps[i].max()))[:4]
         if unit == 0 and split.site.kind != "stream":  # the bias alone

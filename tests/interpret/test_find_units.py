@@ -21,7 +21,7 @@ from elude_nb.interpret.find_units import _auroc, _p_values, find_units, holm, p
 from tests.tiny import hook_count, random_images
 
 COLUMNS = [
-    *("kind", "concept", "channel", "unit", "name", "rank", "direction"),
+    *("kind", "concept", "channel", "unit", "name", "copies", "rank", "direction"),
     *("auroc_chosen", "auroc", "p", "p_corrected", "significant"),
 ]
 

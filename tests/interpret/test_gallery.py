@@ -17,10 +17,10 @@ from tests.tiny import hook_count, random_images
 ROUNDING = 0.02  # sources are kept in bfloat16, which has 8 bits
 
 
-@pytest.fixture(scope="module", params=["split", "conv_split"])
+@pytest.fixture(scope="module", params=["split", "elude_split", "conv_split"])
 def gallery(request) -> Gallery:
     split: Disentanglement = request.getfixturevalue(request.param)
-    images = request.getfixturevalue("images" if request.param == "split" else "small_images")
+    images = request.getfixturevalue("small_images" if request.param == "conv_split" else "images")
     return Gallery(split, images[:12]).fill(progress=False)
 
 
@@ -69,6 +69,10 @@ def test_concept_maps_pictures_and_outputs(gallery) -> None:
 def test_other_numbers_of_sub_units(gallery) -> None:
     split = gallery.split
     channel = split_channel(split)
+    if not gallery.can_reroute:
+        with pytest.raises(ValueError, match=split.settings.routing):
+            gallery.channel(channel, units=2)
+        return
     weight = split.weight.unflatten(1, (-1, split.site.kernel))
     for units, shared in ((2, 0.8), (5, 0.5), (5, 1.0)):
         everything = ConceptRouting().route(weight, split.book, split.book, units=units, shared=shared)

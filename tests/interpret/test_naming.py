@@ -47,7 +47,7 @@ def test_the_tail_is_that_of_all_draws() -> None:
             assert found[label] == pytest.approx(np.mean([drawn[label] >= count for drawn in draws]), abs=1e-12)
 
 
-@pytest.mark.parametrize(("name", "side"), [("split", 32), ("conv_split", 16), ("mlp_split", 8)])
+@pytest.mark.parametrize(("name", "side"), [("split", 32), ("elude_split", 32), ("conv_split", 16), ("mlp_split", 8)])
 def test_every_number_is_that_of_a_literal_search(request, name, side) -> None:
     split = request.getfixturevalue(name)
     images = random_images(COUNT, side, seed=9)

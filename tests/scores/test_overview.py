@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from elude_nb import embed, load_images, score
 from elude_nb.core.routing import shuffled
-from elude_nb.scores import mixed_channels, sibling_similarity, top_centres, top_purity, top_similarity
+from elude_nb.scores import (
+    label_share_over_chance,
+    mixed_channels,
+    score_means,
+    sibling_similarity,
+    top_centres,
+    top_purity,
+    top_similarity,
+)
 from tests.tiny import hook_count, random_images
 
 
@@ -164,8 +172,9 @@ def test_scores_are_those_of_a_literal_loop(request, name, pictures, tokens) -> 
 def test_every_unit_has_a_row(split, images) -> None:
     table = score(split, images, k=4, progress=False)
     assert table["kind"].unique().tolist() == ["channel", "sub-unit", "random route"]
-    scores = ["top_similarity", "monosemanticity", "redundancy", "sibling_similarity", "top_purity"]
-    assert sorted(table.columns) == sorted(["kind", "channel", "unit", *scores])
+    scores = ["top_similarity", "monosemanticity", "ms_score", "redundancy", "redundancy_distinct",
+              "sibling_similarity", "top_purity", "label_share_over_chance"]  # fmt: skip
+    assert sorted(table.columns) == sorted(["kind", "channel", "unit", "distinct", *scores])
     assert table.loc[table["kind"] == "channel", "sibling_similarity"].isna().all()
     assert (table["kind"] == "channel").sum() == 2 * 24
     real, random = (
@@ -192,7 +201,8 @@ def test_scores_are_deterministic_and_the_seed_deals_the_random_routes(split, im
 
 
 def test_images_without_labels_have_no_purity(split, images) -> None:
-    assert "top_purity" not in score(split, load_images(list(images)), k=4, progress=False)
+    table = score(split, load_images(list(images)), k=4, progress=False)
+    assert not {"top_purity", "label_share_over_chance"} & set(table)
 
 
 def test_embeddings_of_another_encoder_are_used(split, images) -> None:
@@ -204,6 +214,99 @@ def test_embeddings_of_another_encoder_are_used(split, images) -> None:
 def test_too_few_images_are_refused(split) -> None:
     with pytest.raises(ValueError, match=r"k=10 .*2 and 6"):
         score(split, random_images(6, 32), progress=False)
+
+
+def slow_ms(split, images, tokens: str, channel: int, unit: int, count: int) -> float:
+    """The paper's score of one unit, image by image and pair by pair."""
+    n = len(images)
+    seen = split.recording(images, tokens=tokens)
+    vectors = seen.channels.view(n, -1, split.site.channels)
+    weight = split.routing.masked(split.weight, torch.tensor([channel]), torch.tensor([unit]))[0]
+    values = int(split.signs[channel, unit]) * ((seen.sources - split.book.source_mean()) @ weight).view(n, -1)
+    highest = [float(values[i].max()) for i in range(n)]
+    places = [int(values[i].argmax()) for i in range(n)]
+    low, high = min(highest), max(highest)
+    best = sorted(range(n), key=lambda i: -highest[i])[:count]
+    above = below = 0.0
+    for a in best:
+        for b in best:
+            if a != b:
+                pair = (highest[a] - low) * (highest[b] - low) / (high - low) ** 2
+                one, other = vectors[a, places[a]], vectors[b, places[b]]
+                above += pair * float(one @ other / (one.norm() * other.norm()))
+                below += pair
+    return above / below
+
+
+def test_the_ms_score_is_that_of_a_literal_loop_at_the_very_token(split, images) -> None:
+    table = score(split, images, tokens_per_image=None, k=4, progress=False)
+    rows = table[table["kind"] == "sub-unit"].sample(12, random_state=0)
+    for row in rows.to_dict("records"):
+        expected = slow_ms(split, images, "patch", row["channel"], row["unit"], count=4)
+        assert row["ms_score"] == pytest.approx(expected, abs=1e-9)
+
+
+def slow_label_share(activations: torch.Tensor, labels: list[str], k: int) -> list[float]:
+    """Draw every pair of two different images: of a unit's best, and of all."""
+
+    def share(chosen: list[int]) -> float:
+        pairs = [(i, j) for i in chosen for j in chosen if i != j]
+        return sum(labels[i] == labels[j] for i, j in pairs) / len(pairs)
+
+    best = [activations[:, u].argsort(descending=True)[:k].tolist() for u in range(activations.shape[1])]
+    return [share(each) / share(list(range(len(labels)))) for each in best]
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_how_often_two_best_images_share_a_label_is_that_of_all_pairs(k) -> None:
+    activations, _ = drawn(14, 6, 1)
+    labels = ["cat", "dog", "cat", "owl", "dog", "cat", "fox"] * 2
+    found = label_share_over_chance(activations, labels, k)
+    assert found.tolist() == pytest.approx(slow_label_share(activations, labels, k))
+
+
+def test_label_share_has_no_value_where_chance_is_zero_or_a_unit_constant() -> None:
+    activations = torch.tensor([[1.0, 3.0], [1.0, 2.0], [1.0, 1.0]])
+    assert label_share_over_chance(activations, ["a", "b", "c"], 2).isna().all()
+    assert label_share_over_chance(activations, ["a", "a", "c"], 2).isna().tolist() == [True, False]
+    assert float(label_share_over_chance(activations, ["a", "a", "c"], 2)[1]) == pytest.approx(3.0)
+    with pytest.raises(ValueError, match="k=4 "):
+        label_share_over_chance(activations, ["a"] * 3, 4)
+
+
+def test_equally_many_of_each_kind_are_distinct_and_means_are_given_of_both(split, images) -> None:
+    table = score(split, images, k=4, n_distinct=7, progress=False)
+    some = table[table["distinct"]]
+    assert some.groupby("kind").size().to_dict() == {"channel": 7, "sub-unit": 7, "random route": 7}
+    assert table["redundancy_distinct"].notna().equals(table["distinct"])
+    mine = split.distinct_units(7)
+    chosen = some[some["kind"] == "sub-unit"]
+    assert set(zip(chosen["channel"], chosen["unit"], strict=True)) == set(
+        zip(mine["channel"], mine["unit"], strict=True)
+    )
+    assert (some["redundancy_distinct"] <= some["redundancy"] + 1e-12).all()
+    means = score_means(table).set_index(["kind", "score"])
+    for kind in ("channel", "sub-unit", "random route"):
+        of_all, of_some = table[table["kind"] == kind], some[some["kind"] == kind]
+        assert means.loc[(kind, "redundancy"), "mean"] == pytest.approx(of_all["redundancy"].mean())
+        found = means.loc[(f"distinct {kind}", "redundancy")]
+        assert found["mean"] == pytest.approx(of_some["redundancy_distinct"].mean())
+        assert found["units"] == 7
+        assert means.loc[(f"distinct {kind}", "ms_score"), "mean"] == pytest.approx(of_some["ms_score"].mean())
+    nothing = score(split, images, k=4, n_distinct=0, progress=False)
+    assert not nothing["distinct"].any()
+    assert set(score_means(nothing)["kind"]) == {"channel", "sub-unit", "random route"}
+
+
+def test_dead_sub_units_of_the_published_rule_are_not_scored(published_split, images) -> None:
+    live = published_split.live_units
+    table = score(published_split, images, k=4, progress=False)
+    for kind in ("sub-unit", "random route"):
+        rows = table[table["kind"] == kind]
+        assert list(zip(rows["channel"], rows["unit"], strict=True)) == list(
+            zip(live["channel"], live["unit"], strict=True)
+        )
+    assert len(live) < int((published_split.units["unit"] > 0).sum())
 
 
 COLUMNS = ["kind", "channel", "unit", "top_similarity", "sibling_similarity"]

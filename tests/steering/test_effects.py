@@ -33,7 +33,7 @@ from elude_nb.steering.interventions import ChannelChange, run_interventions
 from tests.tiny import hook_count, random_images, tiny_mlp
 
 CLASSES = ("label 0", "label 1", "label 2")
-SIDES = {"split": 32, "conv_split": 16, "mlp_split": 8}
+SIDES = {"split": 32, "elude_split": 32, "conv_split": 16, "mlp_split": 8}
 
 
 @dataclass(frozen=True)

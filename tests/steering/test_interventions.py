@@ -28,7 +28,7 @@ from elude_nb.steering.interventions import (
 )
 from tests.tiny import hook_count, tiny_vit
 
-PHOTOS = {"split": "images", "conv_split": "small_images", "mlp_split": "smallest_images"}
+PHOTOS = {"split": "images", "elude_split": "images", "conv_split": "small_images", "mlp_split": "smallest_images"}
 
 
 @pytest.fixture(params=list(PHOTOS))

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from elude_nb._util.html import render
 from elude_nb.baselines.compare import HIGHER_IS_BETTER
 from elude_nb.figures.theme import in_words
+from elude_nb.scores.overview import NO_SCORES
 
 KINDS = {"channel": "channels, before", "random route": "random routes, the control", "sub-unit": "sub-units, after"}
 LEFT, WIDTH = 10, 440  # of a chart that is readable on a phone: names stand above, not beside
@@ -19,7 +20,7 @@ _LANE, _HALF = 66, 21
 
 def score_columns(scores: pd.DataFrame) -> list[str]:
     """Return the scores of a table that have any value."""
-    names = [str(name) for name in scores.columns if name not in {"kind", "channel", "unit"}]
+    names = [str(name) for name in scores.columns if name not in NO_SCORES]
     return [name for name in names if scores[name].notna().any()]
 
 

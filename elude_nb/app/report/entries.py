@@ -102,8 +102,8 @@ def channel_entries(
     """Return for each channel its ``rows`` of images, before and after, and its table of ``units``.
 
     A row has ``unit`` (-1 is the whole channel), ``title``, ``labels``, ``alike`` and ``images``: number, value, packed
-    heat. A unit has ``unit``, ``concept``, ``sources``, ``share``, ``mean``, ``top`` (its top similarity) and
-    ``depth``, one number a block and part.
+    heat. A unit has ``unit``, ``concept``, ``sources``, ``share``, ``mean``, ``top`` (its top similarity), ``copies``
+    in other channels (none for unit 0) and ``depth``, one number a block and part.
     """
     tables = dict(iter(split.units.groupby("channel")))
     tops = scores[scores["kind"] == "sub-unit"].set_index(["channel", "unit"])["top_similarity"].to_dict()
@@ -118,6 +118,7 @@ def channel_entries(
                 "share": round_to(row["share_of_variance"]),
                 "mean": round_to(row["mean_on_concept"]),
                 "top": round_to(tops.get((channel, row["unit"]))),
+                "copies": int(split.copies[channel, row["unit"]]) if row["unit"] else None,
                 "depth": [round_to(v, 3) for v in depths[row["unit"]].to_numpy().flat] if row["unit"] in depths else [],
             }
             for row in tables[channel].to_dict("records")

@@ -19,7 +19,7 @@ from elude_nb.app.report.charts import KINDS, draw_distribution, score_columns
 from elude_nb.data.images import ImageSet
 from elude_nb.figures.html import data_uri, depth_chart
 from elude_nb.figures.theme import in_words
-from elude_nb.scores.overview import score_means
+from elude_nb.scores.overview import DISTINCT, score_means
 
 SIDE = 192  # pixels of a picture: sharp on screens of two dots a pixel at the size of a tile
 SCRIPTS = ("figures/concept_map.js", "app/report/base.js", "app/report/panels.js", "app/report/list.js")
@@ -87,9 +87,13 @@ def _digest(text: str) -> str:
 
 
 def _mean_rows(scores: pd.DataFrame) -> list[tuple[str, list[Any]]]:
-    """Return the name of each score, and its mean of each kind of unit, or None."""
+    """Return the name of each score, and its mean of each kind of unit, or None: of all, then of the distinct ones."""
     means = {(row["score"], row["kind"]): row for row in score_means(scores).to_dict("records")}
-    return [(in_words(name), [means.get((name, kind)) for kind in KINDS]) for name in score_columns(scores)]
+    return [
+        (f"{in_words(name)}{of}", [means.get((name, f"{prefix}{kind}")) for kind in KINDS])
+        for name in score_columns(scores)
+        for prefix, of in (("", ""), (DISTINCT, ", distinct units"))
+    ]
 
 
 def _caption(images: ImageSet, index: int) -> str:

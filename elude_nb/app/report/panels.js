@@ -52,6 +52,7 @@ function unitRow(row, unit) {
   const name = row.unit < 0 ? "Whole channel, before" : row.title.replace(/, concept \d+/, "");
   const what = make("div", { class: "name" }, capital(name));
   if (unit && unit.concept !== null) what.append(" ", make("small", {}, conceptLink(unit.concept)));
+  if (unit && unit.copies) what.append(make("small", {}, `${unit.copies} ${unit.copies === 1 ? "copy" : "copies"} in other channels`));
   if (row.labels) what.append(make("small", {}, row.labels));
   if (row.images.length) {
     what.append(make("small", { title: "mean cosine between these images" }, `alike: ${number(row.alike)}`));
@@ -67,9 +68,9 @@ function openChannel(channel) {
     unit.unit ? `sub-unit ${unit.unit}` : "rest (unit 0)",
     hasConcept(unit) ? conceptLink(unit.concept) : "–",
     unit.sources.toLocaleString("en"), number(unit.share), number(unit.mean), number(unit.top),
-    depthChart(unit.depth, 190, 34),
+    unit.copies === null ? "–" : unit.copies.toLocaleString("en"), depthChart(unit.depth, 190, 34),
   ]);
-  const scores = ["share of variance", "mean on concept", "top similarity"];
+  const scores = ["share of variance", "mean on concept", "top similarity", "copies in other channels"];
   const heads = ["unit", "concept", "sources", ...scores, "where it arises"];
   const order = [...document.querySelectorAll("#channel-table tbody tr:not([hidden]) a")].map((link) => link.hash);
   const place = order.indexOf(`#channel-${channel}`);
