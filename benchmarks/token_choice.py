@@ -1,8 +1,8 @@
 """Discover a concept book on patch tokens, class tokens or both, and read it at either.
 
 ``python benchmarks/token_choice.py`` reads each of the three books at the class token and at the patches of images
-that discovery has not seen: how alike a unit's ten best images are, the best-unit precision over labels, and how often two of
-ten best images share a label, over chance. Sub-units of all channels, and concepts.
+that discovery has not seen: how alike a unit's ten best images are, the best-unit precision over labels, and how often
+two of ten best images share a label, over chance. Sub-units of all channels, and concepts.
 """
 
 from __future__ import annotations

@@ -28,11 +28,14 @@ class ConceptBook:
         Sum of the channels over each group, (g, d), float64.
     source_sums
         Sum of the sources over each group, (g, s * kernel).
+    source_squares
+        Sum of the squares of the sources, (g, s * kernel), or ``None`` where nobody asked for them; they are not saved.
     """
 
     counts: Tensor
     channel_sums: Tensor
     source_sums: Tensor
+    source_squares: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -48,15 +51,19 @@ class ConceptBook:
             self.counts + other.counts,
             self.channel_sums + other.channel_sums,
             self.source_sums + other.source_sums,
+            None
+            if self.source_squares is None or other.source_squares is None
+            else self.source_squares + other.source_squares,
         )
 
     def regroup(self, groups: Tensor, number: int) -> ConceptBook:
         """Merge groups: old group ``i`` goes into new group ``groups[i]`` of ``number``; all sums are kept."""
-        return ConceptBook(
-            self.counts.new_zeros(number).index_add_(0, groups, self.counts),
-            self.channel_sums.new_zeros(number, self.channel_sums.shape[1]).index_add_(0, groups, self.channel_sums),
-            self.source_sums.new_zeros(number, self.source_sums.shape[1]).index_add_(0, groups, self.source_sums),
-        )
+
+        def added(sums: Tensor) -> Tensor:
+            return sums.new_zeros(number, *sums.shape[1:]).index_add_(0, groups, sums)
+
+        squares = None if self.source_squares is None else added(self.source_squares)
+        return ConceptBook(added(self.counts), added(self.channel_sums), added(self.source_sums), squares)
 
     def channel_mean(self) -> Tensor:
         """Return the mean channels over all tokens, (d,), float64."""
@@ -113,10 +120,14 @@ class BookBuilder:
         How many micro-clusters are kept between merges.
     seed
         Of the clustering.
+    squares
+        Whether to keep the sums of the sources' squares, too: they say how far the tokens of a group spread.
     """
 
-    def __init__(self, capacity: int = 4096, micro_clusters: int = 1024, seed: int = 0) -> None:
-        self.capacity, self.micro_clusters, self.seed = capacity, micro_clusters, seed
+    def __init__(
+        self, capacity: int = 4096, micro_clusters: int = 1024, seed: int = 0, *, squares: bool = False
+    ) -> None:
+        self.capacity, self.micro_clusters, self.seed, self.squares = capacity, micro_clusters, seed, squares
         self._micro: ConceptBook | None = None
         self._channels = torch.empty(0)
         self._sources = torch.empty(0)
@@ -124,10 +135,13 @@ class BookBuilder:
         self._moments: _RunningMoments | None = None
 
     @staticmethod
-    def expected_bytes(capacity: int, micro_clusters: int, channels: int, sources: int, item: int = 4) -> int:
+    def expected_bytes(
+        capacity: int, micro_clusters: int, channels: int, sources: int, item: int = 4, *, squares: bool = False
+    ) -> int:
         """Return the memory that a builder needs at its peak: buffer, micro-clusters before and after, covariance."""
         rows = capacity + 2 * micro_clusters
-        return rows * (sources * item + channels * (item + 8)) + 3 * sources * channels * item
+        more = (2 * micro_clusters + capacity) * sources * item if squares else 0
+        return more + rows * (sources * item + channels * (item + 8)) + 3 * sources * channels * item
 
     def add(self, recording: Recording) -> None:
         """Take in the tokens of one recording."""
@@ -169,7 +183,7 @@ class BookBuilder:
         book = self._grouped(groups, len(used))
         fine = self._grouped(*self._micro_groups(points, weights))
         moments = self._moments.finish()
-        self.__init__(self.capacity, self.micro_clusters, self.seed)  # type: ignore[misc]
+        self.__init__(self.capacity, self.micro_clusters, self.seed, squares=self.squares)  # type: ignore[misc]
         return book, fine, moments
 
     def _points(self) -> tuple[Tensor, Tensor]:
@@ -203,6 +217,7 @@ class BookBuilder:
                 torch.zeros(number, dtype=torch.int64),
                 torch.zeros(number, channels.shape[1], dtype=torch.float64),
                 sources.new_zeros(number, sources.shape[1]),
+                sources.new_zeros(number, sources.shape[1]) if self.squares else None,
             )
         else:
             book = self._micro.regroup(groups[:old], number)
@@ -210,6 +225,8 @@ class BookBuilder:
         book.counts.index_add_(0, into, torch.ones_like(into))
         book.channel_sums.index_add_(0, into, channels.double())
         book.source_sums.index_add_(0, into, sources)
+        if book.source_squares is not None:
+            book.source_squares.index_add_(0, into, sources.square())
         return book
 
 

@@ -148,10 +148,11 @@ def disentangle(
     chosen = model.inputs(images)
     check_pristine(model.network, "disentangle")
     place = find_site(model, site, blocks=blocks)
-    plan = _plan(model, chosen, place, groups, sub_units, tokens, tokens_per_image, max_memory)
+    fewest = elude.micro_clusters if elude is not None and elude.instances == "micro-clusters" else 0
+    plan = _plan(model, chosen, place, groups, sub_units, tokens, tokens_per_image, max_memory, fewest)
     seconds = 0.0
     if elude is not None:  # too few instances are reported before the long work
-        count = min(plan.tokens, elude.max_tokens) if elude.instances == "tokens" else plan.micro_clusters
+        count = plan.tokens if fewest else min(plan.tokens, elude.max_tokens)
         size = count, place.channels, place.sources * place.kernel
         plan = replace(plan, memory=plan.memory + elude.expected_bytes(*size))
         if model.progress:
@@ -175,7 +176,7 @@ def disentangle(
         images=len(chosen),
         images_from=chosen.source,
     )
-    builder = BookBuilder(plan.capacity, plan.micro_clusters, seed)
+    builder = BookBuilder(plan.capacity, plan.micro_clusters, seed, squares=bool(fewest))
     return split_recordings(given_model, place, recordings, strategy, settings, builder)
 
 
@@ -202,8 +203,10 @@ def split_recordings(
     builder
         Gathers the concept book; by default one that keeps up to 4,096 tokens waiting.
     """
+    kept, elude = _Reservoir.of(strategy), _elude_of(strategy)
+    if builder is None and elude is not None and kept is None:
+        builder = BookBuilder(4 * elude.micro_clusters, elude.micro_clusters, settings.seed, squares=True)
     builder = builder or BookBuilder(seed=settings.seed)
-    kept = _Reservoir.of(strategy)
     for recording in recordings:
         builder.add(recording)
         if kept is not None:
@@ -211,11 +214,11 @@ def split_recordings(
     book, fine, moments = builder.finish(settings.concepts)
     weight = for_analysis(site.weight(model.network))
     kernels = weight.unflatten(1, (-1, site.kernel))
-    elude = _elude_of(strategy)
     if elude is None:
         route = strategy.route(kernels, book, fine, units=settings.units, shared=settings.shared)
     else:
         found = Instances.of_groups(fine) if kept is None else kept.instances()
+        fine = replace(fine, source_squares=None)
         route, centres = elude.route_instances(kernels, found, progress=model.progress)
         if isinstance(strategy, RandomRouting):
             route = shuffled(route, strategy.seed)
@@ -369,8 +372,12 @@ def _plan(
     tokens: str,
     tokens_per_image: int | None,
     max_memory: float | None,
+    fewest: int = 0,
 ) -> Estimate:
-    """Return what will be needed but for the time, which only a measurement tells."""
+    """Return what will be needed but for the time, which only a measurement tells.
+
+    ``fewest`` micro-clusters, with the squares of their sources, are kept at the least.
+    """
     if not len(images):
         raise ValueError("There are no images to disentangle on.")
     per_image = len(place.layout.positions(tokens))
@@ -382,8 +389,9 @@ def _plan(
             f"concepts={concepts}; use more images, more tokens_per_image, or fewer concepts."
         )
     item = max(4, model.dtype.itemsize)
-    capacity, micro = _capacity(place, total, concepts, units, per_image * model.batch_size, max_memory, item)
-    memory = _expected_memory(place, concepts, units, capacity, micro, per_image * model.batch_size, item)
+    at_once = per_image * model.batch_size
+    capacity, micro = _capacity(place, total, concepts, units, at_once, max_memory, item, fewest)
+    memory = _expected_memory(place, concepts, units, capacity, micro, at_once, item, squares=bool(fewest))
     return Estimate(float("nan"), memory, total, place.sources * place.kernel, capacity, micro)
 
 
@@ -412,10 +420,18 @@ def _expected_seconds(
 
 
 def _expected_memory(
-    site: Site, concepts: int, units: int, capacity: int, micro: int, batch_tokens: int, item: int
+    site: Site,
+    concepts: int,
+    units: int,
+    capacity: int,
+    micro: int,
+    batch_tokens: int,
+    item: int,
+    *,
+    squares: bool = False,
 ) -> int:
     width = site.sources * site.kernel
-    builder = BookBuilder.expected_bytes(capacity, micro, site.channels, width, item)
+    builder = BookBuilder.expected_bytes(capacity, micro, site.channels, width, item, squares=squares)
     batch = 2 * batch_tokens * width * item  # recorded, and centred for the covariance
     weights = 3 * site.channels * width * item
     chunk = min(max(CONTRIBUTIONS_AT_ONCE, units * width), site.channels * units * width)
@@ -424,19 +440,30 @@ def _expected_memory(
 
 
 def _capacity(
-    site: Site, total: int, concepts: int, units: int, batch_tokens: int, max_memory: float | None, item: int
+    site: Site,
+    total: int,
+    concepts: int,
+    units: int,
+    batch_tokens: int,
+    max_memory: float | None,
+    item: int,
+    fewest: int = 0,
 ) -> tuple[int, int]:
     """Choose how many tokens wait and how many micro-clusters are kept, within ``max_memory`` GiB."""
-    micro = max(1024, 4 * concepts)
+    micro, squares = max(1024, 4 * concepts, fewest), bool(fewest)
     capacity = min(total, 4 * micro)
     if max_memory is None:
         return capacity, micro
     smallest = 2 * concepts
-    while _expected_memory(site, concepts, units, capacity, micro, batch_tokens, item) > max_memory * _GIB:
+
+    def needed(capacity: int, micro: int) -> int:
+        return _expected_memory(site, concepts, units, capacity, micro, batch_tokens, item, squares=squares)
+
+    while needed(capacity, micro) > max_memory * _GIB:
         if capacity <= smallest and micro <= smallest:
-            needed = _expected_memory(site, concepts, units, smallest, smallest, batch_tokens, item)
             raise ValueError(
-                f"max_memory={max_memory} GiB is too little: this site needs at least {needed / _GIB:.3g} GiB. "
+                f"max_memory={max_memory} GiB is too little: this site needs at least "
+                f"{needed(smallest, smallest) / _GIB:.3g} GiB. "
                 "Take fewer blocks, fewer concepts, a smaller batch_size or fewer tokens_per_image."
             )
         capacity, micro = max(smallest, capacity * 3 // 4), max(smallest, micro * 3 // 4)

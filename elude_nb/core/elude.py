@@ -7,17 +7,19 @@ The method of Bagci, Schiele, Schaub-Meyer, Fischer and Hesse (arXiv 2605.31304,
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction
 from elude_nb._util.progress import progress_bar
-from elude_nb.core.clustering import cluster_by_density, unit_vectors
+from elude_nb.core.clustering import unit_vectors
 from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.density import cluster_by_density, cluster_groups_by_density, expected_bytes
 from elude_nb.core.routing import MOST_UNITS, NO_CONCEPT, Routing, pack_bits
 
 RULES = ("published", "signed", "absolute")
@@ -43,17 +45,30 @@ class Instances:
         The channels' values there, (t, d).
     counts
         How many tokens each stands for, (t,): 1, or the tokens of a micro-cluster.
+    squares
+        For micro-clusters the means of the sources' squares, (t, s * kernel): how far their tokens spread.
     """
 
     sources: Tensor
     channels: Tensor
     counts: Tensor
+    squares: Tensor | None = None
 
     @staticmethod
     def of_groups(fine: ConceptBook) -> Instances:
-        """Return groups of tokens as instances: their means, each standing for as many tokens as it has."""
+        """Return groups of tokens as instances: their means, each standing for as many tokens as it has.
+
+        If the book was made without squares, the tokens of a group count as all alike.
+        """
         counts = fine.counts[:, None]
-        return Instances(fine.source_sums / counts, (fine.channel_sums / counts).to(fine.source_sums), fine.counts)
+        means = fine.source_sums / counts
+        squares = means.square() if fine.source_squares is None else fine.source_squares / counts
+        return Instances(means, (fine.channel_sums / counts).to(means), fine.counts, squares)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens all instances stand for."""
+        return int(self.counts.sum())
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -91,9 +106,10 @@ class EludeRouting:
     instances
         ``"tokens"`` keeps the sources of the recorded tokens, at most ``max_tokens`` of them, drawn at random;
         ``"micro-clusters"`` takes the groups of tokens that one pass leaves, so that neither memory nor time grow with
-        the number of images.
-    max_tokens
-        See ``instances``.
+        the number of images. They are clustered as if their tokens were there (`cluster_groups_by_density`), and
+        ``top_k`` and ``min_cluster_size`` count tokens all the same.
+    max_tokens, micro_clusters
+        See ``instances``: how many tokens, or groups, at most.
     seed
         Of what is drawn.
 
@@ -111,6 +127,7 @@ class EludeRouting:
     groups: Literal["hdbscan", "random"] = "hdbscan"
     instances: Literal["tokens", "micro-clusters"] = "tokens"
     max_tokens: int = 16_384
+    micro_clusters: int = 2048
     seed: int = 0
     name: str = "elude"
 
@@ -124,15 +141,18 @@ class EludeRouting:
         check_choice("groups", self.groups, ("hdbscan", "random"))
         check_choice("instances", self.instances, ("tokens", "micro-clusters"))
         check_count("max_tokens", self.max_tokens, 2)
+        check_count("micro_clusters", self.micro_clusters, 2)
         check_count("seed", self.seed, 0)
+        if isinstance(self.top_k, int):  # whatever the images
+            self.sizes(self.top_k)
 
     def sizes(self, count: int) -> tuple[int, int]:
-        """Return how many of ``count`` instances are clustered for each channel, and the smallest cluster.
+        """Return how many of ``count`` tokens are clustered for each channel, and the smallest cluster.
 
         Raises
         ------
         ValueError
-            If there are too few instances for two clusters.
+            If there are too few for two clusters, or for ``min_samples``.
         """
         top = min(count, self.top_k if isinstance(self.top_k, int) else round(self.top_k * count))
         smallest = self.min_cluster_size
@@ -142,24 +162,47 @@ class EludeRouting:
                 f"top_k={self.top_k} of {count:,} instances is {top:,}, too few for two clusters of "
                 f"min_cluster_size={least}; use more images or tokens_per_image, a larger top_k or smaller clusters."
             )
+        if self.min_samples is not None and self.min_samples > top:
+            raise ValueError(
+                f"min_samples={self.min_samples} exceeds the {top:,} instances that top_k={self.top_k} keeps of "
+                f"{count:,}; take fewer, or a larger top_k."
+            )
         return int(top), int(least)
 
     def expected_bytes(self, count: int, channels: int, width: int) -> int:
-        """Return about how much memory the routing takes beside the model: what is kept, and a channel a thread."""
-        top, _ = self.sizes(count)
+        """Return about how much memory the routing takes beside the model: what is kept, and a channel a thread.
+
+        Parameters
+        ----------
+        count
+            How many tokens there are to choose from.
+        channels, width
+            Channels, and sources with their kernel positions.
+        """
+        rows = self._rows(count)
         kept = 4 * count * (width + channels) if self.instances == "tokens" else 0
-        return kept + max(1, torch.get_num_threads()) * top * (16 * top + 12 * width)
+        return kept + max(1, torch.get_num_threads()) * (12 * rows * width + expected_bytes(rows, width))
+
+    def _rows(self, count: int) -> int:
+        """Return how many instances are clustered for a channel, of ``count`` tokens."""
+        top, _ = self.sizes(count)
+        if self.instances == "tokens":
+            return top
+        return min(top, max(2, round(min(count, self.micro_clusters) * top / count)))
 
     def expected_seconds(self, count: int, channels: int, width: int) -> float:
         """Return about how long the routing of ``channels`` by ``count`` instances of ``width`` sources takes.
 
         Two channels of noise are clustered; the published rule then tries 20 values of rho, which takes as long again.
         """
-        top, least = self.sizes(count)
-        noise = torch.randn(top, width, generator=torch.Generator().manual_seed(0))
-        alone = replace(self, top_k=top, min_cluster_size=least)
+        rows, (top, least) = self._rows(count), self.sizes(count)
+        noise = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+        alone = replace(self, top_k=top, min_cluster_size=least, min_samples=None)
+        counts = torch.full((rows,), -(-top // rows))
+        squares = noise.square() + 1 if self.instances == "micro-clusters" else None
+        found = Instances(noise, noise[:, :1].repeat(1, 2), counts, squares)
         start = time.perf_counter()
-        alone.route_instances(torch.ones(2, width, 1), Instances(noise, noise[:, :2].clone(), torch.ones(top)))
+        alone.route_instances(torch.ones(2, width, 1), found)
         each = (time.perf_counter() - start) / 2
         return each * channels * (2 if self.rule == "published" else 1)
 
@@ -195,43 +238,44 @@ class EludeRouting:
             The routing, its concepts not yet filled in; and for each channel the mean channels of each of its clusters,
             less the mean over all instances, (k, d).
         """
-        self.sizes(len(found))
-        if not bool(found.sources.isfinite().all()):
-            bad = int((~found.sources.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"The sources of instance {bad} hold NaN or infinite values; look at the images.")
+        self.sizes(found.tokens)
+        for name, values in (("sources", found.sources), ("channels", found.channels)):
+            if not bool(values.isfinite().all()):
+                bad = int((~values.isfinite().all(1)).nonzero()[0])
+                raise ValueError(f"The {name} of instance {bad} hold NaN or infinite values; look at the images.")
         share = found.counts.to(found.sources) / found.counts.sum()
         mean, middle = share @ found.sources, share @ found.channels.to(found.sources)
 
         def one(channel: int) -> _Split:
             return self._split_channel(channel, weight[channel], found, mean, middle)
 
-        with (
-            ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool,
-            progress_bar(description="channels", total=len(weight), show=progress, unit="channel") as bar,
-        ):
+        at_once = max(1, min(torch.get_num_threads(), len(weight)))
+        with progress_bar(description="channels", total=len(weight), show=progress, unit="channel") as bar:
             made = []
-            for split in pool.map(one, range(len(weight))):
+            for split in _in_threads(one, len(weight), at_once):
                 made.append(split)
                 bar.update()
         return _joined(made, weight.shape[1]), [split.centres for split in made]
 
     def _split_channel(self, channel: int, row: Tensor, found: Instances, mean: Tensor, middle: Tensor) -> _Split:
         """Split one channel: ``row`` is (s, kernel), ``mean`` the mean sources and ``middle`` the mean channels."""
-        top, least = self.sizes(len(found))
+        _, least = self.sizes(found.tokens)
         values = found.channels[:, channel]
-        chosen = values.topk(top).indices
-        sources, counts = found.sources[chosen], found.counts[chosen].to(found.sources)
-        contributions = _by_source(row.flatten() * sources, row.shape[1])  # (n, s)
-        if float(values.max()) == float(values.min()):
+        chosen, contributions, directions = self._strongest(row, found, values)
+        # Copies of one image differ by rounding, which must not be clustered.
+        size = float(contributions.abs().sum(1).max()) if len(chosen) else 0.0
+        if float(values.max() - values.min()) <= size * torch.finfo(contributions.dtype).eps ** 0.5:
             return _Split.none("not split: it is constant", middle)
-        some = contributions.abs().amax(1) > 0  # instances without any contribution have no direction
-        chosen, sources, counts, contributions = chosen[some], sources[some], counts[some], contributions[some]
-        if len(chosen) < 2 * least:
+        counts = found.counts[chosen].to(found.sources)
+        if len(chosen) < 2 or int(counts.sum()) < max(2 * least, self.min_samples or 0):
             return _Split.none("not split: too few instances contribute to it", middle)
-        directions = unit_vectors(contributions)
-        groups, membership = cluster_by_density(
-            directions, min_cluster_size=least, min_samples=self.min_samples, selection=self.selection
-        )
+        how: dict[str, Any] = {
+            "min_cluster_size": least, "min_samples": self.min_samples, "selection": self.selection,
+        }  # fmt: skip
+        if found.squares is None:
+            groups, membership = cluster_by_density(directions, **how)
+        else:
+            groups, membership = cluster_groups_by_density(directions, found.counts[chosen], **how)
         k = min(int(groups.max()) + 1, MOST_UNITS)
         if k < 2:
             return _Split.none("not split: its contributions form fewer than two clusters", middle)
@@ -240,17 +284,40 @@ class EludeRouting:
             generator = torch.Generator().manual_seed(self.seed + channel)
             order = torch.randperm(len(groups), generator=generator)
             groups, membership = groups[order], membership[order]
-        share = torch.nn.functional.one_hot(groups + 1, k + 1)[:, 1:].to(sources) * (membership * counts)[:, None]
+        share = torch.nn.functional.one_hot(groups + 1, k + 1)[:, 1:].to(counts) * (membership * counts)[:, None]
         share = share / share.sum(0).clamp(min=1e-30)  # (n, k)
-        centres = share.T @ found.channels[chosen].to(sources) - middle
+        centres = share.T @ found.channels[chosen].to(counts) - middle
         if self.rule == "signed":
-            gains = _by_source(row.flatten() * (share.T @ sources - mean), row.shape[1])  # (k, s)
+            gains = _by_source(row.flatten() * (share.T @ found.sources[chosen] - mean), row.shape[1])  # (k, s)
             return _Split("split", gains.argmax(0), None, centres)
         strength = unit_vectors(share.T @ directions).abs()
         if self.rule == "absolute":
             return _Split("split", strength.argmax(0), None, centres)
-        rho = choose_rho(strength, contributions, groups)
+        rho = choose_rho(strength, contributions * counts[:, None], groups)
         return _Split("split", None, winning_sets(strength, rho), centres)
+
+    def _strongest(self, row: Tensor, found: Instances, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the instances on which a channel is highest, ``top_k`` tokens of them, and what contributes to it.
+
+        Returns
+        -------
+        chosen, contributions, directions
+            The instances (n,), ``W[u] * q`` (n, s), and the means of the tokens' contributions scaled to length 1,
+            (n, s): of length 1 for a token, and shorter the more the tokens of a group spread. Instances without any
+            contribution have no direction and are left out.
+        """
+        top, _ = self.sizes(found.tokens)
+        order = values.topk(min(top, len(values))).indices  # each stands for a token or more
+        before = found.counts[order].cumsum(0) - found.counts[order]
+        chosen = order[before < top]
+        contributions = _by_source(row.flatten() * found.sources[chosen], row.shape[1])
+        some = contributions.abs().amax(1) > 0
+        chosen, contributions = chosen[some], contributions[some]
+        if found.squares is None:
+            return chosen, contributions, unit_vectors(contributions)
+        spread = (found.squares[chosen] - found.sources[chosen].square()).clamp(min=0)
+        length = (contributions.square().sum(1) + spread @ row.flatten().square()).sqrt()
+        return chosen, contributions, contributions / length[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,6 +334,23 @@ class _Split:
         return _Split(reason, None, None, middle.new_zeros(0, len(middle)))
 
 
+def _in_threads(work: Callable[[int], _Split], number: int, at_once: int) -> Iterator[_Split]:
+    """Yield what ``work`` makes of 0 to ``number - 1``, in order; each thread computes with one thread of its own.
+
+    If the caller stops early or is interrupted, nothing new is begun, and what runs is waited for.
+    """
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield from pool.map(work, range(number))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)  # a thread's setting is that of all threads to come
+
+
 def winning_sets(strength: Tensor, rho: float) -> Tensor:
     """Return which clusters share each source under the published rule, (k, s), bool.
 
@@ -279,9 +363,18 @@ def winning_sets(strength: Tensor, rho: float) -> Tensor:
         first ``m`` clusters can be such a set. If exactly one proper set wins it shares the source, else all do.
     """
     ordered, places = strength.sort(dim=0, descending=True)
+    return _members(places, _set_sizes(ordered, rho))
+
+
+def _set_sizes(ordered: Tensor, rho: float) -> Tensor:
+    """Return how many clusters share each source, (s,), of strengths (k, s) that are sorted, the largest first."""
     wins = rho * ordered[:-1] > ordered[1:]  # (k - 1, s): whether the first m + 1 clusters win
-    size = torch.where(wins.sum(0) == 1, wins.to(torch.uint8).argmax(0) + 1, len(strength))
-    first = torch.arange(len(strength), device=strength.device)[:, None] < size
+    return torch.where(wins.sum(0) == 1, wins.to(torch.uint8).argmax(0) + 1, len(ordered))
+
+
+def _members(places: Tensor, sizes: Tensor) -> Tensor:
+    """Return the first so many (s,) of the clusters in order (k, s), as bool (k, s)."""
+    first = torch.arange(len(places), device=places.device)[:, None] < sizes
     return torch.zeros_like(first).scatter(0, places, first)
 
 
@@ -303,14 +396,16 @@ def choose_rho(strength: Tensor, contributions: Tensor, groups: Tensor) -> float
     own = groups[:, None] == torch.arange(len(strength))  # (n, k)
     other = (groups >= 0)[:, None] & ~own
     best, chosen = -float("inf"), RHOS[-1]
-    before = contributions.new_zeros(strength.shape)
+    ordered, places = strength.sort(dim=0, descending=True)
+    parts, before = contributions.new_zeros(strength.shape), torch.zeros(strength.shape[1], dtype=torch.int64)
     sums = contributions.new_zeros(own.shape)  # (n, k): what each sub-unit adds up
     for rho in RHOS:
-        sets = winning_sets(strength, rho)
-        parts = sets.to(contributions) / sets.sum(0)
-        changed = (parts != before).any(0)  # of one rho to the next, few sources change their owners
-        sums += contributions[:, changed] @ (parts - before)[:, changed].T
-        before, units = parts, sums.relu()
+        sizes = _set_sizes(ordered, rho)
+        changed = (sizes != before).nonzero().flatten()  # from one rho to the next, few sources change their owners
+        made = _members(places[:, changed], sizes[changed]).to(parts) / sizes[changed]
+        sums += contributions[:, changed] @ (made - parts[:, changed]).T
+        parts[:, changed], before = made, sizes
+        units = sums.relu()
         ratio = (units * own).sum(0) / ((units * other).sum(0) + _STEADY)
         if float(ratio.mean()) > best:
             best, chosen = float(ratio.mean()), rho

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import HDBSCAN
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 import elude_nb as en
 from elude_nb import Disentanglement, Edit, EludeRouting, disentangle, verify
-from elude_nb.core.clustering import cluster_by_density
+from elude_nb.core.concepts import BookBuilder, ConceptBook
+from elude_nb.core.density import cluster_by_density
 from elude_nb.core.elude import RHOS, Instances, choose_rho, winning_sets
 from elude_nb.core.routing import NO_CONCEPT, Routing, pack_bits, shuffled, unpack_bits
 from elude_nb.core.strategies import RandomRouting
@@ -45,6 +49,12 @@ def literal_sets(strength: np.ndarray[Any, Any], rho: float) -> np.ndarray[Any, 
     return found
 
 
+def largest_first(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Number clusters by size, those of equal size by their first member."""
+    order = sorted(set(labels[labels >= 0]), key=lambda c: (-(labels == c).sum(), list(labels).index(c)))
+    return np.array([order.index(label) if label >= 0 else -1 for label in labels])
+
+
 def literal_split(row: np.ndarray[Any, Any], q: np.ndarray[Any, Any], h: np.ndarray[Any, Any], routing: EludeRouting):
     """Follow docs/method.md line by line for one channel; return owners as sets of clusters (k, s), or None."""
     top, least = routing.sizes(len(q))
@@ -52,6 +62,7 @@ def literal_split(row: np.ndarray[Any, Any], q: np.ndarray[Any, Any], h: np.ndar
     c = np.stack([row * q[t] for t in best])
     unit = np.stack([vector / math.sqrt(sum(vector**2)) for vector in c])
     found = HDBSCAN(min_cluster_size=least, cluster_selection_method=routing.selection, copy=True).fit(unit)
+    found.labels_ = largest_first(found.labels_)
     k = found.labels_.max() + 1
     if k < 2:
         return None
@@ -161,7 +172,7 @@ def test_clusters_are_those_of_distances_between_the_vectors(selection, min_samp
     whole = HDBSCAN(min_cluster_size=8, min_samples=min_samples, cluster_selection_method=selection, copy=True).fit(
         vectors.numpy()
     )
-    assert (groups.numpy() == whole.labels_).all()
+    assert (groups.numpy() == largest_first(whole.labels_)).all()
     np.testing.assert_allclose(membership.numpy(), whole.probabilities_, atol=1e-6)
 
 
@@ -193,11 +204,96 @@ def test_too_few_instances_are_reported_before_the_forward_passes(vit, images, m
         disentangle(vit, images, "blocks.1.mlp.fc2", routing=EludeRouting(top_k=150, min_cluster_size=100), **QUICK)
 
 
-def test_sources_that_are_not_finite_are_named() -> None:
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"top_k": 30, "min_cluster_size": 40}, "top_k=30 of 30 instances is 30, too few for two clusters"),
+     ({"top_k": 30, "min_cluster_size": 4, "min_samples": 31}, "min_samples=31 exceeds the 30 instances")],
+)  # fmt: skip
+def test_numbers_that_contradict_each_other_are_refused_before_any_image(wrong, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        EludeRouting(**wrong)
+
+
+def test_too_few_neighbours_are_reported_before_the_forward_passes(vit, images, monkeypatch) -> None:
+    monkeypatch.setattr("elude_nb.core.disentangle.record", lambda *_, **__: pytest.fail("the model was run"))
+    with pytest.raises(ValueError, match="min_samples=5000 exceeds"):
+        disentangle(vit, images, "blocks.1.mlp.fc2", routing=EludeRouting(min_samples=5000, **SMALL), **QUICK)
+
+
+@pytest.mark.parametrize("instances", ["tokens", "micro-clusters"])
+def test_one_image_is_too_few_and_many_alike_are_not_split(instances) -> None:
+    model, image = tiny_vit(), random_images(1, 32)
+    routing = EludeRouting(top_k=0.16, min_cluster_size=8, instances=instances)
+    with pytest.raises(ValueError, match="too few for two clusters of min_cluster_size=8"):
+        disentangle(model, image, "blocks.1.mlp.fc2", routing=routing, **QUICK)
+    alike = disentangle(
+        model, [image[0]] * 30, "blocks.1.mlp.fc2", routing=EludeRouting(instances=instances, **SMALL),
+        **(QUICK | {"concepts": 2, "tokens": "class", "tokens_per_image": 1}),
+    )  # fmt: skip
+    assert not alike.routing.is_split().any()
+    assert verify(alike, [image[0]], progress=False).weights_partition_exact
+
+
+@pytest.mark.parametrize("what", ["sources", "channels"])
+def test_values_that_are_not_finite_are_named(what, monkeypatch) -> None:
     weight, found = planted()
-    found.sources[7, 3] = torch.nan
-    with pytest.raises(ValueError, match="instance 7"):
+    getattr(found, what)[7, 3] = torch.nan
+    monkeypatch.setattr(EludeRouting, "_split_channel", lambda *_: pytest.fail("a channel was clustered"))
+    with pytest.raises(ValueError, match=f"The {what} of instance 7 hold NaN"):
         EludeRouting(**SMALL).route_instances(weight, found)
+
+
+def test_an_interrupt_stops_all_threads_and_leaves_nothing_behind(vit, images, monkeypatch) -> None:
+    begun, threads = [], torch.get_num_threads()
+
+    def interrupted(_self, channel, *_more) -> None:
+        begun.append(channel)
+        if channel == 3:
+            raise KeyboardInterrupt
+        time.sleep(0.02)
+
+    monkeypatch.setattr(EludeRouting, "_split_channel", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        disentangle(vit, images, "blocks.1.mlp.fc2", routing=EludeRouting(**SMALL), **QUICK)
+    assert len(begun) < 24
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+    assert torch.get_num_threads() == threads
+    assert hook_count(vit.network) == 0
+
+
+def test_groups_of_tokens_are_split_as_their_tokens_are() -> None:
+    """Micro-clusters count by their tokens: as many sub-units, and nearly the same owners."""
+    weight, found = planted(each=240)
+    groups = torch.arange(len(found)) // 4  # neighbours are of one kind
+    book = ConceptBook(
+        torch.bincount(groups),
+        torch.zeros(len(found) // 4, 4, dtype=torch.float64).index_add_(0, groups, found.channels),
+        torch.zeros(len(found) // 4, 18, dtype=torch.float64).index_add_(0, groups, found.sources),
+        torch.zeros(len(found) // 4, 18, dtype=torch.float64).index_add_(0, groups, found.sources.square()),
+    )
+    strategy = EludeRouting(top_k=0.99, min_cluster_size=60, rule="signed")
+    exact, _ = strategy.route_instances(weight, found)
+    summed, _ = strategy.route_instances(weight, Instances.of_groups(book))
+    assert exact.sizes().gt(0).sum() == summed.sizes().gt(0).sum() == 12
+    for channel in range(4):
+        assert adjusted_rand_score(exact.routes[channel], summed.routes[channel]) > 0.99
+
+
+def test_as_many_groups_are_kept_as_asked_for() -> None:
+    model, images = tiny_vit(), random_images(60, 32)
+    seen = []
+    for number in (20, 90):
+        strategy = EludeRouting(instances="micro-clusters", micro_clusters=number, **SMALL)
+        builder = BookBuilder(4 * number, number, squares=True)
+        for part in en.record(model, images, en.find_site(model, "blocks.1.mlp.fc2"), tokens="all"):
+            builder.add(part)
+        fine = builder.finish(6)[1]
+        seen.append(len(fine))
+        spread = fine.source_squares / fine.counts[:, None] - (fine.source_sums / fine.counts[:, None]).square()
+        assert spread.min() > -1e-9
+        split = disentangle(model, images, "blocks.1.mlp.fc2", routing=strategy, **QUICK)
+        assert split.book.source_squares is None
+    assert seen[0] <= 20 < seen[1] <= 90
 
 
 def test_constant_and_silent_channels_are_not_split() -> None:
