@@ -93,12 +93,14 @@ class Live:
             values = [method.encode(part)[:, few] for part in seen.parts(2048)]
             return cls(method.learned("decoder_")[alive], None, torch.cat(values))
         routing = method.split_.routing
-        of, units = routing.rows()
-        whole = (units == 0) & ~routing.is_split()[of]
-        alive = (((units > 0) & (routing.exclusive_sizes()[of, units] > 0)) | whole).nonzero().flatten()
-        read = method.split_.unit_readout(list(zip(of[alive].tolist(), units[alive].tolist(), strict=True)))
-        few = torch.randperm(len(alive), generator=generator)[:most]
-        return cls(read.matrix.T.contiguous(), of[alive], seen.sources @ read.matrix[:, few] + read.offset[few])
+        of, units = routing.live_rows()
+        whole = (~routing.is_split()).nonzero().flatten()  # channels that are not split: unit 0 is all of them
+        of, units = torch.cat([of, whole]), torch.cat([units, torch.zeros_like(whole)])
+        order = of.argsort(stable=True)
+        of, units = of[order], units[order]
+        read = method.split_.unit_readout(list(zip(of.tolist(), units.tolist(), strict=True)))
+        few = torch.randperm(len(of), generator=generator)[:most]
+        return cls(read.matrix.T.contiguous(), of, seen.sources @ read.matrix[:, few] + read.offset[few])
 
 
 class Bench:
