@@ -27,7 +27,8 @@ class ChannelTrace:
     channel
         The channel ``u``.
     values
-        Step 1: the channel at every token, without its bias, the highest first, (t,); its instances are the first ``n``.
+        Step 1: the channel at every token, without its bias, the highest first, (t,); the first ``n`` are its
+        instances.
     contributions
         Step 2: ``W[u, j] * q[j]`` of each instance, (n, s). Scaled to length 1, they are clustered.
     groups
