@@ -1,6 +1,7 @@
-"""Compare methods on crops of the photographs over several seeds; write every row, print the means over seeds.
+"""Compare methods over several seeds, on crops of the photographs or on a folder; write every row, print the means.
 
     python benchmarks/compare_methods.py --out DIR [--images 240] [--seeds 0,1,2] [--tokens patch,class] [--only NAMES]
+    python benchmarks/compare_methods.py --out DIR --pictures FOLDER --site blocks.11.mlp.fc2 --tokens all --only rules
 
 The seed is that of the halves (discovery and scoring), the clustering and the training. A crop's label is its
 photograph. Variants of our method have rows of their own; docs/method.md says which of them was kept.
@@ -21,8 +22,12 @@ from elude_nb.models.sites import Site
 from elude_nb.scores.suggest import suggest_concepts, suggest_settings
 
 BASELINES = ("channels", "random routes", "PCA", "ICA", "NMF", "k-means")
-SHOWN = ("units", "top_similarity", "best_unit_precision", "redundancy", "effective_rank", "intruder_accuracy",
-         "polysemanticity", "unexplained_variance", "output_change", "seconds_to_fit")  # fmt: skip
+RULES = ("channels", "random groups", "TopK SAE", "BatchTopK SAE", "transcoder", "ELUDe as published", "signed rule",
+         "concepts", "k-means")  # fmt: skip
+"""Methods of one layer, the published one among them: what ``--only rules`` compares."""
+SHOWN = ("units", "ms_score", "ms_score_low", "ms_score_high", "label_share_over_chance", "top_similarity",
+         "best_unit_precision", "redundancy", "effective_rank", "intruder_accuracy", "polysemanticity",
+         "unexplained_variance", "output_change", "seconds_to_fit")  # fmt: skip
 
 
 def variants(model: en.Model, site: Site, discovery: en.ImageSet, tokens: str, seed: int, n_units: int) -> list[Method]:
@@ -53,22 +58,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=240)
+    parser.add_argument("--pictures", default="photographs")
+    parser.add_argument("--site", default="stream")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--tokens", default="patch,class")
     parser.add_argument("--units", type=int, default=128)
     parser.add_argument("--only", default="variants,baselines,autoencoders")
     chosen = parser.parse_args()
-    model, images = en.load_model("dinov2-small"), en.load_images("photographs", count=chosen.images)
-    site = en.find_site(model, "stream")
+    model = en.load_model("dinov2-small")
+    images = en.load_images(chosen.pictures).sample(chosen.images, seed=0)
+    site = en.find_site(model, chosen.site)
     tables = []
     chosen.out.mkdir(parents=True, exist_ok=True)
     for tokens in chosen.tokens.split(","):
         for seed in map(int, chosen.seeds.split(",")):
             start = time.perf_counter()
-            count = chosen.images // 2 * (24 if tokens == "patch" else 1)
+            count = len(images) // 2 * (1 if tokens == "class" else 24)
             plan = Plan(model, site, n_units=chosen.units, concepts=suggest_concepts(count), tokens=tokens, seed=seed)
             methods: list[Method] = []
-            if "variants" not in chosen.only:
+            if chosen.only == "rules":
+                methods += [METHODS[name](plan) for name in RULES]
+            elif "variants" not in chosen.only:
                 methods += [METHODS[name](plan) for name in ("sub-units", "concepts")]
             else:
                 first = images.split(0.5, seed=seed)[0]  # as compare splits them
@@ -76,8 +86,8 @@ def main() -> None:
             methods += [METHODS[name](plan) for name in BASELINES] if "baselines" in chosen.only else []
             methods += autoencoders(chosen.units, seed) if "autoencoders" in chosen.only else []
             found = en.compare(
-                model, images, methods=methods, n_units=chosen.units, tokens=tokens, seed=seed, fidelity_images=16,
-                progress=False,
+                model, images, chosen.site, methods=methods, n_units=chosen.units, tokens=tokens, seed=seed,
+                fidelity_images=16, progress=False,
             )  # fmt: skip
             tables.append(found.table.assign(tokens=tokens, seed=seed))
             pd.concat(tables).to_csv(chosen.out / "rows.csv", index=False)

@@ -15,7 +15,7 @@ import pandas as pd
 
 import elude_nb as en
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+STRENGTHS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 
 def at_equal_drop(curve: pd.DataFrame, drop: float) -> dict[str, float]:
@@ -31,7 +31,7 @@ def main() -> None:
     """Print one row a seed, class and exclusiveness, and the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", default="photographs")
-    parser.add_argument("--count", type=int, default=240)
+    parser.add_argument("--count", type=int, default=160)
     parser.add_argument("--classes", nargs="+", default=["cat", "rocket", "astronaut"])
     parser.add_argument("--exclusive", type=float, nargs="+", default=[1.0, 0.9, 0.8, 0.6, 0.4])
     parser.add_argument("--drops", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="where edits are compared")
@@ -49,11 +49,9 @@ def main() -> None:
         split = split.with_names(en.name_concepts(split, train).names)
         for label in asked.classes:
             concepts = split.concepts_named(label)
-            # The head reads the class token, and nothing after the last block mixes tokens.
-            how = {"concept": concepts, "tokens": "class" if asked.site == "stream" else "all"}
-            beside = {str(e): en.Edit.ablate(exclusive=e, **how) for e in asked.exclusive}
+            beside = {str(e): en.Edit.ablate(concept=concepts, exclusive=e) for e in asked.exclusive}
             found = en.effect(
-                split, en.Edit.ablate(**how), test, fit=train, target=label, controls=(), beside=beside,
+                split, en.Edit.ablate(concept=concepts), test, fit=train, target=label, controls=(), beside=beside,
                 strengths=STRENGTHS, seed=seed,
             )  # fmt: skip
             for name, curve in found.curve.groupby("method", sort=False):
