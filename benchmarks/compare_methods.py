@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--site", default="stream")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--tokens", default="patch,class")
+    parser.add_argument("--tokens-per-image", type=int, default=24)
     parser.add_argument("--units", type=int, default=128)
     parser.add_argument("--only", default="variants,baselines,autoencoders")
     chosen = parser.parse_args()
@@ -73,7 +74,7 @@ def main() -> None:
     for tokens in chosen.tokens.split(","):
         for seed in map(int, chosen.seeds.split(",")):
             start = time.perf_counter()
-            count = len(images) // 2 * (1 if tokens == "class" else 24)
+            count = len(images) // 2 * (1 if tokens == "class" else chosen.tokens_per_image)
             plan = Plan(model, site, n_units=chosen.units, concepts=suggest_concepts(count), tokens=tokens, seed=seed)
             methods: list[Method] = []
             if chosen.only == "rules":
@@ -87,7 +88,7 @@ def main() -> None:
             methods += autoencoders(chosen.units, seed) if "autoencoders" in chosen.only else []
             found = en.compare(
                 model, images, chosen.site, methods=methods, n_units=chosen.units, tokens=tokens, seed=seed,
-                fidelity_images=16, progress=False,
+                tokens_per_image=chosen.tokens_per_image, fidelity_images=16, progress=False,
             )  # fmt: skip
             tables.append(found.table.assign(tokens=tokens, seed=seed))
             pd.concat(tables).to_csv(chosen.out / "rows.csv", index=False)

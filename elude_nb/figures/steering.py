@@ -78,10 +78,9 @@ def selectivity_curves(effect: Effect, *, axes: Axes | None = None) -> Any:
         for method in methods:
             rows = effect.curve[effect.curve["method"] == method].sort_values("strength")
             colour = nth_colour(own.index(method) + 1) if method in own else _colour_of(method)
-            look = {"color": colour, "linewidth": 1.2 if method in CONTROLS else 2.0}
-            place.plot(
-                [0, *(100 * rows["drop"])], [0, *(100 * rows["others"])], marker="o", markersize=3, label=method, **look
-            )
+            wide = 1.2 if method in CONTROLS else 2.0
+            target, others = ([0, *(100 * rows[column])] for column in ("drop", "others"))
+            place.plot(target, others, marker="o", markersize=3, label=method, color=colour, linewidth=wide)
         place.axhline(0, color=shade("faint"), linewidth=0.8)
         place.set_xlabel(f"fall of {effect.target}'s probability, points")
         place.set_ylabel("fall of the others', points")

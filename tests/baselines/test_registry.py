@@ -44,6 +44,7 @@ def case(request) -> Case:
     images = random_images(60, 32) if name in ELUDE else images
     seen = Recording.join(list(record(model, images, site, tokens=tokens, tokens_per_image=each)))
     plan = Plan(model, site, n_units=8, concepts=5, sub_units=3, sparsity=2, tokens=tokens, seed=3)
+    assert images.labels is not None
     labels = [images.labels[number] for number in seen.images.tolist()]
     return Case(name, plan, images, seen, labels, METHODS[name](plan).fit(seen, labels))
 

@@ -246,11 +246,14 @@ def test_values_that_are_not_finite_are_named(what, monkeypatch) -> None:
 def test_an_interrupt_stops_all_threads_and_leaves_nothing_behind(vit, images, monkeypatch) -> None:
     begun, threads = [], torch.get_num_threads()
 
-    def interrupted(_self, _row, _found, channel) -> None:
+    find_clusters = EludeRouting._find_clusters
+
+    def interrupted(self, row, found, channel):
         begun.append(channel)
         if channel == 3:
             raise KeyboardInterrupt
         time.sleep(0.02)
+        return find_clusters(self, row, found, channel)
 
     monkeypatch.setattr(EludeRouting, "_find_clusters", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -289,6 +292,7 @@ def test_as_many_groups_are_kept_as_asked_for() -> None:
             builder.add(part)
         fine = builder.finish(6)[1]
         seen.append(len(fine))
+        assert fine.source_squares is not None
         spread = fine.source_squares / fine.counts[:, None] - (fine.source_sums / fine.counts[:, None]).square()
         assert spread.min() > -1e-9
         split = disentangle(model, images, "blocks.1.mlp.fc2", routing=strategy, **QUICK)

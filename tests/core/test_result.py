@@ -166,7 +166,7 @@ def test_tables_agree_with_the_routing(case) -> None:
         "channel", "unit", "concept", "sources", "share_of_variance", "mean_on_concept",
         *(["exclusive_sources"] if shared else []),
     ]  # fmt: skip
-    for (channel, unit), row in table.set_index(["channel", "unit"]).iterrows():  # type: ignore[misc]
+    for (channel, unit), row in table.set_index(["channel", "unit"]).iterrows():
         owners = [owners_of(split.routing, channel, source) for source in range(split.site.sources)]
         assert row["sources"] == sum(unit in each for each in owners)
         assert not shared or row["exclusive_sources"] == sum(each == [unit] for each in owners)

@@ -158,7 +158,7 @@ def test_flows_balance_at_every_node(drawn, channel) -> None:
             assert out[number] == 0
         else:
             assert into[number] == pytest.approx(out[number])
-    assert "sub-units of channel" in figure.layout.meta["alt"]
+    assert "units of channel" in figure.layout.meta["alt"]
     few = routing_sankey(split, channel, max_blocks=1)
     assert sum(label.startswith(("block", "other")) for label in few.data[0].node.label) == 2
 

@@ -40,13 +40,13 @@ def slow_amounts(split: Disentanglement, channel: int) -> dict[tuple[int, str, i
         for unit in owners:
             key = (unit, str(row["part"]), block)
             found[key][0] += 1
-            if unit:
+            if unit and int(concepts[unit - 1]) != NO_CONCEPT:
                 amount = on[owned.index(int(concepts[unit - 1]))] / len(owners)
                 found[key][1] += amount
                 found[key][2] += abs(amount)
             else:
                 found[key][1] = float("nan")
-                found[key][2] += float(np.mean(np.abs(on)))
+                found[key][2] += float(np.mean(np.abs(on))) / len(owners)
     return found
 
 

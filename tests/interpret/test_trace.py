@@ -72,7 +72,7 @@ def test_the_picture_shows_every_step(trace) -> None:
     assert [title[0] for title in titles] == ["1", "2", "4", "5"]
     bars = picture.axes[2].patches
     heights = torch.tensor([bar.get_height() for bar in bars]).reshape(-1, 10)
-    torch.testing.assert_close(heights.sum(0), torch.ones(10))
+    torch.testing.assert_close(heights.sum(0), torch.ones(10, dtype=heights.dtype), rtol=1e-5, atol=1e-6)
     cells = picture.axes[3].images[0].get_array()
     assert cells[1, 0] == pytest.approx(float(trace.units[trace.groups == 0, 1].mean()))
     assert f"Channel {trace.channel}" in picture.alt
