@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=128)
     parser.add_argument("--only", default="variants,baselines,autoencoders")
     chosen = parser.parse_args()
-    model = en.load_model("dinov2-small")
+    model = en.load_model("dinov2-small").using(progress=False)
     images = en.load_images(chosen.pictures).sample(chosen.images, seed=0)
     site = en.find_site(model, chosen.site)
     tables = []

@@ -47,12 +47,12 @@ def contributions_by_block(split: Disentanglement, channel: int, units: Sequence
     """Show for sub-units of one channel in which blocks, and whether in attention or MLP, their contributions arise.
 
     Each bar is the sum of a branch's contributions, averaged over the tokens of the sub-unit's concept and taken
-    above the overall mean.
+    above the overall mean. Unit 0 has no concept and is left out.
     """
     check_split(split)
-    units = [check_whole("unit", unit) for unit in units]
+    units = [unit for unit in (check_whole("unit", each) for each in units) if unit]
     if not units:
-        raise ValueError("Name a unit to show; there is none in units=[].")
+        raise ValueError("Name a sub-unit to show; there is none in units.")
     tables = [_depth_of_unit(split, channel, unit) for unit in units]
     with house_style():
         picture = Picture(figsize=(8.4, 0.5 + 0.85 * len(units)))
