@@ -27,6 +27,7 @@ from elude_nb.errors import EditError, ModelMismatchError
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.naming import name_concepts_by_text
 from elude_nb.interpret.neighbours import find_neighbours
+from elude_nb.interpret.trace import trace_channel
 from elude_nb.models.forward import overheard
 from elude_nb.models.hooks import Tap, check_pristine, clean_copy, intercept, is_edited
 from elude_nb.scores import suggest_settings
@@ -75,6 +76,7 @@ def read_in_edit(e: Any) -> Any:
         return e.model(e.batch)
 
 
+SMALL_ELUDE = en.EludeRouting(top_k=0.6, min_cluster_size=4, min_samples=1)
 CALLS: dict[str, Callable[[Any], Any]] = {
     "model(batch)": lambda e: e.model(e.batch),
     "embed": lambda e: en.embed(e.model, e.images),
@@ -91,6 +93,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "find_sites": lambda e: en.find_sites(en.wrap_network(e.model.network, input_size=(3, 32, 32))),
     "disentangle": lambda e: en.disentangle(e.model, e.images, **QUICK),
     "scores.suggest_settings": lambda e: suggest_settings(e.model, e.images, concepts=8),
+    "trace_channel": lambda e: trace_channel(e.model, e.images, 0, "blocks.2.mlp.fc2", routing=SMALL_ELUDE),
     "verify": lambda e: en.verify(e.split, e.images[:2], progress=False),
     "score": lambda e: en.score(e.split, e.images, progress=False),
     "compare": lambda e: en.compare(e.model, e.images, methods=["channels"], k=4, progress=False),
@@ -114,8 +117,10 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 WITHOUT_MODEL = {  # these look at the split alone, or make one
     "with_names", "concepts_named", "unit_readout", "concept_readout", "encode", "decode", "check_model", "using",
 }  # fmt: skip
-OF_A_MODEL = {name for name in CALLS if name in {"find_site", "find_sites", "disentangle", "scores.suggest_settings",
-              "compare", "fit_head", "embed", "record", "predict", "model(batch)", "save_program"}}  # fmt: skip
+OF_A_MODEL = {
+    "find_site", "find_sites", "disentangle", "scores.suggest_settings", "trace_channel", "compare", "fit_head",
+    "embed", "record", "predict", "model(batch)", "save_program",
+}  # fmt: skip
 
 
 def table() -> dict[str, str]:
