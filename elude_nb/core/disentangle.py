@@ -108,7 +108,7 @@ def disentangle(
     tokens, tokens_per_image
         Which tokens count (``"class"``, ``"registers"``, ``"patch"``, ``"all"``; by default ``"all"`` for
         ``routing="elude"``, as in the paper, and ``"patch"`` otherwise) and how many are drawn for each image
-        (``None``: every one).
+        (``None``: every one). What is to be read at the class token is found better on class tokens (docs/method.md).
     seed
         Of the drawing and the clustering; the same seed gives the same result.
     batch_size
