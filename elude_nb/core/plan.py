@@ -22,7 +22,6 @@ from elude_nb.models.hooks import source_tokens
 from elude_nb.models.load import Model
 from elude_nb.models.sites import Site
 
-_Part = tuple[int, int, float | None]  # channel, number, and which of the unit's sources: see `Change.exclusive`
 _ROWS_AT_ONCE = 256  # rows of W read together, so that many sub-units need no second copy of all of them
 
 
@@ -45,6 +44,15 @@ class Splittable(Protocol):
     def means_on_concepts(self) -> Tensor: ...  # noqa: D102
     @property
     def identity(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A unit that is edited, and which of its sources are, (s,), bool: ``None`` for all."""
+
+    channel: int
+    number: int
+    sources: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +236,8 @@ def plan_edit(split: Splittable, edit: Edit, starts: Sequence[int] | None = None
     Raises
     ------
     EditError
-        If the split lacks a concept, unit or token, or a mask has another shape. Nothing has run by then.
+        If the split lacks a concept, unit or token, a mask has another shape, or no source is exclusive enough. Nothing
+        has run by then.
     """
     begun = starts or [0] * len(edit.changes)
     # All are looked up, also those that do nothing: a mistake is told at once, not when a slider leaves 0.
@@ -239,17 +248,16 @@ def plan_edit(split: Splittable, edit: Edit, starts: Sequence[int] | None = None
     wanted = [each for each in known if each[0].strength != 0]
     found = [each[:3] for each in wanted]
     parts = _parts_of(split, [(unit, change.exclusive) for change, _, several in found for unit in several])
-    place = {(channel, number): row for row, (channel, number, _) in enumerate(parts)}
-    channels = torch.tensor([channel for channel, *_ in parts], dtype=torch.int64)
+    place = {(part.channel, part.number): row for row, part in enumerate(parts)}
+    channels = torch.tensor([part.channel for part in parts], dtype=torch.int64)
     means = _raw_means(split, parts)
     positions, weights = _shared_positions([weight for *_, weight in wanted], means.dtype)
     steps = []
     for (change, start, several), weight in zip(found, weights, strict=True):
         rows = torch.tensor([place[unit] for unit in several], dtype=torch.int64)
         reference = torch.zeros_like(means[rows]) if change.about == "mean" else -means[rows]
-        step = Step(
-            change, rows, reference, _values(split, change, [parts[row] for row in rows.tolist()]), weight, start
-        )
+        values = _values(split, change, [parts[place[unit]] for unit in several])
+        step = Step(change, rows, reference, values, weight, start)
         if not _is_identity(step):
             steps.append(step)
     count = split.site.layout.count
@@ -266,7 +274,7 @@ def plan_edit(split: Splittable, edit: Edit, starts: Sequence[int] | None = None
 def units_of(split: Splittable, change: Change) -> list[tuple[int, int]]:
     """Return the sub-units, (channel, number), that a change is done to."""
     if change.units:
-        return _known_units(split, change.units)
+        return _known_units(split, change)
     found: list[tuple[int, int]] = []
     for concept in change.concepts:
         number = concept_number(split, concept)
@@ -338,25 +346,30 @@ def _patch_weights(split: Splittable, mask: Tensor) -> Tensor:
     return mask.flatten()
 
 
-def _known_units(split: Splittable, units: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    sizes = split.routing.sizes()
-    for channel, number in units:
+def _known_units(split: Splittable, change: Change) -> list[tuple[int, int]]:
+    sizes, concepts = split.routing.sizes(), split.routing.concepts
+    for channel, number in change.units:
         if not 0 <= channel < len(sizes):
             raise EditError(f"There is no channel {channel}; {split.site.name!r} has 0 to {len(sizes) - 1}.")
         has = [0, *((sizes[channel, 1:] > 0).nonzero().flatten() + 1).tolist()]
         if number not in has:
             raise EditError(f"There is no unit {(channel, number)}; channel {channel} has units {has}.")
-    return list(units)
+        if change.exclusive is not None and (not number or int(concepts[channel, number - 1]) == NO_CONCEPT):
+            raise EditError(
+                f"exclusive={change.exclusive}: unit {(channel, number)} has no concept to be exclusive to."
+            )
+    return list(change.units)
 
 
 def _parts_of(split: Splittable, wanted: Sequence[tuple[tuple[int, int], float | None]]) -> list[_Part]:
-    """Return the units that are edited, each once and in order, with what decides which of their sources are.
+    """Return the units that are edited, each once and in order, with those of their sources that are.
 
     Raises
     ------
     EditError
-        If a unit has two different ``exclusive``, or has no concept that a source could be exclusive to.
+        If a unit has two different ``exclusive``, or no unit has a source that is exclusive enough.
     """
+    on_concepts = split.book.mean_sources() if any(exclusive is not None for _, exclusive in wanted) else None
     found: dict[tuple[int, int], float | None] = {}
     for unit, exclusive in wanted:
         if found.setdefault(unit, exclusive) != exclusive:
@@ -364,20 +377,28 @@ def _parts_of(split: Splittable, wanted: Sequence[tuple[tuple[int, int], float |
                 f"Unit {unit} is edited with exclusive={found[unit]} and with {exclusive}; apply two edits, one inside "
                 "the other."
             )
-        channel, number = unit
-        if exclusive is not None and (not number or int(split.routing.concepts[channel, number - 1]) == NO_CONCEPT):
-            raise EditError(
-                f"exclusive={exclusive}: unit {unit} has no concept that its sources could be exclusive to."
-            )
-    return [(*unit, found[unit]) for unit in sorted(found)]
+    parts = [
+        _Part(*unit, None if exclusive is None else exclusive_sources(split, *unit, exclusive, on_concepts))
+        for unit, exclusive in sorted(found.items())
+    ]
+    if parts and not any(part.sources is None or bool(part.sources.any()) for part in parts):
+        largest = max(exclusive for exclusive in found.values() if exclusive is not None)
+        raise EditError(f"No source of these sub-units is exclusive at {largest}: give a larger number, up to 1.")
+    return parts
 
 
-def exclusive_sources(split: Splittable, channel: int, number: int, exclusive: float) -> Tensor:
-    """Return which sources of a sub-unit are exclusive to its concept, (s,), bool; see `Change.exclusive`."""
+def exclusive_sources(
+    split: Splittable, channel: int, number: int, exclusive: float, on_concepts: Tensor | None = None
+) -> Tensor:
+    """Return which sources of a sub-unit are exclusive to its concept, (s,), bool; see `Change.exclusive`.
+
+    ``on_concepts`` are the book's mean sources (g, s * kernel), where they are known already.
+    """
+    on_concepts = split.book.mean_sources() if on_concepts is None else on_concepts
     concepts = split.routing.concepts[channel]
     mine = int(concepts[number - 1])
     others = concepts[(concepts != NO_CONCEPT) & (concepts != mine)]
-    products = split.weight[channel] * split.book.mean_sources()[[mine, *others.tolist()]].to(split.weight.dtype)
+    products = split.weight[channel] * on_concepts[[mine, *others.tolist()]].to(split.weight.dtype)
     gains = products.unflatten(1, (-1, split.site.kernel)).sum(2)  # (1 + others, s)
     gains = gains * torch.where(split.means_on_concepts[channel, number] < 0, -1, 1)  # where it is low on its concept
     own = gains[0]
@@ -390,12 +411,11 @@ def _weight_rows(split: Splittable, parts: Sequence[_Part]) -> Iterator[Tensor]:
     """Yield the weights of units, (rows, s * kernel) for some rows at a time."""
     for start in range(0, len(parts), _ROWS_AT_ONCE):
         some = parts[start : start + _ROWS_AT_ONCE]
-        channels, numbers = (torch.tensor([part[place] for part in some]) for place in (0, 1))
+        channels, numbers = torch.tensor([(part.channel, part.number) for part in some]).T
         rows = split.routing.masked(split.weight, channels, numbers)
-        for row, (channel, number, exclusive) in zip(rows, some, strict=True):
-            if exclusive is not None:
-                kept = exclusive_sources(split, channel, number, exclusive).repeat_interleave(split.site.kernel)
-                row.masked_fill_(~kept, 0)
+        for row, part in zip(rows, some, strict=True):
+            if part.sources is not None:
+                row.masked_fill_(~part.sources.repeat_interleave(split.site.kernel), 0)
         yield rows
 
 
@@ -414,7 +434,7 @@ def _values(split: Splittable, change: Change, parts: Sequence[_Part]) -> Tensor
         values = torch.tensor(change.values, dtype=dtype).expand(len(parts))
     if not change.concepts or change.kind == "scale":
         return values
-    channels, numbers = torch.tensor([part[:2] for part in parts]).T
+    channels, numbers = torch.tensor([(part.channel, part.number) for part in parts]).T
     means = split.means_on_concepts[channels, numbers].to(dtype)
     if change.exclusive is not None:
         on_concepts = split.book.mean_sources().to(dtype)[split.routing.concepts[channels, numbers - 1]]
@@ -463,7 +483,7 @@ def _collapsed(
     split: Splittable, parts: Sequence[_Part], affine: tuple[Tensor, Tensor], positions: Tensor | None
 ) -> Plan:
     """Return a plan that reads one number a channel, however many of its sub-units are edited."""
-    edited, place = torch.tensor([channel for channel, *_ in parts]).unique(return_inverse=True)
+    edited, place = torch.tensor([part.channel for part in parts]).unique(return_inverse=True)
     gain, shift = affine
     rows = split.weight.new_zeros(len(edited), split.weight.shape[1])
     start = 0

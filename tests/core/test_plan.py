@@ -272,6 +272,20 @@ def test_exclusive_edits_that_make_no_sense(split, vit, images) -> None:
         plan_edit(clusters, Edit.scale(unit=(place, 1), by=0, exclusive=0.8))
 
 
+def test_an_edit_of_no_source_is_refused(split, monkeypatch) -> None:
+    unit = some_units(split, rest=False)[0]
+    none = torch.zeros(split.site.sources, dtype=torch.bool)
+    monkeypatch.setattr("elude_nb.core.plan.exclusive_sources", lambda *_: none)
+    with pytest.raises(EditError, match=r"0\.3"):
+        plan_edit(split, Edit.scale(unit=unit, by=0, exclusive=0.3))
+
+
+def test_a_unit_without_a_concept_is_told_at_strength_0_too(split) -> None:
+    channel, _ = some_units(split, rest=False)[0]
+    with pytest.raises(EditError, match=str(channel)):
+        plan_edit(split, Edit.scale(unit=(channel, 0), by=0, exclusive=0.8, strength=0.0))
+
+
 @pytest.mark.parametrize("about", ["mean", "zero"])
 def test_a_schedule_goes_from_pass_to_pass(literal: Literal, about, request) -> None:
     split = literal.split
