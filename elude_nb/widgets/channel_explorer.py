@@ -80,6 +80,7 @@ class ChannelExplorer(GalleryPanel):
         super().__init__(gallery, images)
         self._count, self._max_units = count, max_units
         self._settings = self.gallery.split.settings
+        self._painting = False
         self.orders = _orders(self.gallery.split, scores)
         self._listed = next(iter(self.orders.values()))
         self._build()
@@ -104,8 +105,8 @@ class ChannelExplorer(GalleryPanel):
         most = max(MOST_UNITS, k)
         self._k = parts.make(number, "K: units", "k", change_k, value=k, min=2, max=most, disabled=fixed)
         self._rho = parts.make(
-            ipywidgets.Dropdown, "left over", "rho", partial(self.set_trait, "shared"), options=_left_over(rho),
-            value=rho, disabled=fixed,
+            ipywidgets.Dropdown, "left over", "rho", self._choose_shared, options=_left_over(rho), value=rho,
+            disabled=fixed,
         )  # fmt: skip
         hint = {"tooltip": "as in the split"}
         self._reset = parts.make_button("as discovered", "reset", self.reset, disabled=fixed, **hint)
@@ -191,6 +192,10 @@ class ChannelExplorer(GalleryPanel):
 
     # -------------------------------------------------------------------- paint
 
+    def _choose_shared(self, rho: float | None) -> None:
+        if not self._painting:
+            self.shared = rho
+
     def _show(self, _: object = None) -> None:
         with self.guarded():
             self.refresh()
@@ -214,13 +219,17 @@ class ChannelExplorer(GalleryPanel):
             "units.html",
             units=view.units.assign(concept=view.units["concept"].astype(object).fillna("")).to_dict("records"),
             colours=dict(zip(found.units, colours, strict=True)),
-            similarity=dict(zip(found.units, found.similarity, strict=True)),
+            similarity={
+                u: alike for u, alike, row in zip(found.units, found.similarity, found.rows, strict=True) if row
+            },
             charts={unit: depth_chart(table) for unit, table in gallery.depths(view).items()},
         )
         if self.channel in self._listed:  # the controls show what is shown, whoever changed it
             self._place.value = self._listed.index(self.channel) + 1
-        self._rho.options = _left_over(self.shared)
-        self._k.value, self._rho.value = self.units, self.shared
+        self._k.value = self.units
+        shown, self._painting = self.shared, True  # new options make the control choose the first of them
+        self._rho.options, self._rho.value = _left_over(shown), shown
+        self._painting = False
         what = "not split" if whole else f"{len(view.units) - 1} sub-units"
         self.say(f"Channel {self.channel}: {what}, on {self.describe_images()}.")
 

@@ -53,6 +53,14 @@ def test_the_sliders_and_the_traits_follow_each_other(explorer) -> None:
     assert explorer._rho.value == pytest.approx(0.35)
     explorer._rho.value = None
     assert explorer.shared is None
+    explorer.shared = 0.35
+    explorer._rho.value = 0.8  # 0.35 is no longer offered then
+    assert (explorer.shared, explorer._rho.value) == (0.8, 0.8)
+    explorer.shared = 0.2
+    assert (explorer.shared, explorer._rho.value) == (0.2, 0.2)
+    assert explorer.view.routing.routes.equal(
+        explorer.gallery.channel(explorer.channel, units=2, shared=0.2).routing.routes
+    )
 
 
 def test_k_and_rho_route_anew_and_come_back(explorer) -> None:
