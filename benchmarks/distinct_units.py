@@ -22,9 +22,7 @@ from torch import Tensor
 
 import elude_nb as en
 from elude_nb.core.distinct import choose_covering, choose_unlike, standardise
-from elude_nb.core.readout import Readout
 from elude_nb.core.recording import find_largest
-from elude_nb.scores.overview import read_sub_units
 from elude_nb.scores.similarity import ms_score_at
 
 
@@ -107,10 +105,9 @@ def main() -> None:
         for rule in args.rules:
             split = read_split(args, model, discover, rule, seed)
             rows = split.routing.live_rows()
-            _, _, matrix = read_sub_units(split.weight, split.routing, split.book)
-            offset = -(split.book.source_mean() @ matrix)
-            values = recording.sources @ matrix + offset
-            units = seen.read(Readout(matrix, offset, torch.full_like(rows[0], -1)))
+            readout = split.live_readout()
+            values = recording.sources @ readout.matrix + readout.offset
+            units = seen.read(readout)
             separation = split.means_on_concepts[rows].abs() / values.std(0)
             for name, chosen in found.choices(values, separation, args.n).items():
                 show(f"{rule}, {name}", units.of(chosen))

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from held_out import interval_text
 from torch import Tensor
 
 import elude_nb as en
@@ -51,8 +53,7 @@ def scored(values: torch.Tensor, seen: torch.Tensor) -> str:
     count = max(2, len(values) // 10)
     parts = []
     for centred in (False, True):
-        found = mean_interval(ms_score(values, seen, count=count, centred=centred).dropna(), seed=0)
-        parts.append(f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]")
+        parts.append(interval_text(100 * ms_score(values, seen, count=count, centred=centred).dropna(), digits=1))
     return f"MS-Score {parts[0]}, centred {parts[1]}"
 
 
@@ -61,7 +62,8 @@ def look(model: Any, place: Any, images: Any, asked: argparse.Namespace, seed: i
     discover, held_out = images.sample(asked.count, seed=seed).split(0.5, seed=seed)
     take = {"tokens": "all", "seed": seed}
     parts = list(en.record(model, discover, place, tokens_per_image=asked.tokens_per_image, **take))
-    builder = BookBuilder(seed=seed)
+    micro = en.EludeRouting().micro_clusters
+    builder = BookBuilder(4 * micro, micro, seed, squares=True)
     for part in parts:
         builder.add(part)
     found = en.Recording.join(parts)
@@ -79,12 +81,10 @@ def look(model: Any, place: Any, images: Any, asked: argparse.Namespace, seed: i
 def split_channels(weight: Tensor, seen: Seen, chosen: Tensor, how: dict[str, Any], seed: int) -> tuple[Tensor, Tensor]:
     """Split the chosen channels by one rule; return the rows of its live sub-units (u, s) and their channels (u,)."""
     found = seen.groups if how.get("instances") == "micro-clusters" else seen.instances
-    few = Instances(found.sources, found.channels[:, chosen], found.counts)
+    few = replace(found, channels=found.channels[:, chosen])
     routing, _ = en.EludeRouting(seed=seed, **how).route_instances(weight[chosen], few)
-    channels, units = routing.rows()
-    alive = (units > 0) & (routing.exclusive_sizes()[channels, units] > 0)
-    rows = routing.masked(weight[chosen].flatten(1), channels[alive], units[alive])
-    return rows, channels[alive]
+    channels, units = routing.live_rows()
+    return routing.masked(weight[chosen].flatten(1), channels, units), channels
 
 
 def values_of(rows: Tensor, seen: Seen) -> Tensor:

@@ -59,19 +59,20 @@ class HeldOut:
         for centred in (False, True):
             count = max(2, len(self.images) // 10)
             each = ms_score_at(found.highest, self.recording.channels, found.rows, count=count, centred=centred)
-            parts.append(_text(100 * each.dropna(), digits=1))
+            parts.append(interval_text(100 * each.dropna(), digits=1))
         return f"MS-Score {parts[0]}, centred {parts[1]}"
 
     def precision(self, found: Activations, draws: int = 5) -> str:
         """Return the best unit's average precision, the mean over the labels and over draws of the choosing half."""
         tables = [best_unit_precision(found.highest, self.images.labels or (), seed=seed) for seed in range(draws)]
-        return f"AP {_text(sum(table['average_precision'] for table in tables) / draws)}"
+        return f"AP {interval_text(sum(table['average_precision'] for table in tables) / draws)}"
 
     def redundancy(self, found: Activations) -> str:
         """Return the mean of each unit's largest correlation with another."""
-        return f"redundancy {_text(largest_correlation(found.highest))}"
+        return f"redundancy {interval_text(largest_correlation(found.highest))}"
 
 
-def _text(values: object, digits: int = 3) -> str:
+def interval_text(values: object, digits: int = 3) -> str:
+    """Return the mean of scores and its 95 % interval, in words."""
     found = mean_interval(values, seed=0)
     return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"

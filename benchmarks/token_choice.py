@@ -14,7 +14,6 @@ import pandas as pd
 import elude_nb as en
 from elude_nb.core.recording import pool_recorded
 from elude_nb.scores import best_unit_precision, label_share_over_chance, mean_interval, top_similarity
-from elude_nb.scores.overview import read_sub_units
 
 
 def main() -> None:
@@ -43,13 +42,8 @@ def main() -> None:
             parts = list(en.record(model, held_out, place, tokens=where, tokens_per_image=24, seed=seed))
             recording = en.Recording.join(parts)
             for tokens, split in splits.items():
-                centred = recording.sources - split.book.source_mean()
-                kinds = {
-                    "sub-units": read_sub_units(split.weight, split.routing, split.book)[2],
-                    "concepts": split.concept_readout().matrix,
-                }
-                for kind, matrix in kinds.items():
-                    values = pool_recorded(centred @ matrix, recording.images)
+                for kind, readout in (("sub-units", split.live_readout()), ("concepts", split.concept_readout())):
+                    values = pool_recorded(recording.sources @ readout.matrix + readout.offset, recording.images)
                     row: dict[str, object] = {"seed": seed, "discovered on": tokens, "read at": where, "units": kind}
                     row["top_similarity"] = mean_interval(top_similarity(values, reference, 10)).mean
                     row["best_unit_precision"] = best_unit_precision(values, held_out.labels or (), seed=seed)[

@@ -39,10 +39,6 @@ class Plan:
         shared = {"model": self.model, "site": self.site, "tokens": self.tokens, "seed": self.seed}
         return {**shared, **settings, **other}
 
-    def elude(self, name: str, **how: Any) -> Method:
-        """Return sub-units by the published clustering of each channel's contributions; see `EludeRouting`."""
-        return SubUnits(**self.split_settings(routing=EludeRouting(seed=self.seed, **how)), name=name)
-
     def weights(self) -> dict[str, Any]:
         """Return the site's weights, the arguments of methods that work on contributions."""
         network = self.model.network
@@ -63,9 +59,13 @@ METHODS: dict[str, Callable[[Plan], Method]] = {
     "sub-units": lambda plan: SubUnits(**plan.split_settings()),
     "concepts": lambda plan: Concepts(**plan.split_settings(concepts=plan.n_units)),
     "random routes": lambda plan: RandomRoutes(**plan.split_settings()),
-    "ELUDe as published": lambda plan: plan.elude("ELUDe as published"),
-    "signed rule": lambda plan: plan.elude("signed rule", rule="signed"),
-    "random groups": lambda plan: plan.elude("random groups", rule="signed", groups="random"),
+    "ELUDe as published": lambda plan: SubUnits(**plan.split_settings(routing="elude", name="ELUDe as published")),
+    "signed rule": lambda plan: SubUnits(**plan.split_settings(routing="elude-signed", name="signed rule")),
+    "random groups": lambda plan: SubUnits(
+        **plan.split_settings(
+            routing=EludeRouting(rule="signed", groups="random", seed=plan.seed), name="random groups"
+        )
+    ),
     "channels": lambda _: Channels(),
     "hidden units": lambda plan: HiddenUnits(plan.hidden()),
     "PCA": lambda plan: PCA(plan.n_units, seed=plan.seed),

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from elude_nb._util.checks import check_count, check_kind
@@ -21,7 +20,6 @@ from elude_nb.core.strategies import RoutingStrategy, check_routing_settings, fi
 from elude_nb.errors import NotFittedError
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import Site
-from elude_nb.scores.overview import read_sub_units
 
 _UNITS_BESIDE = 64  # thousands at every token would cost more than the model
 
@@ -103,7 +101,7 @@ class SubUnits(Method):
 
     def decode(self, units: Tensor) -> Tensor:
         """Raise: the channels are the sum of sub-units and unit 0, which `reconstruct` has."""
-        raise NotImplementedError(f"{self.name!r} lack the unit 0; use reconstruct(recording).")
+        raise NotImplementedError(f"{self.name!r} lack unit 0; use reconstruct(recording).")
 
     def reconstruct(self, recording: Recording) -> Tensor:
         """Return the channels (t, d) as the sum of all units, unit 0 among them: the model's own up to rounding."""
@@ -124,8 +122,7 @@ class SubUnits(Method):
         return self._fitted
 
     def _read_out(self, split: Disentanglement) -> Readout:
-        channels, _, matrix = read_sub_units(split.weight, split.routing, split.book)
-        return Readout(matrix, -(split.book.source_mean() @ matrix), torch.full_like(channels, -1))
+        return split.live_readout()
 
 
 class Concepts(SubUnits):

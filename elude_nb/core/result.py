@@ -172,8 +172,7 @@ class Disentanglement:
         standard = standardise(self._on_groups, self.book.counts)
         if images is not None:
             self.check_model()
-            matrix = self.routing.masked(self.weight, *rows).T * self.signs[rows]
-            readout = Readout(matrix, -(self.book.source_mean() @ matrix), torch.full_like(rows[0], -1))
+            readout = self.live_readout()
             how: dict[str, Any] = {"tokens": tokens or self.settings.tokens, "tokens_per_image": tokens_per_image}
             standard = standardise(read_largest(self.model, self.model.inputs(images), self.site, readout, seed, **how))
         if n is None:
@@ -346,6 +345,16 @@ class Disentanglement:
         if self.site.kind != STREAM:
             entering = torch.full_like(entering, -1)
         return Readout(matrix, offset, entering)
+
+    def live_readout(self) -> Readout:
+        """Return the read-out of the live sub-units, in the order of `live_units`.
+
+        0 is a sub-unit's mean over the discovery, and each is high on its concept: those that are low there are turned
+        round.
+        """
+        rows = self.routing.live_rows()
+        matrix = self.routing.masked(self.weight, *rows).T * self.signs[rows]  # (s * kernel, u)
+        return Readout(matrix, -(self.book.source_mean() @ matrix), torch.full_like(rows[0], -1))
 
     def concept_readout(self) -> Readout:
         """Return the read-out of all concepts, a linear map of the centred sources: the matrix is (s * kernel, g).

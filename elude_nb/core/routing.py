@@ -110,6 +110,10 @@ class Routing:
 
     def exclusive_sizes(self) -> Tensor:
         """Return how many sources each unit owns alone, (d, k + 1); see `live`."""
+        return self._exclusive_sizes.clone()
+
+    @cached_property
+    def _exclusive_sizes(self) -> Tensor:  # millions of routes: counted once, since panels ask at every step
         ones = torch.ones_like(self.routes, dtype=torch.int64)
         counts = ones.new_zeros(len(self.routes), self.units + 1).scatter_add_(1, self.routes.long(), ones)
         if self.owner_sets is not None:
@@ -117,7 +121,7 @@ class Routing:
         return counts
 
     @cached_property
-    def _sizes(self) -> Tensor:  # millions of routes: counted once, since panels ask at every step
+    def _sizes(self) -> Tensor:
         counts = self.exclusive_sizes()
         if self.owner_sets is not None:
             counts[:, 1:] += torch.stack([unpack_bits(bits, self.units).sum(0) for bits in self.owner_sets])

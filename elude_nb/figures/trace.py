@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 
 from elude_nb._util.checks import check_count, check_kind
-from elude_nb.figures.theme import Picture, diverging, house_style, nth_colour, sequential, shade
+from elude_nb.figures.theme import SEQUENCE, Picture, diverging, house_style, nth_colour, sequential, shade
 from elude_nb.interpret.trace import ChannelTrace
 
 _MOST_INSTANCES = 400  # rows of the table of cosines that are drawn
@@ -37,7 +39,7 @@ def channel_steps(trace: ChannelTrace, *, max_sources: int = 24, max_units: int 
         raise ValueError(f"Channel {trace.channel} was {trace.reason}; there is nothing to draw. Take another channel.")
     with house_style():
         picture = Picture(figsize=(9.2, 7.0))
-        places = picture.subplots(2, 2, gridspec_kw={"wspace": 0.32, "hspace": 0.42}).flat
+        places = picture.subplots(2, 2, gridspec_kw={"wspace": 0.38, "hspace": 0.42}).flat
         _draw_instances(places[0], trace)
         _draw_clusters(places[1], trace)
         _draw_shares(places[2], trace, max_sources, max_units)
@@ -78,15 +80,21 @@ def _draw_clusters(place: Axes, trace: ChannelTrace) -> None:
 def _draw_shares(place: Axes, trace: ChannelTrace, max_sources: int, max_units: int) -> None:
     strongest = trace.contributions.abs().mean(0).topk(min(max_sources, trace.shares.shape[1])).indices
     shares = trace.shares[:, strongest].numpy()  # (k, c)
-    bottom = np.zeros(shares.shape[1])
-    for unit, row in enumerate(shares[:max_units]):
-        place.bar(np.arange(len(row)), row, bottom=bottom, color=nth_colour(unit), width=0.85)
+    rows = {str(unit + 1): row for unit, row in enumerate(shares[:max_units])}
+    if len(shares) > max_units:
+        rows["others"] = shares[max_units:].sum(0)
+    places, bottom = np.arange(len(strongest)), np.zeros(len(strongest))
+    for unit, (name, row) in enumerate(rows.items()):
+        colour = shade("grey") if name == "others" else nth_colour(unit)
+        opacity = 0.5 if len(SEQUENCE) <= unit < max_units else 1.0  # the eighth has the first one's colour
+        place.bar(places, row, bottom=bottom, color=colour, alpha=opacity, width=0.85, label=name)
         bottom += row
-    place.bar(np.arange(len(bottom)), 1 - bottom, bottom=bottom, color=shade("grey"), width=0.85)
+    beside: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 7, "title_fontsize": 7}
+    place.legend(title="sub-unit", **beside)
     place.set_title(f"4. Shares of the {len(strongest)} strongest sources")
     place.set_xlabel("source")
-    place.set_xticks(np.arange(len(strongest)), [str(source) for source in strongest.tolist()], rotation=90, fontsize=6)
-    place.set_ylabel("part of each sub-unit")
+    place.set_xticks(places, [str(source) for source in strongest.tolist()], rotation=90, fontsize=6)
+    place.set_ylabel("shares")
     place.set_ylim(0, 1)
 
 
@@ -95,8 +103,8 @@ def _draw_units(place: Axes, trace: ChannelTrace, max_units: int) -> None:
     means = torch.stack([trace.units[trace.groups == group, :k].mean(0) for group in range(k)]).numpy()  # (k, k)
     limit = float(np.abs(means).max()) or 1.0
     drawn = place.imshow(means.T, cmap=diverging(), vmin=-limit, vmax=limit)
-    place.set_title("5. Sub-units on the clusters (they add up to the channel)")
-    place.set_xlabel(f"cluster; sum less channel: {trace.largest_gap:.1g} at most")
+    place.set_title("5. Sub-units on each cluster")
+    place.set_xlabel(f"cluster\nsum of the sub-units less the channel: {trace.largest_gap:.1g} at most")
     place.set_ylabel("sub-unit")
     names = [str(unit + 1) for unit in range(k)]
     place.set_xticks(range(k), names, fontsize=7)

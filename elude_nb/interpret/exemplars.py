@@ -155,7 +155,7 @@ def read_channel(
     """
     if not bool(split.routing.is_split()[channel]):
         raise ValueError(f"Channel {channel} was {split.routing.reasons[channel]}; see .channels for split ones.")
-    several = [*choose_units(split, channel, units), 0] if isinstance(units, int) else units
+    several = add_rest(choose_units(split, channel, units)) if isinstance(units, int) else units
     chosen = [check_whole("unit", unit) for unit in several]
     every = split.units.loc[split.units["channel"] == channel, "unit"].tolist()
     unknown = [unit for unit in chosen if unit not in every]
@@ -199,8 +199,7 @@ def arrange_exemplars(
         rows.append(tuple(Exemplar(picture(i), heat[i].view(*grid).numpy(), i, float(highest[i])) for i in best))
         similarity.append(top_similarity(highest[:, None], embeddings, count).item())
         titles.append(name if labels is None else f"{name}\n{count_labels(labels[i] for i in best)}")
-    names = titles
-    return Exemplars(channel, tuple(rows), tuple(names), (WHOLE_CHANNEL, *units), tuple(similarity))
+    return Exemplars(channel, tuple(rows), tuple(titles), (WHOLE_CHANNEL, *units), tuple(similarity))
 
 
 def choose_units(split: Disentanglement, channel: int, number: int) -> list[int]:
@@ -208,6 +207,11 @@ def choose_units(split: Disentanglement, channel: int, number: int) -> list[int]
     check_count("units", number)
     table = split.live_units
     return choose_among(table[table["channel"] == channel], split.book, number)
+
+
+def add_rest(units: Sequence[int]) -> list[int]:
+    """Return the units that are shown of a channel: the sub-units chosen and unit 0, or none if it is not split."""
+    return [*units, 0] if units else []
 
 
 def choose_among(table: pd.DataFrame, book: ConceptBook, number: int) -> list[int]:

@@ -23,7 +23,7 @@ from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts
 from elude_nb.core.strategies import check_routing_settings, read_strategy, route_channel, why_not_route_channel
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
-from elude_nb.interpret.exemplars import Exemplars, Pixels, arrange_exemplars, choose_among, name_of_unit
+from elude_nb.interpret.exemplars import Exemplars, Pixels, add_rest, arrange_exemplars, choose_among, name_of_unit
 from elude_nb.interpret.profiles import Places, mean_contributions, places_of_sources, sum_by_place
 from elude_nb.models.forward import output_and_patches
 from elude_nb.models.hooks import Tap, evaluating, for_analysis
@@ -248,10 +248,9 @@ class Gallery:
         check_count("count", count, 2, self.ready)
         table = view.units
         live = view.routing.live()[0, table["unit"].tolist()].numpy()
-        chosen = choose_among(table[live], self.split.book, check_count("units", units))
+        chosen = add_rest(choose_among(table[live], self.split.book, check_count("units", units)))
         mean = float(self.split.book.channel_mean()[view.channel])
         maps, names = [view.maps.sum(-1) - mean], ["whole channel"]
-        chosen = [*chosen, 0] if chosen else []
         as_split = view.routing.routes.equal(self.split.routing.of_channel(view.channel).routes)
         of_images = float(table["share_of_variance"].iloc[0])
         share = float(self.split.unit_shares[view.channel, 0]) if as_split else of_images

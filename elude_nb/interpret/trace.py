@@ -63,14 +63,14 @@ class ChannelTrace:
 
         ``own`` is the sub-unit's mean on the instances of its cluster, ``others`` that on the instances of the others.
         """
-        rows = []
+        rows, sizes = [], self.routing.exclusive_sizes()[0]
         for unit in range(self.units.shape[1]):
             mine, others = self.groups == unit, (self.groups >= 0) & (self.groups != unit)
             rows.append(
                 {
                     "unit": unit + 1,
                     "instances": int(mine.sum()),
-                    "exclusive_sources": int(self.routing.exclusive_sizes()[0, unit + 1]),
+                    "exclusive_sources": int(sizes[unit + 1]),
                     "own": float(self.units[mine, unit].mean()),
                     "others": float(self.units[others, unit].mean()),
                 }

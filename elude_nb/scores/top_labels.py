@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from elude_nb._util.checks import check_count
 from elude_nb.scores.inputs import Array, as_activations, as_codes, is_constant, per_unit
@@ -23,12 +24,8 @@ def top_purity(activations: Array, labels: Sequence[Any] | Array, k: int = 10) -
     >>> top_purity(torch.tensor([[3.0], [2.0], [1.0]]), ["cat", "cat", "dog"], k=3).round(2).tolist()
     [0.67]
     """
-    values = as_activations(activations)
-    check_count("k", k, 1, len(values))
-    codes, names = as_codes(labels, len(values))
-    best = codes[best_images(values, k)]  # (k, u)
-    purity = torch.nn.functional.one_hot(best, len(names)).sum(0).amax(1) / k
-    return per_unit("top_purity", purity, missing=is_constant(values))
+    counts, _, constant = _count_labels(activations, labels, check_count("k", k))
+    return per_unit("top_purity", counts.amax(1) / k, missing=constant)
 
 
 def label_share_over_chance(activations: Array, labels: Sequence[Any] | Array, k: int = 10) -> pd.Series[float]:
@@ -58,17 +55,22 @@ def label_share_over_chance(activations: Array, labels: Sequence[Any] | Array, k
     >>> label_share_over_chance(activations, ["cat", "cat", "dog", "dog"], k=2).tolist()
     [3.0]
     """
+    counts, every, constant = _count_labels(activations, labels, check_count("k", k, 2))
+    chance = _share_of_pairs(every)
+    return per_unit("label_share_over_chance", _share_of_pairs(counts) / chance, missing=constant | (chance == 0))
+
+
+def _count_labels(activations: Array, labels: Sequence[Any] | Array, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how often each label is among a unit's best images (u, l) and all (l,), and which units are constant."""
     values = as_activations(activations)
-    check_count("k", k, 2, len(values))
+    check_count("k", k, 1, len(values))
     codes, names = as_codes(labels, len(values))
-    chance = _share_of_pairs(torch.bincount(codes, minlength=len(names)))
     best = codes[best_images(values, k)]  # (k, u)
-    counts = torch.nn.functional.one_hot(best, len(names)).sum(0)  # (u, l)
-    missing = is_constant(values) | (chance == 0)
-    return per_unit("label_share_over_chance", _share_of_pairs(counts) / chance, missing=missing)
+    counts = torch.nn.functional.one_hot(best, len(names)).sum(0)
+    return counts, torch.bincount(codes, minlength=len(names)), is_constant(values)
 
 
-def _share_of_pairs(counts: torch.Tensor) -> torch.Tensor:
+def _share_of_pairs(counts: Tensor) -> Tensor:
     """Return the share of pairs of different images that have the same label, from how many have each, (..., l)."""
     number = counts.sum(-1)
     return (counts * (counts - 1)).sum(-1) / (number * (number - 1)).clamp(min=1)

@@ -14,7 +14,7 @@ from elude_nb._util.progress import progress_bar
 from elude_nb.core.result import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, ImageSet, as_image_set
-from elude_nb.interpret.exemplars import Exemplars, arrange_exemplars, choose_units, name_of_unit
+from elude_nb.interpret.exemplars import Exemplars, add_rest, arrange_exemplars, choose_units, name_of_unit
 from elude_nb.interpret.gallery import Gallery, picture_of
 from elude_nb.models.forward import overheard
 
@@ -85,8 +85,7 @@ def _run_whole_images(split: Disentanglement, images: ImageSet) -> ReportImages:
     def channel(number: int, count: int, max_units: int) -> tuple[Exemplars, dict[int, pd.DataFrame]]:
         rows = (channels == number).nonzero().flatten()
         numbers, signs = units[rows].tolist(), split.signs[number]
-        chosen = choose_units(split, number, max_units)
-        chosen = [*chosen, 0] if chosen else []
+        chosen = add_rest(choose_units(split, number, max_units))
         concepts = [NO_CONCEPT, *split.routing.concepts[number].tolist()]
         mean = float(split.book.channel_mean()[number])  # all in unit 0
         whole = (values[:, rows] * signs[numbers]).sum(1) - mean
