@@ -86,15 +86,6 @@ def elude_split(vit: Model, images: ImageSet) -> Disentanglement:
 
 
 @pytest.fixture(scope="session")
-def published_split(vit: Model) -> Disentanglement:
-    """A layer by the published rule; some of its sub-units are dead."""
-    routing = EludeRouting(top_k=120, min_cluster_size=6)
-    return disentangle(
-        vit, random_images(40, 32), "blocks.1.mlp.fc2", routing=routing, concepts=6, tokens_per_image=10, progress=False
-    )
-
-
-@pytest.fixture(scope="session")
 def conv_split(conv: Model, small_images: ImageSet) -> Disentanglement:
     """A convolution with a 3 x 3 kernel and a BatchNorm after it."""
     return disentangle(conv, small_images, "stem", concepts=6, units=3, tokens_per_image=8, progress=False)

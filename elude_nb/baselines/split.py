@@ -87,7 +87,9 @@ class SubUnits(Method):
             images_from="a recording",
             **self._settings,  # type: ignore[arg-type]
         )
-        self.set_split(split_recordings(self.model, self.site, [recording], self.strategy, settings))
+        quiet = self.model.using(progress=False)  # whoever fits several methods shows a bar of its own
+        split = split_recordings(quiet, self.site, [recording], self.strategy, settings)
+        self.set_split(split.using(progress=self.model.progress))
         return self
 
     def set_split(self, split: Disentanglement) -> None:

@@ -17,8 +17,8 @@ Pair = tuple[int, int]
 
 
 @pytest.fixture(scope="module")
-def gallery(published_split) -> Gallery:
-    return Gallery(published_split, random_images(24, 32, seed=3)).fill(progress=False)
+def gallery(elude_split) -> Gallery:
+    return Gallery(elude_split, random_images(24, 32, seed=3)).fill(progress=False)
 
 
 def pairs_of(split: Disentanglement, *, live: bool) -> list[Pair]:
@@ -40,13 +40,13 @@ def test_of_a_planted_routing_the_sub_units_that_only_share_are_dead() -> None:
     assert alone.live().tolist() == routing.live().tolist()  # source 4 of channel 0 is nobody's: unit 0 takes it
 
 
-def test_this_split_has_dead_sub_units(published_split) -> None:
-    assert pairs_of(published_split, live=False)
-    assert pairs_of(published_split, live=True)
+def test_this_split_has_dead_sub_units(elude_split) -> None:
+    assert pairs_of(elude_split, live=False)
+    assert pairs_of(elude_split, live=True)
 
 
-def test_a_dead_sub_unit_has_no_concept_and_no_part_in_one(published_split) -> None:
-    split = published_split
+def test_a_dead_sub_unit_has_no_concept_and_no_part_in_one(elude_split) -> None:
+    split = elude_split
     matrix = torch.zeros(split.weight.shape[1], len(split.book), dtype=split.weight.dtype)
     for channel, unit in pairs_of(split, live=True):
         weight = split.routing.masked(split.weight, torch.tensor([channel]), torch.tensor([unit]))[0]
@@ -58,8 +58,8 @@ def test_a_dead_sub_unit_has_no_concept_and_no_part_in_one(published_split) -> N
         assert int(split.copies[channel, unit]) == 0
 
 
-def test_searches_names_and_methods_leave_them_out(published_split) -> None:
-    split, live = published_split, pairs_of(published_split, live=True)
+def test_searches_names_and_methods_leave_them_out(elude_split) -> None:
+    split, live = elude_split, pairs_of(elude_split, live=True)
     pictures = random_images(16, 32, seed=4)
     table = find_units(split, pictures[:8], pictures[8:], kind="units")
     assert sorted(zip(table["channel"], table["unit"], strict=True)) == live
@@ -74,20 +74,20 @@ def test_searches_names_and_methods_leave_them_out(published_split) -> None:
     torch.testing.assert_close(SubUnits.of(split).reconstruct(seen), seen.channels)  # they still count in the sum
 
 
-def test_galleries_and_exemplars_show_live_ones(published_split, gallery) -> None:
-    dead, live = pairs_of(published_split, live=False), pairs_of(published_split, live=True)
+def test_galleries_and_exemplars_show_live_ones(elude_split, gallery) -> None:
+    dead, live = pairs_of(elude_split, live=False), pairs_of(elude_split, live=True)
     for channel in sorted({channel for channel, _ in dead}):
         mine = [unit for c, unit in live if c == channel]
         view = gallery.channel(channel)
         assert {(channel, unit) for unit in view.units["unit"]} >= {pair for pair in dead if pair[0] == channel}
         shown = set(gallery.exemplars(view, count=3, units=20).units) - {-1, 0}
-        assert shown == set(mine) == set(choose_units(published_split, channel, 20))
+        assert shown == set(mine) == set(choose_units(elude_split, channel, 20))
 
 
-def test_the_quiz_asks_about_distinct_ones_first(published_split, gallery) -> None:
-    table = published_split.distinct_units()
+def test_the_quiz_asks_about_distinct_ones_first(elude_split, gallery) -> None:
+    table = elude_split.distinct_units()
     distinct = set(zip(table["channel"], table["unit"], strict=True))
-    live = set(pairs_of(published_split, live=True))
+    live = set(pairs_of(elude_split, live=True))
     channels = {channel for channel, _ in distinct}
     for seed in range(3):
         asked = {

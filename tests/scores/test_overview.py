@@ -298,15 +298,15 @@ def test_equally_many_of_each_kind_are_distinct_and_means_are_given_of_both(spli
     assert set(score_means(nothing)["kind"]) == {"channel", "sub-unit", "random route"}
 
 
-def test_dead_sub_units_of_the_published_rule_are_not_scored(published_split, images) -> None:
-    live = published_split.live_units
-    table = score(published_split, images, k=4, progress=False)
+def test_dead_sub_units_of_the_published_rule_are_not_scored(elude_split, images) -> None:
+    live = elude_split.live_units
+    table = score(elude_split, images, k=4, progress=False)
     for kind in ("sub-unit", "random route"):
         rows = table[table["kind"] == kind]
         assert list(zip(rows["channel"], rows["unit"], strict=True)) == list(
             zip(live["channel"], live["unit"], strict=True)
         )
-    assert len(live) < int((published_split.units["unit"] > 0).sum())
+    assert len(live) < int((elude_split.units["unit"] > 0).sum())
 
 
 COLUMNS = ["kind", "channel", "unit", "top_similarity", "sibling_similarity"]
