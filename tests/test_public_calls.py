@@ -115,7 +115,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "Disentanglement.load": lambda e: en.Disentanglement.load(e.path, e.model),
 }
 WITHOUT_MODEL = {  # these look at the split alone, or make one
-    "with_names", "concepts_named", "unit_readout", "concept_readout", "encode", "decode", "check_model", "using",
+    "with_names", "concepts_named", "unit_readout", "live_readout", "concept_readout", "encode", "decode",
+    "check_model", "using",
 }  # fmt: skip
 OF_A_MODEL = {
     "find_site", "find_sites", "disentangle", "scores.suggest_settings", "trace_channel", "compare", "fit_head",
