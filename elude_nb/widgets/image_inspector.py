@@ -73,7 +73,7 @@ class ImageInspector(GalleryPanel):
 
     def _build(self) -> None:
         images, narrow = self.gallery.images, {"style": {"description_width": "60px"}}
-        choose, move = parts.debounce(self._choose), parts.debounce(self._move)
+        choose, move = self.later(self._choose), self.later(self._move)
         options = [(f"{i}: {name}", i) for i, name in enumerate(images.labels or images.names)]
         self._choice = parts.make(ipywidgets.Dropdown, "image", "image", choose, options=options, layout={}, **narrow)
         hint = {"accept": "image/*", "tooltip": "or drop an image onto the picture", "layout": {}, "style": {}}

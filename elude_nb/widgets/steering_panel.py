@@ -129,7 +129,7 @@ class SteeringPanel(GalleryPanel):
 
     def _build(self) -> None:
         last = len(self.gallery.images) - 1
-        self._take_sliders_soon, take_image = parts.debounce(self._take_sliders), parts.debounce(self._take_image)
+        self._take_sliders_soon, take_image = self.later(self._take_sliders), self.later(self._take_image)
         self._image = parts.make(
             ipywidgets.IntSlider, "image", "image", take_image, min=0, max=last, disabled=last == 0
         )
