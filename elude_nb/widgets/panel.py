@@ -38,7 +38,7 @@ class Panel(ipywidgets.VBox):
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Show an error in the status line. Those that input can cause end there; others are bugs and are raised, too."""
+        """Show an error in the status line. What input can cause ends there; others are bugs and are raised, too."""
         try:
             yield
         except _EXPECTED as error:
@@ -120,7 +120,7 @@ class GalleryPanel(Panel):
             for _ in self.gallery.steps(4):  # each step takes about half a second; the kernel answers in between
                 self._bar.value = self.gallery.ready
                 await asyncio.sleep(0.02)
-        except (Exception, asyncio.CancelledError) as caught:
+        except (Exception, asyncio.CancelledError) as caught:  # noqa: BLE001 - raised below
             error, self._failure = caught, _describe(caught)
         self._bar.layout.display = "none"
         with self.guarded():
