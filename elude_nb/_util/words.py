@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 
+_SURROGATES = re.compile("[\ud800-\udfff]")  # Python keeps such bytes as halves of a pair
 # Control characters, line breaks of all kinds, and marks that would reverse the direction of what comes after them.
 _BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
 def as_text(text: object) -> str:
-    r"""Return words that UTF-8 can hold: what Python read from a file name that is no UTF-8 is written as an escape.
+    r"""Return words that UTF-8 can hold: bytes of a file's name that are no UTF-8 are written as in addresses.
 
     Different names stay different.
 
     Examples
     --------
-    >>> as_text(b"caf\xe9".decode("utf-8", "surrogateescape"))
-    'caf\\udce9'
+    >>> as_text(b"caf\xe9.png".decode("utf-8", "surrogateescape"))
+    'caf%E9.png'
     """
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    return _SURROGATES.sub(lambda found: f"%{ord(found[0]):X}".replace("%DC", "%"), str(text))
 
 
 def one_line(text: object) -> str:

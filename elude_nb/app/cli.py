@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -220,6 +221,8 @@ def _blocks(blocks: str) -> int | Literal["all"]:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; an expected error becomes one line on standard error and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # paths that are not UTF-8 are printed as they are
     try:
         return app(arguments, prog_name="elude-nb")
     except (ValueError, TypeError, OSError, RuntimeError) as error:

@@ -37,7 +37,7 @@ class ImageSet(Sequence[Image.Image]):
     Attributes
     ----------
     names
-        One name an image: the path (bytes in it that are no UTF-8 are written as escapes), or what it shows.
+        One name an image: the path (with bytes that are no UTF-8 written as ``%E9``), or what it shows.
     labels
         One label an image, or ``None`` where there are none.
     source

@@ -16,6 +16,7 @@ from elude_nb.core.result import Disentanglement
 from elude_nb.data.decode import read_rgb, upright_rgb
 from elude_nb.data.images import Images
 from elude_nb.figures.html import data_uri, tile, top_images
+from elude_nb.figures.theme import words
 from elude_nb.interpret.gallery import Gallery, Sight, look
 from elude_nb.interpret.profiles import find_contributors
 from elude_nb.widgets import parts
@@ -74,7 +75,7 @@ class ImageInspector(GalleryPanel):
     def _build(self) -> None:
         images, narrow = self.gallery.images, {"style": {"description_width": "60px"}}
         choose, move = self.later(self._choose), self.later(self._move)
-        options = [(f"{i}: {name}", i) for i, name in enumerate(images.labels or images.names)]
+        options = [(f"{i}: {words(name)}", i) for i, name in enumerate(images.labels or images.names)]
         self._choice = parts.make(ipywidgets.Dropdown, "image", "image", choose, options=options, layout={}, **narrow)
         hint = {"accept": "image/*", "tooltip": "or drop an image onto the picture", "layout": {}, "style": {}}
         self._upload = parts.make(ipywidgets.FileUpload, "upload", "upload", self._take_upload, **hint)
@@ -192,7 +193,7 @@ class ImageInspector(GalleryPanel):
     # --------------------------------------------------------------------- data
 
     def _title(self) -> str:
-        return self._own_name if self.image < 0 else f"image {self.image}"
+        return words(self._own_name) if self.image < 0 else f"image {self.image}"
 
     def _picture(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         if self.image < 0 and self._own is not None:
@@ -222,5 +223,5 @@ class ImageInspector(GalleryPanel):
 
 
 def _describe(row: dict[Any, Any]) -> str:
-    meaning = "" if pd.isna(row["concept"]) else f", concept {row['concept']} {row['name']}".rstrip()
+    meaning = "" if pd.isna(row["concept"]) else f", concept {row['concept']} {words(row['name'])}".rstrip()
     return f"channel {row['channel']}, sub-unit {row['unit']}{meaning}: {row['deviations']:.1f} standard deviations"

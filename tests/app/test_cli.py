@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ def run(*arguments: str) -> int:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out.strip() == en.__version__
+
+
+def test_a_path_that_is_no_utf8_is_printed_as_it_is(monkeypatch, capfdbinary) -> None:
+    monkeypatch.setattr("elude_nb.app.tour.run_tour", lambda out, only: Path(os.fsdecode(b"/tmp/caf\xe9/index.html")))
+    assert run("tour") == 0
+    assert b"/tmp/caf\xe9/index.html" in capfdbinary.readouterr().out
 
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,7 +164,7 @@ def test_a_letter_is_drawn_in_an_installed_font_that_has_it(
 ) -> None:
     letter = "\U000f1234"
     monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
     fonts.fonts_for.cache_clear()
     sheet = figures.contact_sheet(images[:1].with_labels([letter]))
     with pytest.warns(UserWarning, match=r"No installed font has \S+; it is drawn as boxes. Install .*Noto") as caught:

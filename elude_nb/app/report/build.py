@@ -131,8 +131,7 @@ def write_report(
         },
     )
     with atomic_write(target) as part:
-        # Names of files can hold bytes that are no text; newlines stay as the policy's digests have counted them.
-        part.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+        part.write_text(page, encoding="utf-8", newline="\n")  # newlines as the policy's digests have counted them
     return target
 
 
