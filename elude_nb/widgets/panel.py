@@ -17,7 +17,7 @@ from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets import parts
 
 FIRST_IMAGES = 8  # are run before the first paint: about a second for a ViT-S on two cores
-_EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, traitlets.TraitError)
+EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, traitlets.TraitError)
 
 
 class Panel(ipywidgets.VBox):
@@ -41,7 +41,7 @@ class Panel(ipywidgets.VBox):
         """Show an error in the status line. What input can cause ends there; others are bugs and are raised, too."""
         try:
             yield
-        except _EXPECTED as error:
+        except EXPECTED as error:
             self.say(_describe(error), error=True)
         except Exception as error:
             self.say(_describe(error), error=True)
@@ -127,14 +127,14 @@ class GalleryPanel(Panel):
             self.refresh()
         if error is not None:
             self.say(self.describe_images(), error=True)
-            if not isinstance(error, _EXPECTED):
+            if not isinstance(error, EXPECTED):
                 raise error
 
 
 def _describe(error: BaseException) -> str:
     """Return what a person reads of an error: its message, and its kind where the message says too little."""
     text = str(error).strip()
-    return text if text and isinstance(error, _EXPECTED) and not isinstance(error, KeyError) else f"{error!r:.300}"
+    return text if text and isinstance(error, EXPECTED) and not isinstance(error, KeyError) else f"{error!r:.300}"
 
 
 def open_gallery(gallery: Gallery | Disentanglement, images: Images | None) -> Gallery:
