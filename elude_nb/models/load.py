@@ -222,6 +222,9 @@ def load_model(
 
     Notes
     -----
+    Fetched weights are kept in the user's cache folder: set ``ELUDE_NB_CACHE`` (for ``"dinov2-small"``) or ``HF_HOME``
+    (for the hub's) to another one. Where it cannot be written, a warning says so before the download.
+
     DINOv2 was trained at 518 pixels; at another size its position embedding is resampled. For
     ``"dinov2-small"`` and for checkpoint files this is done as in the network's published code, bicubic without
     antialiasing: then all tokens agree with the ONNX graph that the weights came from to 3e-5, which is rounding.

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from elude_nb._util.checks import check_count, check_kind
-from elude_nb._util.files import atomic_write
+from elude_nb._util.files import atomic_write, check_writable
 from elude_nb._util.progress import say
 from elude_nb.app.report.entries import channel_entries, channel_table, concept_entries
 from elude_nb.app.report.images import run_images
@@ -142,6 +142,8 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     ------
     FileNotFoundError, IsADirectoryError, FileExistsError
         If there is no such folder, or there is something else than an ordinary file.
+    OSError
+        If no file can be written in the folder.
     """
     target = Path(path)
     if target.is_dir():
@@ -152,6 +154,7 @@ def check_target(path: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"{str(target)!r}: there is no folder {str(target.parent)!r}.")
     if target.exists() and not target.is_file():
         raise FileExistsError(f"{str(target)!r} is no ordinary file; name another.")
+    check_writable(target.parent)
     return target
 
 
