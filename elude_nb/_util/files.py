@@ -23,7 +23,7 @@ from torch import Tensor
 from elude_nb._util.checks import shortly
 from elude_nb.errors import EludeError, StoreError
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
@@ -69,10 +69,22 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             part.chmod(permissions)
             part.replace(target)
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             why = f"{os.strerror(error.errno)}; make room or choose another folder"
             raise OSError(error.errno, why, str(target)) from error
         raise
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Raise ``OSError`` unless a file can be written in a folder, or where it would have to be made; leave nothing."""
+    there = Path(os.path.abspath(folder))  # noqa: PTH100 - Path.resolve raises at circles of links
+    while not os.path.lexists(there):
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:  # names a file that nobody has heard of
+        raise OSError(error.errno, error.strerror, str(there)) from error
 
 
 FORMAT_VERSION = 3

@@ -8,6 +8,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from elude_nb._util.words import as_text
+
 
 @cache
 def _environment(package: str) -> Environment:
@@ -27,4 +29,4 @@ def render(package: str, template: str, **values: Any) -> Markup:
     >>> render("elude_nb.figures", "tile.html", src="data:,", alt="<b>", colour="red", side=96)  # doctest: +ELLIPSIS
     Markup('<img alt="&lt;b&gt;" title="&lt;b&gt;" width="96" height="96" ... src="data:,">')
     """
-    return Markup(_environment(package).get_template(template).render(values))  # noqa: S704 - it was escaped there
+    return Markup(as_text(_environment(package).get_template(template).render(values)))  # noqa: S704 - escaped there

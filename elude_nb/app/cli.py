@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -78,10 +79,12 @@ def disentangle(
 ) -> None:
     """Split the channels of a model and save the result."""
     import elude_nb as en
+    from elude_nb._util.files import check_writable
 
     taken = _blocks(blocks)
     if not out.parent.is_dir():  # found out now, not after minutes
         raise FileNotFoundError(f"--out {str(out)!r}: there is no folder {str(out.parent)!r}.")
+    check_writable(out.parent)
     split = en.disentangle(
         en.load_model(model),
         en.load_images(images, count=count),
@@ -156,11 +159,13 @@ def compare(
 ) -> None:
     """Fit methods on one half of the images, score them on the other; write one table and a page."""
     import elude_nb as en
+    from elude_nb._util.files import check_writable
     from elude_nb.app.compare_page import write_comparison
     from elude_nb.baselines.compare import DEFAULT_METHODS
 
     if out.exists() and not out.is_dir():  # found out now, not after minutes
         raise NotADirectoryError(f"--out {str(out)!r} is a file, not a folder.")
+    check_writable(out)
     chosen = DEFAULT_METHODS if methods is None else [name.strip() for name in methods.split(",")]
     compared = en.compare(
         en.load_model(model),
@@ -220,6 +225,8 @@ def _blocks(blocks: str) -> int | Literal["all"]:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; an expected error becomes one line on standard error and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # paths that are not UTF-8 are printed as they are
     try:
         return app(arguments, prog_name="elude-nb")
     except (ValueError, TypeError, OSError, RuntimeError) as error:

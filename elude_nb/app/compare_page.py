@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from elude_nb._util.files import atomic_write
 from elude_nb._util.html import render
+from elude_nb._util.words import as_text
 from elude_nb.baselines.compare import SIZES, Compared, table_of_methods
 from elude_nb.figures.scores import score_intervals, tradeoff
 
@@ -38,7 +39,7 @@ def write_comparison(compared: Compared, out: Path) -> list[Path]:
     }
     for name, text in texts.items():
         with atomic_write(out / name) as part:
-            part.write_text(text, encoding="utf-8")
+            part.write_text(as_text(text), encoding="utf-8")
     return [out / name for name in texts]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from elude_nb._util.checks import near_matches
-from elude_nb._util.files import atomic_write
+from elude_nb._util.files import atomic_write, check_writable
 from elude_nb._util.html import render
 from elude_nb._util.progress import TEXT_BARS, progress_bar, say
 from elude_nb.errors import TourError
@@ -73,6 +73,7 @@ def run_tour(out: Path, *, only: Sequence[str] | None = None, progress: bool = T
         raise TourError("; ".join(skipped))
     notebooks = [(path, notebook) for path, notebook in every if not lacking_packages(notebook)]
     out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)  # found out now, not after minutes
     cells = sum(cell.cell_type == "code" for _, notebook in notebooks for cell in notebook.cells)
     pages = []
     with progress_bar(description="tour", total=cells, show=progress, unit="cell") as bar:
@@ -123,6 +124,11 @@ def _execute(notebook: NotebookNode, path: Path, bar: Any) -> None:
         client.execute(env={**os.environ, TEXT_BARS: "1"})  # widgets could not be sent on
     except CellExecutionError as error:
         raise TourError(f"{path.name} failed.\n{error}") from error
+    except OSError as error:
+        raise TourError(
+            f"No kernel can be started for {path.name} ({error}). Jupyter writes files of its own: set the variables "
+            "JUPYTER_RUNTIME_DIR and IPYTHONDIR to folders that can be written."
+        ) from error
 
 
 def last_bar(text: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from elude_nb._util.checks import check_count, check_kind, near_matches
+from elude_nb._util.words import as_text
 
 
 class UniqueNames(dict[int, str]):
@@ -76,4 +77,4 @@ class UniqueNames(dict[int, str]):
 def _stripped(what: str, concept: int, text: object) -> str:
     if not isinstance(text, str):
         raise TypeError(f"The {what} of concept {concept} must be text, not {text!r} ({type(text).__name__}).")
-    return text.strip()
+    return as_text(text).strip()

@@ -101,7 +101,7 @@ def _image_errors(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name!r} is not an image; choose a picture, such as a JPEG or PNG file.") from error
+        raise ImageError(f"{name!r} is not an image of a kind that is read; save it as a PNG or JPEG file.") from error
     except _UNREADABLE as error:
         raise ImageError(f"{name!r} is too large or a broken image ({error}); remove it or fetch it again.") from error
 
@@ -111,6 +111,12 @@ def _formats() -> tuple[str, ...]:
     """Return the formats that are read, of those that this Pillow knows."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@cache
+def endings() -> frozenset[str]:
+    """Return the endings that this Pillow has for the formats that are read, with their dots."""
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in _formats())
 
 
 def _check_size(image: Image.Image, name: str) -> None:

@@ -18,6 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction, check_kind, shortly
+from elude_nb._util.words import as_text
 from elude_nb.data.decode import open_rgb, to_rgb, upright_rgb
 from elude_nb.data.photographs import PHOTOGRAPHS, factors_of_crops, open_crop, photograph, sample_crops
 from elude_nb.data.synthetic import draw_scene, sample_scenes
@@ -36,7 +37,7 @@ class ImageSet(Sequence[Image.Image]):
     Attributes
     ----------
     names
-        One name an image: the path, or what it shows.
+        One name an image: the path (with bytes that are no UTF-8 written as ``%E9``), or what it shows.
     labels
         One label an image, or ``None`` where there are none.
     source
@@ -177,7 +178,7 @@ class ImageSet(Sequence[Image.Image]):
         """Return which images have one of these labels, (n,); raises as `only` does."""
         if self.labels is None:
             raise ValueError(f"These images have no labels; {labels!r} cannot be looked up.")
-        wanted = {labels} if isinstance(labels, str) else set(labels)
+        wanted = set(map(as_text, [labels] if isinstance(labels, str) else labels))
         for label in wanted:
             check_choice("label", label, sorted(set(self.labels)))
         return np.array([label in wanted for label in self.labels], dtype=bool)
@@ -281,7 +282,7 @@ def _as_array(source: Any) -> np.ndarray[Any, Any]:
 
 
 def _as_labels(labels: Iterable[Any] | None) -> tuple[str, ...] | None:
-    return None if labels is None else tuple(str(label) for label in labels)
+    return None if labels is None else tuple(as_text(label) for label in labels)
 
 
 def _from_folder(folder: Path) -> ImageSet:
@@ -299,10 +300,10 @@ def _from_folder(folder: Path) -> ImageSet:
     paths.sort()
     if not paths:
         raise ImageError(f"No image lies below {str(folder)!r}; endings known are {sorted(IMAGE_ENDINGS)}.")
-    names = [os.path.relpath(path, folder) for path in paths]
+    names = [as_text(os.path.relpath(path, folder)) for path in paths]
     labels = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
     known = tuple(labels) if any(labels) else None
-    return ImageSet(tuple(names), known, f"folder {folder.name}", None, paths, open_rgb)
+    return ImageSet(tuple(names), known, f"folder {as_text(folder.name)}", None, paths, open_rgb)
 
 
 def _from_list(items: list[Any], labels: Sequence[str] | None) -> ImageSet:
@@ -311,7 +312,7 @@ def _from_list(items: list[Any], labels: Sequence[str] | None) -> ImageSet:
     names, held = [], []
     for number, item in enumerate(items):
         check_kind(f"Item {number}", item, str | os.PathLike | Image.Image, "a path or a PIL image")
-        names.append(f"image {number}" if isinstance(item, Image.Image) else os.fspath(item))
+        names.append(f"image {number}" if isinstance(item, Image.Image) else as_text(os.fspath(item)))
         held.append((item, names[-1]) if isinstance(item, Image.Image) else item)
     return ImageSet(tuple(names), _as_labels(labels), f"a list of {len(items)}", None, held, _open_path_or_image)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import numpy as np
 
 from elude_nb._util.checks import check_count
 from elude_nb.figures.html import data_uri
-from elude_nb.figures.theme import dress, nth_colour, shade
+from elude_nb.figures.theme import dress, nth_colour, shade, words_for_plotly
 from elude_nb.interpret.concept_map import Atlas, lay_out, spread
 from elude_nb.interpret.gallery import Gallery
 
@@ -143,4 +142,4 @@ def _describe_units(atlas: Atlas) -> list[str]:
 
 def _title(atlas: Atlas, concept: int) -> str:
     name = atlas.concepts["name"].iloc[concept]
-    return f"concept {concept}" + (f": {html.escape(name)}" if name else "")
+    return f"concept {concept}" + (f": {words_for_plotly(name)}" if name else "")

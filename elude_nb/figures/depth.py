@@ -13,7 +13,7 @@ from torch import Tensor
 from elude_nb._util.checks import check_kind, check_whole
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
-from elude_nb.figures.theme import Picture, house_style, nth_colour, shade
+from elude_nb.figures.theme import Picture, house_style, nth_colour, shade, words
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.profiles import depth_profile, places_of_sources, spatial_profile
 
@@ -40,7 +40,7 @@ def draw_depth(place: Axes, table: pd.DataFrame, colour: str | None = None) -> N
 
 def name_part(part: object) -> str:
     """Return the name of a part as pictures write it."""
-    return str(part).replace("mlp", "MLP")
+    return words(part).replace("mlp", "MLP")
 
 
 def contributions_by_block(split: Disentanglement, channel: int, units: Sequence[int]) -> Picture:
@@ -116,7 +116,7 @@ def concept_profile(of: Gallery | Disentanglement, concept: int, *, maps: Tensor
             place, space = picture.subplots(1, 2, gridspec_kw={"width_ratios": [2.4, 1], "wspace": 0.12})
             picture.alt += _draw_space(picture, space, spatial_profile(split, maps).numpy(), len(maps))
         draw_depth(place, table)
-        place.set_title(f"Concept {concept}" + (f": {name}" if name else "") + ", over all channels")
+        place.set_title(f"Concept {concept}" + (f": {words(name)}" if name else "") + ", over all channels")
         place.set_xlabel("block in which the contribution arises" if len(table) > 1 else "")
         place.set_ylabel("contribution, in standard\ndeviations of the channels")
         if table.shape[1] > 1:

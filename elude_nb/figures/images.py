@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_flag, check_fraction, check_kind, check_number, check_whole
+from elude_nb._util.words import one_line
 from elude_nb.data.images import ImageSet, as_image_set
 from elude_nb.figures.html import darken, enlarge
-from elude_nb.figures.theme import Picture, diverging, drawing, finish, house_style, nth_colour, shade
+from elude_nb.figures.theme import Picture, diverging, drawing, finish, house_style, nth_colour, shade, words
 from elude_nb.interpret.exemplars import REST, Exemplar, Exemplars, crop_at
 from elude_nb.interpret.gallery import ChannelView, Gallery
 
@@ -64,11 +65,11 @@ def contact_sheet(images: ImageSet, count: int = 20, columns: int = 10) -> Pictu
         picture = Picture(figsize=(columns * _CELL, rows * (_CELL + 0.2)))
         axes = picture.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.25}).flat
         for index in range(count):
-            title = "" if images.labels is None else images.labels[index]
+            title = "" if images.labels is None else words(images.labels[index], 14)
             show_image(axes[index], square_thumbnail(images[index]), title=title)
         for place in axes[count:]:
             place.axis("off")
-    picture.alt = f"{count} images from {images.source}"
+    picture.alt = f"{count} images from {one_line(images.source)}"
     return picture
 
 
@@ -146,6 +147,7 @@ def _write_name(picture: Picture, name: str, similarity: float, middle: float, c
     start = middle - line * (lines + (1 if labels else 0) + 1) / 2
     picture.text(0, 1 - start / high, title, fontsize=9, fontweight="bold", color=colour, va="top", linespacing=1.25)
     wrapped = labels.replace(", ", "\n", 1) if len(labels) > 24 else labels
+    wrapped = "\n".join(words(line, 28) for line in wrapped.split("\n"))  # the photographs begin beside it
     below = "\n".join(text for text in (wrapped, "" if math.isnan(similarity) else f"alike: {similarity:.2f}") if text)
     under = 1 - (start + 1.05 * lines * line) / high
     picture.text(0, under, below, fontsize=7.5, color=shade("faint"), va="top", linespacing=1.3)
@@ -191,7 +193,7 @@ def activation_map(
     limit = max(float(np.abs(heat).max()) if limit is None else limit, _LEAST)
     with drawing(axes, (3.9, 3.2)) as place:
         _draw_heat(place, image, heat, limit)
-        place.set_title(title, fontsize=8.5, loc="center")
+        place.set_title(words(title), fontsize=8.5, loc="center")
         if axes is None:
             _draw_scale(place, limit, "activation above the mean", ax=place, shrink=0.9)
     alt = f"Activation over an image, from {heat.min():.2f} to {heat.max():.2f}. {title}".strip()
@@ -287,7 +289,7 @@ def _find_summands(gallery: Gallery, view: ChannelView, image: int, chosen: list
 
 def _name_unit(table: pd.DataFrame, unit: int) -> str:
     row: Any = table.loc[unit]
-    meaning = row["name"] or ("" if pd.isna(row["concept"]) else f"concept {row['concept']}")
+    meaning = words(row["name"], 18) or ("" if pd.isna(row["concept"]) else f"concept {row['concept']}")
     return (f"sub-unit {unit}" if unit else REST) + (f", {meaning}" if meaning else "")
 
 

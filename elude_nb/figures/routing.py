@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from itertools import pairwise
 from typing import Any
@@ -15,7 +14,17 @@ from matplotlib.patches import Patch
 from elude_nb._util.checks import check_choice, check_count, check_flag
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.figures.depth import HATCHES, name_part
-from elude_nb.figures.theme import SEQUENCE, drawing, dress, finish, nth_colour, shade, translucent
+from elude_nb.figures.theme import (
+    SEQUENCE,
+    drawing,
+    dress,
+    finish,
+    nth_colour,
+    shade,
+    translucent,
+    words,
+    words_for_plotly,
+)
 from elude_nb.interpret.exemplars import REST
 from elude_nb.interpret.profiles import route_table
 
@@ -126,7 +135,7 @@ def _name_unit(split: Disentanglement, channel: int, unit: int) -> str:
         return REST
     concept = int(split.routing.concepts[channel, unit - 1])
     name = split.names.get(concept, "") or (f"concept {concept}" if concept >= 0 else "")
-    return f"sub-unit {unit}" + (f": {name}" if name else "")
+    return f"sub-unit {unit}" + (f": {words(name)}" if name else "")
 
 
 def _draw_blocks(place: Axes, table: pd.DataFrame, looks: dict[int, dict[str, Any]]) -> None:
@@ -154,7 +163,7 @@ def _draw_places(place: Axes, table: pd.DataFrame, looks: dict[int, dict[str, An
     lefts = widths.cumsum(axis=1) - widths
     for unit, look in looks.items():
         place.barh(range(len(names)), widths[unit], 0.8, left=lefts[unit], **look)
-    place.set_yticks(range(len(names)), names)
+    place.set_yticks(range(len(names)), [words(name) for name in names])
     place.invert_yaxis()
     place.tick_params(axis="y", length=0)
     if len(totals) > len(names):
@@ -225,7 +234,7 @@ def routing_sankey(
     node = {
         "x": x,
         "y": y,
-        "label": [html.escape(name) for column in names for name in column],
+        "label": [words_for_plotly(name, 80) for column in names for name in column],
         "color": [shade("grey")] * first[2] + colours + [shade("grey")],
         "pad": pad,
         "thickness": 14,
@@ -239,7 +248,7 @@ def routing_sankey(
         "target": flows["target"],
         "value": flows["width"],
         "color": [translucent(_colour_of(units, unit), 0.45) for unit in flows["unit"]],
-        "customdata": [[html.escape(name), text] for name, text in zip(flows["end"], net, strict=True)],
+        "customdata": [[words_for_plotly(name), text] for name, text in zip(flows["end"], net, strict=True)],
         "hovertemplate": "%{source.label} to %{target.label}<br>for %{customdata[0]}: %{value:.3g}"
         "%{customdata[1]}<extra></extra>",
     }

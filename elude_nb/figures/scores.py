@@ -13,7 +13,7 @@ from elude_nb._util.checks import check_choice, check_count, check_kind, check_w
 from elude_nb.baselines.compare import HIGHER_IS_BETTER, Compared
 from elude_nb.data.images import ImageSet, as_image_set
 from elude_nb.figures.images import show_image, square_thumbnail
-from elude_nb.figures.theme import Picture, drawing, finish, house_style, in_words, sequential, shade
+from elude_nb.figures.theme import Picture, drawing, finish, house_style, in_words, sequential, shade, words
 from elude_nb.scores.inputs import check_table
 from elude_nb.scores.intruder import IntruderTrial
 
@@ -132,7 +132,7 @@ def _draw_point(place: Axes, row: dict[Any, Any], value: float, lost: float, bes
     ends = [[value - row["low"]], [row["high"] - value]]
     place.errorbar(lost, value, ends, fmt="o", color=_colour_of(row["method"]), capsize=3, markersize=6)
     place.annotate(
-        f"{row['method']} ({int(row['units'])})",
+        f"{words(row['method'])} ({int(row['units'])})",
         (lost, value),
         xytext=(lost + beside, row["height"]),
         va="center",
@@ -184,7 +184,9 @@ def score_intervals(
             place.set_title(f"{in_words(score)} {'→' if _name_better(score) == 'higher' else '←'}")
             place.grid(axis="x", color=shade("faint"), alpha=0.2)
             place.tick_params(axis="y", length=0)
-        axes[0].set_yticks(places, [f"{m} ({int(u)})" for m, u in zip(table["method"], table["units"], strict=True)])
+        axes[0].set_yticks(
+            places, [f"{words(m)} ({int(u)})" for m, u in zip(table["method"], table["units"], strict=True)]
+        )
     named = ", ".join(map(in_words, scores))
     best = f"highest {in_words(scores[0])}: {table.iloc[-1]['method']}"
     picture.alt = f"{named} of {len(table)} methods; {best}"
@@ -277,8 +279,8 @@ def factor_heatmap(information: pd.DataFrame, count: int = 30, *, axes: Axes | N
     with drawing(axes, (0.8 + 0.26 * shown.shape[1], 0.9 + 0.36 * len(shown))) as place:
         most = max(0.01, float(shown.to_numpy().max()))
         mesh = place.imshow(shown, cmap=sequential(), vmin=0, vmax=most, aspect="auto")
-        place.set_yticks(range(len(shown)), [str(name) for name in shown.index])
-        place.set_xticks(range(shown.shape[1]), [str(unit) for unit in shown.columns], rotation=90, fontsize=7)
+        place.set_yticks(range(len(shown)), [words(name) for name in shown.index])
+        place.set_xticks(range(shown.shape[1]), [words(unit) for unit in shown.columns], rotation=90, fontsize=7)
         place.set_xlabel("unit")
         place.set_title("Share of each factor that a single unit tells")
         place.tick_params(length=0)

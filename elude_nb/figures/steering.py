@@ -11,7 +11,17 @@ from matplotlib.axes import Axes
 
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb.figures.images import show_image, square_thumbnail
-from elude_nb.figures.theme import Picture, diverging, drawing, finish, house_style, nth_colour, readable_on, shade
+from elude_nb.figures.theme import (
+    Picture,
+    diverging,
+    drawing,
+    finish,
+    house_style,
+    nth_colour,
+    readable_on,
+    shade,
+    words,
+)
 from elude_nb.interpret.neighbours import Neighbours
 from elude_nb.steering.controls import CONTROLS
 from elude_nb.steering.effects import Effect
@@ -44,13 +54,13 @@ def dose_response(effect: Effect) -> Picture:
     with house_style():
         picture = Picture(figsize=(8.4, 3.4))
         axes = picture.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.08})
-        panels = (("drop", "", f"{effect.target}: the target"), ("others", "others_", "all other classes, mean"))
+        panels = (("drop", "", f"{words(effect.target)}: the target"), ("others", "others_", "all other classes, mean"))
         for place, (column, prefix, title) in zip(axes, panels, strict=True):
             for method in dict.fromkeys(effect.curve["method"]):
                 rows = effect.curve[effect.curve["method"] == method].sort_values("strength")
                 dose, drop = [0.0, *rows["strength"]], [0, *(100 * rows[column])]
                 look = {"color": _colour_of(method), "linewidth": 2.4 if method == "edit" else 1.4}
-                place.plot(dose, drop, marker="o", markersize=3, label=method, **look)
+                place.plot(dose, drop, marker="o", markersize=3, label=words(method), **look)
                 if method == "edit":
                     low, high = ([0, *(100 * rows[f"{prefix}{end}"])] for end in ("low", "high"))
                     place.fill_between(dose, low, high, color=shade("blue"), alpha=0.12)
@@ -80,9 +90,9 @@ def selectivity_curves(effect: Effect, *, axes: Axes | None = None) -> Any:
             colour = nth_colour(own.index(method) + 1) if method in own else _colour_of(method)
             wide = 1.2 if method in CONTROLS else 2.0
             target, others = ([0, *(100 * rows[column])] for column in ("drop", "others"))
-            place.plot(target, others, marker="o", markersize=3, label=method, color=colour, linewidth=wide)
+            place.plot(target, others, marker="o", markersize=3, label=words(method), color=colour, linewidth=wide)
         place.axhline(0, color=shade("faint"), linewidth=0.8)
-        place.set_xlabel(f"fall of {effect.target}'s probability, points")
+        place.set_xlabel(f"fall of {words(effect.target)}'s probability, points")
         place.set_ylabel("fall of the others', points")
         place.set_title("What the others lose, at equal drop of the target")
         place.grid(color=shade("faint"), alpha=0.2)
@@ -102,7 +112,7 @@ def side_effects(effect: Effect, *, axes: Axes | None = None) -> Any:
     columns = ["drop", "low", "high", "others", "worst"]
     table[columns] *= 100
     with drawing(axes, (7.6, 0.9 + 0.52 * len(table))) as place:
-        target = f"{effect.target} (the target)"
+        target = f"{words(effect.target)} (the target)"
         _draw_methods(
             place, table, (("drop", 1.0, target), ("others", 0.55, "others, mean"), ("worst", None, "worst hit"))
         )
@@ -129,8 +139,8 @@ def similarity_bars(effect: SimilarityEffect, *, axes: Axes | None = None) -> An
     """
     table = effect.table.iloc[::-1].reset_index(drop=True)
     looks = (
-        ("within", 1.0, f"two of {effect.target} (the target)"),
-        ("across", 0.6, f"one of {effect.target}, one other"),
+        ("within", 1.0, f"two of {words(effect.target)} (the target)"),
+        ("across", 0.6, f"one of {words(effect.target)}, one other"),
         ("elsewhere", 0.3, "two others"),
     )
     with drawing(axes, (7.6, 0.9 + 0.6 * len(table))) as place:
@@ -151,8 +161,10 @@ def _draw_methods(place: Axes, table: pd.DataFrame, looks: tuple[tuple[str, floa
         if opacity is None:
             look = {"color": shade("paper"), "edgecolor": shade("faint"), "hatch": "////"}
         place.barh(rows + shift, table[column], height=0.25, label=label, **look)
-    details = [textwrap.shorten(detail, 34, placeholder=" ...") for detail in table["detail"]]
-    place.set_yticks(rows, [f"{method}\n{detail}" for method, detail in zip(table["method"], details, strict=True)])
+    details = [words(detail, 34) for detail in table["detail"]]
+    place.set_yticks(
+        rows, [f"{words(method)}\n{detail}" for method, detail in zip(table["method"], details, strict=True)]
+    )
     place.tick_params(axis="y", length=0, labelsize=8)
     place.axvline(0, color=shade("faint"), linewidth=0.8)
 
@@ -178,10 +190,10 @@ def class_drops(effect: Effect, *, axes: Axes | None = None) -> Any:
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             colour = readable_on(colours(0.5 + 0.5 * value / largest))
             place.text(column, row, f"{value + 0:.0f}".replace("-0", "0"), ha="center", va="center", color=colour)
-        place.set_yticks(range(len(table)), [str(name) for name in table.index])
-        place.set_xticks(range(table.shape[1]), [str(name) for name in table.columns], rotation=35, ha="right")
-        for label in place.get_xticklabels():
-            label.set_fontweight("bold" if label.get_text() == effect.target else "normal")
+        place.set_yticks(range(len(table)), [words(name) for name in table.index])
+        place.set_xticks(range(table.shape[1]), [words(name) for name in table.columns], rotation=35, ha="right")
+        for label, name in zip(place.get_xticklabels(), table.columns, strict=True):
+            label.set_fontweight("bold" if name == effect.target else "normal")
         place.tick_params(length=0)
         place.spines[:].set_visible(False)
         place.set_title("fall of each class's probability, points")
@@ -203,11 +215,11 @@ def neighbour_grid(neighbours: Neighbours, columns: int = 6) -> Picture:
             top = row * row_height + 0.2
             wide, high = picture.get_size_inches()
             where = (1.25 * _TILE / wide, 1 - (top + 0.5 * _TILE) / high)
-            text = "\n".join(textwrap.wrap(name, 17))
+            text = "\n".join(textwrap.wrap(words(name), 17))
             picture.text(*where, text, va="center", fontsize=9, color=shade("blue" if row else "ink"))
             for column, (number, cosine) in enumerate(zip(found[:shown], neighbours.cosines[name], strict=False)):
                 place = picture.add_box(left + column * _TILE, top, 0.96 * _TILE, 0.96 * _TILE)
-                title = f"{labels[number]} {cosine:.2f}"
+                title = f"{words(labels[number], 14)} {cosine:.2f}"
                 show_image(place, square_thumbnail(neighbours.among[number]), title=title, size=7.5)
     picture.alt = f"Nearest neighbours of an image, by edit: {neighbours.labels.to_dict('index')}"
     return picture
@@ -224,11 +236,11 @@ def accuracy_bars(accuracies: pd.DataFrame, *, title: str = "", axes: Axes | Non
         for number, name in enumerate(accuracies.columns):
             places = np.arange(rows) + (number - (columns - 1) / 2) * 0.8 / columns
             heights, colour = 100 * accuracies[name], colours[number % len(colours)]
-            bars = place.bar(places, heights, width=0.74 / columns, color=colour, label=name)
+            bars = place.bar(places, heights, width=0.74 / columns, color=colour, label=words(name))
             place.bar_label(bars, fmt="%.0f", fontsize=8, color=shade("ink"))
-        wrapped = ["\n".join(textwrap.wrap(str(name), 14)) for name in accuracies.index]
+        wrapped = ["\n".join(textwrap.wrap(words(name), 14)) for name in accuracies.index]
         place.set_xticks(range(rows), wrapped, fontsize=8)
-        place.set(ylim=(0, 118), ylabel="% right", title=title)
+        place.set(ylim=(0, 118), ylabel="% right", title=words(title))
         place.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=8)
         place.tick_params(axis="x", length=0)
     return finish(place, axes, f"{title}: {accuracies.round(2).to_dict('index')}")

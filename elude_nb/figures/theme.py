@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +20,8 @@ from matplotlib.figure import Figure
 
 from elude_nb._util.checks import check_choice
 from elude_nb._util.files import atomic_write
+from elude_nb._util.words import as_text, one_line
+from elude_nb.figures.fonts import FONT, choose_fonts
 
 # For light pages the colours of Okabe and Ito, which most colour-blind people distinguish too. For dark pages the same
 # hues, lighter: each has a contrast of 5 or more with the paper, so that text in it is readable.
@@ -41,7 +45,7 @@ SEQUENCE = ("blue", "orange", "green", "red", "purple", "sky", "yellow")
 _theme: ContextVar[str] = ContextVar("theme", default="light")
 
 SETTINGS: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
@@ -57,6 +61,10 @@ SETTINGS: dict[str, Any] = {
     "xtick.labelcolor": "ink",
     "ytick.labelcolor": "ink",
     "legend.frameon": False,
+    # Names are drawn as they are: "$5 and $10" is no mathematics. Numbers then must not be written as such, either.
+    "text.parse_math": False,
+    "text.usetex": False,
+    "axes.formatter.use_mathtext": False,
     "figure.facecolor": "paper",
     "savefig.facecolor": "paper",
     "savefig.dpi": 130,
@@ -120,6 +128,27 @@ def in_words(column: str) -> str:
     return str(column).replace("_", " ")
 
 
+def words(text: object, most: int = 60) -> str:
+    """Return people's words, such as a label or a file's name, as pictures write them: one line, of ``most`` letters.
+
+    Examples
+    --------
+    >>> words("a/long/way/to/the/picture 0001.png", 20)
+    'a/long/way/to…01.png'
+    """
+    line = one_line(text)
+    if len(line) > most:
+        end = most // 3  # tells names of files apart
+        line = f"{line[: most - end - 1]}…{line[-end:]}"
+    # matplotlib leaves what begins with "_" out of legends: a space without width goes before it.
+    return f"\u200b{line}" if line.startswith("_") else line
+
+
+def words_for_plotly(text: object, most: int = 200) -> str:
+    """Return people's words for a plotly figure, which reads some HTML, and mathematics between dollar signs."""
+    return html.escape(words(text, most)).replace("$", "&#36;")
+
+
 def house_style() -> Any:
     """Return a context in which matplotlib draws in the style of the current theme; afterwards it is as before."""
     settings: Any = {name: shade(value) if value in _COLOURS else value for name, value in SETTINGS.items()}
@@ -156,12 +185,15 @@ class Picture(Figure):
 
     def _write(self, to: Any, **settings: Any) -> None:
         with theme(self.theme), house_style():  # ticks are made when they are drawn
-            self.savefig(to, bbox_inches="tight", pad_inches=0.08, **settings)
+            choose_fonts(self)
+            with warnings.catch_warnings():  # those of choose_fonts say more
+                warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+                self.savefig(to, bbox_inches="tight", pad_inches=0.08, **settings)
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png()).decode("ascii")
         image = Markup('<img alt="{}" style="max-width:100%" src="data:image/png;base64,{}">')
-        return str(image.format(self.alt, data))
+        return str(image.format(as_text(self.alt), data))
 
     def __repr__(self) -> str:
         return f"Picture({self.alt!r})"
@@ -185,6 +217,7 @@ def drawing(axes: Axes | None, figsize: tuple[float, float]) -> Iterator[Axes]:
 def finish(place: Axes, axes: Axes | None, alt: str) -> Any:
     """Return what was drawn: the axes given, or else the new picture, with its alt text."""
     if axes is not None:
+        choose_fonts(axes)
         return axes
     picture: Any = place.figure
     picture.alt = alt

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_whole
+from elude_nb._util.words import one_line
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
@@ -252,7 +253,7 @@ def count_labels(labels: Iterable[str]) -> str:
     >>> count_labels(["cat", "dog", "cat"])
     'cat 2, dog 1'
     """
-    counted = Counter(labels).most_common()
+    counted = Counter(map(one_line, labels)).most_common()
     shown = [f"{label} {number}" for label, number in counted[:3]]
     others = sum(number for _, number in counted[3:])
     return ", ".join([*shown, f"others {others}"] if others else shown)

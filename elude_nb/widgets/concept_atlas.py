@@ -15,7 +15,7 @@ from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
 from elude_nb.figures.concept_map import fill_square
 from elude_nb.figures.html import PALETTE, data_uri, top_images
-from elude_nb.figures.theme import in_words
+from elude_nb.figures.theme import in_words, words
 from elude_nb.interpret.concept_map import cut_thumbnails, lay_out
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets import parts
@@ -178,7 +178,7 @@ class ConceptAtlas(GalleryPanel):
         counts = "{sub_units} sub-units in {channels} channels, {tokens:,} tokens"
         self.map.concepts = [
             {
-                "name": self.names.get(concept, ""),
+                "name": words(self.names.get(concept, ""), 30),
                 "label": f"{self._title(concept)}; {counts.format(**row)}",
                 **{key: row[key] for key in ("x", "y", "src")},
             }
@@ -214,7 +214,7 @@ class ConceptAtlas(GalleryPanel):
 
     def _title(self, concept: int) -> str:
         name = self.names.get(concept)
-        return f"concept {concept}" + (f": {name}" if name else "")
+        return f"concept {concept}" + (f": {words(name)}" if name else "")
 
     def _options(self) -> list[tuple[str, int]]:
         return [(self._title(concept), concept) for concept in range(len(self.split.book))]

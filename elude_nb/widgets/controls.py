@@ -1,4 +1,4 @@
-"""Controls that ipywidgets lacks: a button that copies, a picture whose patches can be chosen, the map of concepts."""
+"""Controls that ipywidgets lacks: buttons that copy and upload, a picture whose patches can be chosen, the map."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import anywidget
 import traitlets
 
 _HERE, _FIGURES = Path(__file__).parent, files("elude_nb.figures")
+_SEND_FILES = (_HERE / "send_files.js").read_text("utf-8")
 
 
 class CopyButton(anywidget.AnyWidget):
@@ -54,9 +55,60 @@ class ConceptMap(anywidget.AnyWidget):
 
 MOST_BYTES = 30_000_000  # a larger file would hold up the connection to the kernel
 
+Files = list[tuple[str, bytes]]
 
-class PatchPicker(anywidget.AnyWidget):
-    """A picture with a grid of patches.
+
+class _TakesFiles(anywidget.AnyWidget):
+    """A control that sends files to the kernel, in parts, by the script send_files.js.
+
+    Attributes
+    ----------
+    most_bytes
+        Larger files are refused (trait, synchronised).
+    """
+
+    most_bytes = traitlets.Int(MOST_BYTES).tag(sync=True)
+
+    def on_files(self, take: Callable[[Files, list[str]], object]) -> None:
+        """Have ``take`` called with the files of one choice, name and content, and what was refused in words."""
+        parts: dict[str, list[bytes]] = {}
+        refused: list[str] = []
+
+        def receive(_: Any, content: Any, buffers: Any) -> None:
+            kind, name = content.get("kind"), str(content.get("name", "file"))
+            if kind == "part":
+                parts.setdefault(name, []).append(bytes(buffers[0]) if buffers else b"")
+            elif kind == "refused":
+                parts.pop(name, None)
+                refused.append(f"{name!r} {content.get('why')}")
+            elif kind == "end":
+                files, messages = [(one, b"".join(held)) for one, held in parts.items()], list(refused)
+                parts.clear()
+                refused.clear()
+                take(files, messages)
+
+        self.on_msg(receive)
+
+
+class UploadButton(_TakesFiles):
+    """A button by which files can be chosen.
+
+    Attributes
+    ----------
+    label, hint
+        What is written on it, and what appears on hovering (traits, synchronised).
+    accept
+        Endings of the files that the browser offers, ``".png,.jpg"`` (trait, synchronised).
+    """
+
+    _esm = _SEND_FILES + (_HERE / "upload_button.js").read_text("utf-8")
+    label = traitlets.Unicode("upload").tag(sync=True)
+    hint = traitlets.Unicode().tag(sync=True)
+    accept = traitlets.Unicode().tag(sync=True)
+
+
+class PatchPicker(_TakesFiles):
+    """A picture with a grid of patches, on which files can be dropped.
 
     Attributes
     ----------
@@ -70,23 +122,10 @@ class PatchPicker(anywidget.AnyWidget):
         Width and height in pixels (trait, synchronised).
     """
 
-    _esm = _HERE / "patch_picker.js"
+    _esm = _SEND_FILES + (_HERE / "patch_picker.js").read_text("utf-8")
     src = traitlets.Unicode().tag(sync=True)
     alt = traitlets.Unicode().tag(sync=True)
     grid = traitlets.List(traitlets.Int(), default_value=[1, 1]).tag(sync=True)
     row = traitlets.Int().tag(sync=True)
     column = traitlets.Int().tag(sync=True)
     side = traitlets.Int(320).tag(sync=True)
-    most_bytes = traitlets.Int(MOST_BYTES).tag(sync=True)
-
-    def on_drop(self, take: Callable[[str, bytes], object], refuse: Callable[[str], object]) -> None:
-        """Have ``take(name, content)`` called for a dropped file, or ``refuse(message)`` if it is too large."""
-
-        def receive(_: Any, content: Any, buffers: Any) -> None:
-            name = str(content.get("name", "file"))
-            if content.get("kind") == "file" and buffers:
-                take(name, bytes(buffers[0]))
-            elif content.get("kind") == "too large":
-                refuse(f"{name!r} has {content.get('size', 0):,} bytes; at most {MOST_BYTES:,} are taken.")
-
-        self.on_msg(receive)

@@ -13,14 +13,16 @@ from markupsafe import Markup
 from PIL import Image
 
 from elude_nb.core.result import Disentanglement
-from elude_nb.data.decode import read_rgb, upright_rgb
+from elude_nb.data.decode import endings, read_rgb, upright_rgb
 from elude_nb.data.images import Images
+from elude_nb.errors import ImageError
 from elude_nb.figures.html import data_uri, tile, top_images
+from elude_nb.figures.theme import words
 from elude_nb.interpret.gallery import Gallery, Sight, look
 from elude_nb.interpret.profiles import find_contributors
 from elude_nb.widgets import parts
-from elude_nb.widgets.controls import MOST_BYTES, PatchPicker
-from elude_nb.widgets.panel import GalleryPanel
+from elude_nb.widgets.controls import MOST_BYTES, Files, PatchPicker, UploadButton
+from elude_nb.widgets.panel import EXPECTED, GalleryPanel
 
 
 class ImageInspector(GalleryPanel):
@@ -73,16 +75,17 @@ class ImageInspector(GalleryPanel):
 
     def _build(self) -> None:
         images, narrow = self.gallery.images, {"style": {"description_width": "60px"}}
-        choose, move = parts.debounce(self._choose), parts.debounce(self._move)
-        options = [(f"{i}: {name}", i) for i, name in enumerate(images.labels or images.names)]
+        choose, move = self.later(self._choose), self.later(self._move)
+        options = [(f"{i}: {words(name)}", i) for i, name in enumerate(images.labels or images.names)]
         self._choice = parts.make(ipywidgets.Dropdown, "image", "image", choose, options=options, layout={}, **narrow)
-        hint = {"accept": "image/*", "tooltip": "or drop an image onto the picture", "layout": {}, "style": {}}
-        self._upload = parts.make(ipywidgets.FileUpload, "upload", "upload", self._take_upload, **hint)
+        hint = "or drop an image onto the picture"
+        self._upload = UploadButton(hint=hint, accept=",".join(sorted(endings()))).add_class("elude-upload")
         self._picker = PatchPicker(grid=list(self.gallery.grid))
         size = {"rows": self._count, "layout": {"width": "440px"}, **narrow}
         self._list = parts.make(ipywidgets.Select, "sub-units", "contributors", self._pick, **size)
         self._others = parts.make_place("others")
-        self._picker.on_drop(self.bring, lambda message: self.say(message, error=True))
+        for control in (self._upload, self._picker):
+            control.on_files(self._take_choice)
         self._picker.observe(lambda _: move(), ["row", "column"])
         self.children = (
             parts.make_row(self._choice, self._upload),
@@ -109,14 +112,30 @@ class ImageInspector(GalleryPanel):
 
     def bring(self, name: str, content: bytes) -> None:
         """Show an uploaded or dropped file; what is wrong with it is reported in the status line."""
-        with self.guarded():
-            if len(content) > MOST_BYTES:
-                raise ValueError(f"{name!r} has {len(content):,} bytes; at most {MOST_BYTES:,} are taken.")
-            self.show(read_rgb(content, name), name)
+        self._take_files([(name, content)], [])
 
-    def _take_upload(self, files: Any) -> None:
-        for file in files:
-            self.bring(file["name"], bytes(file["content"]))
+    def _take_choice(self, files: Files, refused: list[str]) -> None:
+        with self.guarded():
+            self._take_files(files, refused)
+
+    def _take_files(self, files: Files, refused: list[str]) -> None:
+        """Show the first of several files that can be read; say what is wrong with others, and which are not shown."""
+        said, left = list(refused), list(files)
+        while left:
+            name, content = left.pop(0)
+            try:
+                if len(content) > MOST_BYTES:
+                    raise ImageError(f"{name!r} has {len(content):,} bytes; at most {MOST_BYTES:,} are taken.")
+                self.show(read_rgb(content, name), name)
+            except EXPECTED as error:
+                said.append(str(error))
+            else:
+                break
+        if left:
+            named = ", ".join(repr(name) for name, _ in left[:3]) + (", ..." if len(left) > 3 else "")
+            said.append(f"One image is shown at a time; not taken: {len(left)} ({named}).")
+        if said:
+            self.say(" ".join(said), error=True)
 
     def _choose(self, number: int | None) -> None:
         if number is not None:
@@ -192,7 +211,7 @@ class ImageInspector(GalleryPanel):
     # --------------------------------------------------------------------- data
 
     def _title(self) -> str:
-        return self._own_name if self.image < 0 else f"image {self.image}"
+        return words(self._own_name) if self.image < 0 else f"image {self.image}"
 
     def _picture(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         if self.image < 0 and self._own is not None:
@@ -222,5 +241,5 @@ class ImageInspector(GalleryPanel):
 
 
 def _describe(row: dict[Any, Any]) -> str:
-    meaning = "" if pd.isna(row["concept"]) else f", concept {row['concept']} {row['name']}".rstrip()
+    meaning = "" if pd.isna(row["concept"]) else f", concept {row['concept']} {words(row['name'])}".rstrip()
     return f"channel {row['channel']}, sub-unit {row['unit']}{meaning}: {row['deviations']:.1f} standard deviations"

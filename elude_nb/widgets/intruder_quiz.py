@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,7 +157,7 @@ class IntruderQuiz(GalleryPanel):
     def restart(self, seed: int | None = None) -> None:
         """Begin again with other questions (by default of the next seed); earlier results are kept."""
         if self.gallery.ready < len(self.gallery.images):
-            self.say("The images are still coming; wait a moment.", error=True)
+            self.say(f"There are no questions yet: {self.describe_images()}.", error=True)
             return
         with self.guarded():
             new = self._seed + 1 if seed is None else check_count("seed", seed, 0)
@@ -197,10 +196,8 @@ class IntruderQuiz(GalleryPanel):
         if self.gallery.ready < len(self.gallery.images):
             self.say(f"{self.describe_images()}. The questions come when all are ready.")
         elif not self._quiz.round:
-            # In a task of the kernel an error would be lost: it is shown.
-            with nullcontext() if self._task is None else self.guarded():
-                self._quiz.restart(self._questions(self._seed))
-                self._ask()
+            self._quiz.restart(self._questions(self._seed))
+            self._ask()
 
     def _ask(self) -> None:
         self._waiting = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets import parts
 
 FIRST_IMAGES = 8  # are run before the first paint: about a second for a ViT-S on two cores
-_EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, traitlets.TraitError)
+EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, traitlets.TraitError)
 
 
 class Panel(ipywidgets.VBox):
@@ -38,11 +38,23 @@ class Panel(ipywidgets.VBox):
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Turn the errors that input can cause into a message; others are bugs and are raised."""
+        """Show an error in the status line. What input can cause ends there; others are bugs and are raised, too."""
         try:
             yield
-        except _EXPECTED as error:
-            self.say(str(error), error=True)
+        except EXPECTED as error:
+            self.say(_describe(error), error=True)
+        except Exception as error:
+            self.say(_describe(error), error=True)
+            raise
+
+    def later(self, function: Callable[..., object]) -> Callable[..., None]:
+        """Return ``function`` debounced; nobody waits for it then, so its errors are shown in the status line."""
+
+        def call(*arguments: Any) -> None:
+            with self.guarded():
+                function(*arguments)
+
+        return parts.debounce(call)
 
     def static_html(self) -> Markup:
         """Return what a page without a kernel shows."""
@@ -67,6 +79,7 @@ class GalleryPanel(Panel):
             ipywidgets.IntProgress, "images", "progress", max=len(self.gallery.images), layout=hidden
         )
         self._task: asyncio.Task[None] | None = None
+        self._failure = ""  # why the task ended before all images were ready
 
     def begin(self) -> None:
         """Run enough images for a first paint, paint, and run the others."""
@@ -89,20 +102,39 @@ class GalleryPanel(Panel):
         raise NotImplementedError
 
     def describe_images(self) -> str:
-        """Return how many images are shown, of how many: ``"48 of 200 images"``, and whether more are coming."""
+        """Return how many images are shown, of how many: ``"48 of 200 images"``, and whether more are coming.
+
+        Where none will come, the error that ended the task is part of it.
+        """
         gallery = self.gallery
         taken, given = len(gallery.images), gallery.total
         if gallery.ready < taken:
-            return f"{gallery.ready} of {taken} images are ready; the others are coming"
+            others = f"the others were not run: {self._failure}" if self._failure else "the others are coming"
+            return f"{gallery.ready} of {taken} images are ready; {others}"
         return f"{taken} images" if taken == given else f"{taken} of {given:,} images (as many as fit into memory)"
 
     async def _fill(self) -> None:
         self._bar.layout.display = ""
-        for _ in self.gallery.steps(4):  # each step takes about half a second; the kernel answers in between
-            self._bar.value = self.gallery.ready
-            await asyncio.sleep(0.02)
+        error: BaseException | None = None
+        try:
+            for _ in self.gallery.steps(4):  # each step takes about half a second; the kernel answers in between
+                self._bar.value = self.gallery.ready
+                await asyncio.sleep(0.02)
+        except (Exception, asyncio.CancelledError) as caught:  # noqa: BLE001 - raised below
+            error, self._failure = caught, _describe(caught)
         self._bar.layout.display = "none"
-        self.refresh()
+        with self.guarded():
+            self.refresh()
+        if error is not None:
+            self.say(self.describe_images(), error=True)
+            if not isinstance(error, EXPECTED):
+                raise error
+
+
+def _describe(error: BaseException) -> str:
+    """Return what a person reads of an error: its message, and its kind where the message says too little."""
+    text = str(error).strip()
+    return text if text and isinstance(error, EXPECTED) and not isinstance(error, KeyError) else f"{error!r:.300}"
 
 
 def open_gallery(gallery: Gallery | Disentanglement, images: Images | None) -> Gallery:

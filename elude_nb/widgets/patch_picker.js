@@ -61,17 +61,12 @@ function render({ model, el }) {
     box.style.outline = "3px dashed #0072b2";
   });
   box.addEventListener("dragleave", () => (box.style.outline = ""));
-  box.addEventListener("drop", async (event) => {
+  box.addEventListener("drop", (event) => {
     event.preventDefault();
     event.stopPropagation();
     box.style.outline = "";
-    const file = event.dataTransfer.files[0];
-    if (!file) return;
-    if (file.size > model.get("most_bytes")) {
-      model.send({ kind: "too large", name: file.name, size: file.size });
-      return;
-    }
-    model.send({ kind: "file", name: file.name }, undefined, [await file.arrayBuffer()]);
+    const files = [...event.dataTransfer.files]; // empty after this event
+    if (files.length) sendFiles(model, files);
   });
   for (const name of ["src", "grid", "side", "alt", "row", "column"]) model.on("change:" + name, paint);
   paint();

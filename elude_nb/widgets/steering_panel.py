@@ -21,6 +21,7 @@ from elude_nb.core.edit import Edit
 from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
 from elude_nb.figures.html import PALETTE, tile
+from elude_nb.figures.theme import words
 from elude_nb.interpret.gallery import Gallery, picture_of
 from elude_nb.interpret.neighbours import rank_neighbours
 from elude_nb.steering.heads import Head
@@ -129,7 +130,7 @@ class SteeringPanel(GalleryPanel):
 
     def _build(self) -> None:
         last = len(self.gallery.images) - 1
-        self._take_sliders_soon, take_image = parts.debounce(self._take_sliders), parts.debounce(self._take_image)
+        self._take_sliders_soon, take_image = self.later(self._take_sliders), self.later(self._take_image)
         self._image = parts.make(
             ipywidgets.IntSlider, "image", "image", take_image, min=0, max=last, disabled=last == 0
         )
@@ -157,7 +158,8 @@ class SteeringPanel(GalleryPanel):
             name, remove = self._name(concept), partial(self.remove, concept)
             look: dict[str, Any] = {"layout": {"width": "440px"}, "style": {"description_width": "180px"}}
             ends: dict[str, Any] = {"value": UNCHANGED, "max": STRONGEST, "step": 0.05}
-            slider = parts.make(ipywidgets.FloatSlider, name, f"strength-{concept}", self._slide, **ends, **look)
+            said = name.replace("$", "\uff04")  # ipywidgets reads mathematics between dollar signs of a description
+            slider = parts.make(ipywidgets.FloatSlider, said, f"strength-{concept}", self._slide, **ends, **look)
             look = {"tooltip": f"remove {name}", "layout": {"width": "auto"}}
             button = parts.make_button("remove", f"remove-{concept}", remove, **look)
             self._rows[concept] = slider, ipywidgets.HBox([slider.add_class("elude-strength"), button])
@@ -170,7 +172,7 @@ class SteeringPanel(GalleryPanel):
 
     def _name(self, concept: int) -> str:
         name = self.gallery.split.names.get(concept, "")
-        return f"concept {concept}" + (f": {name}" if name else "")
+        return f"concept {concept}" + (f": {words(name)}" if name else "")
 
     # ------------------------------------------------------------------ actions
 

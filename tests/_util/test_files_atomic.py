@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from elude_nb._util.files import atomic_write
+from elude_nb._util.files import atomic_write, check_writable
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions, links and pipes of Unix")
 forks = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a forked torch is not safe")
@@ -225,3 +225,13 @@ def test_a_killed_process_leaves_the_old_file_or_the_new_one(tmp_path: Path, sec
     assert len(left) == 1 if seconds is None else len(left) <= 1
     write(target, b"next")
     assert target.read_bytes() == b"next"
+
+
+def test_whether_a_folder_can_be_written_is_found_out_and_nothing_is_left(tmp_path: Path) -> None:
+    check_writable(tmp_path)
+    check_writable(tmp_path / "deep" / "er")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    for wrong in (tmp_path / "file", tmp_path / "file" / "deep" / "er"):
+        with pytest.raises(OSError, match="file"):
+            check_writable(wrong)

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,12 @@ def run(*arguments: str) -> int:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out.strip() == en.__version__
+
+
+def test_a_path_that_is_no_utf8_is_printed_as_it_is(monkeypatch, capfdbinary) -> None:
+    monkeypatch.setattr("elude_nb.app.tour.run_tour", lambda out, only: Path(os.fsdecode(b"/tmp/caf\xe9/index.html")))
+    assert run("tour") == 0
+    assert b"/tmp/caf\xe9/index.html" in capfdbinary.readouterr().out
 
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,6 +241,28 @@ def test_a_folder_that_cannot_be_is_found_out_first(tmp_path: Path, capsys, monk
     assert run("compare", *QUICK, "--out", str(tmp_path / "out")) == 2
     assert "is a file, not a folder" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "a file"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["disentangle", "--out", "x"], ["compare", "--out", "x"], ["tour", "--out", "x"], ["report", "f", "--out", "x"]],
+)
+def test_a_folder_that_cannot_be_written_is_found_out_first(
+    arguments: list[str], tmp_path: Path, capsys, monkeypatch
+) -> None:
+    def read_only(*, dir: Path) -> None:  # noqa: A002 - as tempfile names it
+        raise OSError(errno.EROFS, "Read-only file system", f"{dir}/part")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    for name in ("load_model", "load_images"):
+        monkeypatch.setattr(en, name, lambda *_, **__: pytest.fail("minutes went by"))
+    monkeypatch.setattr("elude_nb.app.tour._execute", lambda *_: pytest.fail("minutes went by"))
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert "Read-only file system" in error
+    assert str(tmp_path) in error
+    assert "part" not in error
 
 
 def test_every_method_is_listed_once_and_the_usual_ones_are_marked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,13 +169,22 @@ def use_image(page: Any, folder: Path) -> None:
     page.keyboard.press("ArrowUp")
     until_it_changes(lines.inner_text, before)
     source = picker.locator("img").get_attribute("src")
-    own = folder / "own.png"
+    own, large, letter = folder / "own.png", folder / "large.bmp", folder / "letter.txt"
     Image.radial_gradient("L").convert("RGB").save(own)
-    with page.expect_file_chooser() as chooser:
-        page.locator("button.elude-upload, .elude-upload button").first.click()
-    chooser.value.set_files(str(own))
+    Image.linear_gradient("L").convert("RGB").resize((2200, 2200)).save(large)  # above Jupyter's 10 MiB a message
+    letter.write_text("hello")
+    upload(page, own)
     until_it_changes(lambda: picker.locator("img").get_attribute("src"), source)
     assert "own.png" in (picker.locator("img").get_attribute("alt") or "")
+    upload(page, letter, large)
+    page.get_by_text("'letter.txt' is not an image").wait_for(timeout=20_000)
+    assert "large.bmp" in (picker.locator("img").get_attribute("alt") or "")
+
+
+def upload(page: Any, *files: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.locator(".elude-upload button").first.click()
+    chooser.value.set_files([str(file) for file in files])
 
 
 def drop_an_image(page: Any) -> None:

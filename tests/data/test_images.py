@@ -515,3 +515,23 @@ def test_images_in_bfloat16_are_those_in_float32() -> None:
     pixels = torch.arange(3 * 16 * 16 * 3).reshape(3, 16, 16, 3) % 129 / 128  # eight bits hold them
     low, full = (load_images(cast("Any", pixels.to(dtype)))[1] for dtype in (torch.bfloat16, torch.float32))
     assert np.array_equal(np.asarray(low), np.asarray(full))
+
+
+def test_names_that_are_no_utf8_are_read_and_written_as_text(tmp_path: Path) -> None:
+    """On Linux a name is bytes; Python hands out those that are no UTF-8 in a form that nothing can print."""
+    for folder in (b"caf\xe9", b"caf\xe8"):
+        inner = os.path.join(os.fsencode(tmp_path), folder)  # noqa: PTH118 - Path takes no bytes
+        try:
+            os.mkdir(inner)  # noqa: PTH102
+        except OSError:
+            pytest.skip("names are text on this system")
+        Image.new("RGB", (9, 9)).save(os.fsdecode(inner) + "/a.png")
+    images = load_images(tmp_path)
+    assert images.names == ("caf%E8/a.png", "caf%E9/a.png")
+    assert images.labels == ("caf%E8", "caf%E9")  # different names stay different
+    assert [image.size for image in images] == [(9, 9)] * 2
+    paths = [os.fsdecode(os.path.join(os.fsencode(tmp_path), folder, b"a.png")) for folder in (b"caf\xe9", b"caf\xe8")]  # noqa: PTH118
+    listed = load_images(paths, labels=[os.fsdecode(b"caf\xe9"), "b"])
+    assert [image.size for image in listed] == [(9, 9)] * 2
+    assert len(listed.only(os.fsdecode(b"caf\xe9"))) == len(listed.only("caf%E9")) == 1
+    repr(listed).encode("utf-8")

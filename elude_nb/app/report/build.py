@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from elude_nb._util.checks import check_count, check_kind
-from elude_nb._util.files import atomic_write
+from elude_nb._util.files import atomic_write, check_writable
 from elude_nb._util.progress import say
 from elude_nb.app.report.entries import channel_entries, channel_table, concept_entries
 from elude_nb.app.report.images import run_images
@@ -131,8 +131,7 @@ def write_report(
         },
     )
     with atomic_write(target) as part:
-        # Names of files can hold bytes that are no text; newlines stay as the policy's digests have counted them.
-        part.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+        part.write_text(page, encoding="utf-8", newline="\n")  # newlines as the policy's digests have counted them
     return target
 
 
@@ -143,6 +142,8 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     ------
     FileNotFoundError, IsADirectoryError, FileExistsError
         If there is no such folder, or there is something else than an ordinary file.
+    OSError
+        If no file can be written in the folder.
     """
     target = Path(path)
     if target.is_dir():
@@ -153,6 +154,7 @@ def check_target(path: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"{str(target)!r}: there is no folder {str(target.parent)!r}.")
     if target.exists() and not target.is_file():
         raise FileExistsError(f"{str(target)!r} is no ordinary file; name another.")
+    check_writable(target.parent)
     return target
 
 
