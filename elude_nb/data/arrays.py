@@ -89,6 +89,18 @@ def show_picture(pixels: Pixels, name: str, value_range: Range | None = None) ->
     return torch.from_numpy(np.moveaxis(_shares(pixels, name, value_range), -1, 0).astype(np.float32))
 
 
+def as_rgb(image: Image.Image | Tensor) -> Image.Image:
+    """Return an image of a set as RGB, to be looked at: of a tensor (c, h, w) the first three channels.
+
+    One channel alone is grey, and of two there is no blue.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    bands = [Image.fromarray(band) for band in (image[:_COLOURS] * 255).round().to(torch.uint8).cpu().numpy()]
+    blank = bands[0] if len(bands) == 1 else Image.new("L", bands[0].size)
+    return Image.merge("RGB", [*bands, *[blank] * (_COLOURS - len(bands))])
+
+
 def check_dtype(dtype: np.dtype[Any], value_range: Range | None) -> None:
     """Raise `ImageError` for numbers of which no one has said which are black and white."""
     if dtype.kind not in "uif" or (value_range is None and dtype.kind != "f" and dtype != np.uint8):
