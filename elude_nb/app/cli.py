@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from elude_nb.data.images import ImageSet
 
 app = typer.Typer(
     name="elude-nb",
@@ -18,6 +21,7 @@ app = typer.Typer(
 )
 
 ImagesOption = Annotated[str, typer.Option(help="A folder, or 'photographs' or 'shapes'.")]
+SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out broken images, and name them.")]
 CountOption = Annotated[int | None, typer.Option(help="Take only so many images (for the named sets: how many).")]
 FileArgument = Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")]
 ModelOption = Annotated[str, typer.Option(help="'dinov2-small', a timm name, or a checkpoint.")]
@@ -60,6 +64,7 @@ def disentangle(
     model: ModelOption = "dinov2-small",
     images: ImagesOption = "photographs",
     count: CountOption = None,
+    skip_broken: SkipBrokenOption = False,
     site: SiteOption = "stream",
     blocks: BlocksOption = "all",
     concepts: Annotated[int, typer.Option(help="Number of concepts.")] = 128,
@@ -87,7 +92,7 @@ def disentangle(
     check_writable(out.parent)
     split = en.disentangle(
         en.load_model(model),
-        en.load_images(images, count=count),
+        _images(images, count, skip_broken),
         site,
         blocks=taken,
         concepts=concepts,
@@ -107,6 +112,7 @@ def verify(
     file: FileArgument,
     images: ImagesOption = "photographs",
     count: CountOption = None,
+    skip_broken: SkipBrokenOption = False,
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 8,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
@@ -114,7 +120,7 @@ def verify(
     import elude_nb as en
 
     split = en.Disentanglement.load(file)
-    found = en.verify(split, en.load_images(images, count=count), batch_size=batch_size, strict=False)
+    found = en.verify(split, _images(images, count, skip_broken), batch_size=batch_size, strict=False)
     typer.echo(found.to_json() if json else str(found))
     for problem in found.problems():
         typer.echo(f"problem: {problem}", err=True)
@@ -127,6 +133,7 @@ def score(
     file: FileArgument,
     images: ImagesOption = "photographs",
     count: CountOption = None,
+    skip_broken: SkipBrokenOption = False,
     k: Annotated[int, typer.Option(help="Best images of each unit.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the means and intervals as JSON.")] = False,
@@ -136,7 +143,7 @@ def score(
     from elude_nb.scores import score_means
 
     split = en.Disentanglement.load(file)
-    means = score_means(en.score(split, en.load_images(images, count=count), k=k, seed=seed))
+    means = score_means(en.score(split, _images(images, count, skip_broken), k=k, seed=seed))
     typer.echo(means.to_json(orient="records", indent=1) if json else means.round(3).to_string(index=False))
 
 
@@ -146,6 +153,7 @@ def compare(
     model: ModelOption = "dinov2-small",
     images: ImagesOption = "photographs",
     count: CountOption = None,
+    skip_broken: SkipBrokenOption = False,
     methods: Annotated[str | None, typer.Option(help="Names with commas between; see `elude-nb methods`.")] = None,
     site: SiteOption = "stream",
     blocks: BlocksOption = "all",
@@ -169,7 +177,7 @@ def compare(
     chosen = DEFAULT_METHODS if methods is None else [name.strip() for name in methods.split(",")]
     compared = en.compare(
         en.load_model(model),
-        en.load_images(images, count=count),
+        _images(images, count, skip_broken),
         site,
         methods=chosen,
         blocks=_blocks(blocks),
@@ -191,6 +199,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The HTML page to write.")],
     images: ImagesOption = "photographs",
     count: Annotated[int, typer.Option(help="Images to show and to score on; the page holds them all.")] = 48,
+    skip_broken: SkipBrokenOption = False,
     channels: Annotated[int | None, typer.Option(help="Channels that can be opened; by default all.")] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
@@ -202,7 +211,7 @@ def report(
 
     check_target(out)  # found out now, not after the model is loaded
     split = en.Disentanglement.load(file)
-    taken = en.load_images(images, count=count)
+    taken = _images(images, count, skip_broken)
     written = write_report(split, taken, out, title=title, channels=channels, seed=seed, max_memory=max_memory)
     typer.echo(f"Done. Open {written.resolve()}")
 
@@ -215,6 +224,13 @@ def methods() -> None:
 
     for name in METHODS:
         typer.echo(f"{name}{' (by default)' if name in DEFAULT_METHODS else ''}")
+
+
+def _images(images: str, count: int | None, skip_broken: bool) -> ImageSet:
+    import elude_nb as en
+
+    taken = en.load_images(images, count=count)
+    return taken.without_broken() if skip_broken else taken
 
 
 def _blocks(blocks: str) -> int | Literal["all"]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb.core.recording import pool_recorded, real_tokens_at, record
+from elude_nb.models.forward import check_finite
 from elude_nb.models.hooks import Tap, evaluating
 from elude_nb.models.load import Model
 from elude_nb.models.sites import Site
@@ -115,6 +116,8 @@ def read_out(
         for batch in model.batches(images):
             model(batch)
             values, real = lens.values.cpu(), real_tokens_at(model, batch, site, positions)
+            done = sum(len(part) for part in parts)
+            check_finite(values, images, range(done, done + len(values)), f"Activations at {site.name}")
             parts.append(values if real is None else values.masked_fill(~real.cpu()[..., None], torch.nan))
     return torch.cat(parts)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_kind
+from elude_nb.models.forward import check_finite
 from elude_nb.models.hooks import Tap, evaluating, for_analysis
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import Site
@@ -173,6 +174,11 @@ def record(
     ------
     Recording
         With (images in the batch) x (tokens per image) rows, images in order.
+
+    Raises
+    ------
+    ImageError
+        If the pixels or the activations of an image are NaN or infinite; the message names it.
     """
     check_model(model)
     check_kind("site", site, Site, "a Site of this model, from find_site")
@@ -184,7 +190,10 @@ def record(
     for batch in model.using(batch_size=batch_size, progress=progress).batches(images):
         real = real_tokens_at(model, batch, site, candidates)
         rows, positions = draw_tokens(candidates, real, tokens_per_image, range(start, start + len(batch)), seed)
-        yield _record_batch(model, batch, site, rows, positions, start)
+        part = _record_batch(model, batch, site, rows, positions, start)
+        for values in (part.channels, part.sources):
+            check_finite(values, images, part.images, f"Activations at {site.name}")
+        yield part
         start += len(batch)
 
 

@@ -21,6 +21,7 @@ from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import ExactnessError
+from elude_nb.models.forward import check_finite
 from elude_nb.models.hooks import Tap, as_dtype, as_tokens, clean_copy, evaluating, first_tensor, listen, output_tensor
 from elude_nb.models.sites import Site
 
@@ -246,6 +247,8 @@ def verify(
 
     Raises
     ------
+    ImageError
+        If the pixels or the model's outputs for an image are NaN or infinite; the message names it.
     ExactnessError
         If the lens is not bit-identical; if a channel of the explicit network differs from the model's by more than
         ``2 lambda sqrt(s) u`` times the sum of its contributions' absolute values, ``u`` the unit roundoff, ``s`` the
@@ -264,12 +267,14 @@ def verify(
     readout = _lens_readout(split)
     lens_found, outputs, channels = Comparison(), Comparison(), Comparison()
     clock = _Clock(min(model.batch_size, len(photos)))
-    used = 0.0
+    used, done = 0.0, 0
     with evaluating(network):
-        first = model.prepare([photos[i] for i in range(min(model.batch_size, len(photos)))])
+        first = model.prepare(photos[: model.batch_size])
         network(first), explicit(first)  # warm up, untimed
         for batch in model.batches(photos, "verify"):
             plain = clock.run("model", network, site, batch)
+            check_finite(plain.output, photos, range(done, done + len(batch)), "The model's outputs")
+            done += len(batch)
             with Lens(network, site, readout):
                 lensed = clock.run("lens", network, site, batch)
             apart = clock.run("explicit", explicit, site, batch)

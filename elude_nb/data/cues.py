@@ -12,6 +12,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction
 from elude_nb.data.images import Images, ImageSet, as_image_set
+from elude_nb.errors import ImageError
 
 CUES = ("border", "watermark")
 
@@ -96,6 +97,8 @@ def _open_with_cue(
     item: tuple[Any, bool], opener: Callable[[Any], Image.Image], mark: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
     image = opener(item[0])
+    if item[1] and not isinstance(image, Image.Image):
+        raise ImageError(f"Cues are painted on RGB images; this one has {len(image)} channels.")
     return mark(image) if item[1] else image
 
 

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -19,20 +20,21 @@ from PIL import Image
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction, check_kind, shortly
 from elude_nb._util.words import as_text
-from elude_nb.data.decode import open_rgb, to_rgb, upright_rgb
+from elude_nb.data.arrays import as_array, check_dtype, one_picture, show_picture, split_pictures
+from elude_nb.data.decode import Range, check_value_range, open_rgb, upright_rgb
+from elude_nb.data.folders import find_pictures, name_left_out
 from elude_nb.data.photographs import PHOTOGRAPHS, factors_of_crops, open_crop, photograph, sample_crops
 from elude_nb.data.synthetic import draw_scene, sample_scenes
 from elude_nb.errors import ImageError
 
 __all__ = ["ImageSet", "Images", "as_image_set", "load_images", "photograph"]
 
-IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 IMAGE_SETS = ("photographs", "shapes")
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(Sequence[Image.Image]):
-    """A sequence of RGB images, opened when asked for.
+    """A sequence of images, opened when asked for: RGB, or a tensor (c, h, w) in [0, 1] of other channels.
 
     Attributes
     ----------
@@ -45,6 +47,8 @@ class ImageSet(Sequence[Image.Image]):
     factors
         One row an image with what is known of how it was made: for ``"shapes"`` the factors it was drawn from, for
         ``"photographs"`` where in its photograph the crop lies; else ``None``.
+    left_out
+        Files of the folder that are no images, and broken ones that `without_broken` found.
     """
 
     names: tuple[str, ...]
@@ -54,6 +58,7 @@ class ImageSet(Sequence[Image.Image]):
     # One item an image, and what opens it: plain values and a function of a module, which can be pickled.
     _items: Sequence[Any] = field(repr=False)
     _open: Callable[[Any], Image.Image] = field(repr=False)
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self):
@@ -67,7 +72,7 @@ class ImageSet(Sequence[Image.Image]):
     @overload
     def __getitem__(self, index: slice) -> Self: ...
     def __getitem__(self, index: int | slice) -> Image.Image | Self:
-        """Open one image as RGB, or take a slice as a smaller set.
+        """Open one image, or take a slice as a smaller set.
 
         Raises
         ------
@@ -195,11 +200,13 @@ class ImageSet(Sequence[Image.Image]):
         if broken:
             shown = "\n  ".join(broken[:10])
             warnings.warn(f"{len(broken)} of {len(self)} images were left out:\n  {shown}", stacklevel=2)
-        return self.subset(whole)
+        names = tuple(self.names[i] for i in sorted({*range(len(self))} - {*whole}))
+        return replace(self.subset(whole), left_out=self.left_out + names)
 
     def __repr__(self) -> str:
         labels = f", {len(set(self.labels))} labels" if self.labels is not None else ""
-        return f"ImageSet({len(self)} images from {self.source}{labels})"
+        left_out = f"; {name_left_out(self.left_out)}" if self.left_out else ""
+        return f"ImageSet({len(self)} images from {self.source}{labels}{left_out})"
 
 
 Images = ImageSet | str | os.PathLike[str] | Sequence[Any] | np.ndarray[Any, Any]
@@ -212,15 +219,18 @@ def load_images(
     labels: Sequence[str] | None = None,
     count: int | None = None,
     seed: int = 0,
+    value_range: Range | None = None,
 ) -> ImageSet:
     """Collect images without opening them.
 
     Parameters
     ----------
     source
-        * a folder: all images below it; the first subfolder is the label;
-        * a list, array or table column of paths, or a list of PIL images;
-        * an array or tensor (n, h, w), (n, h, w, 3) or (n, 3, h, w), uint8, or floats in [0, 1];
+        * a folder: all images below it, links followed; the first subfolder is the label. A warning names what else
+          lies there;
+        * a list, array or table column of paths, or a list of PIL images, arrays or tensors, one an image;
+        * an array or tensor (n, h, w, c) or (n, c, h, w), the channels on the shorter of the two axes, or n grey images
+          (n, h, w), but (3, h, w) and (h, w, 3) are one image: uint8, or floats in [0, 1];
         * ``"photographs"``: crops of ten colour photographs, the label says of which;
         * ``"shapes"``: drawn scenes whose factors are known.
     labels
@@ -229,12 +239,16 @@ def load_images(
         For the two sets by name: how many images (400 by default). For others: draw so many with `ImageSet.sample`.
     seed
         Of the crops, of the factors, or of the drawing.
+    value_range
+        The values that are black and white, such as ``(0, 4095)`` for scans of 12 bits in files of 16; what is beyond
+        is cut off. For arrays, and for files of more than 8 bits: by default these have the range of their depth.
 
     Returns
     -------
     ImageSet
         Images come out as RGB: grey is repeated, transparent parts are laid over white, 16 bits are scaled to 8,
-        and a photograph's EXIF rotation is applied.
+        and a photograph's EXIF rotation is applied. Arrays with another number of channels than 1 and 3 come out as
+        tensors (c, h, w), float32 in [0, 1].
 
     Raises
     ------
@@ -249,23 +263,25 @@ def load_images(
     """
     if count is not None:
         check_count("count", count)
+    value_range = check_value_range(value_range)
     if isinstance(source, str) and source in IMAGE_SETS:
-        if labels is not None:
-            raise ValueError(f"{source!r} brings its own labels; leave out labels=.")
+        if labels is not None or value_range is not None:
+            raise ValueError(f"{source!r} brings its own labels and values; leave out labels= and value_range=.")
         return _photographs(count or 400, seed) if source == "photographs" else _shapes(count or 400, seed)
     if isinstance(source, str | os.PathLike):
         if labels is not None:
             raise ValueError("A folder's labels are its subfolders; to give labels of your own, pass a list of paths.")
-        images = _from_folder(Path(source))
+        images = _from_folder(Path(source), value_range)
     elif isinstance(source, Image.Image):
         raise TypeError("One PIL image is no set; give a list, for example load_images([image]).")
     elif hasattr(source, "__array__"):
-        array = _as_array(source)
+        array = as_array(source)
         of_items = array.dtype.kind in "OUT"
-        images = _from_list(array.ravel().tolist(), labels) if of_items else _from_array(array, labels)
+        items = array.ravel().tolist() if of_items else []
+        images = _from_list(items, labels, value_range) if of_items else _from_array(array, labels, value_range)
     else:
         check_kind("source", source, Iterable, "a folder, images, paths of images, or an array")
-        images = _from_list(list(source), labels)
+        images = _from_list(list(source), labels, value_range)
     return images if count is None else images.sample(count, seed=seed)
 
 
@@ -274,76 +290,64 @@ def as_image_set(images: Images) -> ImageSet:
     return images if isinstance(images, ImageSet) else load_images(images)
 
 
-def _as_array(source: Any) -> np.ndarray[Any, Any]:
-    if hasattr(source, "detach"):  # a tensor; NumPy has no bfloat16
-        source = source.detach().cpu()
-        source = source.float() if source.dtype.is_floating_point and source.dtype.itemsize < 4 else source
-    return np.asarray(source)
-
-
 def _as_labels(labels: Iterable[Any] | None) -> tuple[str, ...] | None:
     return None if labels is None else tuple(as_text(label) for label in labels)
 
 
-def _from_folder(folder: Path) -> ImageSet:
+def _from_folder(folder: Path, value_range: Range | None) -> ImageSet:
     if not os.path.isdir(folder):  # noqa: PTH112 - unlike Path.is_dir, False for a name that is too long
         sets = " or ".join(repr(name) for name in IMAGE_SETS)
         raise FileNotFoundError(f"There is no folder {str(folder)!r:.500}; name a folder, or {sets}, which need none.")
-    paths = []
-    for top, folders, files in os.walk(folder):
-        folders[:] = [inner for inner in folders if not inner.startswith(".")]  # no .ipynb_checkpoints
-        paths += [
-            os.path.join(top, file)  # noqa: PTH118 - half the time of Path for 100,000 files
-            for file in files
-            if os.path.splitext(file)[1].lower() in IMAGE_ENDINGS and not file.startswith(".")  # noqa: PTH122
-        ]
-    paths.sort()
+    paths, left_out = find_pictures(folder)
+    said = f"; {name_left_out(left_out)}" if left_out else ""
     if not paths:
-        raise ImageError(f"No image lies below {str(folder)!r}; endings known are {sorted(IMAGE_ENDINGS)}.")
+        raise ImageError(f"No image lies below {str(folder)!r}{said or '; it is empty'}.")
+    if left_out:
+        warnings.warn(f"{len(paths)} images lie below {str(folder)!r}{said}", stacklevel=3)
     names = [as_text(os.path.relpath(path, folder)) for path in paths]
     labels = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
     known = tuple(labels) if any(labels) else None
-    return ImageSet(tuple(names), known, f"folder {as_text(folder.name)}", None, paths, open_rgb)
+    opener = partial(open_rgb, value_range=value_range)
+    return ImageSet(tuple(names), known, f"folder {as_text(folder.name)}", None, paths, opener, tuple(left_out))
 
 
-def _from_list(items: list[Any], labels: Sequence[str] | None) -> ImageSet:
+def _from_list(items: list[Any], labels: Sequence[str] | None, value_range: Range | None) -> ImageSet:
     if not items:
         raise ImageError("The list of images is empty.")
     names, held = [], []
     for number, item in enumerate(items):
-        check_kind(f"Item {number}", item, str | os.PathLike | Image.Image, "a path or a PIL image")
-        names.append(f"image {number}" if isinstance(item, Image.Image) else as_text(os.fspath(item)))
-        held.append((item, names[-1]) if isinstance(item, Image.Image) else item)
-    return ImageSet(tuple(names), _as_labels(labels), f"a list of {len(items)}", None, held, _open_path_or_image)
+        of_path = isinstance(item, str | os.PathLike)
+        if not hasattr(item, "__array__"):  # which a PIL image may have, too
+            check_kind(f"Item {number}", item, str | os.PathLike | Image.Image, "a path, a PIL image or an array")
+        names.append(as_text(os.fspath(item)) if of_path else f"image {number}")
+        held.append(item if of_path else (item, names[-1]))
+    opener = partial(open_image, value_range=value_range)
+    return ImageSet(tuple(names), _as_labels(labels), f"a list of {len(items)}", None, held, opener)
 
 
-def _open_path_or_image(item: str | os.PathLike[str] | tuple[Image.Image, str]) -> Image.Image:
-    return upright_rgb(*item) if isinstance(item, tuple) else open_rgb(item)
+def open_image(item: Any, value_range: Range | None = None) -> Image.Image:
+    """Return a path as the image that it names, and a pair of an image and its name (PIL, array or tensor) as an image.
+
+    An array is (h, w), (h, w, c) or (c, h, w). Raises `ImageError` if there is no usable image.
+    """
+    if not isinstance(item, tuple):
+        return open_rgb(item, value_range)
+    image, name = item
+    if isinstance(image, Image.Image):
+        return upright_rgb(image, name, value_range)
+    return show_picture(one_picture(as_array(image)), name, value_range)
 
 
-def _from_array(pixels: np.ndarray[Any, Any], labels: Sequence[str] | None) -> ImageSet:
-    shape = pixels.shape
-    if pixels.ndim == 4 and shape[-1] != 3 and shape[1] == 3:
-        pixels = pixels.transpose(0, 2, 3, 1)
-    grey, coloured = pixels.ndim == 3, pixels.ndim == 4 and pixels.shape[-1] == 3
-    if not (grey or coloured) or not len(pixels) or (grey and shape[-1] in {3, 4}):
-        raise ImageError(
-            f"An array of shape {shape} is no set of images; give (n, h, w), (n, h, w, 3) or (n, 3, h, w), "
-            "and a single image as array[None]."
-        )
-    if not np.issubdtype(pixels.dtype, np.floating) and pixels.dtype != np.uint8:
-        raise ImageError(f"An array of {pixels.dtype} is ambiguous; give uint8, or floats in [0, 1].")
-    names = tuple(f"image {i}" for i in range(len(pixels)))
-    return ImageSet(names, _as_labels(labels), f"an array {shape}", None, list(enumerate(pixels)), _open_row)
+def _from_array(pixels: np.ndarray[Any, Any], labels: Sequence[str] | None, value_range: Range | None) -> ImageSet:
+    pictures, source = split_pictures(pixels), f"an array {pixels.shape}"
+    check_dtype(pixels.dtype, value_range)  # now, not when the first is opened
+    names = tuple(f"image {i}" for i in range(len(pictures)))
+    items = list(zip(pictures, names, strict=True))
+    return ImageSet(names, _as_labels(labels), source, None, items, partial(_open_row, value_range=value_range))
 
 
-def _open_row(item: tuple[int, np.ndarray[Any, Any]]) -> Image.Image:
-    index, row = item
-    if row.dtype != np.uint8:
-        if not (np.isfinite(row).all() and row.min() >= 0 and row.max() <= 1):
-            raise ImageError(f"Image {index} of the array leaves [0, 1] ({row.min()} to {row.max()}).")
-        row = np.round(row * 255).astype(np.uint8)
-    return to_rgb(Image.fromarray(row), f"image {index}")
+def _open_row(item: tuple[np.ndarray[Any, Any], str], value_range: Range | None) -> Image.Image:
+    return show_picture(*item, value_range)
 
 
 def _photographs(count: int, seed: int) -> ImageSet:

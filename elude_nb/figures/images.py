@@ -17,6 +17,7 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_flag, check_fraction, check_kind, check_number, check_whole
 from elude_nb._util.words import one_line
+from elude_nb.data.arrays import as_rgb
 from elude_nb.data.images import ImageSet, as_image_set
 from elude_nb.figures.html import darken, enlarge
 from elude_nb.figures.theme import Picture, diverging, drawing, finish, house_style, nth_colour, shade, words
@@ -40,6 +41,7 @@ def show_image(place: Axes, image: Any, *, title: str = "", size: float = 8, fra
 
 def square_thumbnail(image: Image.Image) -> Image.Image:
     """Return the middle square of an image, 160 pixels a side."""
+    image = as_rgb(image)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side)).resize((160, 160), Image.Resampling.BILINEAR)

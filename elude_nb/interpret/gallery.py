@@ -25,7 +25,7 @@ from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
 from elude_nb.interpret.exemplars import Exemplars, Pixels, add_rest, arrange_exemplars, choose_among, name_of_unit
 from elude_nb.interpret.profiles import Places, mean_contributions, places_of_sources, sum_by_place
-from elude_nb.models.forward import output_and_patches
+from elude_nb.models.forward import check_finite, output_and_patches
 from elude_nb.models.hooks import Tap, evaluating, for_analysis
 from elude_nb.models.load import Model
 
@@ -187,7 +187,7 @@ class Gallery:
         check_count("batch_size", batch_size)
         while self.ready < len(self.images):
             stop = min(self.ready + batch_size, len(self.images))
-            seen = look(self.split, [self.images[i] for i in range(self.ready, stop)])
+            seen = look(self.split, self.images[self.ready : stop])
             rows = slice(self.ready, stop)
             self._sources[rows], self._channels[rows] = seen.sources, seen.channels
             if self.has_concepts:
@@ -346,7 +346,7 @@ class Gallery:
         return f"Gallery({self.ready} of {len(self.images)} images ready{sample}, {size:.2f} GiB)"
 
 
-def look(split: Disentanglement, images: list[Image.Image]) -> Sight:
+def look(split: Disentanglement, images: Sequence[Image.Image]) -> Sight:
     """Run a few images and return what is at every patch.
 
     Raises
@@ -374,6 +374,7 @@ def look(split: Disentanglement, images: list[Image.Image]) -> Sight:
     ):
         output, mean_patch = output_and_patches(model, model.prepare(images))
     outputs = for_analysis(output)
+    check_finite(outputs, images, range(len(images)), "The model's outputs")
     features = outputs if mean_patch is None else torch.cat([outputs, for_analysis(mean_patch)], dim=1)
     joined = torch.cat([sources[number] for number in range(len(site.terms))], dim=-1)
     pictures = np.stack([picture_of(model, image) for image in images])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb.data.images import Images
+from elude_nb.data.images import Images, ImageSet
+from elude_nb.errors import ImageError
 from elude_nb.models.hooks import evaluating, for_analysis, intercept, is_intercepted, listen
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import STREAM, Site
@@ -30,6 +31,21 @@ def outputs_of(model: Model, images: Images) -> Tensor:
     check_model(model)
     with evaluating(model.network):
         return torch.cat([_rows(model(batch)) for batch in model.batches(model.inputs(images))])
+
+
+def check_finite(values: Tensor, inputs: Sequence[Any], numbers: Sequence[int] | Tensor, what: str) -> None:
+    """Raise `ImageError` that names the first input whose row of values, (n, ...), is not finite.
+
+    ``numbers`` are the rows' inputs, (n,), and ``what`` is what the values are.
+    """
+    bad = (~values.isfinite()).flatten(1).any(1).nonzero()
+    if len(bad):
+        number = int(numbers[int(bad[0])])
+        name = inputs.names[number] if isinstance(inputs, ImageSet) else f"image {number}"
+        raise ImageError(
+            f"{what} are NaN or infinite for {name!r}, though its pixels are not; in half precision try "
+            "dtype=torch.float32, otherwise leave it out."
+        )
 
 
 class Overheard:

@@ -19,6 +19,7 @@ from elude_nb._util.words import as_text
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
 from elude_nb.models.hooks import clean_copy
+from elude_nb.models.pictures import as_colours, check_colours, default_preprocess, input_channels, prepare_rows
 from elude_nb.models.weights import Provenance, dinov2_small_weights, hub_weights, read_checkpoint
 
 if TYPE_CHECKING:
@@ -37,19 +38,22 @@ class Model:
     network
         The network itself, in eval mode, its parameters without gradients.
     preprocess
-        From a PIL image to a tensor (3, h, w), as the weights were trained to see it.
+        From a PIL image (of other channels than 1 and 3: a tensor (c, h, w) in [0, 1]) to a tensor (c, h, w), as the
+        weights were trained to see it.
     name
         The name that `load_model` was given.
     architecture
         timm's name of the architecture, or the class of a network that the user brought.
     input_size
-        Shape of one input, (3, h, w).
+        Shape of one input, (c, h, w).
     provenance
         Where the weights came from.
     batch_size
         Images in one forward pass, for everything that runs this model; `using` changes it.
     progress
         Whether what takes longer than a moment shows a progress bar.
+    colours
+        The input channels that pictures show as red, green and blue, or one for grey; by default the first three.
     """
 
     network: nn.Module
@@ -60,6 +64,7 @@ class Model:
     provenance: Provenance
     batch_size: int = field(default=16, kw_only=True)
     progress: bool = field(default=True, kw_only=True)
+    colours: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_count("batch_size", self.batch_size)
@@ -122,11 +127,15 @@ class Model:
         return as_image_set(images)
 
     def prepare(self, images: Sequence[Image.Image]) -> Tensor:
-        """Preprocess images into a batch (n, 3, h, w) on the network's device and in its dtype."""
-        if any(isinstance(image, str) for image in images):
+        """Preprocess images into a batch (n, c, h, w) on the network's device and in its dtype.
+
+        Arrays and tensors are taken as `load_images` takes them. Raises `ImageError`, with the image's name, for one
+        that is no picture, or of which the preprocess makes NaN or infinity.
+        """
+        names, opened = images.names if isinstance(images, ImageSet) else None, list(images)
+        if any(isinstance(image, str) for image in opened):
             raise TypeError(f"{self.name!r} sees images, not text; for sentences see elude_nb.text.load_text_model.")
-        batch = torch.stack([self.preprocess(image) for image in images])
-        return batch.to(self.device, self.dtype)
+        return prepare_rows(opened, self.preprocess, names).to(self.device, self.dtype)
 
     def noise(self, count: int = 1) -> Tensor:
         """Return seeded noise as input, (n, 3, h, w): what sites are looked for with, and models told apart by."""
@@ -139,16 +148,10 @@ class Model:
 
     def picture(self, image: Image.Image) -> Tensor:
         """Return what the network sees of an image, cropped and resized, as colours (h, w, 3) in [0, 1]."""
-        shown = self.preprocess(image).float()
-        for step in getattr(self.preprocess, "transforms", ()):
-            if hasattr(step, "mean") and hasattr(step, "std"):  # undo the normalisation of colours
-                mean, std = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (step.mean, step.std))
-                return (shown * std + mean).clamp(0, 1).permute(1, 2, 0)
-        low, high = shown.min(), shown.max()
-        return ((shown - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)
+        return as_colours(prepare_rows([image], self.preprocess)[0], self.preprocess, self.colours)
 
     def batches(self, images: Sequence[Image.Image], description: str = "forward passes") -> Iterator[Tensor]:
-        """Yield preprocessed batches (n, 3, h, w) with n <= ``batch_size``, in order, beside a progress bar.
+        """Yield preprocessed batches (n, c, h, w) with n <= ``batch_size``, in order, beside a progress bar.
 
         Every loop over images goes through here. ``description`` stands before the bar; without one there is none.
         """
@@ -156,7 +159,8 @@ class Model:
         with progress_bar(description=description, total=len(images), show=show, unit="image") as bar:
             for start in range(0, len(images), self.batch_size):
                 stop = min(start + self.batch_size, len(images))
-                yield self.prepare([images[i] for i in range(start, stop)])
+                named = isinstance(images, ImageSet)  # else a sequence may take single numbers only
+                yield self.prepare(images[start:stop] if named else [images[i] for i in range(start, stop)])
                 bar.update(stop - start)
 
     def __repr__(self) -> str:
@@ -273,18 +277,20 @@ def wrap_network(
     name: str | None = None,
     architecture: str | None = None,
     provenance: Provenance | None = None,
+    colours: tuple[int, ...] | None = None,
 ) -> Model:
     """Make a `Model` of any network; it is put in eval mode and otherwise left as it is.
 
     ``preprocess`` and ``input_size`` may be left out for timm networks, which carry theirs. Any other network
-    without ``preprocess`` gets timm's default for ImageNet at ``input_size``.
+    without ``preprocess`` gets timm's default for ImageNet at ``input_size``. With one input channel pictures are grey;
+    with 2, 4 or more, images are arrays and tensors, and ``colours=(3, 2, 1)`` are drawn as red, green and blue.
 
     Raises
     ------
     TypeError, ValueError
         If ``network`` is no network, or another argument is not what it should be.
     """
-    from timm.data import create_transform, resolve_model_data_config
+    from timm.data import resolve_model_data_config
 
     check_kind("network", network, nn.Module, "a torch.nn.Module")
     for what, text in (("name", name), ("architecture", architecture)):
@@ -301,14 +307,18 @@ def wrap_network(
         config["input_size"] = (3, *side)
     if input_size is not None:
         config["input_size"] = tuple(input_size)
+    elif (channels := input_channels(network)) is not None:
+        config["input_size"] = (channels, *config["input_size"][1:])
+    check_colours(colours, config["input_size"][0])
     kind = type(network).__name__
     return Model(
         network=network.eval(),
-        preprocess=preprocess or create_transform(**config, is_training=False),
+        preprocess=preprocess or default_preprocess(config),
         name=as_text(name or kind),
         architecture=architecture or kind,
         input_size=tuple(config["input_size"]),
         provenance=provenance or Provenance("given by the user", None, "not stated"),
+        colours=colours,
     )
 
 

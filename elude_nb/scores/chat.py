@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from elude_nb._util.checks import check_count, check_number
+from elude_nb.data.arrays import as_rgb
 from elude_nb.errors import JudgeError
 from elude_nb.scores.judges import Choice
 
@@ -281,13 +282,13 @@ def make_grid(images: Sequence[Image.Image], cell: int = 336) -> Image.Image:
     side = math.ceil(math.sqrt(len(images)))
     grid = Image.new("RGB", (side * cell, math.ceil(len(images) / side) * cell), "white")
     for number, image in enumerate(images):
-        grid.paste(ImageOps.fit(image.convert("RGB"), (cell, cell)), (number % side * cell, number // side * cell))
+        grid.paste(ImageOps.fit(as_rgb(image), (cell, cell)), (number % side * cell, number // side * cell))
     return grid
 
 
 def _data_url(image: Image.Image, side: int) -> str:
     """Return an image as a data URL, with at most ``side`` pixels a side."""
-    small = image.convert("RGB")
+    small = as_rgb(image)
     small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, format="PNG")

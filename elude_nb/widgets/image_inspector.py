@@ -13,8 +13,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from elude_nb.core.result import Disentanglement
-from elude_nb.data.decode import endings, read_rgb, upright_rgb
-from elude_nb.data.images import Images
+from elude_nb.data.decode import endings, read_rgb
+from elude_nb.data.images import Images, open_image
 from elude_nb.errors import ImageError
 from elude_nb.figures.html import data_uri, tile, top_images
 from elude_nb.figures.theme import words
@@ -103,9 +103,9 @@ class ImageInspector(GalleryPanel):
         Raises
         ------
         ImageError
-            If it is too small or of a kind that cannot be brought to RGB.
+            If it is too small or of a kind that cannot be brought to RGB. An array or tensor may have other channels.
         """
-        self._own, self._own_name = look(self.gallery.split, [upright_rgb(image, name)]), name
+        self._own, self._own_name = look(self.gallery.split, [open_image((image, name))]), name
         if self.image == -1:
             self.refresh()
         self.image = -1

@@ -19,7 +19,7 @@ from torch import Tensor
 from elude_nb._util.checks import check_count
 from elude_nb.core.edit import Edit
 from elude_nb.core.result import Disentanglement
-from elude_nb.data.images import Images
+from elude_nb.data.images import Images, open_image
 from elude_nb.figures.html import PALETTE, tile
 from elude_nb.figures.theme import words
 from elude_nb.interpret.gallery import Gallery, picture_of
@@ -90,7 +90,9 @@ class SteeringPanel(GalleryPanel):
 
     strengths: traitlets.Dict[int, float] = traitlets.Dict(help="strength of each concept that has a slider")
     image = traitlets.Int(help="number of the image in the gallery")
-    picture = traitlets.Instance(Image.Image, allow_none=True, help="an image of your own")
+    picture = traitlets.Union(
+        [traitlets.Instance(Image.Image), traitlets.Instance(Tensor)], allow_none=True, help="an image of your own"
+    )
     edit = traitlets.Instance(Edit, read_only=True, help="the sliders as an edit")
     neighbours = traitlets.Instance(pd.DataFrame, read_only=True)
     probabilities = traitlets.Instance(pd.DataFrame, read_only=True)
@@ -238,8 +240,7 @@ class SteeringPanel(GalleryPanel):
     @traitlets.validate("picture")
     def _valid_picture(self, proposal: Any) -> Image.Image | None:
         self._live.check_free()
-        found: Image.Image | None = proposal["value"]
-        return None if found is None else found.convert("RGB")
+        return None if proposal["value"] is None else open_image((proposal["value"], "picture"))
 
     # -------------------------------------------------------------------- paint
 

@@ -270,3 +270,28 @@ def test_every_method_is_listed_once_and_the_usual_ones_are_marked(capsys: pytes
     printed = capsys.readouterr().out.splitlines()
     assert [line.removesuffix(" (by default)") for line in printed] == list(METHODS)
     assert {line.removesuffix(" (by default)") for line in printed if line.endswith(")")} == set(DEFAULT_METHODS)
+
+
+@pytest.mark.parametrize("command", ["disentangle", "verify", "score", "compare", "report"])
+def test_broken_images_are_left_out_on_request(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[en.ImageSet] = []
+
+    def stop(*given: object, **_: object) -> None:
+        taken.extend(each for each in given if isinstance(each, en.ImageSet))
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(en, "load_model", lambda _: None)
+    monkeypatch.setattr(en.Disentanglement, "load", lambda _: None)
+    for name in ("elude_nb.disentangle", "elude_nb.verify", "elude_nb.score", "elude_nb.compare"):
+        monkeypatch.setattr(name, stop)
+    monkeypatch.setattr("elude_nb.app.report.build.write_report", stop)
+    random_images(1, 16)[0].save(tmp_path / "a.png")
+    (tmp_path / "b.png").touch()
+    file = [] if command in {"disentangle", "compare"} else ["any"]
+    out = [] if command in {"verify", "score"} else ["--out", str(tmp_path / "out")]
+    with pytest.warns(UserWarning, match=r"1 of 2 .*\n.*b\.png"):
+        assert run(command, *file, *out, "--images", str(tmp_path), "--skip-broken") == 2
+    assert "far enough" in capsys.readouterr().err
+    assert taken[0].names == ("a.png",)

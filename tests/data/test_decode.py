@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elude_nb.data.decode import open_rgb, to_rgb
+from elude_nb.data.decode import open_rgb
 from elude_nb.data.images import load_images
 from elude_nb.errors import ImageError
 
@@ -88,23 +90,67 @@ def test_floats_are_scaled_from_0_to_1(tmp_path: Path) -> None:
     assert [pixel(opened, x) for x in range(3)] == [(51, 51, 51), (128, 128, 128), WHITE]
 
 
-@pytest.mark.parametrize("wrong", [1.5, -0.1, float("nan"), float("inf")])
-def test_floats_outside_are_named(tmp_path: Path, wrong: float) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "said"), [(1.5, " 1.5"), (-0.1, " -0.1"), (float("nan"), "NaN"), (float("inf"), "NaN")]
+)
+def test_floats_outside_are_named(tmp_path: Path, wrong: float, said: str) -> None:
     values = np.full((8, 8), 0.5, np.float32)
     values[3, 3] = wrong
-    with pytest.raises(ImageError, match=rf"image\.tif.* {wrong:.3g}"):
+    with pytest.raises(ImageError, match=rf"image\.tif.*{said}"):
         saved(tmp_path, Image.fromarray(values), "tif")
 
 
-def test_32_bit_integers_are_taken_where_their_range_is_clear() -> None:
-    values = np.zeros((8, 8), np.int32)
-    values[0, 0] = 200
-    assert pixel(to_rgb(Image.fromarray(values))) == (200, 200, 200)
-    values[0, 0] = 65535
-    assert pixel(to_rgb(Image.fromarray(values))) == WHITE
-    values[0, 0] = 70000
-    with pytest.raises(ImageError, match=r"70000\.0"):
-        to_rgb(Image.fromarray(values))
+@pytest.mark.parametrize("brightest", [255, 256, 4095])
+def test_a_scan_of_12_bits_is_scaled_by_its_range_and_not_by_its_maximum(tmp_path: Path, brightest: int) -> None:
+    values = np.zeros((8, 8), np.uint16)
+    values[0, :2] = [2048, brightest]
+    for ending in ("png", "tif"):
+        Image.fromarray(values).save(tmp_path / f"scan.{ending}")
+        assert pixel(open_rgb(tmp_path / f"scan.{ending}", (0, 4095)))[0] == 128
+        with pytest.warns(UserWarning, match=r"a quarter of its range.*value_range=\(0, 4095\)"):
+            assert pixel(open_rgb(tmp_path / f"scan.{ending}"))[0] == 8
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_32_bits_need_a_stated_range(tmp_path: Path, kind: Any) -> None:
+    values = np.zeros((8, 8), kind)
+    values[0, :4] = [-1000, 200, 255, 256]
+    Image.fromarray(values).save(tmp_path / "slice.tif")
+    with pytest.raises(ImageError, match=r"slice\.tif.*value_range=\("):
+        open_rgb(tmp_path / "slice.tif")
+    opened = open_rgb(tmp_path / "slice.tif", (-1000, 1040))
+    assert [pixel(opened, x)[0] for x in range(4)] == [0, 150, 157, 157]
+    assert pixel(load_images([Image.fromarray(values)], value_range=(-1000, 1040))[0], 1)[0] == 150
+
+
+def test_the_depth_of_the_file_counts(tmp_path: Path) -> None:
+    """A TIFF of 12 bits; a TIFF of 16 where 0 is white; a PGM that says itself that 4095 is white."""
+    half, full = np.full((8, 8), 2048, "<u2"), np.full((8, 8), 65535, "<u2")
+    packed = np.frombuffer((b"\x80\x08\x00" * 43)[:128], "<u2").reshape(8, 8)  # 2048 in 12 bits each
+    Image.fromarray(packed).save(tmp_path / "twelve.tif")
+    file = (tmp_path / "twelve.tif").read_bytes()
+    bits = struct.pack("<HHIHH", 258, 3, 1, 16, 0)
+    assert file.count(bits) == 1
+    (tmp_path / "twelve.tif").write_bytes(file.replace(bits, struct.pack("<HHIHH", 258, 3, 1, 12, 0)))
+    assert pixel(open_rgb(tmp_path / "twelve.tif"))[0] == 128
+    Image.fromarray(full).save(tmp_path / "inverted.tif", tiffinfo={262: 0})
+    (tmp_path / "own.pgm").write_bytes(b"P5 8 8 4095\n" + half.byteswap().tobytes())
+    assert pixel(open_rgb(tmp_path / "inverted.tif")) == (0, 0, 0)
+    assert pixel(open_rgb(tmp_path / "own.pgm"))[0] == 128
+
+
+def test_colours_of_16_bits_are_warned_of_or_refused_as_pillow_cuts_them(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + np.full(24, 2048, ">u2").tobytes() for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    with pytest.warns(UserWarning, match="a quarter of its range"):
+        assert pixel(open_rgb(tmp_path / "deep.png")) == (8, 8, 8)
+    with pytest.raises(ImageError, match=r"deep\.png.*16 bits"):
+        open_rgb(tmp_path / "deep.png", (0, 4095))
 
 
 def quarters() -> Image.Image:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -39,12 +40,12 @@ def pixel(image: Image.Image, x: int = 0, y: int = 0) -> tuple[int, int, int]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two labels, one of them nested, one file without label, and what must not be taken for an image."""
+    """Two labels, one of them nested, one file without label, and hidden files that do not count."""
     top = tmp_path / "set"
     for place, grey in {"cat/b.png": 2, "cat/a.PNG": 1, "dog/young/c.jpeg": 3, "loose.bmp": 4}.items():
         (top / place).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (grey, grey, grey)).save(top / place, quality=100)
-    for other in ("cat/notes.txt", "cat/.hidden.png", ".ipynb_checkpoints/a-checkpoint.png"):
+    for other in ("cat/.hidden.png", ".ipynb_checkpoints/a-checkpoint.png"):
         (top / other).parent.mkdir(parents=True, exist_ok=True)
         (top / other).write_bytes(b"x")
     return top
@@ -124,10 +125,48 @@ def test_a_missing_folder_is_named_with_the_sets_that_need_none(tmp_path: Path) 
         load_images("photograph")
 
 
-def test_a_folder_without_images_says_which_endings_it_looked_for(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ImageError, match=rf"{tmp_path.name}.*'\.jpeg'"):
+def test_a_folder_without_images_names_what_lies_there(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=rf"{tmp_path.name}'; it is empty"):
         load_images(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ImageError, match=rf"{tmp_path.name}'; 1 file left out: notes\.txt"):
+        load_images(tmp_path)
+
+
+ENDINGS = "png apng jpg jpeg jpe jfif mpo webp avif bmp dib gif ico tif tiff ppm pgm pnm pcx qoi jp2 j2k jpx tga sgi"
+
+
+def test_every_kind_of_picture_is_taken_by_its_ending_or_its_first_bytes(tmp_path: Path) -> None:
+    kinds = Image.registered_extensions()
+    for ending in ENDINGS.split():
+        if kinds[f".{ending}"] in Image.SAVE:
+            Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / f"{ending}.{ending.upper()}")
+    shutil.copy(tmp_path / "png.PNG", tmp_path / "noending")
+    images = load_images(tmp_path)
+    assert {Path(name).suffix[1:].lower() for name in images.names} == {"", *ENDINGS.split()}
+    assert all(image.size == (16, 16) for image in images)
+
+
+def test_what_is_left_out_is_counted_and_named(folder: Path) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "cat" / "figure.eps")  # for which Pillow would start another program
+    (folder / "dog" / "LICENSE").write_text("x")
+    with pytest.warns(UserWarning, match=r"4 images .*2 files left out: cat.figure\.eps, dog.LICENSE"):
+        images = load_images(folder, count=3)
+    assert images.left_out == (f"cat{os.sep}figure.eps", f"dog{os.sep}LICENSE")
+    assert repr(images).startswith("ImageSet(3 images from folder set, 3 labels; 2 files left out: cat")
+
+
+def test_linked_folders_are_classes_and_loops_end(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(elsewhere / "d.png")
+    (elsewhere / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "bird").symlink_to(elsewhere, target_is_directory=True)
+    (folder / "cat" / "dogs").symlink_to(folder / "dog", target_is_directory=True)
+    with pytest.warns(UserWarning, match="2 files left out"):
+        images = load_images(folder)
+    assert images.labels == ("bird", "cat", "cat", "dog", "")
+    assert images.left_out == (f"bird{os.sep}loop", f"cat{os.sep}dogs")
 
 
 def test_labels_for_a_folder_are_refused(folder: Path) -> None:
@@ -245,6 +284,7 @@ def test_without_broken_warns_of_each_and_keeps_the_rest(folder: Path) -> None:
     assert "z.jpg" in str(caught[0].message)
     assert (greys(whole), whole.labels) == ([1, 2, 3, 4], ("cat", "cat", "dog", ""))
     assert greys(whole.without_broken()) == [1, 2, 3, 4]  # and no warning now
+    assert whole.left_out == (f"cat{os.sep}aa.png", f"dog{os.sep}z.jpg")
 
 
 # ------------------------------------------------------------------- lists and arrays
@@ -308,27 +348,65 @@ def test_arrays_come_in_every_usual_form(of_torch: bool, channels_first: bool, f
 
 
 def test_a_grey_array_is_repeated() -> None:
-    images = load_images(np.full((2, 9, 10), 7, np.uint8), labels=["a", "b"], count=1)
+    images = load_images(np.full((8, 9, 10), 7, np.uint8), labels=list("abcdefgh"), count=1)
     assert len(images) == 1
     assert images[0].size == (10, 9)
     assert pixel(images[0]) == (7, 7, 7)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8, 4), (2, 1, 8, 8), (2, 2, 8, 8, 3), (8,)])
+@pytest.mark.parametrize("shape", [(8,), (2, 8, 8, 8), (2, 2, 8, 8, 3), (2, 9, 10), (4, 9, 10), (7, 9, 10)])
 def test_arrays_of_other_shapes_are_refused_at_once(shape: tuple[int, ...]) -> None:
     with pytest.raises(ImageError, match=re.escape(str(shape))):
         load_images(np.zeros(shape, np.uint8))
 
 
-def test_one_image_as_an_array_is_not_taken_for_many_grey_ones() -> None:
-    with pytest.raises(ImageError, match=r"\(32, 32, 3\).*array\[None\]"):
-        load_images(np.zeros((32, 32, 3), np.uint8))
+@pytest.mark.parametrize("shape", [(3, 9, 10), (9, 10, 3), (1, 9, 10), (9, 10, 1), (9, 10)])
+@pytest.mark.parametrize("of_torch", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+def test_one_image_as_an_array_is_not_taken_for_many_grey_ones(
+    shape: tuple[int, ...], of_torch: bool, listed: bool
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    given: Any = torch.from_numpy(pixels) if of_torch else pixels
+    images = load_images([given, given] if listed else given)
+    assert len(images) == (2 if listed else 1)
+    shown = np.asarray(images[-1])
+    wanted = np.moveaxis(pixels, 0, -1) if shape[0] in {1, 3} else np.atleast_3d(pixels)
+    np.testing.assert_array_equal(shown, np.broadcast_to(wanted, (9, 10, 3)))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5, 13])
+@pytest.mark.parametrize("last", [False, True])
+def test_arrays_of_other_channels_come_out_as_tensors(channels: int, last: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, channels, 15, 16), dtype=np.uint8)
+    given = np.moveaxis(pixels, 1, -1) if last else pixels
+    for images in (load_images(given), load_images(list(given))):
+        assert len(images) == 6
+        found: Any = images[5]
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found.numpy(), pixels[5] / 255, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.bool_])
 def test_arrays_of_ambiguous_dtype_are_refused(dtype: Any) -> None:
-    with pytest.raises(ImageError, match=str(np.dtype(dtype))):
-        load_images(np.zeros((2, 8, 8), dtype))
+    with pytest.raises(ImageError, match=rf"{np.dtype(dtype)} .*value_range"):
+        load_images(np.zeros((9, 8, 8), dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int64, np.float32, np.float64])
+def test_a_stated_range_scales_and_cuts(dtype: Any) -> None:
+    pixels = np.full((9, 8, 8), 100, dtype)
+    pixels[:, 0, :4] = [0, 200, 1124, 3000]
+    images = load_images(pixels, value_range=(100, 1124))
+    assert np.asarray(images[8])[0, :5, 0].tolist() == [0, 25, 255, 255, 0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"), [((5, 5), ValueError), ((0, np.inf), ValueError), (4095, TypeError), (("0", 1), TypeError)]
+)
+def test_a_range_is_checked(wrong: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="value_range"):
+        load_images(np.zeros((9, 8, 8)), value_range=wrong)
 
 
 def test_an_empty_array_is_refused() -> None:
@@ -342,7 +420,7 @@ def test_floats_outside_0_to_1_are_named_by_image(wrong: float) -> None:
     pixels[1, 0, 0, 0] = wrong
     images = load_images(pixels)
     assert pixel(images[0]) == (0, 0, 0)
-    with pytest.raises(ImageError, match="Image 1 "):
+    with pytest.raises(ImageError, match="'image 1'"):
         images[1]
 
 
