@@ -226,9 +226,15 @@ _ELSEWHERE = """
   subclasses of `nn.Linear` and `nn.Conv2d` whose forward pass does more (TensorFlow's padding), and **quantised**
   layers: refused.
 - **Transposed, one- and three-dimensional convolutions** are not sites.
-- Networks of Hugging Face `transformers` return a `ModelOutput`. Sites, lens, explicit network and `verify` accept it
-  as it is. Functions that use the output (probes, effects, saving) need one tensor: wrap the network in a module
-  that returns `.last_hidden_state` or `.pooler_output`.
+- **Networks that put out more than one tensor** (a `ModelOutput` of Hugging Face, tuples, dictionaries, lists of
+  feature maps): `model(batch)`, and all that uses outputs, takes `logits`, `pooler_output`, `image_embeds` or
+  `last_hidden_state`, the first that is there; otherwise the first tensor of a dictionary or tuple, and the last of a
+  list. `wrap_network(network, output=lambda out: out.last_hidden_state[:, 0])` takes another. `verify` compares all.
+- **Class tokens and registers** are counted by what timm's networks and Hugging Face's configs say, also inside a
+  module of one's own. Where nothing says which tokens are registers, a warning asks for
+  `wrap_network(network, registers=4)`; `class_tokens=` helps where no convolution shows the grid of patches.
+- **Preprocessing** is that of the timm network inside, however it is wrapped; a network that normalises its pictures
+  itself gets colours from 0 to 1. Where neither is known, ImageNet's is assumed, with a warning and in `repr(model)`.
 """
 
 

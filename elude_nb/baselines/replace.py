@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from elude_nb.core.recording import Recording
 from elude_nb.data.images import Images
 from elude_nb.models.forward import features
-from elude_nb.models.hooks import Reentrant, Tap, as_tokens, evaluating, for_analysis, from_tokens, intercept
+from elude_nb.models.hooks import (
+    Reentrant,
+    Tap,
+    as_tokens,
+    evaluating,
+    first_tensor,
+    for_analysis,
+    from_tokens,
+    intercept,
+    with_first,
+)
 from elude_nb.models.load import Model
 from elude_nb.models.sites import Site
 
@@ -61,7 +71,7 @@ class Replaced(Reentrant):
         return for_analysis(tokens[:, self._positions].flatten(0, 1))
 
     def _replace(self, output: Any) -> Any:
-        found: Tensor = output[0] if isinstance(output, tuple) else output
+        found: Tensor = first_tensor(output)
         last = self._site.kind != "convolution"
         tokens = as_tokens(found, channels_last=last).clone()  # (n, t, d)
         before = self._site.outputs(self._network, tokens)
@@ -73,8 +83,7 @@ class Replaced(Reentrant):
                 "return a channel for each of them at every token."
             )
         tokens[:, self._positions] = self._site.captured(self._network, changed.unflatten(0, (len(tokens), -1)))
-        made = from_tokens(tokens, found, channels_last=last)
-        return (made, *output[1:]) if isinstance(output, tuple) else made
+        return with_first(output, from_tokens(tokens, found, channels_last=last))
 
     def _recording(self, channels: Tensor) -> Recording:
         here = self._chosen(channels)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from elude_nb.core.partition import proportional_shares
 from elude_nb.core.routing import Routing
 from elude_nb.errors import PartitionError, SiteError
-from elude_nb.models.hooks import clean_copy, evaluating, output_tensor
+from elude_nb.models.hooks import clean_copy, evaluating, output_tensor, with_first
 from elude_nb.models.load import Model
 from elude_nb.models.sites import Site, Term, dense_weight
 from elude_nb.models.stream import blocks_of
@@ -142,7 +142,7 @@ class SplitBlock(nn.Module):
         if not self.last:
             return output
         merged, self.ledger.units = self.merge(self.ledger.units), None
-        return (merged, *output[1:]) if isinstance(output, tuple) else merged
+        return with_first(output, merged)
 
 
 def explicit_network(network: nn.Module, site: Site, routing: Routing) -> nn.Module:
@@ -185,7 +185,7 @@ def check_explicit(model: Model, made: nn.Module, site: Site) -> None:
     """
     noise = model.noise()
     with evaluating(model.network):
-        expected = output_tensor(model(noise))
+        expected = output_tensor(model.network(noise))
         try:
             found = output_tensor(made(noise))
         except (AttributeError, RuntimeError, TypeError, IndexError, KeyError) as error:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from elude_nb.core.edit import Edit
 from elude_nb.core.plan import Accumulator, Plan, Splittable, check_splittable, concept_number, plan_edit
 from elude_nb.errors import EditError, ModelMismatchError
-from elude_nb.models.hooks import as_tokens, from_tokens, in_backward, intercept
+from elude_nb.models.hooks import as_tokens, first_tensor, from_tokens, in_backward, intercept, with_first
 from elude_nb.models.sites import Site
 
 
@@ -220,9 +220,9 @@ class _Live:
         if gathered is None:
             return output
         network, site = self._split.model.network, self._split.site
-        found: Tensor = output[0] if isinstance(output, tuple) else output
-        moved = moved_output(network, site, gathered.plan, gathered.take(number), found)
-        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+        return with_first(
+            output, moved_output(network, site, gathered.plan, gathered.take(number), first_tensor(output))
+        )
 
 
 def moved_output(network: nn.Module, site: Site, plan: Plan, change: Tensor, output: Tensor) -> Tensor:

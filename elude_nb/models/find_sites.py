@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -27,14 +28,17 @@ _MOST_OTHERS = 16
 
 
 def read_layout(
-    network: nn.Module, shape: Sequence[int], grids: Iterable[tuple[int, int]], *, channels_last: bool
+    model: Model, path: str, shape: Sequence[int], grids: Iterable[tuple[int, int]], *, channels_last: bool
 ) -> TokenLayout:
-    """Return the layout of an output with the batch first.
+    """Return the layout of the output of a module, with the batch first.
+
+    How many tokens are no patches is what `wrap_network` was told; otherwise what a module around it says, or else any
+    in the network: timm by ``num_prefix_tokens``, transformers by its config, others by a parameter.
 
     Parameters
     ----------
-    network
-        What says how many of its tokens are no patches: timm by ``num_prefix_tokens``, transformers by its config.
+    model, path
+        The model, and the path of the module.
     shape
         Of the output.
     grids
@@ -48,38 +52,78 @@ def read_layout(
     if not middle:
         return TokenLayout(1, 0, None)
     count = math.prod(middle)
-    if not hasattr(network, "num_prefix_tokens"):
-        return _by_maps(network, count, grids)
-    prefix = int(network.num_prefix_tokens or 0)  # type: ignore[arg-type]
-    registers = min(prefix, _registers(network))
-    grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
-    patches = count - prefix
+    told = _told(model, path)
+    if told.prefix is None:
+        return _by_maps(told.registers, count, grids)
+    registers, patches = min(told.prefix, told.registers or 0), count - told.prefix
     if patches < 0:  # a layer on pooled tokens: they are not the prefix of the others
         return TokenLayout(0, 0, (1, count))
-    if getattr(network, "tokens_in_line", False):
+    grid = told.grid
+    if told.in_line:
         grid = (1, patches)  # words, not patches
     elif grid is None or grid[0] * grid[1] != patches:
-        grid = _square(patches)
-    return TokenLayout(prefix - registers, registers, (int(grid[0]), int(grid[1])))
+        grid = next((grid for grid in grids if grid[0] * grid[1] == patches), _square(patches))
+    return TokenLayout(told.prefix - registers, registers, (int(grid[0]), int(grid[1])))
 
 
-def _by_maps(network: nn.Module, count: int, grids: Iterable[tuple[int, int]]) -> TokenLayout:
+def _by_maps(registers: int | None, count: int, grids: Iterable[tuple[int, int]]) -> TokenLayout:
     """Take the first map that has the tokens' number of positions, up to a few class tokens and registers."""
     for grid in grids:
         others = count - grid[0] * grid[1]
         if 0 <= others <= min(_MOST_OTHERS, grid[0] * grid[1]):
-            registers = min(others, _registers(network))
-            return TokenLayout(others - registers, registers, grid)
+            if others > 1 and registers is None:
+                warnings.warn(
+                    f"{others} tokens stand before the {grid[0]} x {grid[1]} patches, and the network does not say "
+                    "which are registers: all count as class tokens. wrap_network(network, registers=...) tells.",
+                    stacklevel=2,
+                )
+            known = min(others, registers or 0)
+            return TokenLayout(others - known, known, grid)
     return TokenLayout(0, 0, _square(count))
 
 
-def _registers(network: nn.Module) -> int:
-    """Return how many registers a network says it has: by a number, in its config, or by a parameter (1, r, d)."""
-    number = getattr(network, "num_reg_tokens", getattr(network.__dict__.get("config"), "num_register_tokens", None))
-    if number is not None:
-        return int(number)
-    tokens = network._parameters.get("reg_token")
-    return 0 if tokens is None or tokens.ndim != 3 else tokens.shape[1]
+@dataclass(frozen=True)
+class _Told:
+    """What is known of a network's tokens; ``prefix`` counts class tokens and registers, ``None`` is not known."""
+
+    prefix: int | None
+    registers: int | None
+    grid: tuple[int, int] | None = None
+    in_line: bool = False
+
+
+def _told(model: Model, path: str) -> _Told:
+    """Return what was told of the tokens at a module: by the user, by the modules around it, or by any other."""
+    network = model.network
+    parts = path.split(".")
+    around = [
+        network.get_submodule(".".join(parts[:length])) for length in range(len(parts) + 1)
+    ]  # the outermost first
+    every = [*around, *network.modules()]
+    owner: Any = next((module for module in every if hasattr(module, "num_prefix_tokens")), None)
+    prefix = None if owner is None else int(owner.num_prefix_tokens or 0)
+    registers = model.registers
+    if registers is None:
+        asked = every if owner is None else [owner]
+        registers = next((number for module in asked if (number := _registers(module)) is not None), None)
+    if model.class_tokens is not None:
+        prefix = model.class_tokens + (registers or 0)
+    grid = getattr(getattr(owner, "patch_embed", None), "grid_size", None)
+    return _Told(prefix, registers, grid, bool(getattr(owner, "tokens_in_line", False)))
+
+
+def _registers(module: nn.Module) -> int | None:
+    """Return how many registers a module says it has: by a number, in its config, or by a parameter (1, r, d)."""
+    config = module.__dict__.get("config")
+    for holder, name in ((module, "num_reg_tokens"), (module, "num_register_tokens"), (config, "num_register_tokens")):
+        number = getattr(holder, name, None)
+        if isinstance(number, int):
+            return number
+    for name in ("reg_token", "register_tokens", "reg_tokens", "registers"):
+        tokens = module._parameters.get(name)
+        if tokens is not None and tokens.ndim == 3:
+            return tokens.shape[1]
+    return None
 
 
 def _square(patches: int) -> tuple[int, int]:
@@ -287,7 +331,7 @@ def _describe_layer(model: Model, name: str, run: Run) -> Site:
         sources=sources,
         terms=(Term(name, None, None, part, sources),),
         kernel=math.prod(layer.kernel_size) if convolution else 1,
-        layout=read_layout(model.network, run.shapes[name], run.grids, channels_last=not convolution),
+        layout=read_layout(model, name, run.shapes[name], run.grids, channels_last=not convolution),
         entry=name,
         exit=name,
         norm=run.norms.get(name),
@@ -318,7 +362,7 @@ def _describe_stream(model: Model, name: str, blocks: int | Literal["all"], run:
         sources=sum(term.sources for term in terms),
         terms=terms,
         kernel=1,
-        layout=read_layout(model.network, shape, run.grids, channels_last=True),
+        layout=read_layout(model, paths[last - 1], shape, run.grids, channels_last=True),
         entry=paths[first - 1],
         exit=paths[last - 1],
     )

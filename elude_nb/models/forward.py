@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import ImageError
-from elude_nb.models.hooks import evaluating, for_analysis, intercept, is_intercepted, listen
+from elude_nb.models.hooks import (
+    evaluating,
+    first_tensor,
+    for_analysis,
+    intercept,
+    is_intercepted,
+    listen,
+    main_tensor,
+    with_first,
+)
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import STREAM, Site
 
@@ -65,7 +74,7 @@ def overheard(model: Model, *, wanted: bool = True) -> Iterator[Overheard]:
     found = Overheard()
 
     def keep(_network: Any, _inputs: Any, output: Any) -> None:
-        found.parts.append(_rows(output))
+        found.parts.append(_rows(model.output(output)))
 
     with ExitStack() as stack:
         if wanted:
@@ -98,7 +107,8 @@ def features(model: Model, batch: Tensor) -> Tensor:
 def output_and_patches(model: Model, batch: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the two parts of `features`: the output (n, e), and the mean patch token or ``None``."""
     network: Any = model.network
-    if not hasattr(network, "forward_features") or not hasattr(network, "forward_head"):
+    parted = hasattr(network, "forward_features") and hasattr(network, "forward_head")
+    if not parted or model.output is not main_tensor:  # the user's choice of an output is not that of forward_head
         return model(batch).flatten(1), None
     tokens = network.forward_features(batch)
     output: Tensor = network.forward_head(tokens).flatten(1)
@@ -158,7 +168,7 @@ class Rest:
     def _whole(self, batch: Tensor, captured: Tensor) -> Tensor:
         remove = intercept(
             self.model.network.get_submodule(self.site.exit),
-            after=lambda out: (captured, *out[1:]) if isinstance(out, tuple) else captured,
+            after=lambda out: with_first(out, captured),
         )
         try:
             return self._read(self.model, batch)
@@ -195,7 +205,7 @@ class _Skip(nn.Module):
 
 
 def _kept(output: Any, seen: list[Tensor]) -> Any:
-    seen.append(output[0] if isinstance(output, tuple) else output)
+    seen.append(first_tensor(output))
     return output
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from elude_nb._util.progress import progress_bar
 from elude_nb._util.words import as_text
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
-from elude_nb.models.hooks import clean_copy
+from elude_nb.models.hooks import clean_copy, main_tensor
 from elude_nb.models.pictures import as_colours, check_colours, default_preprocess, input_channels, prepare_rows
 from elude_nb.models.weights import Provenance, dinov2_small_weights, hub_weights, read_checkpoint
 
@@ -31,7 +32,7 @@ DINOV2_SMALL_ARCHITECTURE = "vit_small_patch14_dinov2.lvd142m"
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network with its preprocessing and its provenance; calling it calls the network.
+    """A network with its preprocessing and its provenance; calling it returns the network's output as one tensor.
 
     Attributes
     ----------
@@ -54,6 +55,12 @@ class Model:
         Whether what takes longer than a moment shows a progress bar.
     colours
         The input channels that pictures show as red, green and blue, or one for grey; by default the first three.
+    output
+        From what the network puts out to one tensor, a row an image; by default `elude_nb.models.hooks.main_tensor`.
+    class_tokens, registers
+        How many tokens of each kind stand before the patches; ``None``: as the network says, see `find_site`.
+    preprocessing
+        Where the preprocessing came from, in words.
     """
 
     network: nn.Module
@@ -65,6 +72,10 @@ class Model:
     batch_size: int = field(default=16, kw_only=True)
     progress: bool = field(default=True, kw_only=True)
     colours: tuple[int, ...] | None = field(default=None, kw_only=True)
+    output: Callable[[Any], Tensor] = field(default=main_tensor, kw_only=True)
+    class_tokens: int | None = field(default=None, kw_only=True)
+    registers: int | None = field(default=None, kw_only=True)
+    preprocessing: str = field(default="given by the user", kw_only=True)
 
     def __post_init__(self) -> None:
         check_count("batch_size", self.batch_size)
@@ -104,9 +115,22 @@ class Model:
         check_dtype(wanted)
         return replace(self, network=placed(clean_copy(self.network), device or self.device, wanted))
 
-    def __call__(self, batch: Tensor) -> Any:
-        """Return the network's output for a preprocessed batch (n, 3, h, w)."""
-        return self.network(batch)
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Return the network's output for a preprocessed batch (n, 3, h, w) as one tensor, a row an image.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the output has no tensor, or it has not a row for each image.
+        """
+        found = self.output(self.network(batch))
+        if not isinstance(found, Tensor) or found.ndim < 1 or len(found) != len(batch):
+            made = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"The output of {self.name!r} for {len(batch)} images is {made}; it must be a tensor with a row for "
+                "each: wrap_network(network, output=lambda out: ...)."
+            )
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -165,13 +189,15 @@ class Model:
 
     def __repr__(self) -> str:
         size = " x ".join(str(side) for side in self.input_size)
-        return f"Model({self.name!r}, input {size}, weights: {self.provenance.source})"
+        assumed = f", preprocessing: {self.preprocessing}" if self.preprocessing in {_ASSUMED, _INSIDE} else ""
+        return f"Model({self.name!r}, input {size}, weights: {self.provenance.source}{assumed})"
 
     def _repr_html_(self) -> str:
         rows = {
             "architecture": self.architecture,
             "parameters": f"{sum(p.numel() for p in self.network.parameters()):,}",
             "input": " x ".join(str(side) for side in self.input_size),
+            "preprocessing": self.preprocessing,
             "dtype, device": f"{str(self.dtype).removeprefix('torch.')}, {self.device}",
             "weights from": self.provenance.source,
             "SHA-256 of that file": self.provenance.sha256 or "none",
@@ -277,22 +303,41 @@ def wrap_network(
     name: str | None = None,
     architecture: str | None = None,
     provenance: Provenance | None = None,
+    output: Callable[[Any], Tensor] = main_tensor,
+    class_tokens: int | None = None,
+    registers: int | None = None,
     colours: tuple[int, ...] | None = None,
 ) -> Model:
     """Make a `Model` of any network; it is put in eval mode and otherwise left as it is.
 
-    ``preprocess`` and ``input_size`` may be left out for timm networks, which carry theirs. Any other network
-    without ``preprocess`` gets timm's default for ImageNet at ``input_size``. With one input channel pictures are grey;
-    with 2, 4 or more, images are arrays and tensors, and ``colours=(3, 2, 1)`` are drawn as red, green and blue.
+    ``preprocess`` and ``input_size`` may be left out for timm networks, which carry theirs, also inside a module of
+    one's own. Any other network without ``preprocess`` gets timm's default for ImageNet at ``input_size``, with a
+    warning. Of a network that ``torch.compile`` returned, the original inside is taken, with the same weights. With one
+    input channel pictures are grey; with 2, 4 or more, images are arrays and tensors.
+
+    Parameters
+    ----------
+    network, preprocess, input_size, name, architecture, provenance, colours
+        As `Model` has them.
+    output
+        From what the network puts out to one tensor, (n, ...). By default `elude_nb.models.hooks.main_tensor`: of a
+        Hugging Face output its logits, pooled output or tokens, whichever comes first; of feature maps the last.
+    class_tokens, registers
+        How many tokens of each kind stand before the patches, where the network does not say so.
+
+    Warns
+    -----
+    UserWarning
+        If it is not known how the weights were trained to see images.
 
     Raises
     ------
     TypeError, ValueError
-        If ``network`` is no network, or another argument is not what it should be.
+        If ``network`` is no network, one that cannot be listened to, or another argument is not what it should be.
     """
-    from timm.data import resolve_model_data_config
 
     check_kind("network", network, nn.Module, "a torch.nn.Module")
+    network = _listenable(network)
     for what, text in (("name", name), ("architecture", architecture)):
         check_kind(what, text, str | None, "text")
     if input_size is not None:
@@ -301,16 +346,26 @@ def wrap_network(
             raise ValueError("input_size is empty; give the input's lengths, such as (3, 224, 224).")
     if preprocess is not None and not callable(preprocess):
         raise TypeError(f"preprocess must be a function of one PIL image, not {shortly(preprocess)}.")
-    config = resolve_model_data_config(network)
-    side = getattr(getattr(network, "patch_embed", None), "img_size", None)
-    if side is not None:
-        config["input_size"] = (3, *side)
+    if not callable(output):
+        raise TypeError(f"output must be a function of what the network puts out, not {shortly(output)}.")
+    for what, count in (("class_tokens", class_tokens), ("registers", registers)):
+        if count is not None:
+            check_count(what, count, 0)
+    config, preprocessing = _data_config(network)
     if input_size is not None:
         config["input_size"] = tuple(input_size)
     elif (channels := input_channels(network)) is not None:
         config["input_size"] = (channels, *config["input_size"][1:])
     check_colours(colours, config["input_size"][0])
     kind = type(network).__name__
+    if preprocess is not None:
+        preprocessing = "given by the user"
+    elif preprocessing == _ASSUMED:
+        warnings.warn(
+            f"{kind} does not say how its weights were trained to see images; the normalisation of ImageNet is "
+            "assumed. Pass preprocess=..., from a PIL image to a tensor, if it was another.",
+            stacklevel=2,
+        )
     return Model(
         network=network.eval(),
         preprocess=preprocess or default_preprocess(config),
@@ -319,7 +374,57 @@ def wrap_network(
         input_size=tuple(config["input_size"]),
         provenance=provenance or Provenance("given by the user", None, "not stated"),
         colours=colours,
+        output=output,
+        class_tokens=class_tokens,
+        registers=registers,
+        preprocessing=preprocessing,
     )
+
+
+_ASSUMED = "ImageNet's, assumed"
+_INSIDE = "colours from 0 to 1, which the network normalises itself"
+
+
+def _listenable(network: nn.Module) -> nn.Module:
+    """Return the network that ``torch.compile`` was given, or the network itself; refuse what cannot be listened to."""
+    network = getattr(network, "_orig_mod", network)  # the same parameters, run module by module
+    if isinstance(network, torch.jit.ScriptModule):
+        raise TypeError("TorchScript networks cannot be listened to; wrap the network before torch.jit is applied.")
+    compiled = [name.removesuffix("._orig_mod") for name, _ in network.named_modules() if name.endswith("._orig_mod")]
+    if compiled:
+        raise TypeError(
+            f"{compiled[0]!r} is what torch.compile returned, which cannot be listened to; put the original back "
+            f"(module._orig_mod), or compile in place: network.{compiled[0]}.compile()."
+        )
+    return network
+
+
+def _data_config(network: nn.Module) -> tuple[dict[str, Any], str]:
+    """Return timm's data config of a network and where it is from: the timm networks in it, if they agree."""
+    from timm.data import resolve_model_data_config
+
+    known: list[dict[str, Any]] = []
+    inside: set[nn.Module] = set()
+    normalises = False
+    for module in network.modules():
+        if module in inside:  # a backbone that a timm network has inside is not asked
+            continue
+        if isinstance(getattr(module, "pretrained_cfg", None), dict):
+            known.append(_sized(resolve_model_data_config(module), module))
+            inside.update(module.modules())
+        elif hasattr(module, "mean") and hasattr(module, "std") and not list(module.parameters()):
+            normalises = True  # as torchvision's and kornia's Normalize do
+    config, source = _sized(resolve_model_data_config(network), network), _ASSUMED
+    if known and all(each == known[0] for each in known):
+        config, source = known[0], "as timm has it for these weights"
+    if normalises:
+        config, source = config | {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, _INSIDE
+    return config, source
+
+
+def _sized(config: dict[str, Any], network: nn.Module) -> dict[str, Any]:
+    side = getattr(getattr(network, "patch_embed", None), "img_size", None)
+    return config if side is None else config | {"input_size": (3, *side)}
 
 
 def check_name(name_or_path: object) -> str:

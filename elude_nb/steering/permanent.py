@@ -21,7 +21,7 @@ from elude_nb.core.plan import Plan, increment
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.steer import Steering, check_edit
 from elude_nb.errors import EditError, SiteError
-from elude_nb.models.hooks import as_tokens, clean_copy, evaluating, from_tokens
+from elude_nb.models.hooks import as_tokens, clean_copy, evaluating, from_tokens, output_tensor
 from elude_nb.models.sites import STREAM, Site, Term
 from elude_nb.steering.export import save_program
 
@@ -284,10 +284,10 @@ def _check(split: Disentanglement, edit: Edit, made: nn.Module) -> None:
     """Compare with the live edit on noise: a block whose branches do not run one after the other would be wrong."""
     noise = split.model.noise()
     with evaluating(split.model.network), Steering(split, edit):
-        expected = split.model(noise)
+        expected = output_tensor(split.model.network(noise))
     try:
         with torch.no_grad():
-            found = made(noise)
+            found = output_tensor(made(noise))
     except (AttributeError, RuntimeError, TypeError) as error:
         raise SiteError(_not_plain(split.site.name, str(error))) from error
     difference, largest = float((expected - found).abs().max()), float(expected.abs().max())

@@ -290,5 +290,6 @@ def test_images_are_whatever_load_images_takes(vit, images) -> None:
 def test_an_input_of_another_size_is_another_model(images) -> None:
     """What one forward pass showed is remembered for a model, not for its network."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
-    sides = [find_site(wrap_network(network, input_size=(3, side, side)), "2").layout.grid for side in (16, 32)]
+    models = (wrap_network(network, preprocess=to_tensor, input_size=(3, side, side)) for side in (16, 32))
+    sides = [find_site(model, "2").layout.grid for model in models]
     assert sides == [(16, 16), (32, 32)]

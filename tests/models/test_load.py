@@ -77,7 +77,7 @@ def test_what_a_model_says_of_itself() -> None:
     for told in ("test_vit", "3 x 160 x 160", "float32, cpu", "random weights, seed 1", "none needed"):
         assert told in page
     assert f"{sum(p.numel() for p in model.network.parameters()):,}" in page
-    odd = wrap_network(nn.Linear(1, 1), name="<b>&")
+    odd = wrap_network(nn.Linear(1, 1), preprocess=plain, name="<b>&")
     assert "<b>&" not in odd._repr_html_()
 
 
@@ -384,7 +384,9 @@ def test_batch_size_is_checked(size: int) -> None:
 def test_any_network_can_be_wrapped() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
     before = sha256_of_tensors(network.state_dict())
-    model = wrap_network(network, input_size=(3, 32, 40))
+    with pytest.warns(UserWarning, match="Sequential does not say how its weights were trained to see images"):
+        model = wrap_network(network, input_size=(3, 32, 40))
+    assert "preprocessing: ImageNet's, assumed" in repr(model)
     assert model.network is network
     assert not network.training
     assert all(parameter.requires_grad for parameter in network.parameters())  # the user's own to decide
@@ -414,10 +416,38 @@ def test_a_wrapped_network_keeps_what_its_owner_says() -> None:
 
 
 def test_a_timm_network_brings_its_own_preprocessing() -> None:
-    model = wrap_network(timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=0))
+    network = timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=0)
+    model = wrap_network(network)
     assert model.input_size == (3, 96, 96)
+    assert "as timm has it for these weights" in model._repr_html_()
     grey = (100 / 255 - 0.5) / 0.5  # this family was trained with a mean and deviation of one half
     torch.testing.assert_close(model.prepare([plain()]), torch.full((1, 3, 96, 96), grey), atol=1e-5, rtol=0)
+    two = nn.ModuleList([network, timm.create_model("vit_tiny_patch16_224", img_size=96)])
+    for outer in (nn.DataParallel(network), nn.Sequential(nn.Identity(), nn.Sequential(network)), two):
+        around = wrap_network(outer)
+        assert around.input_size == model.input_size
+        assert around.prepare([plain()]).equal(model.prepare([plain()]))
+        assert "preprocessing" not in repr(around)
+
+
+def test_networks_inside_that_disagree_are_not_guessed_at() -> None:
+    names = ("vit_tiny_patch16_224", "deit_tiny_patch16_224")  # a mean of one half, and ImageNet's
+    network = nn.ModuleList(timm.create_model(name, num_classes=0) for name in names)
+    with pytest.warns(UserWarning, match="ModuleList does not say how its weights were trained to see images"):
+        assert "ImageNet's, assumed" in repr(wrap_network(network))
+
+
+def test_a_network_that_normalises_itself_gets_colours_from_0_to_1() -> None:
+    class Normalise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
+            self.register_buffer("std", torch.full((1, 3, 1, 1), 0.5))
+
+    network = timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=0)
+    model = wrap_network(nn.Sequential(Normalise(), network))
+    assert "the network normalises itself" in repr(model)
+    torch.testing.assert_close(model.prepare([plain()]), torch.full((1, 3, 96, 96), 100 / 255), atol=1e-5, rtol=0)
 
 
 # ------------------------------------- the proof of conversion: DINOv2 against its ONNX graph
