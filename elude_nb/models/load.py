@@ -335,7 +335,6 @@ def wrap_network(
     TypeError, ValueError
         If ``network`` is no network, one that cannot be listened to, or another argument is not what it should be.
     """
-
     check_kind("network", network, nn.Module, "a torch.nn.Module")
     network = _listenable(network)
     for what, text in (("name", name), ("architecture", architecture)):
