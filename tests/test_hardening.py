@@ -32,7 +32,7 @@ from elude_nb.baselines.sae import SparseAutoencoder
 from elude_nb.core.edit import Edit
 from elude_nb.data.decode import open_rgb, read_rgb
 from elude_nb.errors import EditError, ImageError, ModelMismatchError, SentenceError, StoreError, WeightsError
-from elude_nb.models.weights import read_checkpoint
+from elude_nb.models.checkpoints import read_checkpoint
 from elude_nb.steering.permanent import make_permanent
 from elude_nb.text import load_sentences, load_text_model
 

@@ -319,7 +319,8 @@ def load_named_model(manifest: dict[str, Any], path: str) -> Model:
         load_text_model = resolve_name("elude_nb.text.models:load_text_model")
         found: Model = load_text_model(name, length=size, dtype=dtype)
         return found
-    return load_model(name, architecture=architecture, image_size=size, dtype=dtype)
+    image_size = tuple(inputs[-2:]) if isinstance(inputs, list) else size
+    return load_model(name, architecture=architecture, image_size=image_size, dtype=dtype)
 
 
 def _versions() -> dict[str, str]:

