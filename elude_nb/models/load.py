@@ -18,7 +18,7 @@ from elude_nb._util.progress import progress_bar
 from elude_nb._util.words import as_text
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
-from elude_nb.models.hooks import clean_copy
+from elude_nb.models.hooks import check_pristine, clean_copy, without_hooks
 from elude_nb.models.weights import Provenance, dinov2_small_weights, hub_weights, read_checkpoint
 
 if TYPE_CHECKING:
@@ -64,6 +64,10 @@ class Model:
     def __post_init__(self) -> None:
         check_count("batch_size", self.batch_size)
         check_flag("progress", self.progress)
+
+    def __getstate__(self) -> dict[str, Any]:
+        check_pristine(self.network, "a pickle of the model")  # hooks are not in it: it would be silently unedited
+        return {**vars(self), "network": without_hooks(self.network)}
 
     def using(self, *, batch_size: int | None = None, progress: bool | None = None) -> Self:
         """Return the same model, network and all, with other settings for what runs it; ``None`` keeps one.
@@ -277,7 +281,8 @@ def wrap_network(
     """Make a `Model` of any network; it is put in eval mode and otherwise left as it is.
 
     ``preprocess`` and ``input_size`` may be left out for timm networks, which carry theirs. Any other network
-    without ``preprocess`` gets timm's default for ImageNet at ``input_size``.
+    without ``preprocess`` gets timm's default for ImageNet at ``input_size``. A model that is handed to worker processes
+    needs a ``preprocess`` that can be pickled: a function of a module, or torchvision's transforms, but no lambda.
 
     Raises
     ------
