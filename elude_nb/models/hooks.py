@@ -29,6 +29,7 @@ from elude_nb.models.sites import STREAM, Site
 
 _LOCK = threading.RLock()
 _OURS = "_elude_nb_hook"
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 # ---------------------------------------------------------------- who may run what
@@ -82,6 +83,12 @@ def clean_copy(network: nn.Module) -> nn.Module:
                     for key in [key for key, hook in hooks.items() if hasattr(hook, _OURS)]:
                         del hooks[key]
     return made
+
+
+def without_hooks(network: nn.Module) -> nn.Module:
+    """Return a network itself if it has none of this library's hooks, else a `clean_copy`."""
+    hooks = (hook for module in network.modules() for kind in _HOOKS for hook in vars(module)[kind].values())
+    return clean_copy(network) if is_intercepted(network) or any(hasattr(hook, _OURS) for hook in hooks) else network
 
 
 # ---------------------------------------------------------------- contexts

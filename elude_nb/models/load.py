@@ -20,7 +20,7 @@ from elude_nb._util.words import as_text
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
 from elude_nb.models.checkpoints import ENDINGS, load_checkpoint, load_strictly
-from elude_nb.models.hooks import clean_copy, main_tensor
+from elude_nb.models.hooks import check_pristine, clean_copy, main_tensor, without_hooks
 from elude_nb.models.pictures import as_colours, check_colours, default_preprocess, input_channels, prepare_rows
 from elude_nb.models.timm_networks import (
     DINOV2_SMALL,
@@ -88,6 +88,10 @@ class Model:
     def __post_init__(self) -> None:
         check_count("batch_size", self.batch_size)
         check_flag("progress", self.progress)
+
+    def __getstate__(self) -> dict[str, Any]:
+        check_pristine(self.network, "a pickle of the model")  # hooks are not in it: it would be silently unedited
+        return {**vars(self), "network": without_hooks(self.network)}
 
     def using(self, *, batch_size: int | None = None, progress: bool | None = None) -> Self:
         """Return the same model, network and all, with other settings for what runs it; ``None`` keeps one.
@@ -326,7 +330,9 @@ def wrap_network(
     ``preprocess`` and ``input_size`` may be left out for timm networks, which carry theirs, also inside a module of
     one's own. Any other network without ``preprocess`` gets timm's default for ImageNet at ``input_size``, with a
     warning. Of a network that ``torch.compile`` returned, the original inside is taken, with the same weights. With one
-    input channel pictures are grey; with 2, 4 or more, images are arrays and tensors.
+    input channel pictures are grey; with 2, 4 or more, images are arrays and tensors. A model that is handed to worker
+    processes needs a ``preprocess`` that can be pickled: a function of a module, or torchvision's transforms, but no
+    lambda.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -39,6 +39,10 @@ class Judge(Protocol):
         ...  # pragma: no cover
 
 
+def _outputs_less(model: Model, mean: Tensor, images: Sequence[Image.Image]) -> Tensor:
+    return outputs_of(model, images) - mean
+
+
 @dataclass(frozen=True)
 class EmbeddingJudge:
     """A judge that needs no network: a description is a mean embedding, and images fit by their cosine with it.
@@ -64,7 +68,7 @@ class EmbeddingJudge:
     def of(cls, model: Model, images: Images) -> EmbeddingJudge:
         """Return a judge that embeds by a model's output, less the mean output over ``images``."""
         mean = outputs_of(model, images).mean(0)
-        return cls(lambda shown: outputs_of(model, shown) - mean)
+        return cls(partial(_outputs_less, model, mean))
 
     def describe(self, images: Sequence[Image.Image]) -> Tensor:
         """Return the mean unit embedding, (e,)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,12 +76,16 @@ class LinearProbe(_OnFeatures):
     def logit(self, label: str) -> Callable[[Tensor], Tensor]:
         """Return the logit of one class as a function of outputs (n, e): what `elude_nb.attribute` asks for."""
         column = class_number(self, label)
-        return lambda outputs: self.logits(outputs)[:, column]
+        return partial(self._logits_less, column, None)
 
     def margin(self, label: str, over: str) -> Callable[[Tensor], Tensor]:
         """Return by how much one class's logit lies above another's, as a function of outputs (n, e)."""
         first, second = class_number(self, label), class_number(self, over)
-        return lambda outputs: self.logits(outputs)[:, first] - self.logits(outputs)[:, second]
+        return partial(self._logits_less, first, second)
+
+    def _logits_less(self, column: int, other: int | None, outputs: Tensor) -> Tensor:
+        logits = self.logits(outputs)
+        return logits[:, column] if other is None else logits[:, column] - logits[:, other]
 
 
 @dataclass(frozen=True, eq=False)

@@ -343,6 +343,24 @@ def _quiet(logging: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+class _Tokenizer:
+    """A tokenizer of Hugging Face that worker processes can be handed."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.__setstate__({"tokenizer": tokenizer})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.tokenizer = state["tokenizer"]
+        # "[SEP]" in a text is five letters, not a special token. The tokenizer's own pickle forgets this.
+        self.tokenizer.encode_special_tokens = True
+
+    def encode(self, sentence: str) -> list[int]:
+        return list(self.tokenizer.encode(sentence).ids)
+
+    def pieces(self, sentence: str) -> list[tuple[int, int]]:
+        return [(int(start), int(stop)) for start, stop in self.tokenizer.encode(sentence).offsets]
+
+
 def _vocabulary(file: Path, padding: int | None) -> Vocabulary:
     from tokenizers import Tokenizer
 
@@ -352,15 +370,15 @@ def _vocabulary(file: Path, padding: int | None) -> Vocabulary:
         raise WeightsError(f"{str(file)!r} is no tokenizer ({error}).") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five letters, not a special token
+    words = _Tokenizer(tokenizer)
     empty = tokenizer.encode("").ids
     if len(empty) != 2:
         raise WeightsError(f"{str(file)!r} adds {len(empty)} special tokens to a sentence; encoders with two are read.")
     if padding is None or padding in empty:
         raise WeightsError(f"{str(file.parent)!r} has no number for padding of its own (pad_token_id is {padding}).")
     return Vocabulary(
-        encode=lambda sentence: list(tokenizer.encode(sentence).ids),
-        pieces=lambda sentence: [(int(start), int(stop)) for start, stop in tokenizer.encode(sentence).offsets],
+        encode=words.encode,
+        pieces=words.pieces,
         size=tokenizer.get_vocab_size(),
         first=empty[0],
         last=empty[1],

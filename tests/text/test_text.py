@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -165,6 +166,15 @@ def split(minilm, sentences) -> en.Disentanglement:
 def held_out(sentences) -> SentenceSet:
     found: SentenceSet = sentences.split(0.5, seed=0)[1]
     return found
+
+
+@needs_minilm
+def test_it_can_be_handed_to_a_worker_process(minilm) -> None:
+    """A pickle of its tokenizer alone would read "[SEP]" in a text as a special token."""
+    back = pickle.loads(pickle.dumps(minilm))  # noqa: S301 - our own
+    words = ["A cat. [SEP] A dog."]
+    assert torch.equal(back.prepare(words), minilm.prepare(words))
+    assert back.vocabulary.pieces(words[0]) == minilm.vocabulary.pieces(words[0])
 
 
 @needs_minilm
