@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from elude_nb._util.checks import check_count, check_flag, check_kind, near_matches, shortly
 from elude_nb._util.files import existing_file, sha256_of_tensors
-from elude_nb._util.progress import progress_bar
+from elude_nb._util.progress import announced, progress_bar
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
 from elude_nb.models.hooks import clean_copy
@@ -146,14 +146,24 @@ class Model:
         low, high = shown.min(), shown.max()
         return ((shown - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)
 
-    def batches(self, images: Sequence[Image.Image], description: str = "forward passes") -> Iterator[Tensor]:
+    def batches(
+        self,
+        images: Sequence[Image.Image],
+        description: str = "forward passes",
+        *,
+        announce: bool = True,
+    ) -> Iterator[Tensor]:
         """Yield preprocessed batches (n, 3, h, w) with n <= ``batch_size``, in order, beside a progress bar.
 
         Every loop over images goes through here. ``description`` stands before the bar; without one there is none.
+        After the first batch it is said how long all will take, if that is long; not with ``announce=False``, for
+        callers that have more to do than these passes and say so themselves.
         """
         show = self.progress and bool(description)
+        starts = range(0, len(images), self.batch_size)
         with progress_bar(description=description, total=len(images), show=show, unit="image") as bar:
-            for start in range(0, len(images), self.batch_size):
+            what = f"{description}: {len(images):,} images"
+            for start in announced(starts, what, lambda first: first * len(starts), show=show and announce):
                 stop = min(start + self.batch_size, len(images))
                 yield self.prepare([images[i] for i in range(start, stop)])
                 bar.update(stop - start)
