@@ -86,7 +86,7 @@ def disentangle(
     import elude_nb as en
     from elude_nb._util.files import check_writable
 
-    taken = _blocks(blocks)
+    taken = _number_or_all("--blocks", blocks)
     if not out.parent.is_dir():  # found out now, not after minutes
         raise FileNotFoundError(f"--out {str(out)!r}: there is no folder {str(out.parent)!r}.")
     check_writable(out.parent)
@@ -113,14 +113,19 @@ def verify(
     images: ImagesOption = "photographs",
     count: CountOption = None,
     skip_broken: SkipBrokenOption = False,
+    verify_images: Annotated[
+        str | None, typer.Option(help="How many of them are run, or 'all'; by default 16, or as many as --count says.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 8,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
     """Compare lens and explicit network with the original model; exit with 1 where they are not what they should be."""
     import elude_nb as en
 
+    most = _number_or_all("--verify-images", verify_images or ("16" if count is None else "all"))
     split = en.Disentanglement.load(file)
-    found = en.verify(split, _images(images, count, skip_broken), batch_size=batch_size, strict=False)
+    taken = _images(images, count, skip_broken)
+    found = en.verify(split, taken, max_images=None if most == "all" else most, batch_size=batch_size, strict=False)
     typer.echo(found.to_json() if json else str(found))
     for problem in found.problems():
         typer.echo(f"problem: {problem}", err=True)
@@ -180,7 +185,7 @@ def compare(
         _images(images, count, skip_broken),
         site,
         methods=chosen,
-        blocks=_blocks(blocks),
+        blocks=_number_or_all("--blocks", blocks),
         n_units=units,
         concepts=concepts,
         sparsity=sparsity,
@@ -200,7 +205,9 @@ def report(
     images: ImagesOption = "photographs",
     count: Annotated[int, typer.Option(help="Images to show and to score on; the page holds them all.")] = 48,
     skip_broken: SkipBrokenOption = False,
-    channels: Annotated[int | None, typer.Option(help="Channels that can be opened; by default all.")] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="Channels that can be opened; by default all, which takes most of the time.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
     max_memory: Annotated[float, typer.Option(help="Upper bound for what is kept of the images, in GiB.")] = 1.0,
@@ -233,10 +240,10 @@ def _images(images: str, count: int | None, skip_broken: bool) -> ImageSet:
     return taken.without_broken() if skip_broken else taken
 
 
-def _blocks(blocks: str) -> int | Literal["all"]:
-    if blocks != "all" and not blocks.isdecimal():
-        raise ValueError(f"--blocks {blocks!r}: give a whole number or 'all'.")
-    return "all" if blocks == "all" else int(blocks)
+def _number_or_all(option: str, given: str) -> int | Literal["all"]:
+    if given != "all" and not given.isdecimal():
+        raise ValueError(f"{option} {given!r}: give a whole number or 'all'.")
+    return "all" if given == "all" else int(given)
 
 
 def main(arguments: list[str] | None = None) -> Any:

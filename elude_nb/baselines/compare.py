@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count, check_kind, check_number
-from elude_nb._util.progress import progress_bar
+from elude_nb._util.progress import announced, progress_bar
 from elude_nb.baselines.base import Method
 from elude_nb.baselines.evaluate import Fidelity, FittedMethod, Halves
 from elude_nb.baselines.registry import METHODS, Plan
@@ -259,10 +260,17 @@ def compare(
     chosen = _make_methods(methods, plan, discovery)
     _check_memory(place, each * (len(discovery) + len(scored)), max_memory)
     how: dict[str, Any] = {"tokens": tokens, "tokens_per_image": tokens_per_image, "seed": seed}
-    seen = Recording.join(list(record(model, discovery, place, **how)))
+    few = scored.sample(fidelity_images, seed=seed)
+    parts = announced(
+        record(model, discovery, place, **how, announce=False),
+        f"compare: {len(chosen)} methods on {len(discovery) + len(scored):,} images",
+        partial(_expected_seconds, model.batch_size, len(discovery), len(scored), len(few), len(chosen)),
+        show=model.progress,
+    )
+    seen = Recording.join(list(parts))
     start = time.perf_counter()
     with overheard(model, wanted=embeddings is None) as outputs:
-        new = Recording.join(list(record(model, scored, place, **how)))
+        new = Recording.join(list(record(model, scored, place, **how, announce=False)))
     passes = (time.perf_counter() - start) / len(scored)
     reference = outputs.embeddings() if embeddings is None else torch.as_tensor(embeddings)
     token_labels = None if discovery.labels is None else [discovery.labels[i] for i in seen.images.tolist()]
@@ -271,7 +279,6 @@ def compare(
     bar = progress_bar(chosen, description="methods", show=model.progress)
     fitted = [FittedMethod.fit(method, halves) for method in bar]
     equal = min(n_units, *(len(found.live) for found in fitted))
-    few = scored.sample(fidelity_images, seed=seed)
     fidelity = Fidelity(model.using(progress=False), few, place, tokens, k=min(k, len(few) - 1), seed=seed)
     rows, tables = [], []
     for found in progress_bar(fitted, description="scores", show=model.progress):
@@ -291,6 +298,15 @@ def compare(
     }  # fmt: skip
     by_name = {found.method.name: found.method for found in fitted}
     return Compared(pd.DataFrame(rows), pd.concat(tables, ignore_index=True), settings, by_name)
+
+
+def _expected_seconds(batch: int, discovery: int, scored: int, few: int, methods: int, first: float) -> float:
+    """Return about how long a comparison takes, from the seconds of the first batch that is recorded.
+
+    Of all blocks of DINOv2 on a CPU: fits take as long as two or three passes over the discovery, and the scores of a
+    method as long as its fidelity and ten images more.
+    """
+    return first / min(batch, discovery) * (3.5 * discovery + scored + methods * (few + 10))
 
 
 def _check_methods(methods: Sequence[str | Method]) -> None:

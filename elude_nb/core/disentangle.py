@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count, check_number
-from elude_nb._util.progress import say
+from elude_nb._util.progress import in_words, say
 from elude_nb.core.clustering import cluster_directions, unit_vectors
 from elude_nb.core.concepts import BookBuilder, ConceptBook
 from elude_nb.core.elude import EludeRouting, Instances
@@ -53,10 +53,9 @@ class Estimate:
     micro_clusters: int
 
     def __str__(self) -> str:
-        minutes, seconds = divmod(round(self.seconds), 60)
         return (
             f"{self.tokens:,} tokens with {self.sources:,} sources each: "
-            f"about {f'{minutes} min ' if minutes else ''}{seconds} s and {self.memory / _GIB:.1f} GiB"
+            f"{in_words(self.seconds)} and {self.memory / _GIB:.1f} GiB"
         )
 
 
@@ -161,7 +160,8 @@ def disentangle(
         seconds += _expected_seconds(model, chosen, place, plan, tokens, tokens_per_image)
         plan = replace(plan, seconds=seconds)
         say(f"disentangle: {plan}")
-    recordings = record(model, chosen, place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
+    take: dict[str, Any] = {"tokens": tokens, "tokens_per_image": tokens_per_image, "seed": seed}
+    recordings = record(model, chosen, place, **take, announce=False)
     settings = Settings(
         site=place.name,
         blocks=blocks,

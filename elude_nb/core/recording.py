@@ -154,6 +154,7 @@ def record(
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool | None = None,
+    announce: bool = True,
 ) -> Iterator[Recording]:
     """Yield a `Recording` for each batch of images; only the sampled tokens are ever kept.
 
@@ -169,6 +170,8 @@ def record(
         Of the drawing.
     batch_size, progress
         In place of the model's own settings.
+    announce
+        Whether to say how long it will take, as in `Model.batches`.
 
     Yields
     ------
@@ -187,7 +190,8 @@ def record(
         check_count("tokens_per_image", tokens_per_image)
     candidates = site.layout.positions(tokens)
     start = 0
-    for batch in model.using(batch_size=batch_size, progress=progress).batches(images):
+    model = model.using(batch_size=batch_size, progress=progress)
+    for batch in model.batches(images, announce=announce):
         real = real_tokens_at(model, batch, site, candidates)
         rows, positions = draw_tokens(candidates, real, tokens_per_image, range(start, start + len(batch)), seed)
         part = _record_batch(model, batch, site, rows, positions, start)

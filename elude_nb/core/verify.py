@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb._util.checks import check_count
+from elude_nb._util.progress import announced
 from elude_nb.core.explicit import weights_add_up
 from elude_nb.core.readout import Lens, Readout
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
-from elude_nb.data.images import Images, ImageSet
+from elude_nb.data.images import Images
 from elude_nb.errors import ExactnessError
 from elude_nb.models.forward import check_finite
 from elude_nb.models.hooks import Tap, as_dtype, as_tokens, clean_copy, evaluating, first_tensor, listen, output_tensor
@@ -98,6 +100,9 @@ def ordered(values: Tensor) -> Tensor:
 CONFIDENCE = 8.0
 """lambda of the rounding bound; Higham and Mary bound its failure by about 2 s exp(-lambda^2 / 2) = 6e-10 a sum."""
 
+_LENS_AND_BOUND = 2.3
+"""Time of a pass with a lens and of one that gathers the rounding bound, over the model's alone; of DINOv2 on a CPU."""
+
 FLOAT64_LIMIT = 1e-12
 """Largest difference of the explicit network's outputs in float64, relative to the largest output."""
 
@@ -126,6 +131,8 @@ class Certificate:
         The same with the lens reading out ``lens_readouts`` numbers a token.
     layer_time_ratio
         Time of the site alone (its layer, or the blocks of its window), explicit over original.
+    images, images_given, images_float64
+        How many images were run, of how many that were given, and how many of them in float64.
     """
 
     lens: Difference
@@ -140,6 +147,7 @@ class Certificate:
     layer_time_ratio: float
     lens_readouts: int
     images: int
+    images_given: int
     images_float64: int
     dtype: str
     device: str
@@ -201,8 +209,8 @@ class Certificate:
             ),
             (
                 "measured on",
-                f"{self.images} images ({self.images_float64} in float64), {self.dtype}, {self.device}, "
-                f"{self.threads} threads, torch {self.torch}",
+                f"{_some_of(self.images, self.images_given)} images ({self.images_float64} in float64), {self.dtype}, "
+                f"{self.device}, {self.threads} threads, torch {self.torch}",
             ),
         ]
 
@@ -219,12 +227,13 @@ def verify(
     split: Disentanglement,
     images: Images,
     *,
+    max_images: int | None = 16,
     batch_size: int | None = None,
     images_float64: int = 4,
     strict: bool = True,
     progress: bool | None = None,
 ) -> Certificate:
-    """Compare lens and explicit network with the original model over all outputs of ``images``.
+    """Compare lens and explicit network with the original model over all outputs of ``images``, or of 16 of them.
 
     Parameters
     ----------
@@ -232,6 +241,9 @@ def verify(
         What to verify.
     images
         On which images.
+    max_images
+        How many of them are run at most, drawn with `ImageSet.sample`; ``None`` runs all. Each costs several forward
+        passes, and the certificate hardly depends on how many there are.
     batch_size
         Images in one forward pass; the same for all networks, since it decides how sums are ordered.
     images_float64
@@ -239,7 +251,7 @@ def verify(
     strict
         Raise if a figure is not as it should be; otherwise only report (`Certificate.problems`).
     progress
-        Show a progress bar.
+        Say beforehand how long it takes, and show a progress bar.
 
     Returns
     -------
@@ -257,9 +269,10 @@ def verify(
     """
     check_split(split, "verify", thorough=True)
     check_count("images_float64", images_float64)
-    photos = split.model.inputs(images)
-    if not len(photos):
+    given = split.model.inputs(images)
+    if not len(given):
         raise ValueError("There are no images to verify on.")
+    photos = given if max_images is None else given.sample(check_count("max_images", max_images))
     usual = min(8, split.model.batch_size)  # three networks are held at once
     model = split.model.using(batch_size=usual if batch_size is None else batch_size, progress=progress)
     network, site = model.network, split.site
@@ -270,8 +283,15 @@ def verify(
     used, done = 0.0, 0
     with evaluating(network):
         first = model.prepare(photos[: model.batch_size])
-        network(first), explicit(first)  # warm up, untimed
-        for batch in model.batches(photos, "verify"):
+        passes = _seconds_a_batch(network, explicit, first) * -(-len(photos) // model.batch_size)
+        doubles = announced(
+            model.using(batch_size=1).batches(photos[:images_float64], ""),  # one at a time, to spare memory
+            f"verify: {_some_of(len(photos), len(given))} images",
+            lambda one: one * min(images_float64, len(photos)) + passes,
+            show=model.progress,
+        )
+        lens_float64, explicit_float64 = _in_float64(split, explicit, readout, doubles)
+        for batch in model.batches(photos, "verify", announce=False):
             plain = clock.run("model", network, site, batch)
             check_finite(plain.output, photos, range(done, done + len(batch)), "The model's outputs")
             done += len(batch)
@@ -283,7 +303,6 @@ def verify(
             channels.add(plain.channels, apart.channels)
             bound = _rounding_bound(split, batch)
             used = max(used, float(((plain.channels - apart.channels).abs().double() / bound).max()))
-        lens_float64, explicit_float64 = _in_float64(split, explicit, readout, photos[:images_float64])
     certificate = Certificate(
         lens=lens_found.result(),
         explicit=outputs.result(),
@@ -297,6 +316,7 @@ def verify(
         layer_time_ratio=clock.ratio("explicit", at_site=True),
         lens_readouts=readout.matrix.shape[1],
         images=len(photos),
+        images_given=len(given),
         images_float64=min(images_float64, len(photos)),
         dtype=str(split.model.dtype).removeprefix("torch."),
         device=str(split.model.device),
@@ -306,6 +326,10 @@ def verify(
     if strict and certificate.problems():
         raise ExactnessError("; ".join(certificate.problems()) + ".")
     return certificate
+
+
+def _some_of(count: int, total: int) -> str:
+    return f"{count:,}" if count == total else f"{count:,} of {total:,}"
 
 
 def _lens_readout(split: Disentanglement) -> Readout:
@@ -363,6 +387,16 @@ def _now(batch: Tensor) -> float:
     return time.perf_counter()
 
 
+def _seconds_a_batch(network: nn.Module, explicit: nn.Module, batch: Tensor) -> float:
+    """Warm up both networks; return about how long a batch takes: both, the lens, and the bound on the rounding."""
+    network(batch)
+    start = _now(batch)
+    network(batch)
+    alone = _now(batch) - start
+    explicit(batch)
+    return _now(batch) - start + (_LENS_AND_BOUND * alone)
+
+
 def _rounding_bound(split: Disentanglement, batch: Tensor) -> Tensor:
     """Return how far two orders of adding a channel's contributions can lie apart, (n, t, d), float64."""
     network, site = split.model.network, split.site
@@ -389,13 +423,13 @@ def _rounding_bound(split: Disentanglement, batch: Tensor) -> Tensor:
 
 
 def _in_float64(
-    split: Disentanglement, explicit: nn.Module, readout: Readout, images: ImageSet
+    split: Disentanglement, explicit: nn.Module, readout: Readout, batches: Iterable[Tensor]
 ) -> tuple[Difference, Difference]:
-    """Compare lens and explicit network with the model, all as float64 copies, one image at a time to spare memory."""
+    """Compare lens and explicit network with the model, all as float64 copies."""
     lensed, apart = Comparison(), Comparison()
     network, explicit = (clean_copy(x).cpu().double() for x in (split.model.network, explicit))
     readout = Readout(readout.matrix.double(), readout.offset.double(), readout.entering)
-    for given in split.model.using(batch_size=1).batches(images, ""):
+    for given in batches:
         batch = as_dtype(given.cpu(), torch.float64)  # on the CPU: not every device has float64
         plain = output_tensor(network(batch))
         with Lens(network, split.site, readout):

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_number
-from elude_nb._util.progress import progress_bar
+from elude_nb._util.progress import announced, progress_bar
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts
 from elude_nb.core.strategies import check_routing_settings, read_strategy, route_channel, why_not_route_channel
@@ -178,7 +178,13 @@ class Gallery:
         model = self.split.model.using(batch_size=batch_size, progress=progress)
         left = len(self.images) - self.ready
         with progress_bar(description="gallery", total=left, show=model.progress, unit="image") as bar:
-            for done in self.steps(model.batch_size):
+            steps = announced(
+                self.steps(model.batch_size),
+                f"gallery: {left:,} images",
+                lambda first: first * -(-left // model.batch_size),
+                show=model.progress,
+            )
+            for done in steps:
                 bar.update(done)
         return self
 

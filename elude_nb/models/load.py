@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from elude_nb._util.checks import check_count, check_flag, check_kind, shortly
 from elude_nb._util.files import sha256_of_tensors
-from elude_nb._util.progress import progress_bar
+from elude_nb._util.progress import announced, progress_bar
 from elude_nb._util.words import as_text
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
@@ -186,14 +186,24 @@ class Model:
         """Return what the network sees of an image, cropped and resized, as colours (h, w, 3) in [0, 1]."""
         return as_colours(prepare_rows([image], self.preprocess)[0], self.preprocess, self.colours)
 
-    def batches(self, images: Sequence[Image.Image], description: str = "forward passes") -> Iterator[Tensor]:
+    def batches(
+        self,
+        images: Sequence[Image.Image],
+        description: str = "forward passes",
+        *,
+        announce: bool = True,
+    ) -> Iterator[Tensor]:
         """Yield preprocessed batches (n, c, h, w) with n <= ``batch_size``, in order, beside a progress bar.
 
         Every loop over images goes through here. ``description`` stands before the bar; without one there is none.
+        After the first batch it is said how long all will take, if that is long; not with ``announce=False``, for
+        callers that have more to do than these passes and say so themselves.
         """
         show = self.progress and bool(description)
+        starts = range(0, len(images), self.batch_size)
         with progress_bar(description=description, total=len(images), show=show, unit="image") as bar:
-            for start in range(0, len(images), self.batch_size):
+            what = f"{description}: {len(images):,} images"
+            for start in announced(starts, what, lambda first: first * len(starts), show=show and announce):
                 stop = min(start + self.batch_size, len(images))
                 named = isinstance(images, ImageSet)  # else a sequence may take single numbers only
                 yield self.prepare(images[start:stop] if named else [images[i] for i in range(start, stop)])

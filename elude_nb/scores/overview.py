@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+from typing import Any
+
 import pandas as pd
 import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count
+from elude_nb._util.progress import announced
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.distinct import choose_covering, standardise
 from elude_nb.core.recording import find_largest, record
@@ -97,14 +101,23 @@ def score(
     photos = split.model.inputs(images)
     check_count("k", k, 2, len(photos))
     check_count("n_distinct", n_distinct, 0)
+    start = perf_counter()
     routings = {"sub-unit": split.routing, "random route": shuffled(split.routing, seed)}
     routed = {kind: read_sub_units(split.weight, routing, split.book) for kind, routing in routings.items()}
     mean = split.book.source_mean()
     found: dict[str, list[tuple[Tensor, Tensor]]] = {"channel": [], **{kind: [] for kind in routed}}
     vectors, seen = list[Tensor](), 0
+    of_weights = 3 * (perf_counter() - start)  # what follows takes about twice as long as what came before
     with overheard(split.model, wanted=embeddings is None) as outputs:
         which = split.settings.tokens if tokens is None else tokens
-        for part in record(split.model, photos, split.site, tokens=which, tokens_per_image=tokens_per_image, seed=seed):
+        how: dict[str, Any] = {"tokens": which, "tokens_per_image": tokens_per_image, "seed": seed, "announce": False}
+        parts = announced(
+            record(split.model, photos, split.site, **how),
+            f"score: {len(photos):,} images",
+            lambda first: first * -(-len(photos) // split.model.batch_size) + of_weights,
+            show=split.model.progress,
+        )
+        for part in parts:
             values = {"channel": torch.cat([part.channels, -part.channels], dim=1)}
             values |= {kind: (part.sources - mean) @ matrix for kind, (_, _, matrix) in routed.items()}
             for kind, activations in values.items():

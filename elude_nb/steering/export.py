@@ -135,7 +135,8 @@ def save_program(network: nn.Module | Model, path: str | os.PathLike[str], *, li
         # It tells of weights that share memory, which `export_program` has seen to be the same afterwards.
         warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
         torch.export.save(program, packed)
-    return _written(path, packed.getbuffer())
+    with packed.getbuffer() as data:  # not even a write that failed leaves a view: Python 3.13 reports it
+        return _written(path, data)
 
 
 def save_onnx(network: nn.Module | Model, path: str | os.PathLike[str], *, like: Model) -> OnnxFile:
@@ -288,8 +289,8 @@ def _compared(data: bytes, batch: Tensor, expected: Sequence[Tensor]) -> tuple[f
 
 
 def _written(path: str | os.PathLike[str], data: bytes | memoryview) -> Path:
-    with atomic_write(path) as part:
-        part.write_bytes(data)
+    with atomic_write(path) as part, part.open("wb") as file:  # write_bytes would hold a view of its own
+        file.write(data)
     return Path(path)
 
 

@@ -192,6 +192,27 @@ def test_score_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {row["kind"] for row in rows} == {*kinds, *(f"distinct {kind}" for kind in kinds)}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "run_on", "given"),
+    [([], 16, 40), (["--count", "20"], 20, 20), (["--verify-images", "all"], 40, 40),
+     (["--count", "20", "--verify-images", "3"], 3, 20)],
+)  # fmt: skip
+def test_verify_runs_sixteen_images_or_what_is_asked_for(
+    tiny, arguments: list[str], run_on: int, given: int, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    split = en.disentangle(tiny_vit(torch.float32), random_images(20, 32), concepts=5, units=3, progress=False)
+    monkeypatch.setattr(en.Disentanglement, "load", lambda _: split)
+    monkeypatch.setattr("elude_nb._util.progress._LONG", 0.0)
+    assert run("verify", "any", "--json", *arguments) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)  # nothing else is on standard output
+    assert (found["images"], found["images_given"]) == (run_on, given)
+    said = f"verify: {run_on} of {given} images, about" if run_on < given else f"verify: {run_on} images, about"
+    assert said in printed.err
+    assert run("verify", "any", "--verify-images", "some") == 2
+    assert "--verify-images 'some': give a whole number or 'all'" in capsys.readouterr().err
+
+
 def test_report_writes_the_page_of_the_library(tiny, tmp_path: Path, capsys, monkeypatch) -> None:
     split = en.disentangle(tiny_vit(torch.float32), random_images(40, 32), concepts=5, units=3, progress=False)
     monkeypatch.setattr(en.Disentanglement, "load", lambda _: split)

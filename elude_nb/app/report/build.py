@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from time import perf_counter
 
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb._util.files import atomic_write, check_writable
-from elude_nb._util.progress import say
+from elude_nb._util.progress import in_words, say
 from elude_nb.app.report.entries import channel_entries, channel_table, concept_entries
-from elude_nb.app.report.images import run_images
+from elude_nb.app.report.images import ReportImages, run_images
 from elude_nb.app.report.page import fill_page
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.saving import identity_of
@@ -20,6 +21,9 @@ from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
 from elude_nb.interpret.profiles import places_of_sources
 from elude_nb.scores.overview import score
+
+_SCORES_AND_CERTIFICATE = 125
+"""They take about as long as so many more images in the gallery (all blocks of DINOv2 on a CPU)."""
 
 
 def write_report(
@@ -97,11 +101,16 @@ def write_report(
     photos = as_image_set(images)
     check_count("count", count, 2)
     wanted = _wanted(channels, split.site.channels)
+    start = perf_counter()
     seen = run_images(split, photos, max_memory=max_memory)
     shown, show_bars = seen.images, split.model.progress
     if len(shown) < len(photos) and show_bars:
         say(f"report: {len(shown)} of {len(photos)} images fit into max_memory={max_memory:g} GiB")
     count = min(count, len(shown))
+    number = min(wanted, split.site.channels) if isinstance(wanted, int) else len(wanted)
+    if show_bars:
+        seconds = _expected_seconds(split, seen, perf_counter() - start, number, count, max_units)
+        say(f"report: {len(shown)} images, {number} channels, {in_words(seconds)}")
     k = min(k, max(2, len(shown) // 4))  # of few images the ten best are nearly all
     scores = score(split, shown, k=k, seed=seed, progress=show_bars)
     table = channel_table(split, scores)
@@ -133,6 +142,16 @@ def write_report(
     with atomic_write(target) as part:
         part.write_text(page, encoding="utf-8", newline="\n")  # newlines as the policy's digests have counted them
     return target
+
+
+def _expected_seconds(
+    split: Disentanglement, seen: ReportImages, gallery: float, channels: int, count: int, max_units: int
+) -> float:
+    """Return about how long the whole report takes, from the seconds of its gallery and from one channel."""
+    start = perf_counter()
+    seen.channel(int(split.routing.is_split().int().argmax()), count, max_units)
+    passes = 2.5 + _SCORES_AND_CERTIFICATE / len(seen.images)
+    return gallery * passes + (perf_counter() - start) * channels
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
