@@ -52,15 +52,16 @@ def read_layout(
         return _by_maps(network, count, grids)
     prefix = int(network.num_prefix_tokens or 0)  # type: ignore[arg-type]
     registers = min(prefix, _registers(network))
-    grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
     patches = count - prefix
     if patches < 0:  # a layer on pooled tokens: they are not the prefix of the others
         return TokenLayout(0, 0, (1, count))
     if getattr(network, "tokens_in_line", False):
         grid = (1, patches)  # words, not patches
-    elif grid is None or grid[0] * grid[1] != patches:
-        grid = _square(patches)
-    return TokenLayout(prefix - registers, registers, (int(grid[0]), int(grid[1])))
+    else:  # first the maps on the way, since a network that takes any size says only which it was built for
+        own = getattr(getattr(network, "patch_embed", None), "grid_size", None) or (0, 0)
+        several = (*grids, (int(own[0]), int(own[1])), _square(patches))
+        grid = next(grid for grid in several if grid[0] * grid[1] == patches)
+    return TokenLayout(prefix - registers, registers, grid)
 
 
 def _by_maps(network: nn.Module, count: int, grids: Iterable[tuple[int, int]]) -> TokenLayout:
@@ -140,7 +141,7 @@ def run_once(model: Model) -> Run:
     with ExitStack() as stack, evaluating(model.network):
         for name, module in model.network.named_modules():
             stack.callback(listen(module, after=partial(note, name)))
-        model(model.noise())
+        _run_on_noise(model)
     paths = stream_blocks(model.network)
     blocks = {path: tuple(block_terms(model.network, path, number)) for number, path in enumerate(paths, 1)}
     blocks = blocks or watch_blocks(model.network, model.noise(8))  # more images than layers of a block
@@ -149,6 +150,18 @@ def run_once(model: Model) -> Run:
         blocks[path] = tuple(sorted(terms, key=lambda term: order.get(term.layer, len(order))))
     known[model.input_size] = Run(shapes, calls, norms, grids, blocks)
     return known[model.input_size]
+
+
+def _run_on_noise(model: Model) -> None:
+    noise = model.noise()
+    try:
+        model(noise)
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise SiteError(
+            f"{model.name!r} does not run on a batch of {tuple(noise.shape)} ({type(error).__name__}: {reason}). Make "
+            "the model with the size of its images: wrap_network(network, input_size=...)."
+        ) from error
 
 
 def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.DataFrame:

@@ -16,7 +16,7 @@ from elude_nb._util.checks import check_count, check_flag, check_kind, shortly
 from elude_nb._util.files import sha256_of_tensors
 from elude_nb._util.progress import progress_bar
 from elude_nb.data.images import Images, ImageSet, as_image_set
-from elude_nb.errors import WeightsError
+from elude_nb.errors import ImageError, WeightsError
 from elude_nb.models.checkpoints import ENDINGS, load_checkpoint, load_strictly
 from elude_nb.models.hooks import clean_copy
 from elude_nb.models.timm_networks import (
@@ -129,11 +129,26 @@ class Model:
         return as_image_set(images)
 
     def prepare(self, images: Sequence[Image.Image]) -> Tensor:
-        """Preprocess images into a batch (n, 3, h, w) on the network's device and in its dtype."""
+        """Preprocess images into a batch (n, 3, h, w) on the network's device and in its dtype.
+
+        Raises
+        ------
+        TypeError
+            If one of them is text.
+        ImageError
+            If one comes out of another size than ``input_size``, from which the layout of tokens was read.
+        """
         if any(isinstance(image, str) for image in images):
             raise TypeError(f"{self.name!r} sees images, not text; for sentences see elude_nb.text.load_text_model.")
-        batch = torch.stack([self.preprocess(image) for image in images])
-        return batch.to(self.device, self.dtype)
+        made = [self.preprocess(image) for image in images]
+        for tensor in made:
+            if tuple(tensor.shape) != self.input_size:
+                raise ImageError(
+                    f"preprocess made {tuple(tensor.shape)} of an image, and the input_size of {self.name!r} is "
+                    f"{self.input_size}. Let preprocess bring all images to one size, and give wrap_network that "
+                    "input_size, or none."
+                )
+        return torch.stack(made).to(self.device, self.dtype)
 
     def noise(self, count: int = 1) -> Tensor:
         """Return seeded noise as input, (n, 3, h, w): what sites are looked for with, and models told apart by."""
@@ -286,7 +301,8 @@ def wrap_network(
     """Make a `Model` of any network; it is put in eval mode and otherwise left as it is.
 
     ``preprocess`` and ``input_size`` may be left out for timm networks, which carry theirs. Any other network
-    without ``preprocess`` gets timm's default for ImageNet at ``input_size``.
+    without ``preprocess`` gets timm's default for ImageNet at ``input_size``. With ``preprocess`` alone, ``input_size``
+    is what it makes of two pictures, if that is the same. All images of a model have this one size.
 
     Raises
     ------
@@ -308,6 +324,8 @@ def wrap_network(
     side = getattr(getattr(network, "patch_embed", None), "img_size", None)
     if side is not None:
         config["input_size"] = (3, *side)
+    if input_size is None and preprocess is not None:
+        input_size = _size_of_all(preprocess)
     if input_size is not None:
         config["input_size"] = tuple(input_size)
     kind = type(network).__name__
@@ -319,6 +337,18 @@ def wrap_network(
         input_size=tuple(config["input_size"]),
         provenance=provenance or Provenance("given by the user", None, "not stated"),
     )
+
+
+def _size_of_all(preprocess: Callable[[Image.Image], Tensor]) -> tuple[int, ...] | None:
+    """Return the shape that ``preprocess`` makes of pictures of any shape; ``None`` if it follows theirs."""
+    from PIL import Image
+
+    grey = Image.linear_gradient("L").convert("RGB")
+    try:
+        sizes = {tuple(preprocess(grey.resize(size)).shape) for size in ((640, 480), (300, 500))}
+    except Exception:  # noqa: BLE001 - a function of one's own may want other pictures; `prepare` checks those
+        return None
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def check_name(name_or_path: object) -> str:
