@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from elude_nb.app.shell import in_shell_words
+
 if TYPE_CHECKING:
-    from elude_nb.data.images import ImageSet
+    from elude_nb import Disentanglement, ImageSet, Model
 
 app = typer.Typer(
     name="elude-nb",
@@ -25,6 +27,20 @@ SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out
 CountOption = Annotated[int | None, typer.Option(help="Take only so many images (for the named sets: how many).")]
 FileArgument = Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")]
 ModelOption = Annotated[str, typer.Option(help="'dinov2-small', a timm name, or a checkpoint.")]
+NamedModelOption = Annotated[
+    str | None, typer.Option(help="In place of the model that the file names, such as a checkpoint that has moved.")
+]
+ArchitectureOption = Annotated[
+    str | None, typer.Option(help="For a checkpoint: timm's name of its architecture; see `elude-nb models`.")
+]
+ImageSizeOption = Annotated[str | None, typer.Option(help="Side of the model's images in pixels, or HEIGHTxWIDTH.")]
+DeviceOption = Annotated[str | None, typer.Option(help="'cpu' (by default), 'cuda', 'cuda:1', 'mps', ...")]
+DtypeOption = Annotated[str | None, typer.Option(help="'float32' (by default), 'float64', 'bfloat16', ...")]
+PretrainedOption = Annotated[
+    bool | None, typer.Option("--pretrained/--no-pretrained", help="Random weights with --no-pretrained.")
+]
+TokensOption = Annotated[int, typer.Option(help="Tokens drawn of each image.")]
+BatchOption = Annotated[int | None, typer.Option(help="Images in one forward pass.")]
 SiteOption = Annotated[str, typer.Option(help="'stream', 'stream:8', or the path of a layer.")]
 BlocksOption = Annotated[str, typer.Option(help="How many blocks bring the sources, or 'all'.")]
 
@@ -62,6 +78,11 @@ def tour(
 def disentangle(
     out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
     model: ModelOption = "dinov2-small",
+    architecture: ArchitectureOption = None,
+    image_size: ImageSizeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    pretrained: PretrainedOption = None,
     images: ImagesOption = "photographs",
     count: CountOption = None,
     skip_broken: SkipBrokenOption = False,
@@ -79,6 +100,8 @@ def disentangle(
     tokens: Annotated[
         str | None, typer.Option(help="class, registers, patch or all; by default all for elude, else patch.")
     ] = None,
+    tokens_per_image: TokensOption = 24,
+    batch_size: BatchOption = None,
     seed: Annotated[int, typer.Option(help="Of sampling and clustering.")] = 0,
     max_memory: Annotated[float | None, typer.Option(help="Upper bound for the analysis, in GiB.")] = None,
 ) -> None:
@@ -91,7 +114,7 @@ def disentangle(
         raise FileNotFoundError(f"--out {str(out)!r}: there is no folder {str(out.parent)!r}.")
     check_writable(out.parent)
     split = en.disentangle(
-        en.load_model(model),
+        _load_model(model, architecture, image_size, device, dtype, pretrained),
         _images(images, count, skip_broken),
         site,
         blocks=taken,
@@ -100,6 +123,8 @@ def disentangle(
         shared=shared,
         routing=routing,
         tokens=tokens,
+        tokens_per_image=tokens_per_image,
+        batch_size=batch_size,
         seed=seed,
         max_memory=max_memory,
     )
@@ -118,12 +143,18 @@ def verify(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 8,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    model: NamedModelOption = None,
+    architecture: ArchitectureOption = None,
+    image_size: ImageSizeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    pretrained: PretrainedOption = None,
 ) -> None:
     """Compare lens and explicit network with the original model; exit with 1 where they are not what they should be."""
     import elude_nb as en
 
     most = _number_or_all("--verify-images", verify_images or ("16" if count is None else "all"))
-    split = en.Disentanglement.load(file)
+    split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
     taken = _images(images, count, skip_broken)
     found = en.verify(split, taken, max_images=None if most == "all" else most, batch_size=batch_size, strict=False)
     typer.echo(found.to_json() if json else str(found))
@@ -142,12 +173,18 @@ def score(
     k: Annotated[int, typer.Option(help="Best images of each unit.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the means and intervals as JSON.")] = False,
+    model: NamedModelOption = None,
+    architecture: ArchitectureOption = None,
+    image_size: ImageSizeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    pretrained: PretrainedOption = None,
 ) -> None:
     """Score sub-units beside their channels and random routes of the same sizes."""
     import elude_nb as en
     from elude_nb.scores import score_means
 
-    split = en.Disentanglement.load(file)
+    split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
     means = score_means(en.score(split, _images(images, count, skip_broken), k=k, seed=seed))
     typer.echo(means.to_json(orient="records", indent=1) if json else means.round(3).to_string(index=False))
 
@@ -156,6 +193,11 @@ def score(
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for compare.csv, compare.json and compare.html.")],
     model: ModelOption = "dinov2-small",
+    architecture: ArchitectureOption = None,
+    image_size: ImageSizeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    pretrained: PretrainedOption = None,
     images: ImagesOption = "photographs",
     count: CountOption = None,
     skip_broken: SkipBrokenOption = False,
@@ -166,6 +208,8 @@ def compare(
     concepts: Annotated[int | None, typer.Option(help="Number of concepts; by default from the data.")] = None,
     sparsity: Annotated[int, typer.Option(help="Active latents a token of sparse autoencoders.")] = 8,
     tokens: Annotated[str, typer.Option(help="class, registers, patch or all.")] = "patch",
+    tokens_per_image: TokensOption = 24,
+    batch_size: BatchOption = None,
     k: Annotated[int, typer.Option(help="Best images of each unit.")] = 10,
     seed: Annotated[int, typer.Option(help="Of halves, sampling, clustering and training.")] = 0,
     max_memory: Annotated[float, typer.Option(help="Upper bound for the recorded tokens, in GiB.")] = 8.0,
@@ -181,7 +225,7 @@ def compare(
     check_writable(out)
     chosen = DEFAULT_METHODS if methods is None else [name.strip() for name in methods.split(",")]
     compared = en.compare(
-        en.load_model(model),
+        _load_model(model, architecture, image_size, device, dtype, pretrained),
         _images(images, count, skip_broken),
         site,
         methods=chosen,
@@ -190,6 +234,8 @@ def compare(
         concepts=concepts,
         sparsity=sparsity,
         tokens=tokens,
+        tokens_per_image=tokens_per_image,
+        batch_size=batch_size,
         k=k,
         seed=seed,
         max_memory=max_memory,
@@ -211,16 +257,47 @@ def report(
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
     max_memory: Annotated[float, typer.Option(help="Upper bound for what is kept of the images, in GiB.")] = 1.0,
+    model: NamedModelOption = None,
+    architecture: ArchitectureOption = None,
+    image_size: ImageSizeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    pretrained: PretrainedOption = None,
 ) -> None:
     """Write one interactive page, with concepts, channels, scores and certificate, that opens offline by itself."""
-    import elude_nb as en
     from elude_nb.app.report.build import check_target, write_report
 
     check_target(out)  # found out now, not after the model is loaded
-    split = en.Disentanglement.load(file)
+    split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
     taken = _images(images, count, skip_broken)
     written = write_report(split, taken, out, title=title, channels=channels, seed=seed, max_memory=max_memory)
     typer.echo(f"Done. Open {written.resolve()}")
+
+
+@app.command()
+def sites(
+    model: ModelOption = "dinov2-small",
+    architecture: ArchitectureOption = None,
+    image_size: ImageSizeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    pretrained: PretrainedOption = None,
+    blocks: BlocksOption = "all",
+) -> None:
+    """List the places of a model where channels can be split, and why not at the others."""
+    import elude_nb as en
+
+    loaded = _load_model(model, architecture, image_size, device, dtype, pretrained)
+    typer.echo(en.find_sites(loaded, blocks=_blocks(blocks)).to_string(index=False))
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Argument(help="Such as 'vit_*dinov2*'.")] = "") -> None:
+    """List the names of architectures that timm knows."""
+    import timm
+
+    for name in timm.list_models(pattern):
+        typer.echo(name)
 
 
 @app.command()
@@ -246,12 +323,62 @@ def _number_or_all(option: str, given: str) -> int | Literal["all"]:
     return "all" if given == "all" else int(given)
 
 
+def _load_model(name: str | None, *how: Any, of: Path | None = None) -> Model:
+    """Load a model with the options that were given; ``of``: the one that a split's file names, where they are not."""
+    import elude_nb as en
+    from elude_nb.core.saving import load_model_of
+
+    names = ("architecture", "image_size", "device", "dtype", "pretrained")
+    given = {key: value for key, value in zip(names, how, strict=True) if value is not None}
+    readers = {"image_size": _image_size, "dtype": _dtype}
+    given |= {key: read(given[key]) for key, read in readers.items() if key in given}
+    return load_model_of(of, name, **given) if of else en.load_model(str(name), **given)
+
+
+def _load_split(file: Path, model: str | None, *how: Any) -> Disentanglement:
+    """Load a split, with the model that its file names unless options say otherwise."""
+    import elude_nb as en
+
+    if model is None and all(option is None for option in how):
+        return en.Disentanglement.load(file)
+    return en.Disentanglement.load(file, _load_model(model, *how, of=file))
+
+
+def _image_size(text: str) -> int | tuple[int, ...]:
+    sides = text.lower().split("x")
+    if not all(side.isdecimal() for side in sides) or len(sides) > 2:
+        raise ValueError(f"--image-size {text!r}: give a whole number, or two as in 224x336 (height and width).")
+    return int(text) if len(sides) == 1 else tuple(int(side) for side in sides)
+
+
+def _dtype(text: str) -> Any:
+    import torch
+
+    found = getattr(torch, text, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"--dtype {text!r}: give float32, float64, float16 or bfloat16.")
+    return found
+
+
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line; an expected error becomes one line on standard error and exit status 2."""
+    """Run the command line; an expected error becomes one line on standard error and exit status 2.
+
+    The library's errors name Python's arguments; here the options of the command stand in their place.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths that are not UTF-8 are printed as they are
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        return app(arguments, prog_name="elude-nb")
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        typer.echo(f"elude-nb: {error}", err=True)
+        return app(words, prog_name="elude-nb")
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        typer.echo(f"elude-nb: {in_shell_words(str(error), _options_of(words))}", err=True)
         return sys.exit(2)
+
+
+def _options_of(words: list[str]) -> dict[str, str]:
+    """Return the options of the command that was called, by the names that Python has for them."""
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    command = next((commands[word] for word in words if word in commands), None)
+    options = {each.name: each.opts[0] for each in command.params if each.opts[0][:2] == "--"} if command else {}
+    other = {"name_or_path": "model", "n_units": "units"}
+    return options | {name: options[option] for name, option in other.items() if option in options}

@@ -73,6 +73,7 @@ class Replaced(Reentrant):
     def _replace(self, output: Any) -> Any:
         found: Tensor = first_tensor(output)
         last = self._site.kind != "convolution"
+        self._site.layout.check(found.shape, channels_last=last)
         tokens = as_tokens(found, channels_last=last).clone()  # (n, t, d)
         before = self._site.outputs(self._network, tokens)
         recording = self._recording(before)

@@ -60,7 +60,7 @@ class Lens(Tap):
         self._readout, self._positions = readout, positions
         self._outside = (readout.entering >= 0).nonzero().flatten()
         entering = self._add_entering if len(self._outside) else None
-        super().__init__(network, site, on_source=self._add_source, on_entering=entering)
+        super().__init__(network, site, on_source=self._add_source, on_entering=entering, any_size=positions is None)
         self._sum: Tensor | None = None  # of the pass under way
         self._values: Tensor | None = None  # of the last whole pass
 

@@ -301,10 +301,21 @@ def difference_of_models(model: Model, manifest: dict[str, Any], probe: Tensor |
     return "" if moved <= allowed else f"with the same weights its output on noise differs by {moved:.2g}"
 
 
-def load_named_model(manifest: dict[str, Any], path: str) -> Model:
-    """Load the model that a manifest names; raise if no name leads back to it."""
+def load_model_of(path: str | os.PathLike[str], name: str | None = None, **how: Any) -> Model:
+    """Load the model that a saved split names, or another ``name``; ``how`` are arguments of `load_model` that differ.
+
+    Raises
+    ------
+    StoreError, ValueError, WeightsError
+        If the file cannot be read, or no name leads back to its model.
+    """
+    return load_named_model(load_result(path, KIND)[1], os.fspath(path), name, **how)
+
+
+def load_named_model(manifest: dict[str, Any], path: str, instead: str | None = None, **how: Any) -> Model:
+    """Load the model that a manifest names, or ``instead``; raise if no name leads back to it."""
     try:
-        if manifest["weights"]["sha256"] is None:
+        if manifest["weights"]["sha256"] is None and instead is None:
             raise ValueError(
                 f"{path!r} was made with weights that no name leads back to ({manifest['weights']['source']}); "
                 "pass that model: Disentanglement.load(path, model)."
@@ -317,10 +328,11 @@ def load_named_model(manifest: dict[str, Any], path: str) -> Model:
     if isinstance(inputs, list) and len(inputs) == 1:  # so many tokens; images have three lengths
         # text is a wing on top of the core: it is looked up by name, and only for a file that says it is needed
         load_text_model = resolve_name("elude_nb.text.models:load_text_model")
-        found: Model = load_text_model(name, length=size, dtype=dtype)
+        found: Model = load_text_model(instead or name, **{"length": size, "dtype": dtype, **how})
         return found
     image_size = tuple(inputs[-2:]) if isinstance(inputs, list) else size
-    return load_model(name, architecture=architecture, image_size=image_size, dtype=dtype)
+    stated = {"architecture": architecture, "image_size": image_size, "dtype": dtype}
+    return load_model(instead or name, **{**stated, **how})
 
 
 def _versions() -> dict[str, str]:

@@ -228,6 +228,8 @@ class _Live:
 def moved_output(network: nn.Module, site: Site, plan: Plan, change: Tensor, output: Tensor) -> Tensor:
     """Return what the exit module puts out when a plan's change (n, t, u) is added; in the output's own shape."""
     last = site.kind != "convolution"
+    if plan.positions is not None:  # a mask over 4 x 4 patches is none over 2 x 8
+        site.layout.check(output.shape, channels_last=last)
     change = site.captured_change(network, change, plan.channels)
     made = from_tokens(plan.added(change, as_tokens(output, channels_last=last)), output, channels_last=last)
     # The strides too are as they were: by them later layers choose their kernels, and so how they round.

@@ -58,11 +58,11 @@ def read_layout(
     registers, patches = min(told.prefix, told.registers or 0), count - told.prefix
     if patches < 0:  # a layer on pooled tokens: they are not the prefix of the others
         return TokenLayout(0, 0, (1, count))
-    grid = told.grid
     if told.in_line:
         grid = (1, patches)  # words, not patches
-    elif grid is None or grid[0] * grid[1] != patches:
-        grid = next((grid for grid in grids if grid[0] * grid[1] == patches), _square(patches))
+    else:  # first the maps on the way, since a network that takes any size says only which it was built for
+        several = (*grids, told.grid or (0, 0), _square(patches))
+        grid = next(grid for grid in several if grid[0] * grid[1] == patches)
     return TokenLayout(told.prefix - registers, registers, (int(grid[0]), int(grid[1])))
 
 
@@ -184,7 +184,7 @@ def run_once(model: Model) -> Run:
     with ExitStack() as stack, evaluating(model.network):
         for name, module in model.network.named_modules():
             stack.callback(listen(module, after=partial(note, name)))
-        model(model.noise())
+        _run_on_noise(model)
     paths = stream_blocks(model.network)
     blocks = {path: tuple(block_terms(model.network, path, number)) for number, path in enumerate(paths, 1)}
     blocks = blocks or watch_blocks(model.network, model.noise(8))  # more images than layers of a block
@@ -193,6 +193,18 @@ def run_once(model: Model) -> Run:
         blocks[path] = tuple(sorted(terms, key=lambda term: order.get(term.layer, len(order))))
     known[model.input_size] = Run(shapes, calls, norms, grids, blocks)
     return known[model.input_size]
+
+
+def _run_on_noise(model: Model) -> None:
+    noise = model.noise()
+    try:
+        model(noise)
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise SiteError(
+            f"{model.name!r} does not run on a batch of {tuple(noise.shape)} ({type(error).__name__}: {reason}). Make "
+            "the model with the size of its images: wrap_network(network, input_size=...)."
+        ) from error
 
 
 def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.DataFrame:

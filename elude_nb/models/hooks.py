@@ -246,6 +246,14 @@ class Tap(Reentrant):
         Called with the channels (n, t, d).
     on_entering
         For a stream: called with what enters the window, (n, t, d).
+    any_size
+        Whether images of any size may pass: for what is done alike at every token. Otherwise the tokens that come are
+        compared with the site's layout.
+
+    Raises
+    ------
+    ImageError
+        In a forward pass, if its images have other tokens than the layout.
     """
 
     def __init__(
@@ -256,33 +264,44 @@ class Tap(Reentrant):
         on_source: Callable[[int, Tensor], None] | None = None,
         on_channels: Callable[[Tensor], None] | None = None,
         on_entering: Callable[[Tensor], None] | None = None,
+        any_size: bool = False,
     ) -> None:
         super().__init__()
         self._network, self._site = network, site
         self._on_source, self._on_channels, self._on_entering = on_source, on_channels, on_entering
+        self._any_size = any_size
 
     def attach(self, stack: ExitStack) -> None:
         """Set the hooks."""
         network, site = self._network, self._site
+
+        def checked(tokens: Tensor, *, channels_last: bool = True) -> Tensor:
+            if not self._any_size:
+                site.layout.check(tokens.shape, channels_last=channels_last)
+            return tokens
+
         on_source, on_channels, on_entering = self._on_source, self._on_channels, self._on_entering
         if on_source is not None:
             for number, term in enumerate(site.terms):
 
                 def source(layer: nn.Module, inputs: tuple[Any, ...], _: Any, number: int = number) -> None:
-                    on_source(number, source_tokens(layer, inputs[0]))
+                    tokens = source_tokens(layer, inputs[0])
+                    checked(tokens if isinstance(layer, nn.Conv2d) else inputs[0])
+                    on_source(number, tokens)
 
                 stack.callback(listen(network.get_submodule(term.layer), before=source))
         if on_entering is not None and site.kind == STREAM:
 
             def entering(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-                on_entering(as_tokens(inputs[0] if inputs else next(iter(named.values()))))
+                on_entering(as_tokens(checked(inputs[0] if inputs else next(iter(named.values())))))
 
             stack.callback(listen(network.get_submodule(site.entry), before=entering))
         if on_channels is not None:
             channels_last = site.kind != "convolution"
 
             def channels(_: nn.Module, __: Any, output: Any) -> None:
-                on_channels(site.outputs(network, as_tokens(first_tensor(output), channels_last=channels_last)))
+                found = checked(first_tensor(output), channels_last=channels_last)
+                on_channels(site.outputs(network, as_tokens(found, channels_last=channels_last)))
 
             stack.callback(listen(network.get_submodule(site.exit), after=channels))
 

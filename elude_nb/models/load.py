@@ -166,12 +166,13 @@ class Model:
         """Preprocess images into a batch (n, c, h, w) on the network's device and in its dtype.
 
         Arrays and tensors are taken as `load_images` takes them. Raises `ImageError`, with the image's name, for one
-        that is no picture, or of which the preprocess makes NaN or infinity.
+        that is no picture, of which the preprocess makes NaN or infinity, or which comes out of another size than
+        ``input_size``, from which the layout of tokens was read.
         """
         names, opened = images.names if isinstance(images, ImageSet) else None, list(images)
         if any(isinstance(image, str) for image in opened):
             raise TypeError(f"{self.name!r} sees images, not text; for sentences see elude_nb.text.load_text_model.")
-        return prepare_rows(opened, self.preprocess, names).to(self.device, self.dtype)
+        return prepare_rows(opened, self.preprocess, names, size=self.input_size).to(self.device, self.dtype)
 
     def noise(self, count: int = 1) -> Tensor:
         """Return seeded noise as input, (n, 3, h, w): what sites are looked for with, and models told apart by."""
@@ -339,7 +340,8 @@ def wrap_network(
 
     ``preprocess`` and ``input_size`` may be left out for timm networks, which carry theirs, also inside a module of
     one's own. Any other network without ``preprocess`` gets timm's default for ImageNet at ``input_size``, with a
-    warning. Of a network that ``torch.compile`` returned, the original inside is taken, with the same weights. With one
+    warning. With ``preprocess`` alone, ``input_size`` is what it makes of two pictures, if that is the same: all images of a
+    model have this one size. Of a network that ``torch.compile`` returned, the original inside is taken, with the same weights. With one
     input channel pictures are grey; with 2, 4 or more, images are arrays and tensors. A model that is handed to worker
     processes needs a ``preprocess`` that can be pickled: a function of a module, or torchvision's transforms, but no
     lambda.
@@ -380,6 +382,8 @@ def wrap_network(
         if count is not None:
             check_count(what, count, 0)
     config, preprocessing = _data_config(network)
+    if input_size is None and preprocess is not None:
+        input_size = _size_of_all(preprocess)
     if input_size is not None:
         config["input_size"] = tuple(input_size)
     elif (channels := input_channels(network)) is not None:
@@ -453,6 +457,18 @@ def _data_config(network: nn.Module) -> tuple[dict[str, Any], str]:
 def _sized(config: dict[str, Any], network: nn.Module) -> dict[str, Any]:
     side = getattr(getattr(network, "patch_embed", None), "img_size", None)
     return config if side is None else config | {"input_size": (3, *side)}
+
+
+def _size_of_all(preprocess: Callable[[Image.Image], Tensor]) -> tuple[int, ...] | None:
+    """Return the shape that ``preprocess`` makes of pictures of any shape; ``None`` if it follows theirs."""
+    from PIL import Image
+
+    grey = Image.linear_gradient("L").convert("RGB")
+    try:
+        sizes = {tuple(preprocess(grey.resize(size)).shape) for size in ((640, 480), (300, 500))}
+    except Exception:  # noqa: BLE001 - a function of one's own may want other pictures; `prepare` checks those
+        return None
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def check_name(name_or_path: object) -> str:

@@ -82,19 +82,31 @@ def check_colours(colours: object, channels: int) -> None:
             check_count("colours", channel, 0, channels - 1)
 
 
-def prepare_rows(images: Sequence[Any], preprocess: Preprocess, names: Sequence[str] | None = None) -> Tensor:
+def prepare_rows(
+    images: Sequence[Any],
+    preprocess: Preprocess,
+    names: Sequence[str] | None = None,
+    *,
+    size: tuple[int, ...] | None = None,
+) -> Tensor:
     """Preprocess images (PIL, arrays or tensors) into a batch (n, c, h, w); those of a set have their ``names``.
 
     Raises
     ------
     ImageError
-        If an image is no picture, or what the preprocess makes of it is not finite; the message names it.
+        If an image is no picture, or what the preprocess makes of it is not finite, or not of the ``size`` (c, h, w)
+        that the model was made for; the message names it.
     """
     rows = []
     for number, image in enumerate(images):
         name = f"image {number} of the batch" if names is None else names[number]
         opened = image if names is not None or isinstance(image, Image.Image) else open_image((image, name))
         row = preprocess(opened)
+        if size is not None and tuple(row.shape) != size:
+            raise ImageError(
+                f"preprocess made {tuple(row.shape)} of {name!r}, and the model's input_size is {size}. Let preprocess "
+                "bring all images to one size, and give wrap_network that input_size, or none."
+            )
         if not bool(torch.isfinite(row).all()):
             raise ImageError(
                 f"{name!r} has NaN or infinite values after the preprocess; leave it out, or mend the preprocess (a "

@@ -8,6 +8,7 @@ scale folded into ``W``. `elude_nb.models.find_sites.find_site` checks this on a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb._util.checks import check_choice
+from elude_nb.errors import ImageError
 
 TOKENS = ("class", "registers", "patch", "all")
 STREAM = "stream"
@@ -62,6 +64,25 @@ class TokenLayout:
         """Number of tokens of one image."""
         return self.classes + self.registers + (self.grid[0] * self.grid[1] if self.grid else 0)
 
+    def check(self, shape: Sequence[int], *, channels_last: bool = True) -> None:
+        """Raise ``ImageError`` unless this is the layout of an output with the batch first.
+
+        Parameters
+        ----------
+        shape
+            Of the output.
+        channels_last
+            Whether the channels are the last dimension, or that after the batch.
+        """
+        found = tuple(shape[1:-1] if channels_last else shape[2:])
+        expected = self.grid if len(found) == 2 else (self.count,)
+        if (found or (1,)) != expected:
+            raise ImageError(
+                f"These images have {_in_words(found)} tokens here, and images of the model's input size have "
+                f"{_in_words(expected)}. Give images of that size, or make the model with theirs: "
+                "wrap_network(network, input_size=...), load_model(name, image_size=...)."
+            )
+
     def positions(self, tokens: str) -> Tensor:
         """Return the token numbers that ``tokens`` stands for, (t,).
 
@@ -82,6 +103,10 @@ class TokenLayout:
             has = [kind for kind, (a, b) in bounds.items() if a < b]
             raise ValueError(f"tokens={tokens!r}: this site has none; it has {has}.")
         return torch.arange(start, stop)
+
+
+def _in_words(lengths: tuple[int, ...] | None) -> str:
+    return " x ".join(str(length) for length in lengths or (1,))
 
 
 @dataclass(frozen=True)

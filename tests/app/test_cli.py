@@ -1,16 +1,18 @@
+import argparse
 import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 import elude_nb as en
 from elude_nb.app.cli import main
 from elude_nb.baselines import METHODS
 from elude_nb.baselines.compare import DEFAULT_METHODS, HIGHER_IS_BETTER
-from tests.tiny import random_images, tiny_vit
+from tests.tiny import random_images, redraw, tiny_vit
 
 
 def run(*arguments: str) -> int:
@@ -100,7 +102,7 @@ def test_the_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["disentangle", "--model", "dinov2-smal", "--out", "x"], "Did you mean 'dinov2-small'"),
         (["disentangle", "--images", "no/such/folder", "--out", "x"], "no folder 'no/such/folder'"),
-        (["disentangle", "--units", "1", "--out", "x"], "units=1 is out of range"),
+        (["disentangle", "--units", "1", "--out", "x"], "--units 1 is out of range"),
         (["disentangle", "--blocks", "some", "--out", "x"], "a whole number or 'all'"),
         (["verify", "missing.safetensors"], "There is no file 'missing.safetensors'"),
         (["score", "missing.safetensors"], "There is no file 'missing.safetensors'"),
@@ -145,6 +147,65 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     monkeypatch.setattr(en, "load_model", model)
     monkeypatch.setattr(en, "load_images", pictures)
     return asked
+
+
+def finetuned(folder: Path) -> Path:
+    """Write what timm's trainer writes, but for the name of the architecture; an averaged network among it."""
+    state = redraw(timm.create_model("test_vit", num_classes=3)).state_dict()
+    old = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    held = {"state_dict": old, "state_dict_ema": state, "args": argparse.Namespace(model="x"), "epoch": 3}
+    torch.save(held, folder / "finetuned.pth.tar")
+    return folder / "finetuned.pth.tar"
+
+
+def test_a_checkpoint_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, file = finetuned(tmp_path), tmp_path / "split.safetensors"
+    few = ["--images", "shapes", "--count", "12"]
+    made = ["disentangle", *few, "--blocks", "1", "--concepts", "4", "--units", "2", "--out", str(file)]
+    made += ["--model", str(checkpoint)]
+    assert run(*made) == 2
+    said = capsys.readouterr().err
+    assert "add --architecture with timm's name, for example --architecture vit_small_patch14_dinov2.lvd142m" in said
+    how = ["--architecture", "test_vit", "--image-size", "64x96", "--dtype", "float64", "--device", "cpu"]
+    assert run(*made, *how) == 0
+    split = en.Disentanglement.load(file)
+    assert (split.model.input_size, split.model.dtype) == ((3, 64, 96), torch.float64)
+    assert split.site.layout.grid == (4, 6)
+    assert "averaged weights (state_dict_ema)" in repr(split.model)
+    moved = checkpoint.rename(tmp_path / "moved.pth.tar")
+    capsys.readouterr()
+    assert run("verify", str(file), *few, "--json") == 2
+    assert "no file" in capsys.readouterr().err
+    assert run("verify", str(file), *few, "--json", "--model", str(moved)) == 0
+    assert json.loads(capsys.readouterr().out)["lens"]["max_abs_diff"] == 0.0
+    assert run("verify", str(file), *few, "--model", str(moved), "--dtype", "float32") == 2
+    assert "its dtype is torch.float32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--image-size", "big", "--image-size 'big': give a whole number, or two"),
+        ("--image-size", "65", "--image-size 65 is no multiple of the patch side 16; take 64."),
+        ("--image-size", "0", "--image-size 0 is out of range"),
+        ("--dtype", "int8", "--dtype 'int8': give float32"),
+        ("--device", "moon", "--device moon cannot be used here"),
+        ("--architecture", "test_vitt", "See `elude-nb models` for all names"),
+    ],
+)
+def test_options_of_a_model_that_cannot_be(
+    option: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = {"--model": str(finetuned(tmp_path)), "--architecture": "test_vit", option: value}
+    assert run("sites", *(word for pair in how.items() for word in pair)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sites_and_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sites", "--model", "test_vit", "--no-pretrained", "--image-size", "32") == 0
+    assert "blocks.0.mlp.fc2" in capsys.readouterr().out
+    assert run("models", "test_vit*") == 0
+    assert "test_vit2" in capsys.readouterr().out.split()
 
 
 QUICK = ["--units", "8", "--concepts", "5", "--k", "4", "--sparsity", "2", "--seed", "3"]
@@ -227,7 +288,7 @@ def test_report_writes_the_page_of_the_library(tiny, tmp_path: Path, capsys, mon
     assert (len(data["channels"]), len(data["concepts"])) == (2, 5)
     assert page.count("data:image/jpeg") == 12
     assert run("report", str(tmp_path / "any"), "--max-memory", "0", "--out", str(out)) == 2
-    assert "max_memory=0" in capsys.readouterr().err
+    assert "--max-memory 0" in capsys.readouterr().err
     assert out.read_text(encoding="utf-8") == page
 
 
@@ -236,11 +297,11 @@ def test_report_writes_the_page_of_the_library(tiny, tmp_path: Path, capsys, mon
     ("arguments", "message"),
     [
         (["--methods", "PCA,PCA"], "['PCA', 'PCA']"),
-        (["--methods", ""], "method='' is not known"),
-        (["--k", "30"], "20 images to score on are too few for the k=30 best"),
+        (["--methods", ""], "method '' is not known"),
+        (["--k", "30"], "20 images to score on are too few for the --k 30 best"),
         (["--blocks", "two"], "a whole number or 'all'"),
         (["--tokens", "patches"], "Did you mean 'patch'"),
-        (["--max-memory", "0.000001"], "more than max_memory"),
+        (["--max-memory", "0.000001"], "more than --max-memory"),
         (["--site", "steam"], "stream"),
     ],
 )
