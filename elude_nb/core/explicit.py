@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from elude_nb.core.partition import proportional_shares
 from elude_nb.core.routing import Routing
 from elude_nb.errors import PartitionError, SiteError
-from elude_nb.models.hooks import clean_copy, evaluating, output_tensor, with_first
+from elude_nb.models.hooks import clean_copy, evaluating
 from elude_nb.models.load import Model
+from elude_nb.models.outputs import output_tensor, with_first
 from elude_nb.models.sites import Site, Term, dense_weight
 from elude_nb.models.stream import blocks_of
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb.models.hooks import Tap, evaluating, for_analysis
 from elude_nb.models.load import Model, check_model
@@ -188,6 +189,7 @@ def record(
         start += len(batch)
 
 
+@own_arithmetic()
 def _record_batch(
     model: Model, batch: Tensor, site: Site, rows: Tensor, positions: Tensor, first_image: int
 ) -> Recording:

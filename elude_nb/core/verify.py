@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count
 from elude_nb.core.explicit import weights_add_up
 from elude_nb.core.readout import Lens, Readout
@@ -21,7 +22,10 @@ from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import ExactnessError
-from elude_nb.models.hooks import Tap, as_dtype, as_tokens, clean_copy, evaluating, first_tensor, listen, output_tensor
+from elude_nb.models.hooks import Tap, as_dtype, as_tokens, clean_copy, evaluating, listen
+from elude_nb.models.layers import quantised_layers
+from elude_nb.models.load import Model
+from elude_nb.models.outputs import first_tensor, output_tensor
 from elude_nb.models.sites import Site
 
 
@@ -214,6 +218,7 @@ class Certificate:
         return f"<table><caption>Certificate of exactness</caption>{body}</table>"
 
 
+@own_arithmetic()
 def verify(
     split: Disentanglement,
     images: Images,
@@ -250,7 +255,8 @@ def verify(
         If the lens is not bit-identical; if a channel of the explicit network differs from the model's by more than
         ``2 lambda sqrt(s) u`` times the sum of its contributions' absolute values, ``u`` the unit roundoff, ``s`` the
         length of the sum and lambda = 8 (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, theorem 2.4, for each of two
-        orders of summation); or if the outputs differ by more than 1e-12 of the largest in float64.
+        orders of summation); if the outputs differ by more than 1e-12 of the largest in float64; or if quantised
+        layers cannot be run in float64.
     """
     check_split(split, "verify", thorough=True)
     check_count("images_float64", images_float64)
@@ -261,6 +267,7 @@ def verify(
     model = split.model.using(batch_size=usual if batch_size is None else batch_size, progress=progress)
     network, site = model.network, split.site
     explicit = split.explicit()
+    _check_float64(split.model)
     readout = _lens_readout(split)
     lens_found, outputs, channels = Comparison(), Comparison(), Comparison()
     clock = _Clock(min(model.batch_size, len(photos)))
@@ -381,6 +388,21 @@ def _rounding_bound(split: Disentanglement, batch: Tensor) -> Tensor:
         add(replace(unscaled, terms=(term,)).bias(network).abs())
     sizes = total[0]
     return 2 * CONFIDENCE * math.sqrt(length) * unit_roundoff * sizes.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _check_float64(model: Model) -> None:
+    """Raise `ExactnessError` if quantised layers keep the network from running in float64."""
+    whole = quantised_layers(model.network)
+    if not whole:
+        return
+    try:
+        with evaluating(model.network):
+            clean_copy(model.network).cpu().double()(as_dtype(model.noise().cpu(), torch.float64))
+    except RuntimeError as error:
+        raise ExactnessError(
+            f"verify runs the network in float64 too, which its quantised layers, such as {whole[0]!r}, do not take; "
+            "verify a split of the network as it was before it was quantised."
+        ) from error
 
 
 def _in_float64(

@@ -11,21 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb.data.images import Images
-from elude_nb.models.hooks import (
-    evaluating,
-    first_tensor,
-    for_analysis,
-    intercept,
-    is_intercepted,
-    listen,
-    main_tensor,
-    with_first,
-)
+from elude_nb.models.hooks import evaluating, for_analysis, intercept, is_intercepted, listen
 from elude_nb.models.load import Model, check_model
+from elude_nb.models.outputs import first_tensor, main_tensor, with_first
 from elude_nb.models.sites import STREAM, Site
 
 
+@own_arithmetic()
 def embed(model: Model, images: Images) -> Tensor:
     """Return the model's output for each image less the mean over the images, (n, e).
 
@@ -34,6 +28,7 @@ def embed(model: Model, images: Images) -> Tensor:
     return _centred(outputs_of(model, images))
 
 
+@own_arithmetic()
 def outputs_of(model: Model, images: Images) -> Tensor:
     """Return the model's output for each image, (n, e), on the CPU and in at least float32."""
     check_model(model)

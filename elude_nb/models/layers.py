@@ -24,6 +24,11 @@ def is_plain(module: Any) -> bool:
     return weight is not None and bool(weight.is_floating_point())
 
 
+def quantised_layers(network: nn.Module) -> list[str]:
+    """Return the paths of all layers whose weights are whole numbers with scales."""
+    return [name for name, module in network.named_modules() if _is_quantised(module)]
+
+
 def is_linear(module: Any) -> bool:
     """Say whether a module is a linear layer of any kind, also one that cannot be split."""
     return isinstance(module, nn.Linear) or (
