@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
-_THEIRS: ContextVar[torch.dtype | None] = ContextVar("the user's default dtype, while another is set", default=None)
+_Defaults = tuple[torch.dtype, torch.device]
+_OURS: _Defaults = torch.float32, torch.device("cpu")
+_THEIRS: ContextVar[_Defaults | None] = ContextVar("the user's defaults, while others are set", default=None)
 
 
 @contextmanager
 def own_arithmetic() -> Iterator[None]:
-    """Work with float32 as torch's default dtype, without autocast and outside ``torch.inference_mode``.
+    """Work with torch's own defaults (float32, CPU), without autocast and outside ``torch.inference_mode``.
 
     As a context or as a decorator. Autocast would round sums to half precision, another default dtype would change
     random draws and quotients of whole numbers, and what is made in inference mode has no gradients ever after.
     """
-    theirs = torch.get_default_dtype()
+    theirs = torch.get_default_dtype(), torch.get_default_device()
     with ExitStack() as stack:
         _leave_modes(stack)
-        if theirs != torch.float32:
+        if theirs != _OURS:
             stack.callback(_THEIRS.reset, _THEIRS.set(theirs))
-            _set_default(stack, torch.float32)
+            _set_defaults(stack, _OURS)
         yield
 
 
-@contextmanager
-def network_arithmetic() -> Iterator[None]:
-    """Run a network in the dtype of its weights: as `own_arithmetic`, but with the default dtype that the user set."""
+def run_network(network: Callable[..., T], *inputs: Any) -> T:
+    """Call a network with the defaults that the user set: what it makes on the way is to fit its weights."""
     theirs = _THEIRS.get()
     with ExitStack() as stack:
-        _leave_modes(stack)
         if theirs is not None:
-            _set_default(stack, theirs)
-        yield
+            _set_defaults(stack, theirs)
+        return network(*inputs)
 
 
 def _leave_modes(stack: ExitStack) -> None:
@@ -48,6 +50,9 @@ def _leave_modes(stack: ExitStack) -> None:
             stack.enter_context(torch.autocast(device, enabled=False))
 
 
-def _set_default(stack: ExitStack, dtype: torch.dtype) -> None:
+def _set_defaults(stack: ExitStack, defaults: _Defaults) -> None:
+    dtype, device = defaults
     stack.callback(torch.set_default_dtype, torch.get_default_dtype())
     torch.set_default_dtype(dtype)
+    if device != torch.get_default_device():
+        stack.enter_context(device)

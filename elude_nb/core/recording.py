@@ -91,6 +91,7 @@ def real_tokens_at(model: Model, batch: Tensor, site: Site, positions: Tensor) -
     return found
 
 
+@own_arithmetic()
 def draw_tokens(
     candidates: Tensor, real: Tensor | None, per_image: int | None, images: Sequence[int], seed: int
 ) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb._util.arithmetic import own_arithmetic
+from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count
 from elude_nb.core.explicit import weights_add_up
 from elude_nb.core.readout import Lens, Readout
@@ -274,7 +274,7 @@ def verify(
     used = 0.0
     with evaluating(network):
         first = model.prepare([photos[i] for i in range(min(model.batch_size, len(photos)))])
-        network(first), explicit(first)  # warm up, untimed
+        run_network(network, first), run_network(explicit, first)  # warm up, untimed
         for batch in model.batches(photos, "verify"):
             plain = clock.run("model", network, site, batch)
             with Lens(network, site, readout):
@@ -346,7 +346,7 @@ class _Clock:
             stack.callback(listen(entry, before=lambda *_: marks.append(_now(batch))))
             stack.callback(listen(last, after=leave))
             start = _now(batch)
-            output = output_tensor(network(batch))
+            output = output_tensor(run_network(network, batch))
             if len(batch) == self._batch_size:  # a last, smaller batch would skew the medians
                 self._whole.setdefault(name, []).append(_now(batch) - start)
                 self._site.setdefault(name, []).append(marks[-1] - marks[0])
@@ -381,7 +381,7 @@ def _rounding_bound(split: Disentanglement, batch: Tensor) -> Tensor:
         on_source=lambda number, sources: add(sources.abs() @ weights[number].T),
         on_entering=lambda entering: add(entering.abs()),
     ):
-        network(batch)
+        run_network(network, batch)
     length = site.sources * site.kernel + 2 * len(site.terms) + split.routing.units + 2
     unit_roundoff = torch.finfo(split.model.dtype).eps / 2
     for term in site.terms:  # each bias by itself: those of several layers may cancel in the sum
@@ -397,7 +397,7 @@ def _check_float64(model: Model) -> None:
         return
     try:
         with evaluating(model.network):
-            clean_copy(model.network).cpu().double()(as_dtype(model.noise().cpu(), torch.float64))
+            run_network(clean_copy(model.network).cpu().double(), as_dtype(model.noise().cpu(), torch.float64))
     except RuntimeError as error:
         raise ExactnessError(
             f"verify runs the network in float64 too, which its quantised layers, such as {whole[0]!r}, do not take; "
@@ -414,8 +414,8 @@ def _in_float64(
     readout = Readout(readout.matrix.double(), readout.offset.double(), readout.entering)
     for given in split.model.using(batch_size=1).batches(images, ""):
         batch = as_dtype(given.cpu(), torch.float64)  # on the CPU: not every device has float64
-        plain = output_tensor(network(batch))
+        plain = output_tensor(run_network(network, batch))
         with Lens(network, split.site, readout):
-            lensed.add(plain, output_tensor(network(batch)))
-        apart.add(plain, output_tensor(explicit(batch)))
+            lensed.add(plain, output_tensor(run_network(network, batch)))
+        apart.add(plain, output_tensor(run_network(explicit, batch)))
     return lensed.result(), apart.result()

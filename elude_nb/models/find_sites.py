@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count, check_kind, check_whole, near_matches
 from elude_nb.errors import SiteError
 from elude_nb.models.hooks import Tap, as_dtype, check_pristine, clean_copy, evaluating, listen
@@ -204,6 +205,7 @@ def run_once(model: Model) -> Run:
     return found
 
 
+@own_arithmetic()
 def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.DataFrame:
     """List the places of a model where channels can be split.
 
@@ -272,6 +274,7 @@ def _site_row(model: Model, name: str, blocks: int | Literal["all"], run: Run) -
     }
 
 
+@own_arithmetic()
 def find_site(model: Model, name: str = STREAM, *, blocks: int | Literal["all"] = "all") -> Site:
     """Return one site by name, after a forward pass has shown that its channels are the sum they should be.
 
@@ -434,7 +437,7 @@ def _check_recomposition(model: Model, site: Site) -> None:
             on_entering=lambda x: total.__setitem__("entering", x.cpu().double().clone()),
         ),
     ):
-        network(noise)
+        run_network(network, noise)
     inside = total["sum"] + site.bias(network).cpu().double()
     entering = total.get("entering", torch.zeros(()))
     if entering.ndim and entering.shape != inside.shape:

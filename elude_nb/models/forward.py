@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb._util.arithmetic import own_arithmetic
+from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb.data.images import Images
 from elude_nb.models.hooks import evaluating, for_analysis, intercept, is_intercepted, listen
 from elude_nb.models.load import Model, check_model
@@ -89,8 +89,8 @@ def output_and_patches(model: Model, batch: Tensor) -> tuple[Tensor, Tensor | No
     parted = hasattr(network, "forward_features") and hasattr(network, "forward_head")
     if not parted or model.output is not main_tensor:  # the user's choice of an output is not that of forward_head
         return model(batch).flatten(1), None
-    tokens = network.forward_features(batch)
-    output: Tensor = network.forward_head(tokens).flatten(1)
+    tokens = run_network(network.forward_features, batch)
+    output: Tensor = run_network(network.forward_head, tokens).flatten(1)
     if tokens.ndim != 3:
         return output, None
     return output, tokens[:, getattr(network, "num_prefix_tokens", 1) :].mean(1)

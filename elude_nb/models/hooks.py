@@ -24,7 +24,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from elude_nb._util.arithmetic import network_arithmetic, own_arithmetic
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb.errors import EditError
 from elude_nb.models.outputs import first_tensor
 from elude_nb.models.sites import STREAM, Site
@@ -159,7 +159,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         found.users += 1
         network.eval()
     try:
-        with network_arithmetic(), torch.no_grad(), _as_written(network):
+        with own_arithmetic(), torch.no_grad(), _as_written(network):
             yield
     finally:
         with _LOCK:

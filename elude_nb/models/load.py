@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from elude_nb._util.arithmetic import own_arithmetic
+from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count, check_flag, check_kind, near_matches, shortly
 from elude_nb._util.files import existing_file, sha256_of_tensors
 from elude_nb._util.progress import progress_bar
@@ -122,7 +122,7 @@ class Model:
         TypeError, ValueError
             If the output has no tensor, or it has not a row for each image.
         """
-        found = self.output(self.network(batch))
+        found = self.output(run_network(self.network, batch))
         if not isinstance(found, Tensor) or found.ndim < 1 or len(found) != len(batch):
             made = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
@@ -169,11 +169,11 @@ class Model:
         batch = torch.stack([self.preprocess(image) for image in images])
         return batch.to(self.device, self.dtype)
 
+    @own_arithmetic()
     def noise(self, count: int = 1) -> Tensor:
         """Return seeded noise as input, (n, 3, h, w): what sites are looked for with, and models told apart by."""
         generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(count, *self.input_size, generator=generator, dtype=torch.float32)
-        return drawn.to(self.device, self.dtype)
+        return torch.randn(count, *self.input_size, generator=generator).to(self.device, self.dtype)
 
     def real_tokens(self, batch: Tensor) -> Tensor | None:  # noqa: ARG002 - other kinds of model look at it
         """Return which tokens of a batch are more than padding, (n, t); ``None``, as for images: all are."""

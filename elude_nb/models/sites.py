@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice
 
 TOKENS = ("class", "registers", "patch", "all")
@@ -62,6 +63,7 @@ class TokenLayout:
         """Number of tokens of one image."""
         return self.classes + self.registers + (self.grid[0] * self.grid[1] if self.grid else 0)
 
+    @own_arithmetic()
     def positions(self, tokens: str) -> Tensor:
         """Return the token numbers that ``tokens`` stands for, (t,).
 

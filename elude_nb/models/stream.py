@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import run_network
 from elude_nb.models.hooks import clean_copy, evaluating, listen
 from elude_nb.models.layers import is_linear, is_plain
 from elude_nb.models.outputs import first_tensor
@@ -148,7 +149,7 @@ def watch_blocks(network: nn.Module, noise: Tensor) -> tuple[dict[str, tuple[Ter
     with ExitStack() as stack, evaluating(network):
         for path in watched:
             stack.enter_context(_Watch(network.get_submodule(path), path, terms, reasons))
-        network(noise)
+        run_network(network, noise)
     runs = [run for paths in containers for run in _runs(network, [path for path in paths if terms.get(path)])]
     longest = max(runs, key=len, default=[])
     beside = longest[0].rpartition(".")[0] if longest else None

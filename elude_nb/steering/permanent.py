@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb._util.arithmetic import own_arithmetic
+from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb.core.edit import Edit
 from elude_nb.core.explicit import replace_module, take_branch
 from elude_nb.core.plan import Plan, increment
@@ -287,10 +287,10 @@ def _check(split: Disentanglement, edit: Edit, made: nn.Module) -> None:
     """Compare with the live edit on noise: a block whose branches do not run one after the other would be wrong."""
     noise = split.model.noise()
     with evaluating(split.model.network), Steering(split, edit):
-        expected = output_tensor(split.model.network(noise))
+        expected = output_tensor(run_network(split.model.network, noise))
     try:
         with torch.no_grad():
-            found = output_tensor(made(noise))
+            found = output_tensor(run_network(made, noise))
     except (AttributeError, RuntimeError, TypeError) as error:
         raise SiteError(_not_plain(split.site.name, str(error))) from error
     difference, largest = float((expected - found).abs().max()), float(expected.abs().max())
