@@ -150,7 +150,7 @@ def sha256_of_tensors(tensors: Mapping[str, Any]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        for number, part in enumerate(_plain_parts(tensors[name])):
+        for number, part in enumerate(plain_parts(tensors[name])):
             known_as = f"{name}[{number}]" if number else name
             if not isinstance(part, Tensor):
                 digest.update(f"{known_as}|{part!r}|".encode())
@@ -162,17 +162,22 @@ def sha256_of_tensors(tensors: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _plain_parts(value: Any) -> list[Any]:
+def is_composed(value: Any) -> bool:
+    """Say whether this is a tensor made of others, as torchao's quantised ones and distributed ones are."""
+    return isinstance(value, Tensor) and hasattr(value, "__tensor_flatten__")
+
+
+def plain_parts(value: Any) -> list[Any]:
     """Return what an entry of a state dict is made of: plain tensors, and what stands for itself as text."""
     if isinstance(value, list | tuple):  # torch's quantised layers pack weight and bias
-        return [part for each in value for part in _plain_parts(each)]
+        return [part for each in value for part in plain_parts(each)]
     if isinstance(value, Tensor) and value.is_quantized:
         if value.qscheme() == torch.per_tensor_affine:
             return [value.int_repr(), value.q_scale(), value.q_zero_point()]
         return [value.int_repr(), value.q_per_channel_scales(), value.q_per_channel_zero_points()]
-    if hasattr(value, "__tensor_flatten__"):  # a tensor made of others, such as torchao's
+    if is_composed(value):
         names, about = value.__tensor_flatten__()
-        return [part for name in names for part in _plain_parts(getattr(value, name))] + [about]
+        return [part for name in names for part in plain_parts(getattr(value, name))] + [about]
     return [value]
 
 

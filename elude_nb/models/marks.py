@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.files import is_composed, plain_parts
+
 _VALUES = 16  # of each parameter that are looked at to notice that it changed
 
 
@@ -24,8 +26,12 @@ class Mark(NamedTuple):
 
 def weight_marks(network: nn.Module) -> dict[str, Mark]:
     """Return a mark for each parameter and buffer."""
-    tensors = itertools.chain(network.named_parameters(), network.named_buffers())
-    return {name: _mark(tensor) for name, tensor in tensors}
+    marks = {}
+    for name, tensor in itertools.chain(network.named_parameters(), network.named_buffers()):
+        # A tensor made of others, as torchao's quantised ones are, has no memory of its own to look at.
+        parts = [part for part in plain_parts(tensor) if isinstance(part, Tensor)] if is_composed(tensor) else [tensor]
+        marks |= {f"{name}[{number}]" if number else name: _mark(part) for number, part in enumerate(parts)}
+    return marks
 
 
 def _mark(tensor: Tensor) -> Mark:

@@ -15,6 +15,7 @@ import elude_nb as en
 from elude_nb._util.files import sha256_of_tensors
 from elude_nb.errors import ExactnessError, ModelMismatchError, SiteError, WeightsError
 from elude_nb.models.hooks import evaluating
+from elude_nb.models.marks import weight_marks
 from tests.tiny import random_images, tiny_vit, to_tensor, wrapped
 
 QUICK: dict[str, Any] = {"concepts": 6, "units": 3, "tokens_per_image": 6, "progress": False}
@@ -80,7 +81,7 @@ class Adapted(nn.Module):
 
     def __init__(self, base: Any, scale: float) -> None:
         super().__init__()
-        self.base_layer, self.scale = base, scale
+        self.base_layer, self.scale, self.in_features = base, scale, base.in_features
         self.lora_A = nn.Linear(base.in_features, 2, bias=False, dtype=base.weight.dtype)
         self.lora_B = nn.Linear(2, base.out_features, bias=False, dtype=base.weight.dtype)
 
@@ -119,6 +120,10 @@ def test_an_adapter_with_a_scale_of_its_own_is_named(names, layer_scale, factor)
     assert f".lora_B' puts out is added {factor}, a factor that no parameter holds" in str(caught.value)
     assert "peft: merge_and_unload()" in str(caught.value)
     assert en.find_site(model, "blocks.0.mlp.fc1").sources == 24
+    with pytest.raises(
+        SiteError, match=r"is an adapter \(.*Adapted\) around 'blocks\.0\.mlp\.fc2\.base_layer'; merge it"
+    ):
+        en.find_site(model, "blocks.0.mlp.fc2")
 
 
 def test_an_adapter_trained_after_a_first_look_is_looked_at_again(images) -> None:
@@ -327,6 +332,23 @@ def test_the_hash_of_packed_weights_sees_every_change() -> None:
     ]
     assert len({sha256_of_tensors(state) for state in states}) == len(states)
     assert sha256_of_tensors(copy.deepcopy(states[0])) == sha256_of_tensors(states[0])
+
+
+def test_weights_made_of_several_tensors_are_told_apart_and_not_split(images, tmp_path) -> None:
+    """As torchao's are; torch has one to test with."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    network: Any = tiny_vit().network
+    weight = network.head.weight.detach()
+    network.head.weight = nn.Parameter(TwoTensor(weight, weight.clone()), requires_grad=False)
+    model = wrap(network)
+    with pytest.raises(SiteError, match="'head' is quantised"):
+        en.find_site(model, "head")
+    before, marks = model.fingerprint(), weight_marks(network)
+    assert weight_marks(network) == marks
+    network.head.weight.b[0, 0] += 1
+    assert model.fingerprint() != before
+    assert weight_marks(network) != marks
 
 
 def test_the_dtype_of_a_model_is_that_of_its_fractions() -> None:
