@@ -36,7 +36,8 @@ from elude_nb.core.explicit import explicit_network, weights_add_up
 from elude_nb.core.readout import Lens, Readout
 from elude_nb.core.routing import Routing
 from elude_nb.core.verify import Comparison, Difference
-from elude_nb.models.hooks import Tap, as_dtype, as_tokens, evaluating, first_tensor, output_tensor
+from elude_nb.models.hooks import Tap, as_dtype, as_tokens, evaluating
+from elude_nb.models.outputs import first_tensor, output_tensor
 from elude_nb.models.sites import STREAM, Site
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 import elude_nb as en
 from elude_nb.baselines.replace import Replaced
 from elude_nb.core.readout import Lens
-from elude_nb.errors import EditError, ModelMismatchError
+from elude_nb.errors import EditError, ModelMismatchError, WeightsError
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.naming import name_concepts_by_text
 from elude_nb.interpret.neighbours import find_neighbours
@@ -521,6 +521,35 @@ def test_a_split_of_weights_that_changed_is_refused(env, how) -> None:
             CALLS[name](env)
     with pytest.raises(ModelMismatchError, match="are not those that were split"):
         env.split.with_names({0: "cat"}).activations(env.images)
+
+
+MOVED: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
+    "all of it": (
+        lambda network: network.float(), ModelMismatchError,
+        r"split in torch\.float64, and '.+' is now in torch\.float32\. Move it back, .*model\.to\(dtype=torch\.float32",
+    ),
+    "a layer": (
+        lambda network: network.blocks[1].mlp.half(), ModelMismatchError,
+        r"split in torch\.float64, and 'blocks\.1\.mlp\.fc1\.weight' is now in torch\.float16\. Move it back",
+    ),
+    "to meta": (lambda network: network.to("meta"), WeightsError, "on the device meta, which holds no numbers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", MOVED)
+def test_every_call_of_a_split_says_what_its_model_was_moved_to(env, how) -> None:
+    move, error, reason = MOVED[how]
+    kept = {name: value.clone() for name, value in env.model.network.state_dict().items()}
+    read = env.split.activations(env.images, [env.unit])
+    move(env.model.network)
+    for name in OF_A_SPLIT:
+        with pytest.raises(error, match=reason):
+            CALLS[name](env)
+    with pytest.raises(error, match=r"torch\.float32, not torch\.float64|SHA-256|on the device meta"):
+        CALLS["Disentanglement.load"](env)
+    if how != "to meta":
+        env.model.network.double().load_state_dict(kept)
+        assert env.split.activations(env.images, [env.unit]).equal(read)
 
 
 @pytest.mark.parametrize("name", OF_A_SPLIT)

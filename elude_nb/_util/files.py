@@ -147,8 +147,10 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+def sha256_of_tensors(tensors: Mapping[str, Any]) -> str:
     """Return one SHA-256 over names, dtypes, shapes and bytes of ``tensors``, whatever their order.
+
+    Beside tensors, a state dict may hold what quantised layers keep: packed weights, dtypes and numbers.
 
     Examples
     --------
@@ -160,11 +162,35 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for number, part in enumerate(plain_parts(tensors[name])):
+            known_as = f"{name}[{number}]" if number else name
+            if not isinstance(part, Tensor):
+                digest.update(f"{known_as}|{part!r}|".encode())
+                continue
+            tensor = part.detach().cpu().contiguous()
+            digest.update(f"{known_as}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+            if tensor.numel():
+                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def is_composed(value: Any) -> bool:
+    """Say whether this is a tensor made of others, as torchao's quantised ones and distributed ones are."""
+    return isinstance(value, Tensor) and hasattr(value, "__tensor_flatten__")
+
+
+def plain_parts(value: Any) -> list[Any]:
+    """Return what an entry of a state dict is made of: plain tensors, and what stands for itself as text."""
+    if isinstance(value, list | tuple):  # torch's quantised layers pack weight and bias
+        return [part for each in value for part in plain_parts(each)]
+    if isinstance(value, Tensor) and value.is_quantized:
+        if value.qscheme() == torch.per_tensor_affine:
+            return [value.int_repr(), value.q_scale(), value.q_zero_point()]
+        return [value.int_repr(), value.q_per_channel_scales(), value.q_per_channel_zero_points()]
+    if is_composed(value):
+        names, about = value.__tensor_flatten__()
+        return [part for name in names for part in plain_parts(getattr(value, name))] + [about]
+    return [value]
 
 
 def existing_file(path: str | os.PathLike[str], cure: str) -> Path:

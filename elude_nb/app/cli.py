@@ -288,7 +288,7 @@ def sites(
     import elude_nb as en
 
     loaded = _load_model(model, architecture, image_size, device, dtype, pretrained)
-    typer.echo(en.find_sites(loaded, blocks=_blocks(blocks)).to_string(index=False))
+    typer.echo(en.find_sites(loaded, blocks=_number_or_all("--blocks", blocks)).to_string(index=False))
 
 
 @app.command()

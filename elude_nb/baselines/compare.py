@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_kind, check_number
 from elude_nb._util.progress import announced, progress_bar
 from elude_nb.baselines.base import Method
@@ -157,6 +158,7 @@ def _best_row(table: pd.DataFrame, score: str) -> str:
     return str(table[score].idxmax() if HIGHER_IS_BETTER[score] else table[score].idxmin())
 
 
+@own_arithmetic()
 def compare(
     model: Model,
     images: Images,

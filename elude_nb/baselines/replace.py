@@ -13,18 +13,9 @@ from torch import Tensor, nn
 from elude_nb.core.recording import Recording
 from elude_nb.data.images import Images
 from elude_nb.models.forward import features
-from elude_nb.models.hooks import (
-    Reentrant,
-    Tap,
-    as_tokens,
-    evaluating,
-    first_tensor,
-    for_analysis,
-    from_tokens,
-    intercept,
-    with_first,
-)
+from elude_nb.models.hooks import Reentrant, Tap, as_tokens, evaluating, for_analysis, from_tokens, intercept
 from elude_nb.models.load import Model
+from elude_nb.models.outputs import first_tensor, with_first
 from elude_nb.models.sites import Site
 
 Reconstruct = Callable[[Recording], Tensor]

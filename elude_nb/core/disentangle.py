@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_number
 from elude_nb._util.progress import in_words, say
 from elude_nb.core.clustering import cluster_directions, unit_vectors
@@ -59,6 +60,7 @@ class Estimate:
         )
 
 
+@own_arithmetic()
 def disentangle(
     model: Model,
     images: Images,
@@ -180,6 +182,7 @@ def disentangle(
     return split_recordings(given_model, place, recordings, strategy, settings, builder)
 
 
+@own_arithmetic()
 def split_recordings(
     model: Model,
     site: Site,
@@ -320,6 +323,7 @@ def unit_shares(weight: Tensor, routing: Routing, covariance: Tensor, variance: 
     return shares
 
 
+@own_arithmetic()
 def estimate(
     model: Model,
     images: Images,

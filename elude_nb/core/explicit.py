@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import run_network
 from elude_nb.core.partition import proportional_shares
 from elude_nb.core.routing import Routing
 from elude_nb.errors import PartitionError, SiteError
-from elude_nb.models.hooks import clean_copy, evaluating, output_tensor, with_first
+from elude_nb.models.hooks import clean_copy, evaluating
 from elude_nb.models.load import Model
+from elude_nb.models.outputs import output_tensor, with_first
 from elude_nb.models.sites import Site, Term, dense_weight
 from elude_nb.models.stream import blocks_of
 
@@ -185,9 +187,9 @@ def check_explicit(model: Model, made: nn.Module, site: Site) -> None:
     """
     noise = model.noise()
     with evaluating(model.network):
-        expected = output_tensor(model.network(noise))
+        expected = output_tensor(run_network(model.network, noise))
         try:
-            found = output_tensor(made(noise))
+            found = output_tensor(run_network(made, noise))
         except (AttributeError, RuntimeError, TypeError, IndexError, KeyError) as error:
             raise SiteError(
                 f"{site.name!r} cannot be made explicit: its network does not run with split layers in the "

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import near_matches, shortly
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.edit import Change, Edit
@@ -221,6 +222,7 @@ class Accumulator:
         return self.plan.change(found, number)
 
 
+@own_arithmetic()
 def plan_edit(split: Splittable, edit: Edit, starts: Sequence[int] | None = None) -> Plan:
     """Look an edit up in a split.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb.core.recording import pool_recorded, real_tokens_at, record
 from elude_nb.models.forward import check_finite
 from elude_nb.models.hooks import Tap, evaluating
@@ -98,6 +99,7 @@ class Lens(Tap):
         return self._readout.offset.expand(*tokens.shape[:2], -1).clone()
 
 
+@own_arithmetic()
 def read_out(
     model: Model,
     images: Sequence[Image.Image],
@@ -122,6 +124,7 @@ def read_out(
     return torch.cat(parts)
 
 
+@own_arithmetic()
 def read_largest(
     model: Model,
     images: Sequence[Image.Image],

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb.models.forward import check_finite
 from elude_nb.models.hooks import Tap, evaluating, for_analysis
@@ -91,6 +92,7 @@ def real_tokens_at(model: Model, batch: Tensor, site: Site, positions: Tensor) -
     return found
 
 
+@own_arithmetic()
 def draw_tokens(
     candidates: Tensor, real: Tensor | None, per_image: int | None, images: Sequence[int], seed: int
 ) -> tuple[Tensor, Tensor]:
@@ -201,6 +203,7 @@ def record(
         start += len(batch)
 
 
+@own_arithmetic()
 def _record_batch(
     model: Model, batch: Tensor, site: Site, rows: Tensor, positions: Tensor, first_image: int
 ) -> Recording:

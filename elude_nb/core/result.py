@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_fraction, check_kind, check_unit
 from elude_nb._util.files import sha256_of_tensors
 from elude_nb.core.concepts import ConceptBook
@@ -99,6 +100,7 @@ class Disentanglement:
     # ---------------------------------------------------------------- tables
 
     @property
+    @own_arithmetic()
     def units(self) -> pd.DataFrame:
         """One row a unit: ``channel``, ``unit``, ``concept``, ``sources``, ``share_of_variance``, ``mean_on_concept``.
 
@@ -110,6 +112,7 @@ class Disentanglement:
         return self._unit_table.copy()
 
     @cached_property
+    @own_arithmetic()
     def _unit_table(self) -> pd.DataFrame:
         return unit_table(self.routing, self.unit_shares, self.means_on_concepts, self.names)
 
@@ -118,6 +121,7 @@ class Disentanglement:
         """The rows of `units` that are live sub-units: see `Routing.live`."""
         return self._unit_table[self.routing.live()[self.routing.rows()].numpy()].copy()
 
+    @own_arithmetic()
     def distinct_units(
         self,
         n: int | None = None,
@@ -183,6 +187,7 @@ class Disentanglement:
         return distinct_table(live, standard, chosen, threshold)
 
     @cached_property
+    @own_arithmetic()
     def copies(self) -> Tensor:
         """How many sub-units of other channels copy each, (d, k + 1): see `distinct_units`, without images."""
         channels, numbers = self.routing.live_rows()
@@ -199,6 +204,7 @@ class Disentanglement:
     def _channel_table(self) -> pd.DataFrame:
         return channel_table(self.routing, self.channel_variance)
 
+    @own_arithmetic()
     def contributions(
         self,
         channel: int,
@@ -289,6 +295,7 @@ class Disentanglement:
 
     # ----------------------------------------------------------- activations
 
+    @own_arithmetic()
     def activations(
         self,
         images: Images,
@@ -314,6 +321,7 @@ class Disentanglement:
         readout = self.unit_readout(units)
         return self._read(readout, images, tokens, batch_size, progress)
 
+    @own_arithmetic()
     def concept_activations(
         self, images: Images, *, tokens: str | None = None, batch_size: int | None = None, progress: bool | None = None
     ) -> Tensor:
@@ -328,10 +336,13 @@ class Disentanglement:
         ValueError
             If the routing has no concepts that go through all channels.
         """
+        self.check_model()
         return self._read(self.concept_readout(), images, tokens, batch_size, progress)
 
+    @own_arithmetic()
     def unit_readout(self, units: Sequence[tuple[int, int]] | None = None) -> Readout:
         """Return the read-out of chosen units (all, if ``None``): a linear map of the sources."""
+        self.check_model()
         channels, numbers = self.routing.rows()
         if units is not None:
             rows = self._rows_of(units)
@@ -346,6 +357,7 @@ class Disentanglement:
             entering = torch.full_like(entering, -1)
         return Readout(matrix, offset, entering)
 
+    @own_arithmetic()
     def live_readout(self) -> Readout:
         """Return the read-out of the live sub-units, in the order of `live_units`.
 
@@ -367,6 +379,7 @@ class Disentanglement:
         return self._all_concepts
 
     @cached_property
+    @own_arithmetic()
     def _all_concepts(self) -> Readout:
         if not bool((self.routing.concepts != NO_CONCEPT).any()):
             raise ValueError(
@@ -384,6 +397,7 @@ class Disentanglement:
         nothing = torch.full((len(self.book),), -1)
         return Readout(matrix, -(self.book.source_mean() @ matrix), nothing)
 
+    @own_arithmetic()
     def encode(self, recording: Recording) -> Tensor:
         """Return all units at the recorded tokens, (t, u), in the order of ``self.units``."""
         readout = self._all_units
@@ -400,6 +414,7 @@ class Disentanglement:
             )
         return units.new_zeros(*units.shape[:-1], self.site.channels).index_add(-1, channels, units)
 
+    @own_arithmetic()
     def explicit(self, channels: Sequence[int] | None = None) -> nn.Module:
         """Return a new network, without hooks, in which the site is split by ordinary modules.
 
@@ -415,6 +430,7 @@ class Disentanglement:
         check_explicit(self.model, made, self.site)
         return made
 
+    @own_arithmetic()
     def lens(self, units: Sequence[tuple[int, int]] | None = None) -> Lens:
         """Return a `Lens`: in ``with split.lens() as lens:`` the model runs as it is; ``lens.values`` has the units.
 
@@ -424,6 +440,7 @@ class Disentanglement:
         readout = self.concept_readout() if units is None else self.unit_readout(units)
         return Lens(self.model.network, self.site, readout)
 
+    @own_arithmetic()
     def recording(self, images: Images, **settings: Any) -> Recording:
         """Record channels and sources of this site on new images, as one `Recording`.
 
@@ -435,20 +452,25 @@ class Disentanglement:
         return Recording.join(list(record(self.model, self.model.inputs(images), self.site, **chosen)))
 
     @cached_property
+    @own_arithmetic()
     def _all_units(self) -> Readout:
         return self.unit_readout()
 
     @cached_property
+    @own_arithmetic()
     def weight(self) -> Tensor:
         """W of the site, (d, s * kernel), with layer scale and BatchNorm folded in; at least in float32."""
+        self.check_model()
         return for_analysis(self.site.weight(self.model.network))
 
     @cached_property
+    @own_arithmetic()
     def means_on_concepts(self) -> Tensor:
         """Mean of each unit (above its overall mean) on the tokens of its concept, (d, k + 1); 0 where it has none."""
         return means_on_concepts(self.weight, self.routing, self.book)
 
     @cached_property
+    @own_arithmetic()
     def identity(self) -> str:
         """Which split an edit is meant for: 16 hexadecimal digits of a SHA-256 of all it holds."""
         tensors = {
@@ -463,6 +485,7 @@ class Disentanglement:
 
     # ------------------------------------------------------------- steering
 
+    @own_arithmetic()
     def edit(self, edit: Edit) -> Steering:
         """Return a context in which the model runs with an edit: ``with split.edit(en.Edit.scale(concept=12, by=0)):``.
 
@@ -481,6 +504,7 @@ class Disentanglement:
 
     # ----------------------------------------------------------- save, load
 
+    @own_arithmetic()
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything but the model to one safetensors file; the model's identity and hash go with it.
 
@@ -497,6 +521,7 @@ class Disentanglement:
         })  # fmt: skip
 
     @staticmethod
+    @own_arithmetic()
     def load(path: str | os.PathLike[str], model: Model | None = None) -> Disentanglement:
         """Read a saved result and attach it to its model; without ``model``, the one that the file names is loaded.
 
@@ -535,7 +560,6 @@ class Disentanglement:
         batch_size: int | None,
         progress: bool | None,
     ) -> Tensor:
-        self.check_model()
         values = read_out(
             self.model.using(batch_size=batch_size, progress=progress),
             self.model.inputs(images),
@@ -557,6 +581,7 @@ class Disentanglement:
         return [place[pair] for pair in pairs]
 
     @cached_property
+    @own_arithmetic()
     def signs(self) -> Tensor:
         """Whether each unit is high or low on its concept, (d, k + 1): -1 where it is low, else 1.
 
@@ -566,6 +591,7 @@ class Disentanglement:
         return torch.where(self.means_on_concepts < 0, -1, 1)
 
     @cached_property
+    @own_arithmetic()
     def _on_groups(self) -> Tensor:
         """Mean of each live sub-unit over each group of the book, (g, u); high on its own concept."""
         return values_on_groups(self.weight, self.routing, self.book) * self.signs[self.routing.live_rows()]

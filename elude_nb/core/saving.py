@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +9,7 @@ from pkgutil import resolve_name
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction
 from elude_nb._util.files import load_result, save_result
@@ -21,6 +20,7 @@ from elude_nb.errors import ModelMismatchError, StoreError
 from elude_nb.models.find_sites import find_site
 from elude_nb.models.hooks import check_pristine, evaluating, for_analysis
 from elude_nb.models.load import Model, check_model, load_model
+from elude_nb.models.marks import weight_marks
 from elude_nb.models.sites import TOKENS, Site
 
 
@@ -43,7 +43,6 @@ class Settings:
 
 
 KIND = "disentanglement"
-_VALUES = 16  # of each parameter that are looked at to notice that it changed
 _TEXTS = ("site", "routing", "strategy", "images_from")
 _COUNTS = ("concepts", "units", "images")
 _WHOLE = {"routes": torch.uint8, "concepts": torch.int64, "counts": torch.int64}
@@ -216,8 +215,7 @@ class Stamp:
 
     def __init__(self, model: Model) -> None:
         self.fingerprint = model.fingerprint()
-        self._marks = _marks(model.network)
-        self._dtype = model.dtype
+        self._marks = weight_marks(model.network)
 
     def check(self, model: Model, *, thorough: bool = False) -> None:
         """Raise `ModelMismatchError` if the weights of ``model`` are others than they were.
@@ -229,36 +227,25 @@ class Stamp:
         thorough
             Whether to work out the SHA-256 in any case: before something is written, or certified.
         """
-        marks = _marks(model.network)
+        marks = weight_marks(model.network)
         if marks == self._marks and not thorough:
             return
         if model.fingerprint() == self.fingerprint:  # moved to another device, or the same values loaded again
             self._marks = marks
             return
-        if model.dtype != self._dtype:
-            raise ModelMismatchError(
-                f"{model.name!r} was split in {self._dtype} and is now in {model.dtype}; move it back, or disentangle "
-                "a model that was loaded with that dtype."
-            )
+        for name, mark in self._marks.items():
+            before, now = mark.dtype, marks[name].dtype if name in marks else mark.dtype
+            if before != now:
+                raise ModelMismatchError(
+                    f"{model.name!r} was split in {before}, and {name!r} is now in {now}. Move it back, load it again "
+                    f"if that rounded its weights, or disentangle a model in {now}: model.to(dtype={now})."
+                )
         changed = sorted(name for name in marks.keys() | self._marks.keys() if marks.get(name) != self._marks.get(name))
         named = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise ModelMismatchError(
             f"The weights of {model.name!r} are not those that were split{': ' + named if named else ''} changed "
             "afterwards. Put the old ones back (load_state_dict), or disentangle the model as it is now."
         )
-
-
-def _marks(network: nn.Module) -> dict[str, Any]:
-    tensors = itertools.chain(network.named_parameters(), network.named_buffers())
-    return {name: _mark(tensor) for name, tensor in tensors}
-
-
-def _mark(tensor: Tensor) -> tuple[Any, ...]:
-    version = -1 if tensor.is_inference() else tensor._version
-    flat = tensor.detach().flatten()
-    few = flat[:: max(1, len(flat) // _VALUES)][:_VALUES].tolist() if not tensor.is_meta else []
-    where = tensor.data_ptr() if tensor.device.type != "meta" else 0
-    return id(tensor), version, where, tensor.dtype, tensor.shape, repr(few)  # as text: NaN is equal to itself
 
 
 def identity_of(model: Model) -> dict[str, Any]:

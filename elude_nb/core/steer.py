@@ -17,10 +17,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb.core.edit import Edit
 from elude_nb.core.plan import Accumulator, Plan, Splittable, check_splittable, concept_number, plan_edit
 from elude_nb.errors import EditError, ModelMismatchError
-from elude_nb.models.hooks import as_tokens, first_tensor, from_tokens, in_backward, intercept, with_first
+from elude_nb.models.hooks import as_tokens, from_tokens, in_backward, intercept
+from elude_nb.models.outputs import first_tensor, with_first
 from elude_nb.models.sites import Site
 
 
@@ -53,6 +55,7 @@ class Steering:
         """The edit; `change` puts another in its place."""
         return self._edit
 
+    @own_arithmetic()
     def change(self, edit: Edit) -> None:
         """Put another edit in place of this one, at once if the block is entered: what a slider calls.
 
@@ -156,6 +159,7 @@ class _Live:
         self._edits.pop(key, None)
         self._plan_anew()
 
+    @own_arithmetic()
     def _plan_anew(self) -> None:
         edits = list(self._edits.values())
         if not edits:

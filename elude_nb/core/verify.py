@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count
 from elude_nb._util.progress import announced
 from elude_nb.core.explicit import weights_add_up
@@ -24,7 +25,10 @@ from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images
 from elude_nb.errors import ExactnessError
 from elude_nb.models.forward import check_finite
-from elude_nb.models.hooks import Tap, as_dtype, as_tokens, clean_copy, evaluating, first_tensor, listen, output_tensor
+from elude_nb.models.hooks import Tap, as_dtype, as_tokens, clean_copy, evaluating, listen
+from elude_nb.models.layers import quantised_layers
+from elude_nb.models.load import Model
+from elude_nb.models.outputs import first_tensor, output_tensor
 from elude_nb.models.sites import Site
 
 
@@ -223,6 +227,7 @@ class Certificate:
         return f"<table><caption>Certificate of exactness</caption>{body}</table>"
 
 
+@own_arithmetic()
 def verify(
     split: Disentanglement,
     images: Images,
@@ -265,7 +270,8 @@ def verify(
         If the lens is not bit-identical; if a channel of the explicit network differs from the model's by more than
         ``2 lambda sqrt(s) u`` times the sum of its contributions' absolute values, ``u`` the unit roundoff, ``s`` the
         length of the sum and lambda = 8 (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, theorem 2.4, for each of two
-        orders of summation); or if the outputs differ by more than 1e-12 of the largest in float64.
+        orders of summation); if the outputs differ by more than 1e-12 of the largest in float64; or if quantised
+        layers cannot be run in float64.
     """
     check_split(split, "verify", thorough=True)
     check_count("images_float64", images_float64)
@@ -277,6 +283,7 @@ def verify(
     model = split.model.using(batch_size=usual if batch_size is None else batch_size, progress=progress)
     network, site = model.network, split.site
     explicit = split.explicit()
+    _check_float64(split.model)
     readout = _lens_readout(split)
     lens_found, outputs, channels = Comparison(), Comparison(), Comparison()
     clock = _Clock(min(model.batch_size, len(photos)))
@@ -368,7 +375,7 @@ class _Clock:
             stack.callback(listen(entry, before=lambda *_: marks.append(_now(batch))))
             stack.callback(listen(last, after=leave))
             start = _now(batch)
-            output = output_tensor(network(batch))
+            output = output_tensor(run_network(network, batch))
             if len(batch) == self._batch_size:  # a last, smaller batch would skew the medians
                 self._whole.setdefault(name, []).append(_now(batch) - start)
                 self._site.setdefault(name, []).append(marks[-1] - marks[0])
@@ -413,13 +420,28 @@ def _rounding_bound(split: Disentanglement, batch: Tensor) -> Tensor:
         on_source=lambda number, sources: add(sources.abs() @ weights[number].T),
         on_entering=lambda entering: add(entering.abs()),
     ):
-        network(batch)
+        run_network(network, batch)
     length = site.sources * site.kernel + 2 * len(site.terms) + split.routing.units + 2
     unit_roundoff = torch.finfo(split.model.dtype).eps / 2
     for term in site.terms:  # each bias by itself: those of several layers may cancel in the sum
         add(replace(unscaled, terms=(term,)).bias(network).abs())
     sizes = total[0]
     return 2 * CONFIDENCE * math.sqrt(length) * unit_roundoff * sizes.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _check_float64(model: Model) -> None:
+    """Raise `ExactnessError` if quantised layers keep the network from running in float64."""
+    whole = quantised_layers(model.network)
+    if not whole:
+        return
+    try:
+        with evaluating(model.network):
+            run_network(clean_copy(model.network).cpu().double(), as_dtype(model.noise().cpu(), torch.float64))
+    except RuntimeError as error:
+        raise ExactnessError(
+            f"verify runs the network in float64 too, which its quantised layers, such as {whole[0]!r}, do not take; "
+            "verify a split of the network as it was before it was quantised."
+        ) from error
 
 
 def _in_float64(
@@ -431,8 +453,8 @@ def _in_float64(
     readout = Readout(readout.matrix.double(), readout.offset.double(), readout.entering)
     for given in batches:
         batch = as_dtype(given.cpu(), torch.float64)  # on the CPU: not every device has float64
-        plain = output_tensor(network(batch))
+        plain = output_tensor(run_network(network, batch))
         with Lens(network, split.site, readout):
-            lensed.add(plain, output_tensor(network(batch)))
-        apart.add(plain, output_tensor(explicit(batch)))
+            lensed.add(plain, output_tensor(run_network(network, batch)))
+        apart.add(plain, output_tensor(run_network(explicit, batch)))
     return lensed.result(), apart.result()

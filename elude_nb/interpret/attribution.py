@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count
 from elude_nb.core.edit import Edit
 from elude_nb.core.plan import Plan, plan_edit
@@ -25,6 +26,7 @@ from elude_nb.core.steer import moved_output
 from elude_nb.data.images import Images
 from elude_nb.models.forward import Read, Rest, features
 from elude_nb.models.hooks import as_tokens, evaluating, for_analysis
+from elude_nb.models.layers import quantised_layers
 from elude_nb.steering.interventions import capture_sources, change_of
 
 METHODS = ("gradient", "integrated", "ablation")
@@ -92,6 +94,7 @@ class Attribution:
         return f"{table}<pre>{html.escape(str(self))}</pre>"
 
 
+@own_arithmetic()
 def attribute(
     split: Disentanglement,
     images: Images,
@@ -146,12 +149,17 @@ def attribute(
     check_count("ablate_units", ablate_units, 0)
     check_split(split, "attribute")
     split = split.using(batch_size=batch_size, progress=progress)
+    if any(parameter.is_inference() for parameter in split.model.network.parameters()):
+        raise ValueError(
+            "attribute needs gradients, and weights made inside torch.inference_mode have none; make or load the "
+            "network outside of it."
+        )
     photos = split.model.inputs(images)
     if not len(photos) or not chosen:
         raise ValueError("attribute needs at least one image and one method.")
     work = _Work(split, output, tokens, read)
     steps = steps if "integrated" in chosen else 0
-    with torch.inference_mode(mode=False), evaluating(split.model.network):  # in inference mode there are no gradients
+    with evaluating(split.model.network):
         parts = [work.gradients(batch, steps) for batch in split.model.batches(photos, "gradients")]
         found = _Found(split, parts, linear=work.linear)
         if "ablation" in chosen:
@@ -248,6 +256,12 @@ class _Work:
             found = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
         if found is None:
             raise ValueError("No gradient flows from output to the site; use torch operations only, without detach().")
+        whole = [] if bool(found.any()) else quantised_layers(self.network)
+        if whole:
+            raise ValueError(
+                f"No gradient flows through quantised layers, such as {whole[0]!r}; take the network before it was "
+                "quantised."
+            )
         if not bool(found.isfinite().all()):
             raise ValueError("The gradient of output is not finite here; use a function that is smooth at its values.")
         tokens = as_tokens(found, channels_last=self.site.kind != "convolution")

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_whole
 from elude_nb._util.words import one_line
 from elude_nb.core.concepts import ConceptBook
@@ -83,6 +84,7 @@ class Exemplars:
         return f"Exemplars(channel {self.channel}: {len(self.rows)} rows of {len(self.rows[0])} images)"
 
 
+@own_arithmetic()
 def find_exemplars(
     split: Disentanglement,
     images: Images,

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_fraction
 from elude_nb.core.readout import Lens, Readout
 from elude_nb.core.recording import pool_tokens, real_tokens_at
@@ -35,6 +36,7 @@ Readouts = Sequence[tuple[Readout, Tensor]]
 """What is read, and with which sign, (u,) or (): a unit that is low on its concept is turned round."""
 
 
+@own_arithmetic()
 def find_units(
     split: Disentanglement,
     positive: Images,

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_number
 from elude_nb._util.progress import announced, progress_bar
 from elude_nb.core.result import Disentanglement, check_split
@@ -173,6 +174,7 @@ class Gallery:
         """Return the labels of the images that are ready."""
         return None if self.images.labels is None else tuple(self.images.labels[: self.ready])
 
+    @own_arithmetic()
     def fill(self, *, batch_size: int | None = None, progress: bool | None = None) -> Gallery:
         """Run all images that have not run yet, by default with the model's own settings; return the gallery."""
         model = self.split.model.using(batch_size=batch_size, progress=progress)

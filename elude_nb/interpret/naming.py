@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_fraction, check_kind
 from elude_nb._util.progress import progress_bar
 from elude_nb.core.names import UniqueNames
@@ -76,6 +77,7 @@ class ConceptNames:
         return f"<p>{html.escape(repr(self))}</p>{table}"
 
 
+@own_arithmetic()
 def name_concepts(
     split: Disentanglement,
     images: Images,
@@ -171,6 +173,7 @@ class TextImageEncoder(Protocol):
         """Return embeddings of texts, (m, e)."""
 
 
+@own_arithmetic()
 def name_concepts_by_text(
     split: Disentanglement,
     images: Images,

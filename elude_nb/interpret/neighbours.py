@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb.core.edit import Edit
 from elude_nb.core.result import Disentanglement, check_split
@@ -47,6 +48,7 @@ class Neighbours:
         return pd.DataFrame(counts).fillna(0).astype(int).T.sort_index(axis=1)
 
 
+@own_arithmetic()
 def find_neighbours(
     split: Disentanglement,
     image: Image.Image,

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb.core.elude import EludeRouting, Instances
 from elude_nb.core.recording import Recording, record
@@ -82,6 +83,7 @@ class ChannelTrace:
         return f"ChannelTrace(channel {self.channel}: {n} instances of {s} sources, {self.reason})"
 
 
+@own_arithmetic()
 def trace_channel(
     model: Model,
     images: Images,

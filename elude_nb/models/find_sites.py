@@ -15,11 +15,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count, check_kind, check_whole, near_matches
 from elude_nb.errors import SiteError
-from elude_nb.models.hooks import Tap, as_dtype, check_pristine, clean_copy, evaluating, first_tensor, listen
+from elude_nb.models.hooks import Tap, as_dtype, check_pristine, clean_copy, evaluating, listen
 from elude_nb.models.layers import layer_names, reason_against
 from elude_nb.models.load import Model, check_model
+from elude_nb.models.marks import weight_marks
+from elude_nb.models.outputs import first_tensor
 from elude_nb.models.sites import STREAM, Site, Term, TokenLayout
 from elude_nb.models.stream import block_terms, stream_blocks, uncalled_attention, watch_blocks
 
@@ -145,6 +148,8 @@ class Run:
         (h, w) of the outputs of the convolutions, in the order in which they ran.
     blocks
         The blocks of the residual stream, if there is one, and the layers by which each writes to it.
+    why
+        Why a block that seemed to write to a stream is none, if one did.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -152,17 +157,19 @@ class Run:
     norms: dict[str, str]
     grids: list[tuple[int, int]]
     blocks: dict[str, tuple[Term, ...]]
+    why: str = ""
 
 
-RUNS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Run]] = weakref.WeakKeyDictionary()
-"""What was seen of each network at each input size."""
+RUNS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], tuple[Any, Run]]] = weakref.WeakKeyDictionary()
+"""What was seen of each network at each input size, and the marks of its modules and weights then."""
 
 
 def run_once(model: Model) -> Run:
-    """Run the network on noise and note shapes; remembered per model, which keeps `find_sites` to one pass."""
+    """Run the network on noise and note shapes; remembered until a module or a weight is another."""
     known = RUNS.setdefault(model.network, {})
-    if model.input_size in known:
-        return known[model.input_size]
+    marks = [(name, id(module)) for name, module in model.network.named_modules()], weight_marks(model.network)
+    if model.input_size in known and known[model.input_size][0] == marks:
+        return known[model.input_size][1]
     shapes: dict[str, tuple[int, ...]] = {}
     calls: dict[str, int] = {}
     norms: dict[str, str] = {}
@@ -187,12 +194,15 @@ def run_once(model: Model) -> Run:
         _run_on_noise(model)
     paths = stream_blocks(model.network)
     blocks = {path: tuple(block_terms(model.network, path, number)) for number, path in enumerate(paths, 1)}
-    blocks = blocks or watch_blocks(model.network, model.noise(8))  # more images than layers of a block
+    why = ""
+    if not blocks:
+        blocks, why = watch_blocks(model.network, model.noise(8))  # more images than layers of a block
     order = {name: number for number, name in enumerate(calls)}
     for path, terms in blocks.items():  # as they ran: who listens knows by the last one that a pass is over
         blocks[path] = tuple(sorted(terms, key=lambda term: order.get(term.layer, len(order))))
-    known[model.input_size] = Run(shapes, calls, norms, grids, blocks)
-    return known[model.input_size]
+    found = Run(shapes, calls, norms, grids, blocks, why)
+    known[model.input_size] = marks, found
+    return found
 
 
 def _run_on_noise(model: Model) -> None:
@@ -207,6 +217,7 @@ def _run_on_noise(model: Model) -> None:
         ) from error
 
 
+@own_arithmetic()
 def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.DataFrame:
     """List the places of a model where channels can be split.
 
@@ -234,14 +245,15 @@ def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.Data
     check_model(model)
     check_pristine(model.network, "find_sites")
     _check_blocks(blocks)
-    names = [f"{STREAM}:{k}" for k in range(1, len(run_once(model).blocks) + 1)]
-    rows = [_site_row(model, name, blocks) for name in names]
+    run = run_once(model)
+    names = [f"{STREAM}:{k}" for k in range(1, len(run.blocks) + 1)]
+    rows = [_site_row(model, name, blocks, run) for name in names]
     splittable = [row for row in rows if row["can_be_split"]]
     if splittable:  # the last stream holds the others' sums, so its check is theirs
         reason = _reason_against(model, splittable[-1]["site"], blocks)
         for row in splittable if reason else ():
             row |= {"can_be_split": False, "reason": reason}
-    rows += [_site_row(model, name, "all") for name in layer_names(model.network)]
+    rows += [_site_row(model, name, "all", run) for name in layer_names(model.network)]
     columns = ["site", "kind", "channels", "sources", "sources_per_channel", "tokens", "can_be_split", "reason"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -254,11 +266,11 @@ def _reason_against(model: Model, name: str, blocks: int | Literal["all"]) -> st
     return ""
 
 
-def _site_row(model: Model, name: str, blocks: int | Literal["all"]) -> dict[str, Any]:
+def _site_row(model: Model, name: str, blocks: int | Literal["all"], run: Run) -> dict[str, Any]:
     if blocks != "all":
         blocks = min(blocks, int(name.rpartition(":")[2]))
     try:
-        site = _describe(model, name, blocks, run_once(model))
+        site = _describe(model, name, blocks, run)
     except SiteError as error:
         return {"site": name, "can_be_split": False, "reason": str(error)}
     groups = getattr(model.network.get_submodule(site.exit), "groups", 1)
@@ -274,6 +286,7 @@ def _site_row(model: Model, name: str, blocks: int | Literal["all"]) -> dict[str
     }
 
 
+@own_arithmetic()
 def find_site(model: Model, name: str = STREAM, *, blocks: int | Literal["all"] = "all") -> Site:
     """Return one site by name, after a forward pass has shown that its channels are the sum they should be.
 
@@ -355,7 +368,7 @@ def _describe_stream(model: Model, name: str, blocks: int | Literal["all"], run:
     if not paths:
         raise SiteError(
             f"{type(model.network).__name__} has no run of pre-norm transformer blocks, so no residual stream to "
-            "split; choose a linear layer or convolution from find_sites(model)."
+            f"split{': ' + run.why if run.why else '; choose a linear layer or convolution from find_sites(model)'}."
         )
     number = name.removeprefix(STREAM).removeprefix(":") or str(len(paths))
     if not number.isdecimal() or not 1 <= int(number) <= len(paths):
@@ -436,7 +449,7 @@ def _check_recomposition(model: Model, site: Site) -> None:
             on_entering=lambda x: total.__setitem__("entering", x.cpu().double().clone()),
         ),
     ):
-        network(noise)
+        run_network(network, noise)
     inside = total["sum"] + site.bias(network).cpu().double()
     entering = total.get("entering", torch.zeros(()))
     if entering.ndim and entering.shape != inside.shape:

@@ -11,22 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import ImageError
-from elude_nb.models.hooks import (
-    evaluating,
-    first_tensor,
-    for_analysis,
-    intercept,
-    is_intercepted,
-    listen,
-    main_tensor,
-    with_first,
-)
+from elude_nb.models.hooks import evaluating, for_analysis, intercept, is_intercepted, listen
 from elude_nb.models.load import Model, check_model
+from elude_nb.models.outputs import first_tensor, main_tensor, with_first
 from elude_nb.models.sites import STREAM, Site
 
 
+@own_arithmetic()
 def embed(model: Model, images: Images) -> Tensor:
     """Return the model's output for each image less the mean over the images, (n, e).
 
@@ -35,6 +29,7 @@ def embed(model: Model, images: Images) -> Tensor:
     return _centred(outputs_of(model, images))
 
 
+@own_arithmetic()
 def outputs_of(model: Model, images: Images) -> Tensor:
     """Return the model's output for each image, (n, e), on the CPU and in at least float32."""
     check_model(model)
@@ -110,8 +105,8 @@ def output_and_patches(model: Model, batch: Tensor) -> tuple[Tensor, Tensor | No
     parted = hasattr(network, "forward_features") and hasattr(network, "forward_head")
     if not parted or model.output is not main_tensor:  # the user's choice of an output is not that of forward_head
         return model(batch).flatten(1), None
-    tokens = network.forward_features(batch)
-    output: Tensor = network.forward_head(tokens).flatten(1)
+    tokens = run_network(network.forward_features, batch)
+    output: Tensor = run_network(network.forward_head, tokens).flatten(1)
     if tokens.ndim != 3:
         return output, None
     return output, tokens[:, getattr(network, "num_prefix_tokens", 1) :].mean(1)

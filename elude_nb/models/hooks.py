@@ -16,7 +16,7 @@ import copy
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import MethodType
 from typing import Any, Self
@@ -24,7 +24,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb.errors import EditError
+from elude_nb.models.outputs import first_tensor
 from elude_nb.models.sites import STREAM, Site
 
 _LOCK = threading.RLock()
@@ -154,7 +156,8 @@ _EVALUATING: weakref.WeakKeyDictionary[nn.Module, _Flags] = weakref.WeakKeyDicti
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Put every module in eval mode without gradients; afterwards each has its own training flag again.
 
-    Where several threads do so at once, that is after the last of them.
+    Where several threads do so at once, that is after the last of them. The network runs in its own dtype, whatever
+    autocast is around, and as it was written, even if it was compiled: what is compiled tells nothing of its modules.
     """
     with _LOCK:
         found = _EVALUATING.get(network)
@@ -163,7 +166,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         found.users += 1
         network.eval()
     try:
-        with torch.no_grad():
+        with own_arithmetic(), torch.no_grad(), _as_written(network):
             yield
     finally:
         with _LOCK:
@@ -172,6 +175,18 @@ def evaluating(network: nn.Module) -> Iterator[None]:
                 _EVALUATING.pop(network, None)
                 for module, flag in found.flags:
                     module.training = flag
+
+
+def _as_written(network: nn.Module) -> AbstractContextManager[Any]:
+    if not any(getattr(module, "_compiled_call_impl", None) for module in network.modules()):
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _aside() -> AbstractContextManager[None]:
+    """Compute beside a pass of the user, whose autocast and default dtype are not for this; compiled code has none."""
+    return nullcontext() if torch.compiler.is_compiling() else own_arithmetic()
 
 
 # ---------------------------------------------------------------- listening
@@ -210,13 +225,13 @@ def listen(
     # A pass of another thread may meet the hook before torch has noted that it takes named inputs.
     def tell_before(here: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any] | None = None) -> None:
         if before is not None and heard():
-            with apart():
+            with apart(), _aside():
                 before(here, inputs, named or {})
 
     def tell_after(here: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         if after is None or not heard():
             return None
-        with apart():
+        with apart(), _aside():
             return after(here, inputs, output)
 
     stack = ExitStack()
@@ -407,10 +422,14 @@ def intercept(
 
     def own_before(here: nn.Module, inputs: tuple[Any, ...]) -> None:
         if before is not None and own():
-            before(here, inputs)
+            with _aside():
+                before(here, inputs)
 
     def own_after(output: Any) -> Any:
-        return after(output) if after is not None and own() else output
+        if after is None or not own():
+            return output
+        with _aside():
+            return after(output)
 
     with _LOCK:
         found = _POINTS.get(module) or _Point(module)
@@ -443,71 +462,6 @@ def is_intercepted(network: nn.Module) -> bool:
 def as_dtype(batch: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a batch in another precision; whole numbers, which are names of tokens, stay as they are."""
     return batch.to(dtype) if batch.is_floating_point() else batch
-
-
-def first_tensor(output: Any) -> Any:
-    """Return what a module put out: of a tuple, its first part, as in blocks that hand on attention weights too."""
-    return output[0] if isinstance(output, tuple) and output else output
-
-
-def with_first(output: Any, tensor: Tensor) -> Any:
-    """Return a module's output with a tensor in the place of `first_tensor`."""
-    return (tensor, *output[1:]) if isinstance(output, tuple) and output else tensor
-
-
-_MAIN = ("logits", "pooler_output", "image_embeds", "last_hidden_state")  # as Hugging Face names them, the final first
-
-
-def main_tensor(output: Any) -> Tensor:
-    """Return the one tensor of a network's output that stands for it.
-
-    Of a dictionary, a Hugging Face ``ModelOutput`` or another object with attributes: ``logits``, ``pooler_output``,
-    ``image_embeds`` or ``last_hidden_state``, the first that is there, otherwise the first with a tensor. Of a tuple:
-    the first part with a tensor. Of a list, such as feature maps: the last, which is the deepest.
-
-    Raises
-    ------
-    TypeError
-        If there is no tensor of fractions in it.
-
-    Examples
-    --------
-    >>> main_tensor({"loss": None, "last_hidden_state": torch.zeros(2, 5), "pooler_output": torch.ones(2, 3)}).shape
-    torch.Size([2, 3])
-    """
-    found = next(_tensors(output), None)
-    if found is None:
-        raise TypeError(
-            f"The network puts out {type(output).__name__} without any tensor of fractions; say which tensor to take: "
-            "wrap_network(network, output=lambda out: ...)."
-        )
-    return found
-
-
-def output_tensor(output: Any) -> Tensor:
-    """Return a network's whole output as one tensor: all its tensors of fractions side by side, (n, e)."""
-    if isinstance(output, Tensor):
-        return output
-    parts = list(_tensors(output))
-    if not parts:
-        raise TypeError(f"The network put out {type(output).__name__} without any tensor of numbers to compare.")
-    return torch.cat([part.flatten(1) if part.ndim > 1 else part[:, None] for part in parts], dim=1)
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors of fractions in a network's output, the one that stands for it first."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-        return
-    if isinstance(output, tuple | list):
-        parts = list(output) if isinstance(output, tuple) else output[::-1]
-    else:
-        named = dict(output) if isinstance(output, Mapping) else getattr(output, "__dict__", {})
-        names = [*(name for name in _MAIN if name in named), *(name for name in named if name not in _MAIN)]
-        parts = [named[name] for name in names]
-    for part in parts:
-        yield from _tensors(part)
 
 
 def as_tokens(tensor: Tensor, *, channels_last: bool = True) -> Tensor:

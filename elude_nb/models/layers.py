@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from elude_nb._util.files import is_composed
+
 LAYERS = (nn.Linear, nn.Conv2d)
 
 
@@ -21,7 +23,12 @@ def is_plain(module: Any) -> bool:
     A subclass may do more in its forward pass than the weight says: standardise it, dequantise it, pad the image.
     """
     weight = module._parameters.get("weight") if type(module) in LAYERS else None
-    return weight is not None and bool(weight.is_floating_point())
+    return weight is not None and bool(weight.is_floating_point()) and not is_composed(weight)
+
+
+def quantised_layers(network: nn.Module) -> list[str]:
+    """Return the paths of all layers whose weights are whole numbers with scales."""
+    return [name for name, module in network.named_modules() if _is_quantised(module)]
 
 
 def is_linear(module: Any) -> bool:
@@ -63,6 +70,12 @@ def _why_not_plain(network: nn.Module, name: str, module: Any) -> str:
             f"{name!r} works its weight out anew in every pass (weight or spectral norm, or another parametrisation); "
             "make it fixed first: torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm."
         )
+    inside = [inner for inner, each in module.named_modules() if isinstance(each, LAYERS)]
+    if inside and not isinstance(module, LAYERS) and hasattr(module, "in_features"):
+        return (
+            f"{name!r} is an adapter ({type(module).__module__}.{kind}) around {f'{name}.{inside[0]}'!r}; merge it "
+            "(peft: merge_and_unload()), or choose the layer inside."
+        )
     if isinstance(module, LAYERS):
         return (
             f"{name!r} is a {kind}, whose forward pass may do more than its weight says (standardise it, pad the "
@@ -83,6 +96,6 @@ def _sharing(network: nn.Module, module: nn.Module) -> list[str]:
 def _is_quantised(module: nn.Module) -> bool:
     weight: Any = module._parameters.get("weight", getattr(module, "qweight", None))
     if isinstance(weight, Tensor):
-        return not weight.is_floating_point()
+        return not weight.is_floating_point() or is_composed(weight)
     # torch's own quantised layers have a method of that name; their activations and the like have none
     return "quantized" in type(module).__module__ and callable(getattr(module, "weight", None))

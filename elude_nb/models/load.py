@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count, check_flag, check_kind, shortly
 from elude_nb._util.files import sha256_of_tensors
 from elude_nb._util.progress import announced, progress_bar
@@ -20,7 +22,8 @@ from elude_nb._util.words import as_text
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
 from elude_nb.models.checkpoints import ENDINGS, load_checkpoint, load_strictly
-from elude_nb.models.hooks import check_pristine, clean_copy, main_tensor, without_hooks
+from elude_nb.models.hooks import check_pristine, clean_copy, without_hooks
+from elude_nb.models.outputs import main_tensor
 from elude_nb.models.pictures import as_colours, check_colours, default_preprocess, input_channels, prepare_rows
 from elude_nb.models.timm_networks import (
     DINOV2_SMALL,
@@ -31,6 +34,7 @@ from elude_nb.models.timm_networks import (
     create,
 )
 from elude_nb.models.weights import Provenance, dinov2_small_weights, hub_weights
+from elude_nb.models.wrappers import ASSUMED, INSIDE, data_config, listenable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,7 +68,7 @@ class Model:
     colours
         The input channels that pictures show as red, green and blue, or one for grey; by default the first three.
     output
-        From what the network puts out to one tensor, a row an image; by default `elude_nb.models.hooks.main_tensor`.
+        From what the network puts out to one tensor, a row an image; by default `elude_nb.models.outputs.main_tensor`.
     class_tokens, registers
         How many tokens of each kind stand before the patches; ``None``: as the network says, see `find_site`.
     preprocessing
@@ -115,6 +119,7 @@ class Model:
             progress=self.progress if progress is None else progress,
         )
 
+    @own_arithmetic()
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Return a copy of this model on another device or in another dtype; the one at hand stays as it is.
 
@@ -135,7 +140,7 @@ class Model:
         TypeError, ValueError
             If the output has no tensor, or it has not a row for each image.
         """
-        found = self.output(self.network(batch))
+        found = self.output(run_network(self.network, batch))
         if not isinstance(found, Tensor) or found.ndim < 1 or len(found) != len(batch):
             made = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
@@ -146,22 +151,35 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Device of the network's first parameter."""
-        return next(self.network.parameters()).device
+        """Device of the network's first tensor of fractions."""
+        return self._first.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the network's first parameter."""
-        return next(self.network.parameters()).dtype
+        """Dtype of the network's first tensor of fractions; whole numbers, as quantised weights are, are none."""
+        return self._first.dtype
+
+    @property
+    def _first(self) -> Tensor:
+        tensors = itertools.chain(self.network.parameters(), self.network.buffers())
+        return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0, dtype=torch.float32))
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 over all parameters and buffers as they are now."""
+        """Return the SHA-256 over all parameters and buffers as they are now.
+
+        Raises
+        ------
+        WeightsError
+            If some are on the device meta, which holds no numbers.
+        """
+        _check_numbers(self)
         return sha256_of_tensors(self.network.state_dict())
 
     def inputs(self, images: Images) -> ImageSet:
         """Return an `ImageSet` as it is, and of anything else what `load_images` makes of it."""
         return as_image_set(images)
 
+    @own_arithmetic()
     def prepare(self, images: Sequence[Image.Image]) -> Tensor:
         """Preprocess images into a batch (n, c, h, w) on the network's device and in its dtype.
 
@@ -174,6 +192,7 @@ class Model:
             raise TypeError(f"{self.name!r} sees images, not text; for sentences see elude_nb.text.load_text_model.")
         return prepare_rows(opened, self.preprocess, names, size=self.input_size).to(self.device, self.dtype)
 
+    @own_arithmetic()
     def noise(self, count: int = 1) -> Tensor:
         """Return seeded noise as input, (n, 3, h, w): what sites are looked for with, and models told apart by."""
         generator = torch.Generator().manual_seed(0)
@@ -213,7 +232,7 @@ class Model:
     def __repr__(self) -> str:
         size = " x ".join(str(side) for side in self.input_size)
         contents = f" ({self.provenance.contents})" if self.provenance.contents else ""
-        assumed = f", preprocessing: {self.preprocessing}" if self.preprocessing in {_ASSUMED, _INSIDE} else ""
+        assumed = f", preprocessing: {self.preprocessing}" if self.preprocessing in {ASSUMED, INSIDE} else ""
         return f"Model({self.name!r}, input {size}, weights: {self.provenance.source}{contents}{assumed})"
 
     def _repr_html_(self) -> str:
@@ -233,6 +252,7 @@ class Model:
         return f"<table><caption>{html.escape(self.name)}</caption>{body}</table>"
 
 
+@own_arithmetic()
 def load_model(
     name_or_path: str | os.PathLike[str],
     *,
@@ -318,9 +338,17 @@ def load_model(
     return wrap_network(network, input_size=shape, name=name, architecture=known_as, provenance=provenance)
 
 
-def check_model(model: object) -> None:
-    """Raise ``TypeError`` unless this is a `Model`."""
+def check_model(model: Any) -> None:
+    """Raise ``TypeError`` unless this is a `Model`, and `WeightsError` if its weights are on the device meta."""
     check_kind("model", model, Model, "a Model, from load_model or wrap_network")
+    _check_numbers(model)
+
+
+def _check_numbers(model: Model) -> None:
+    tensors = itertools.chain(model.network.named_parameters(), model.network.named_buffers())
+    empty = next((name for name, tensor in tensors if tensor.is_meta), None)
+    if empty is not None:
+        raise WeightsError(f"{empty!r} of {model.name!r} is on the device meta, which holds no numbers; load it again.")
 
 
 def wrap_network(
@@ -340,18 +368,18 @@ def wrap_network(
 
     ``preprocess`` and ``input_size`` may be left out for timm networks, which carry theirs, also inside a module of
     one's own. Any other network without ``preprocess`` gets timm's default for ImageNet at ``input_size``, with a
-    warning. With ``preprocess`` alone, ``input_size`` is what it makes of two pictures, if that is the same: all images of a
-    model have this one size. Of a network that ``torch.compile`` returned, the original inside is taken, with the same weights. With one
-    input channel pictures are grey; with 2, 4 or more, images are arrays and tensors. A model that is handed to worker
-    processes needs a ``preprocess`` that can be pickled: a function of a module, or torchvision's transforms, but no
-    lambda.
+    warning. With ``preprocess`` alone, ``input_size`` is what it makes of two pictures, if that is the same: all images
+    of a model have this one size. With one input channel pictures are grey; with 2, 4 or more, images are arrays and
+    tensors. Of a network that ``torch.compile`` returned, the original inside is taken, with the same weights. A model
+    that is handed to worker processes needs a ``preprocess`` that can be pickled: a function of a module, or
+    torchvision's transforms, but no lambda.
 
     Parameters
     ----------
     network, preprocess, input_size, name, architecture, provenance, colours
         As `Model` has them.
     output
-        From what the network puts out to one tensor, (n, ...). By default `elude_nb.models.hooks.main_tensor`: of a
+        From what the network puts out to one tensor, (n, ...). By default `elude_nb.models.outputs.main_tensor`: of a
         Hugging Face output its logits, pooled output or tokens, whichever comes first; of feature maps the last.
     class_tokens, registers
         How many tokens of each kind stand before the patches, where the network does not say so.
@@ -367,7 +395,7 @@ def wrap_network(
         If ``network`` is no network, one that cannot be listened to, or another argument is not what it should be.
     """
     check_kind("network", network, nn.Module, "a torch.nn.Module")
-    network = _listenable(network)
+    network = listenable(network)
     for what, text in (("name", name), ("architecture", architecture)):
         check_kind(what, text, str | None, "text")
     if input_size is not None:
@@ -381,7 +409,7 @@ def wrap_network(
     for what, count in (("class_tokens", class_tokens), ("registers", registers)):
         if count is not None:
             check_count(what, count, 0)
-    config, preprocessing = _data_config(network)
+    config, preprocessing = data_config(network)
     if input_size is None and preprocess is not None:
         input_size = _size_of_all(preprocess)
     if input_size is not None:
@@ -392,7 +420,7 @@ def wrap_network(
     kind = type(network).__name__
     if preprocess is not None:
         preprocessing = "given by the user"
-    elif preprocessing == _ASSUMED:
+    elif preprocessing == ASSUMED:
         warnings.warn(
             f"{kind} does not say how its weights were trained to see images; the normalisation of ImageNet is "
             "assumed. Pass preprocess=..., from a PIL image to a tensor, if it was another.",
@@ -411,52 +439,6 @@ def wrap_network(
         registers=registers,
         preprocessing=preprocessing,
     )
-
-
-_ASSUMED = "ImageNet's, assumed"
-_INSIDE = "colours from 0 to 1, which the network normalises itself"
-
-
-def _listenable(network: nn.Module) -> nn.Module:
-    """Return the network that ``torch.compile`` was given, or the network itself; refuse what cannot be listened to."""
-    network = getattr(network, "_orig_mod", network)  # the same parameters, run module by module
-    if isinstance(network, torch.jit.ScriptModule):
-        raise TypeError("TorchScript networks cannot be listened to; wrap the network before torch.jit is applied.")
-    compiled = [name.removesuffix("._orig_mod") for name, _ in network.named_modules() if name.endswith("._orig_mod")]
-    if compiled:
-        raise TypeError(
-            f"{compiled[0]!r} is what torch.compile returned, which cannot be listened to; put the original back "
-            f"(module._orig_mod), or compile in place: network.{compiled[0]}.compile()."
-        )
-    return network
-
-
-def _data_config(network: nn.Module) -> tuple[dict[str, Any], str]:
-    """Return timm's data config of a network and where it is from: the timm networks in it, if they agree."""
-    from timm.data import resolve_model_data_config
-
-    known: list[dict[str, Any]] = []
-    inside: set[nn.Module] = set()
-    normalises = False
-    for module in network.modules():
-        if module in inside:  # a backbone that a timm network has inside is not asked
-            continue
-        if isinstance(getattr(module, "pretrained_cfg", None), dict):
-            known.append(_sized(resolve_model_data_config(module), module))
-            inside.update(module.modules())
-        elif hasattr(module, "mean") and hasattr(module, "std") and not list(module.parameters()):
-            normalises = True  # as torchvision's and kornia's Normalize do
-    config, source = _sized(resolve_model_data_config(network), network), _ASSUMED
-    if known and all(each == known[0] for each in known):
-        config, source = known[0], "as timm has it for these weights"
-    if normalises:
-        config, source = config | {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, _INSIDE
-    return config, source
-
-
-def _sized(config: dict[str, Any], network: nn.Module) -> dict[str, Any]:
-    side = getattr(getattr(network, "patch_embed", None), "img_size", None)
-    return config if side is None else config | {"input_size": (3, *side)}
 
 
 def _size_of_all(preprocess: Callable[[Image.Image], Tensor]) -> tuple[int, ...] | None:

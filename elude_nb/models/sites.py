@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice
 from elude_nb.errors import ImageError
 
@@ -83,6 +84,7 @@ class TokenLayout:
                 "wrap_network(network, input_size=...), load_model(name, image_size=...)."
             )
 
+    @own_arithmetic()
     def positions(self, tokens: str) -> Tensor:
         """Return the token numbers that ``tokens`` stands for, (t,).
 

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elude_nb.models.hooks import clean_copy, evaluating, first_tensor, listen
+from elude_nb._util.arithmetic import run_network
+from elude_nb.models.hooks import clean_copy, evaluating, listen
 from elude_nb.models.layers import is_linear, is_plain
+from elude_nb.models.outputs import first_tensor
 from elude_nb.models.sites import Term
 
 # For each place in a block: the part, the names its last linear layer goes by (the first that is there is taken; a
@@ -46,7 +48,11 @@ _PLACES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def stream_blocks(network: nn.Module) -> list[str]:
-    """Return the paths of the longest run of blocks that seem to write to one residual stream."""
+    """Return the paths of the longest run of blocks that seem to write to one residual stream.
+
+    None, if something else stands in the place of a linear layer and has one inside, as an adapter does: names do not
+    tell what it adds.
+    """
     runs = [
         [f"{path}.{name}" if path else name for name in module._modules]
         for path, module in network.named_modules()
@@ -54,7 +60,15 @@ def stream_blocks(network: nn.Module) -> list[str]:
         and len(module)
         and all(next(_terms(block, "", 0), None) for block in module._modules.values())
     ]
-    return max(runs, key=len, default=[])
+    longest = max(runs, key=len, default=[])
+    return [] if any(_has_adapter(network.get_submodule(path)) for path in longest) else longest
+
+
+def _has_adapter(block: nn.Module) -> bool:
+    places = (attribute(block, layer) for _, layers, _ in _PLACES for layer in layers)
+    return any(
+        isinstance(module, nn.Module) and not is_linear(module) and bool(_linear_layers(module)) for module in places
+    )
 
 
 def block_terms(network: nn.Module, path: str, number: int) -> list[Term]:
@@ -107,8 +121,10 @@ _CLOSE = 1e-3
 """How well multiples and their sum must fit, relatively. A site is checked to rounding before it is handed out."""
 
 
-def watch_blocks(network: nn.Module, noise: Tensor) -> dict[str, tuple[Term, ...]]:
+def watch_blocks(network: nn.Module, noise: Tensor) -> tuple[dict[str, tuple[Term, ...]], str]:
     """Return the longest run of blocks in one container that write to one stream, and the layers by which they do.
+
+    Beside it, where there is none, why a block that nearly did is none.
 
     Parameters
     ----------
@@ -124,29 +140,37 @@ def watch_blocks(network: nn.Module, noise: Tensor) -> dict[str, tuple[Term, ...
     ]
     containers = [paths for paths in containers if len(paths) > 1 and "" not in paths]
     if not containers:
-        return {}
+        return {}, ""
     if noise.dtype.itemsize < 4:  # half precision rounds too coarsely to tell one multiple from another
         network, noise = clean_copy(network).float(), noise.float()
     watched = [path for paths in containers for path in paths]
     terms: dict[str, tuple[Term, ...]] = {}
+    reasons: dict[str, str] = {}
     with ExitStack() as stack, evaluating(network):
         for path in watched:
-            stack.enter_context(_Watch(network.get_submodule(path), path, terms))
-        network(noise)
+            stack.enter_context(_Watch(network.get_submodule(path), path, terms, reasons))
+        run_network(network, noise)
     runs = [run for paths in containers for run in _runs(network, [path for path in paths if terms.get(path)])]
     longest = max(runs, key=len, default=[])
-    return {
+    beside = longest[0].rpartition(".")[0] if longest else None
+    for path, reason in reasons.items():  # a run between such blocks would not be the whole stream
+        if beside is None or path.rpartition(".")[0] == beside:
+            return {}, reason
+    found = {
         path: tuple(Term(t.layer, t.scale, number, t.part, t.sources) for t in terms[path])
         for number, path in enumerate(longest, 1)
     }
+    return found, ""
 
 
 class _Watch(ExitStack):
     """Keep what enters one block and what its linear layers put out, until the block has put out its own."""
 
-    def __init__(self, block: nn.Module, path: str, terms: dict[str, tuple[Term, ...]]) -> None:
+    def __init__(
+        self, block: nn.Module, path: str, terms: dict[str, tuple[Term, ...]], reasons: dict[str, str]
+    ) -> None:
         super().__init__()
-        self._block, self._path, self._terms = block, path, terms
+        self._block, self._path, self._terms, self._reasons = block, path, terms, reasons
         self._layers = _linear_layers(block)
         self._entered: list[Tensor] = []
         self._put_out: dict[str, Tensor] = {}
@@ -186,9 +210,13 @@ class _Watch(ExitStack):
             if (multiple.abs() * out.abs().amax(0)).max() <= _CLOSE * added.abs().max():
                 continue  # it only feeds another
             scale = self._scale(multiple)
-            if scale is None:
-                return ()
             path = f"{self._path}.{name}"
+            if scale is None:
+                self._reasons[self._path] = (
+                    f"what {path!r} puts out is added {self._times(multiple)}, a factor that no parameter holds. Is it "
+                    "an adapter? Merge it into its layer first (peft: merge_and_unload())"
+                )
+                return ()
             found.append(Term(path, scale or None, 0, "linear", self._layers[name].in_features))
         return tuple(found)
 
@@ -203,6 +231,14 @@ class _Watch(ExitStack):
         }
         best = min(misses, key=lambda name: misses[name], default="")
         return f"{self._path}.{best}" if best and misses[best] <= _CLOSE * float(multiple.abs().max()) else None
+
+    def _times(self, multiple: Tensor) -> str:
+        """Say in words what a layer's output is multiplied by: a number, also times a layer scale, or several."""
+        for name, scale in [("", torch.ones_like(multiple)), *self._block.named_parameters()]:
+            ratio = multiple / _wide(scale) if scale.shape == multiple.shape else multiple.new_tensor(torch.nan)
+            if bool((ratio - ratio.mean()).abs().max() <= _CLOSE * ratio.mean().abs()):
+                return f"{ratio.mean():.3g} times{f' {name!r}' if name else ''}"
+        return f"{multiple.min():.3g} to {multiple.max():.3g} times"
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 from elude_nb._util.checks import check_count, check_kind, check_whole
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.models.forward import outputs_of
-from elude_nb.models.hooks import main_tensor
 from elude_nb.models.load import Model
+from elude_nb.models.outputs import main_tensor
 from elude_nb.scores.inputs import Array, as_activations, as_embeddings, is_constant, unit_vectors
 from elude_nb.scores.intervals import mean_interval
 from elude_nb.scores.similarity import best_images

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count
 from elude_nb.core.concepts import BookBuilder, ConceptBook
 from elude_nb.core.recording import Recording, pool_recorded, record
@@ -63,6 +64,7 @@ class Suggestion:
         return f"Suggestion(concepts={self.concepts}, units={self.units}, shared={self.shared})"
 
 
+@own_arithmetic()
 def suggest_settings(
     model: Model,
     images: Images,

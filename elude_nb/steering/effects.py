@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, shortly
 from elude_nb.baselines.sae import SparseAutoencoder
 from elude_nb.core.edit import Edit
@@ -89,6 +90,7 @@ class Effect:
         )
 
 
+@own_arithmetic()
 def effect(
     split: Disentanglement,
     edit: Edit,

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count
 from elude_nb.data.images import Images
 from elude_nb.models.forward import features
@@ -140,6 +141,7 @@ class OwnClassifier:
         return outputs.softmax(1)
 
 
+@own_arithmetic()
 def fit_head(
     model: Model,
     images: Images,
@@ -185,6 +187,7 @@ def fit_head(
     )
 
 
+@own_arithmetic()
 def read_outputs(
     model: Model, images: Images, *, batch_size: int | None = None, progress: bool | None = None
 ) -> Tensor:
@@ -215,6 +218,7 @@ def fit_on_outputs(
     return LinearProbe(torch.from_numpy(weight), torch.from_numpy(bias - weight @ scaler.mean_), classes)
 
 
+@own_arithmetic()
 def predict(
     head: Head, model: Model, images: Images, *, batch_size: int | None = None, progress: bool | None = None
 ) -> pd.DataFrame:

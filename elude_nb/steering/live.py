@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb.core.edit import Edit
 from elude_nb.core.plan import Plan, concept_number, plan_edit
 from elude_nb.core.result import Disentanglement
@@ -145,6 +146,7 @@ class LiveSteering:
                 made += Edit.scale(concept=concept, by=strength, tokens=self.tokens)
         return made
 
+    @own_arithmetic()
     def see(self, image: Image.Image) -> Seen:
         """Run the model on an image as it is, and keep what steering it takes.
 
@@ -166,6 +168,7 @@ class LiveSteering:
         strongest = (joined @ readout.matrix + readout.offset).amax(0)
         return Seen(batch, captured, sources, outputs, head_outputs, strongest)
 
+    @own_arithmetic()
     def steer(self, seen: Seen, strengths: Mapping[int, float]) -> Steered:
         """Return what the model makes of an image with each concept multiplied by its strength.
 

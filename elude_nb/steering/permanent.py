@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb.core.edit import Edit
 from elude_nb.core.explicit import replace_module, take_branch
 from elude_nb.core.plan import Plan, increment
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.steer import Steering, check_edit
 from elude_nb.errors import EditError, SiteError
-from elude_nb.models.hooks import as_tokens, clean_copy, evaluating, from_tokens, output_tensor
+from elude_nb.models.hooks import as_tokens, clean_copy, evaluating, from_tokens
+from elude_nb.models.outputs import output_tensor
 from elude_nb.models.sites import STREAM, Site, Term
 from elude_nb.steering.export import save_program
 
@@ -142,6 +144,7 @@ class EditedBlock(nn.Module):
         return torch.cat([stream.to(numbers.dtype), numbers], dim=-1)  # the wider of the two dtypes
 
 
+@own_arithmetic()
 def make_permanent(split: Disentanglement, edit: Edit) -> nn.Module:
     """Return a new network that does what ``with split.edit(edit):`` does; the split's model is not touched.
 
@@ -284,10 +287,10 @@ def _check(split: Disentanglement, edit: Edit, made: nn.Module) -> None:
     """Compare with the live edit on noise: a block whose branches do not run one after the other would be wrong."""
     noise = split.model.noise()
     with evaluating(split.model.network), Steering(split, edit):
-        expected = output_tensor(split.model.network(noise))
+        expected = output_tensor(run_network(split.model.network, noise))
     try:
         with torch.no_grad():
-            found = output_tensor(made(noise))
+            found = output_tensor(run_network(made, noise))
     except (AttributeError, RuntimeError, TypeError) as error:
         raise SiteError(_not_plain(split.site.name, str(error))) from error
     difference, largest = float((expected - found).abs().max()), float(expected.abs().max())

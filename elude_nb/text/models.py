@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind, near_matches
 from elude_nb._util.files import read_json, sha256_of_file
 from elude_nb.errors import WeightsError
@@ -167,6 +168,7 @@ class TextModel(Model):
         return self.vocabulary.pieces(sentence)
 
 
+@own_arithmetic()
 def load_text_model(
     name_or_path: str | os.PathLike[str] = MINILM,
     *,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import elude_nb as en
 from elude_nb.interpret.gallery import Gallery
-from elude_nb.models.hooks import main_tensor
+from elude_nb.models.outputs import main_tensor
 from elude_nb.steering.live import LiveSteering
 from tests.tiny import random_images, redraw, tiny_vit, to_tensor
 

@@ -18,7 +18,7 @@ from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.saving import identity_of
 from elude_nb.core.verify import verify
 from elude_nb.data.images import Images, ImageSet, as_image_set
-from elude_nb.errors import SiteError
+from elude_nb.errors import ExactnessError, SiteError
 from elude_nb.interpret.profiles import places_of_sources
 from elude_nb.scores.overview import score
 
@@ -189,6 +189,6 @@ def _certify(split: Disentanglement, images: ImageSet) -> tuple[list[list[str]],
     """Return the certificate's lines and its problems; blocks that cannot be made explicit are one."""
     try:
         found = verify(split, images, images_float64=2, strict=False)
-    except SiteError as error:
+    except (SiteError, ExactnessError) as error:
         return [], [f"It could not be made: {error}"]
     return [line.split(": ", 1) for line in str(found).splitlines()], found.problems()

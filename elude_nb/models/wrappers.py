@@ -1,0 +1,54 @@
+"""What lies inside a network that its owner wrapped: the module to listen to, and how its pictures are prepared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+ASSUMED = "ImageNet's, assumed"
+INSIDE = "colours from 0 to 1, which the network normalises itself"
+"""Where a preprocessing came from that may be another than the weights were trained with."""
+
+
+def listenable(network: nn.Module) -> nn.Module:
+    """Return the network that ``torch.compile`` was given, or the network itself; refuse what cannot be listened to."""
+    network = getattr(network, "_orig_mod", network)  # the same parameters, run module by module
+    if isinstance(network, torch.jit.ScriptModule):
+        raise TypeError("TorchScript networks cannot be listened to; wrap the network before torch.jit is applied.")
+    compiled = [name.removesuffix("._orig_mod") for name, _ in network.named_modules() if name.endswith("._orig_mod")]
+    if compiled:
+        raise TypeError(
+            f"{compiled[0]!r} is what torch.compile returned, which cannot be listened to; put the original back "
+            f"(module._orig_mod), or compile in place: network.{compiled[0]}.compile()."
+        )
+    return network
+
+
+def data_config(network: nn.Module) -> tuple[dict[str, Any], str]:
+    """Return timm's data config of a network and where it is from: the timm networks in it, if they agree."""
+    from timm.data import resolve_model_data_config
+
+    known: list[dict[str, Any]] = []
+    inside: set[nn.Module] = set()
+    normalises = False
+    for module in network.modules():
+        if module in inside:  # a backbone that a timm network has inside is not asked
+            continue
+        if isinstance(getattr(module, "pretrained_cfg", None), dict):
+            known.append(_sized(resolve_model_data_config(module), module))
+            inside.update(module.modules())
+        elif hasattr(module, "mean") and hasattr(module, "std") and not list(module.parameters()):
+            normalises = True  # as torchvision's and kornia's Normalize do
+    config, source = _sized(resolve_model_data_config(network), network), ASSUMED
+    if known and all(each == known[0] for each in known):
+        config, source = known[0], "as timm has it for these weights"
+    if normalises:
+        config, source = config | {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, INSIDE
+    return config, source
+
+
+def _sized(config: dict[str, Any], network: nn.Module) -> dict[str, Any]:
+    side = getattr(getattr(network, "patch_embed", None), "img_size", None)
+    return config if side is None else config | {"input_size": (3, *side)}
