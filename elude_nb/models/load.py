@@ -281,8 +281,10 @@ def wrap_network(
     """Make a `Model` of any network; it is put in eval mode and otherwise left as it is.
 
     ``preprocess`` and ``input_size`` may be left out for timm networks, which carry theirs. Any other network
-    without ``preprocess`` gets timm's default for ImageNet at ``input_size``. A model that is handed to worker processes
-    needs a ``preprocess`` that can be pickled: a function of a module, or torchvision's transforms, but no lambda.
+    without ``preprocess`` gets timm's default for ImageNet at ``input_size``.
+
+    A model that is handed to worker processes needs a ``preprocess`` that can be pickled: a function of a module, or
+    torchvision's transforms, but no lambda.
 
     Raises
     ------
