@@ -28,6 +28,7 @@ from elude_nb.errors import EditError
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.models.hooks import is_intercepted
 from elude_nb.scores import EmbeddingJudge, make_trials
+from elude_nb.steering import LinearProbe
 from tests.tiny import tiny_vit
 
 
@@ -45,6 +46,12 @@ def channel_of(split: Disentanglement) -> int:
     return int(split.routing.is_split().nonzero()[0])
 
 
+def logit(model: Model, images: ImageSet) -> Any:
+    head = fit_head(model, images, progress=False)
+    assert isinstance(head, LinearProbe)
+    return head.logit("label 1")
+
+
 THINGS: dict[str, Callable[[Disentanglement, ImageSet], Any]] = {
     "edit": lambda split, images: Edit.scale(concept=1, by=0.5) + Edit.ablate(concept=2),
     "entered edit": lambda split, images: split.edit(Edit.ablate(concept=1)),
@@ -57,7 +64,7 @@ THINGS: dict[str, Callable[[Disentanglement, ImageSet], Any]] = {
     "exemplars": lambda split, images: find_exemplars(split, images, channel_of(split), count=4, progress=False),
     "names": lambda split, images: name_concepts(split, images, top=3, progress=False),
     "head": lambda split, images: fit_head(split.model, images, progress=False),
-    "a class's logit": lambda split, images: fit_head(split.model, images, progress=False).logit("label 1"),
+    "a class's logit": lambda split, images: logit(split.model, images),
     "judge": lambda split, images: EmbeddingJudge.of(split.model, images),
     "certificate": lambda split, images: verify(split, images[:2], strict=False, progress=False),
     "trials": lambda split, images: make_trials(torch.rand(20, 3), size=4, top=5, trials_per_unit=1),

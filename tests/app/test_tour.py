@@ -83,6 +83,19 @@ def test_a_failing_cell_is_shown_and_leaves_no_page(tmp_path: Path, monkeypatch:
     assert TEXT_BARS not in os.environ
 
 
+def test_a_kernel_that_cannot_write_its_files_names_the_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/.local/share/jupyter/runtime")
+
+    path = write_notebook(tmp_path, "1 + 1")
+    monkeypatch.setattr(tour, "find_notebooks", lambda only: [path])
+    monkeypatch.setattr("nbclient.NotebookClient.execute", refused)
+    with pytest.raises(TourError, match="Permission denied.*JUPYTER_RUNTIME_DIR"):
+        run_tour(tmp_path / "out", progress=False)
+
+
 def test_a_notebook_whose_packages_are_missing_is_left_out_or_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

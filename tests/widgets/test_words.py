@@ -21,8 +21,8 @@ def every_widget(top: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", [ChannelExplorer, ConceptAtlas, ImageInspector, IntruderQuiz, SteeringPanel])
-def test_words_can_be_sent_and_are_no_markup(kind: type[Panel], gallery: Gallery) -> None:  # noqa: F811
-    panel = kind(gallery)
+def test_words_can_be_sent_and_are_no_markup(kind: Any, gallery: Gallery) -> None:  # noqa: F811
+    panel: Panel = kind(gallery)
     if isinstance(panel, ImageInspector):
         panel.show(gallery.images[0], WORDS[3] + WORDS[6])
     if isinstance(panel, SteeringPanel):
