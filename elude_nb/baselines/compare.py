@@ -186,6 +186,8 @@ def compare(
 ) -> Compared:
     """Fit methods on one half of the images and score all of them on the other half.
 
+    Copies of an image are left out first, with a warning, unless ``labels`` or ``embeddings`` are given one an image.
+
     Every method gets the same recorded tokens. An image's activation of a unit is the largest over its recorded tokens.
     A unit counts as live if at least ``k`` of the scored images are above its smallest value. All means are over live
     units. Rows of size "own" have all live units of a method; rows of size "equal" have equally many of all methods,
@@ -249,7 +251,8 @@ def compare(
     seed = check_count("seed", seed, 0, 2**32 - 1)
     check_pristine(model.network, "compare")
     place = find_site(model, site, blocks=blocks)
-    discovery, scored = _split(model, images, held_out, labels, seed)
+    of_rows = labels is not None or embeddings is not None  # which the caller has for every image
+    discovery, scored = _split(model, images, held_out, labels, seed, copies=of_rows)
     if len(scored) < max(k + 1, 2 * _FEWEST_BEST):
         raise ValueError(f"{len(scored)} images to score on are too few for the k={k} best; use more, or a smaller k.")
     each = len(place.layout.positions(tokens))
@@ -320,13 +323,15 @@ def _check_methods(methods: Sequence[str | Method]) -> None:
 
 
 def _split(
-    model: Model, images: Images, held_out: Images | None, labels: Sequence[str] | None, seed: int
+    model: Model, images: Images, held_out: Images | None, labels: Sequence[str] | None, seed: int, *, copies: bool
 ) -> tuple[ImageSet, ImageSet]:
-    """Return the images for the discovery and those to score on."""
+    """Return the images for the discovery and those to score on, each once unless ``copies`` are to stay."""
     if held_out is None:
-        discovery, scored = model.inputs(images).split(0.5, seed=seed)
+        photos = model.inputs(images)
+        discovery, scored = (photos if copies else photos.without_copies()).split(0.5, seed=seed)
     else:
         discovery, scored = model.inputs(images), model.inputs(held_out)
+        scored = scored if copies else scored.without_copies()
     return discovery, scored if labels is None else scored.with_labels(labels)
 
 

@@ -110,7 +110,7 @@ def read_out(
 ) -> Tensor:
     """Run images and return the read-out at the chosen tokens, (n, t, u); NaN where a sentence has no token."""
     positions = site.layout.positions(tokens)
-    parts = []
+    parts = list[Tensor]()
     with (
         evaluating(model.network),
         Lens(model.network, site, readout, positions.to(model.device)) as lens,

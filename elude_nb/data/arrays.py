@@ -71,7 +71,7 @@ def _channels_last(pixels: Pixels) -> Pixels:
     return pixels if last < first else np.moveaxis(pixels, 1, -1)
 
 
-def show_picture(pixels: Pixels, name: str, value_range: Range | None = None) -> Image.Image | Tensor:
+def show_picture(pixels: Pixels, name: str, value_range: Range | None = None) -> Any:
     """Return a picture (h, w, c) as RGB if it has one channel or three, else as a tensor (c, h, w) in [0, 1].
 
     Raises

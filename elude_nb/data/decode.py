@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,8 +115,9 @@ def scale(pixels: np.ndarray[Any, Any], limits: Range, name: str, *, clip: bool 
             f"{name!r} has values from {low:.6g} to {high:.6g}, not {min(limits):.6g} to {max(limits):.6g}; state "
             f"which are black and white: load_images(..., value_range=({low:.6g}, {high:.6g}))."
         )
-    kind = np.float64 if pixels.dtype.itemsize > 2 else np.float32
-    return np.clip((pixels.astype(kind) - limits[0]) / (limits[1] - limits[0]), 0, 1)
+    values: Any = pixels.astype(np.float64 if pixels.dtype.itemsize > 2 else np.float32)
+    shares: np.ndarray[Any, Any] = np.clip((values - limits[0]) / (limits[1] - limits[0]), 0, 1)
+    return shares
 
 
 def check_value_range(value_range: object) -> Range | None:
@@ -142,7 +142,7 @@ def check_sides(width: int, height: int, name: str) -> None:
 
 def is_picture(path: str) -> bool:
     """Say whether a file is to be read as a picture: by its ending, or without one by its first bytes."""
-    ending = Path(path).suffix.lower()
+    ending = os.path.splitext(path)[1].lower()  # noqa: PTH122 - half the time of Path for 100,000 files
     if ending:
         return ending in endings()
     if not os.path.isfile(path):  # noqa: PTH113 - a pipe would be waited for

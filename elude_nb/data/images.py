@@ -16,11 +16,14 @@ from typing import Any, Self, overload
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
+from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction, check_kind, shortly
 from elude_nb._util.words import as_text
 from elude_nb.data.arrays import as_array, check_dtype, one_picture, show_picture, split_pictures
+from elude_nb.data.copies import distinct_numbers, find_originals, sketch
 from elude_nb.data.decode import Range, check_value_range, open_rgb, upright_rgb
 from elude_nb.data.folders import find_pictures, name_left_out
 from elude_nb.data.photographs import PHOTOGRAPHS, factors_of_crops, open_crop, photograph, sample_crops
@@ -30,6 +33,7 @@ from elude_nb.errors import ImageError
 __all__ = ["ImageSet", "Images", "as_image_set", "load_images", "photograph"]
 
 IMAGE_SETS = ("photographs", "shapes")
+_SMALL = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +115,8 @@ class ImageSet(Sequence[Image.Image]):
 
     def split(self, fraction: float = 0.5, *, seed: int = 0) -> tuple[Self, Self]:
         """Split at random into two sets, the first with about ``fraction`` of each label's images.
+
+        Copies may come to lie in both; `without_copies` leaves them out beforehand.
 
         Raises
         ------
@@ -203,6 +209,19 @@ class ImageSet(Sequence[Image.Image]):
         names = tuple(self.names[i] for i in sorted({*range(len(self))} - {*whole}))
         return replace(self.subset(whole), left_out=self.left_out + names)
 
+    def without_copies(self, of: ImageSet | None = None) -> Self:
+        """Open every image once and return the first of each: copies are the same, or nearly so, as after compression.
+
+        Copies would make a unit's best images alike, and would lie in both halves of a `split`. ``of`` is another set
+        whose copies are left out, too. A warning counts and names what is left out.
+        """
+        before = 0 if of is None else len(of)
+        sketches = [sketch(_small(image)[None]) for images in (of or (), self) for image in images]
+        names = (*(() if of is None else of.names), *self.names)
+        numbers = distinct_numbers(find_originals(torch.cat(sketches)), names) if sketches else torch.arange(0)
+        kept = numbers[numbers >= before] - before
+        return self if len(kept) == len(self) else self.subset(kept.numpy())
+
     def __repr__(self) -> str:
         labels = f", {len(set(self.labels))} labels" if self.labels is not None else ""
         left_out = f"; {name_left_out(self.left_out)}" if self.left_out else ""
@@ -283,6 +302,15 @@ def load_images(
         check_kind("source", source, Iterable, "a folder, images, paths of images, or an array")
         images = _from_list(list(source), labels, value_range)
     return images if count is None else images.sample(count, seed=seed)
+
+
+def _small(image: Any) -> Tensor:
+    """Return an image in a fixed size, and a sentence as its letters: what copies are looked for by."""
+    if isinstance(image, str):
+        return torch.tensor([ord(letter) for letter in image])
+    if isinstance(image, Tensor):
+        return torch.nn.functional.interpolate(image[None], (_SMALL, _SMALL), mode="area")[0]
+    return torch.from_numpy(np.array(image.resize((_SMALL, _SMALL), Image.Resampling.BILINEAR))).float()
 
 
 def as_image_set(images: Images) -> ImageSet:

@@ -73,6 +73,8 @@ def tile(
 def top_images(gallery: Gallery, maps: Tensor, count: int, *, colour: str = GREY) -> Markup:
     """Return tiles of the images on which maps (n, t) are highest, the highest first, all on one scale."""
     labels, brightest = gallery.labels or gallery.images.names, float(maps.amax())
+    distinct = gallery.distinct
+    best = distinct[maps[distinct].amax(1).topk(min(count, len(distinct))).indices]
     return Markup().join(
         tile(
             gallery.pictures_of(image),
@@ -81,7 +83,7 @@ def top_images(gallery: Gallery, maps: Tensor, count: int, *, colour: str = GREY
             brightest=brightest,
             colour=colour,
         )
-        for image in maps.amax(1).topk(min(count, len(maps))).indices.tolist()
+        for image in best.tolist()
     )
 
 

@@ -162,7 +162,8 @@ def _check_gallery(gallery: Gallery, split: Disentanglement) -> None:
 def cut_thumbnails(gallery: Gallery, count: int, side: int) -> tuple[Numbers, Pictures]:
     """Return each concept's top-activating images, (g, c), and a thumbnail of its first, (g, side, side, 3)."""
     highest, patches = gallery.concept_maps.max(1)  # (n, g) twice
-    best = best_images(highest, min(count, len(gallery))).T  # (g, c)
+    distinct = gallery.distinct
+    best = distinct[best_images(highest[distinct], min(count, len(distinct)))].T  # (g, c)
     thumbnails = []
     for concept, image in enumerate(best[:, 0].tolist()):
         crop = crop_at(gallery.pictures_of(image), int(patches[image, concept]), gallery.grid, _CROP)

@@ -98,6 +98,8 @@ def find_exemplars(
 ) -> Exemplars:
     """Find the top-activating images of a channel and of its sub-units, with heat maps over patches.
 
+    Of images that are copies, the first counts; a warning says how many there are.
+
     Parameters
     ----------
     split
@@ -130,6 +132,7 @@ def find_exemplars(
         raise SiteError(f"{split.site.name!r} has no patches to draw heat maps over; choose another site.")
     with overheard(split.model, wanted=embeddings is None) as outputs:
         chosen, names, maps = read_channel(split, photos, channel, units)
+    distinct = outputs.distinct(photos)
     return arrange_exemplars(
         channel,
         chosen,
@@ -138,8 +141,9 @@ def find_exemplars(
         grid=split.site.layout.grid,
         picture=lambda index: split.model.picture(photos[index]).numpy(),
         labels=photos.labels,
-        embeddings=outputs.embeddings() if embeddings is None else embeddings,
+        embeddings=outputs.embeddings(distinct) if embeddings is None else embeddings,
         count=count,
+        distinct=distinct,
     )
 
 
@@ -185,11 +189,14 @@ def arrange_exemplars(
     labels: Sequence[str] | None,
     embeddings: Tensor,
     count: int,
+    distinct: Tensor,
 ) -> Exemplars:
     """Return the ``count`` images on which each map (n, t) is highest; the first map is the whole channel's.
 
-    ``names`` are of all rows, ``units`` of those after the first; ``picture`` gives an image by its number.
+    ``names`` are of all rows, ``units`` of those after the first; ``picture`` gives an image by its number. Only the
+    images numbered in ``distinct`` are looked at: the others are copies.
     """
+    count = min(count, len(distinct))
     rows, similarity, titles = list[tuple[Exemplar, ...]](), list[float](), list[str]()
     for name, heat in zip(names, maps, strict=True):
         if rows and float(heat.amax() - heat.amin()) <= _CONSTANT * float(maps[0].amax() - maps[0].amin()):
@@ -198,9 +205,10 @@ def arrange_exemplars(
             titles.append(f"{name}\nthe same in every image")
             continue
         highest = heat.amax(1)
-        best = best_images(highest, count).tolist()
+        best = distinct[best_images(highest[distinct], count)].tolist()
         rows.append(tuple(Exemplar(picture(i), heat[i].view(*grid).numpy(), i, float(highest[i])) for i in best))
-        similarity.append(top_similarity(highest[:, None], embeddings, count).item())
+        alike = top_similarity(highest[distinct, None], embeddings[distinct], count).item() if count > 1 else math.nan
+        similarity.append(alike)
         titles.append(name if labels is None else f"{name}\n{count_labels(labels[i] for i in best)}")
     return Exemplars(channel, tuple(rows), tuple(titles), (WHOLE_CHANNEL, *units), tuple(similarity))
 

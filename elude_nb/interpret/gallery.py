@@ -22,6 +22,7 @@ from elude_nb._util.progress import announced, progress_bar
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts
 from elude_nb.core.strategies import check_routing_settings, read_strategy, route_channel, why_not_route_channel
+from elude_nb.data.copies import distinct_numbers, find_originals, sketch
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
 from elude_nb.interpret.exemplars import Exemplars, Pixels, add_rest, arrange_exemplars, choose_among, name_of_unit
@@ -141,6 +142,8 @@ class Gallery:
         self._channels = torch.empty(count, tokens, split.site.channels)
         self._concepts = torch.empty(count, tokens, len(split.book) if self.has_concepts else 0)
         self._pictures: list[Pictures] = []
+        self._sketches: list[Tensor] = []
+        self._distinct = torch.arange(0), 0  # and of how many images
         self._outputs: list[Tensor] = []
         self._features: list[Tensor] = []
 
@@ -153,6 +156,18 @@ class Gallery:
     def pictures(self) -> Pictures:
         """Return what the model sees of each image that is ready, (n, h, w, 3), uint8."""
         return np.stack(self._pictures)
+
+    @property
+    def distinct(self) -> Tensor:
+        """Return the numbers of the ready images that are no copies of earlier ones, (m,): only these are top images.
+
+        A warning counts the others once all images are ready.
+        """
+        if self._distinct[1] != self.ready:
+            whole = self.ready == len(self.images)
+            numbers = distinct_numbers(find_originals(torch.cat(self._sketches)), self.images.names, warn=whole)
+            self._distinct = numbers, self.ready
+        return self._distinct[0]
 
     @property
     def outputs(self) -> Tensor:
@@ -201,6 +216,7 @@ class Gallery:
             if self.has_concepts:
                 self._concepts[rows] = seen.sources @ self.split.concept_readout().matrix
             self._pictures += list(seen.pictures)
+            self._sketches.append(sketch(torch.from_numpy(seen.pictures).float()))
             self._outputs.append(seen.outputs)
             self._features.append(seen.features)
             self.ready = stop
@@ -276,8 +292,9 @@ class Gallery:
             grid=self.grid,
             picture=self._in_colours,
             labels=self.labels,
-            embeddings=self.outputs - self.outputs.mean(0),
+            embeddings=self.outputs - self.outputs[self.distinct].mean(0),
             count=count,
+            distinct=self.distinct,
         )
 
     def pictures_of(self, image: int) -> Pictures:

@@ -26,6 +26,7 @@ from elude_nb.core.names import UniqueNames
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.interpret.find_units import Numbers, holm, pool_readouts
+from elude_nb.models.forward import overheard
 from elude_nb.models.load import Model
 from elude_nb.scores.inputs import as_codes, is_constant, unit_vectors
 from elude_nb.scores.judges import ClipJudge
@@ -138,10 +139,11 @@ def name_concepts(
     photos = split.model.inputs(images)
     codes, words = _as_labels(photos.labels if labels is None else labels, len(photos))
     check_count("top", top, 1, len(photos) - 1)
-    best, constant = _top_images(split, photos, tokens, top)
+    best, constant, once = _top_images(split, photos, tokens, top)
+    codes = codes[once]
     naming = np.array([bool(word) for word in words])
     words = [word for word in words if word]
-    totals = np.bincount(codes)[naming]  # (l,)
+    totals = np.bincount(codes, minlength=len(naming))[naming]  # (l,)
     counts = (codes[best][:, :, None] == np.flatnonzero(naming)).sum(1)  # (g, l)
     p = _enrichment(counts, totals, len(codes), top)
     p[constant] = 1
@@ -236,7 +238,8 @@ def name_concepts_by_text(
         raise ValueError(
             f"draws={draws} are too few to tell level={level} with {len(split.book)} concepts; give at least {fewest}."
         )
-    best, constant = _top_images(split, photos, tokens, top)
+    best, constant, once = _top_images(split, photos, tokens, top)
+    photos = photos.subset(once)
     cosines = _cosines(split.model, encoder, photos, [template.replace("{}", word) for word in words])  # (n, m)
     standard = _standard(cosines, top)
     z = standard[best].mean(1)  # (g, m)
@@ -294,10 +297,15 @@ def open_clip_encoder(name: str, pretrained: str | None = None) -> TextImageEnco
 # ---------------------------------------------------------------- of both
 
 
-def _top_images(split: Disentanglement, images: ImageSet, tokens: str | None, top: int) -> tuple[Whole, Flags]:
-    """Return the top-activating images of each concept, (g, top), and which concepts are constant, (g,)."""
-    values = pool_readouts(split, images, [(split.concept_readout(), torch.tensor(1))], tokens)  # (n, g)
-    return best_images(values, top).T.numpy(), is_constant(values).numpy()
+def _top_images(split: Disentanglement, images: ImageSet, tokens: str | None, top: int) -> tuple[Whole, Flags, Whole]:
+    """Return each concept's top-activating images, (g, top), which concepts are constant, (g,), and of which images.
+
+    The last are the numbers of the images that are no copies of earlier ones, (m,); the first counts among these.
+    """
+    with overheard(split.model, wanted=False) as heard:
+        values = pool_readouts(split, images, [(split.concept_readout(), torch.tensor(1))], tokens)  # (n, g)
+    once = heard.distinct(images)
+    return best_images(values[once], top).T.numpy(), is_constant(values).numpy(), once.numpy()
 
 
 def _with_names(

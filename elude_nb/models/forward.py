@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb._util.arithmetic import own_arithmetic, run_network
+from elude_nb.data.copies import distinct_numbers, find_originals, sketch
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import ImageError
 from elude_nb.models.hooks import evaluating, for_analysis, intercept, is_intercepted, listen
@@ -26,7 +27,8 @@ def embed(model: Model, images: Images) -> Tensor:
 
     Any model from `load_model` can be the reference encoder; one that is not the model under study is the fairer judge.
     """
-    return _centred(outputs_of(model, images))
+    outputs = outputs_of(model, images)
+    return outputs - outputs.mean(0)
 
 
 @own_arithmetic()
@@ -53,32 +55,37 @@ def check_finite(values: Tensor, inputs: Sequence[Any], numbers: Sequence[int] |
 
 
 class Overheard:
-    """The outputs of a model for the batches that ran, in order."""
+    """The outputs of a model for the batches that ran, in order, and sketches of these batches."""
 
     def __init__(self) -> None:
         self.parts: list[Tensor] = []
+        self.sketches: list[Tensor] = []
 
-    def embeddings(self) -> Tensor:
-        """Return what `embed` would make of the images of all batches, (n, e), without another pass."""
-        return _centred(torch.cat(self.parts))
+    def embeddings(self, distinct: Tensor | slice = slice(None)) -> Tensor:
+        """Return what `embed` would make of the images of all batches, (n, e), less the mean of the distinct ones."""
+        outputs = torch.cat(self.parts)
+        return outputs - outputs[distinct].mean(0)
+
+    def distinct(self, inputs: ImageSet, *, warn: bool = True) -> Tensor:
+        """Return the numbers of those inputs, (m,), that the network does not see as copies of earlier ones."""
+        if sum(map(len, self.sketches)) != len(inputs):  # a network that is called in a way of its own
+            return torch.arange(len(inputs))
+        return distinct_numbers(find_originals(torch.cat(self.sketches)), inputs.names, warn=warn)
 
 
 @contextmanager
 def overheard(model: Model, *, wanted: bool = True) -> Iterator[Overheard]:
-    """Keep the network's output for every batch that passes through it inside the block; nothing, unless ``wanted``."""
+    """Keep the network's output, if ``wanted``, and a sketch of each batch that passes through it inside the block."""
     found = Overheard()
 
-    def keep(_network: Any, _inputs: Any, output: Any) -> None:
-        found.parts.append(_rows(model.output(output)))
+    def keep(_network: Any, inputs: Any, output: Any) -> None:
+        if wanted:
+            found.parts.append(_rows(model.output(output)))
+        found.sketches += [sketch(batch) for batch in inputs[:1] if isinstance(batch, Tensor)]
 
     with ExitStack() as stack:
-        if wanted:
-            stack.callback(listen(model.network, after=keep))
+        stack.callback(listen(model.network, after=keep))
         yield found
-
-
-def _centred(outputs: Tensor) -> Tensor:
-    return outputs - outputs.mean(0)
 
 
 def _rows(output: Tensor) -> Tensor:

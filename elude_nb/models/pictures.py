@@ -44,7 +44,8 @@ def default_preprocess(config: dict[str, Any]) -> Preprocess:
         if len(values) != channels:
             cycled = tuple(values[i % len(values)] for i in range(channels))
             config = config | {key: (sum(values) / len(values),) if channels == 1 else cycled}
-    return Compose([ToChannels(channels), *create_transform(**config, is_training=False).transforms])
+    made: Preprocess = Compose([ToChannels(channels), *create_transform(**config, is_training=False).transforms])
+    return made
 
 
 class ToChannels:

@@ -20,7 +20,7 @@ from elude_nb.core.routing import Routing, means_on_concepts, shuffled, values_o
 from elude_nb.data.images import Images
 from elude_nb.models.forward import overheard
 from elude_nb.scores.health import largest_correlation
-from elude_nb.scores.inputs import check_table
+from elude_nb.scores.inputs import as_embeddings, check_table
 from elude_nb.scores.intervals import mean_interval
 from elude_nb.scores.similarity import (
     monosemanticity,
@@ -54,7 +54,7 @@ def score(
 ) -> pd.DataFrame:
     """Score sub-units, the channels they come from, and random routes of the same sizes.
 
-    Use other images than those of the discovery.
+    Use other images than those of the discovery. Copies of an image count once; a warning says how many there are.
 
     Parameters
     ----------
@@ -127,27 +127,29 @@ def score(
                 found[kind].append((highest, rows + seen))
             vectors.append(part.channels)
             seen += len(part)
-    reference = outputs.embeddings() if embeddings is None else embeddings
+    once = outputs.distinct(photos)
+    reference = outputs.embeddings(once) if embeddings is None else as_embeddings(embeddings, len(photos))
+    reference, labels = reference[once], None if photos.labels is None else photos.subset(once.numpy()).labels
     every = torch.arange(split.site.channels)
     of_kind = {"channel": (every.repeat(2), torch.tensor([1, -1]).repeat_interleave(len(every)))}
     of_kind |= {kind: (channels, numbers) for kind, (channels, numbers, _) in routed.items()}
     distinct = _choose_distinct(split, routings, n_distinct)
     tables = []
     for kind, (channels, numbers) in of_kind.items():
-        activations, rows = (torch.cat(parts) for parts in zip(*found[kind], strict=True))
+        activations, rows = (torch.cat(parts)[once] for parts in zip(*found[kind], strict=True))
         table = pd.DataFrame({"kind": kind, "channel": channels.numpy(), "unit": numbers.numpy()})
         table["top_similarity"] = top_similarity(activations, reference, k)
         table["monosemanticity"] = monosemanticity(activations, reference)
-        table["ms_score"] = ms_score_at(activations, torch.cat(vectors), rows, count=images_of_ms(len(photos), k))
+        table["ms_score"] = ms_score_at(activations, torch.cat(vectors), rows, count=images_of_ms(len(once), k))
         table["redundancy"] = largest_correlation(activations)
         chosen = distinct[kind].numpy()
         table["distinct"] = table.index.isin(chosen)
         table.loc[chosen, "redundancy_distinct"] = largest_correlation(activations[:, chosen]).to_numpy()
         if kind != "channel":
             table["sibling_similarity"] = sibling_similarity(top_centres(activations, reference, k), channels)
-        if photos.labels is not None:
-            table["top_purity"] = top_purity(activations, photos.labels, k)
-            table["label_share_over_chance"] = label_share_over_chance(activations, photos.labels, k)
+        if labels is not None:
+            table["top_purity"] = top_purity(activations, labels, k)
+            table["label_share_over_chance"] = label_share_over_chance(activations, labels, k)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 

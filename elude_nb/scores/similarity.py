@@ -69,7 +69,7 @@ def best_images(activations: Array, k: int) -> Tensor:
     Raises
     ------
     ValueError
-        If there are fewer than ``k`` images.
+        If there are fewer than ``k`` images, or an activation is NaN.
 
     Examples
     --------
@@ -84,6 +84,8 @@ def best_images(activations: Array, k: int) -> Tensor:
         raise ValueError(f"k={k} best of {len(values)} images cannot be chosen; use more images or a smaller k.")
     if values.dtype == torch.bool:  # whether a unit fires: torch ranks only numbers
         values = values.byte()
+    if bool((bad := values.isnan()).any()):  # which would be the highest of all
+        raise ValueError(f"activations of image {int(bad.nonzero()[0, 0])} are NaN; leave it out.")
     return values.topk(k, dim=0).indices
 
 

@@ -105,7 +105,7 @@ class Workbench(Panel):
             with self._log, self.guarded():  # in this order: an Output shows errors itself and keeps them
                 model = load_model(self._model.value)
                 photos = load_images(self._images.value, count=self._count.value)
-                discover, held_out = photos.split(0.5, seed=self._seed)
+                discover, held_out = photos.without_copies().split(0.5, seed=self._seed)
                 self.say(f"{model.name}: disentangling on {len(discover)} images …")
                 split = disentangle(
                     model, discover, concepts=self._concepts.value, units=self._units.value, seed=self._seed

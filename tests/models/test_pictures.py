@@ -50,7 +50,7 @@ def test_everything_goes_with_any_number_of_channels(channels: int, tmp_path: An
     assert write_report(split, images[:4], tmp_path / "report.html", channels=1).exists()
     for panel in (ChannelExplorer, ImageInspector, SteeringPanel):
         panel(gallery)
-    ImageInspector(gallery).show(bands(1, channels)[0])  # type: ignore[arg-type]
+    ImageInspector(gallery).show(bands(1, channels)[0])
     SteeringPanel(gallery).picture = images[3]
     contact_sheet(images)
 
@@ -135,7 +135,7 @@ def test_an_activation_that_overflows_names_its_picture(with_a_blank: ImageSet) 
         blank = inputs[0].std((1, 2, 3)) == 0
         return torch.where(blank[:, None, None], torch.inf, output)
 
-    model.network.patch_embed.register_forward_hook(overflow)  # type: ignore[union-attr, operator]
+    model.network.patch_embed.register_forward_hook(overflow)  # type: ignore[union-attr]
     with pytest.raises(ImageError, match="'image 7', though its pixels are not"):
         disentangle(model, with_a_blank, concepts=4, progress=False)
 

@@ -213,6 +213,8 @@ def test_best_images_are_the_highest_of_each_unit(n, u, k, seed) -> None:
     for wrong in (torch.zeros(()), torch.zeros(n, u, 1)):
         with pytest.raises(ValueError, match="activations"):
             best_images(wrong, k)
+    with pytest.raises(ValueError, match="image 1 are NaN"):
+        best_images(torch.tensor([0.0, torch.nan, 2.0]), 1)
 
 
 @pytest.mark.parametrize("centred", [False, True])

@@ -46,7 +46,7 @@ def concept_entries(split: Disentanglement, images: ReportImages, *, count: int)
             "tokens": int(counts[concept]),
             "x": round_to(places[concept, 0]),
             "y": round_to(places[concept, 1]),
-            "images": _top_images(maps[..., concept], count),
+            "images": _top_images(maps[..., concept], count, images.distinct),
             "alike": alike[concept],
             "units": _units_of(owned[concept]) if concept in owned else [],
             "depth": [round_to(value, 3) for value in depths[concept]],
@@ -55,11 +55,11 @@ def concept_entries(split: Disentanglement, images: ReportImages, *, count: int)
     ]
 
 
-def _top_images(heat: Tensor, count: int) -> list[list[Any]]:
-    values, order = heat.amax(1).topk(min(count, len(heat)))
+def _top_images(heat: Tensor, count: int, distinct: Tensor) -> list[list[Any]]:
+    values, order = heat[distinct].amax(1).topk(min(count, len(distinct)))
     return [
         [i, round_to(value), pack_heat(heat[i].numpy(), float(values[0]))]
-        for i, value in zip(order.tolist(), values.tolist(), strict=True)
+        for i, value in zip(distinct[order].tolist(), values.tolist(), strict=True)
     ]
 
 

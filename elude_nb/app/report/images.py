@@ -38,6 +38,8 @@ class ReportImages:
     channel
         Returns of a channel, and at most so many images and sub-units, the top-activating images, and where each
         sub-unit's contributions arise.
+    distinct
+        Numbers of the images that are no copies of earlier ones.
     """
 
     images: ImageSet
@@ -45,6 +47,7 @@ class ReportImages:
     grid: tuple[int, int]
     concept_maps: Tensor | None
     channel: Callable[[int, int, int], tuple[Exemplars, dict[int, pd.DataFrame]]]
+    distinct: Tensor
 
 
 def run_images(split: Disentanglement, images: Images, *, max_memory: float) -> ReportImages:
@@ -67,7 +70,7 @@ def run_images(split: Disentanglement, images: Images, *, max_memory: float) -> 
         return gallery.exemplars(view, count=count, units=units), gallery.depths(view)
 
     maps = gallery.concept_maps if gallery.has_concepts else None
-    return ReportImages(gallery.images, gallery.pictures, gallery.grid, maps, channel)
+    return ReportImages(gallery.images, gallery.pictures, gallery.grid, maps, channel, gallery.distinct)
 
 
 def _run_whole_images(split: Disentanglement, images: ImageSet) -> ReportImages:
@@ -75,7 +78,8 @@ def _run_whole_images(split: Disentanglement, images: ImageSet) -> ReportImages:
     channels, units = split.routing.rows()
     with overheard(split.model) as outputs:
         values = _largest(split.activations(images) * split.signs[channels, units])  # (n, u)
-    embeddings = outputs.embeddings()
+    distinct = outputs.distinct(images)
+    embeddings = outputs.embeddings(distinct)
     bar = progress_bar(images, description="pictures", show=split.model.progress, unit="image")
     pictures = np.stack([picture_of(split.model, image) for image in bar])
     maps = None
@@ -102,10 +106,11 @@ def _run_whole_images(split: Disentanglement, images: ImageSet) -> ReportImages:
             labels=images.labels,
             embeddings=embeddings,
             count=count,
+            distinct=distinct,
         )
         return found, {}
 
-    return ReportImages(images, pictures, (1, 1), maps, channel)
+    return ReportImages(images, pictures, (1, 1), maps, channel, distinct)
 
 
 def _largest(values: Tensor) -> Tensor:

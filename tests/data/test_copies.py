@@ -1,0 +1,104 @@
+"""Images that are there twice, and what they would do to scores."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from elude_nb import Disentanglement, ImageSet, Model, compare, find_exemplars, load_images, score
+from elude_nb.data.copies import find_originals, sketch
+from elude_nb.interpret import name_concepts
+from elude_nb.interpret.gallery import Gallery
+from elude_nb.text import load_sentences
+from tests.tiny import random_images
+
+
+@pytest.fixture
+def with_copies(images: ImageSet) -> ImageSet:
+    """Twenty images, the fourth of them there ten times more."""
+    assert images.labels is not None
+    return load_images([*images, *[images[3]] * 10], labels=[*images.labels, *[images.labels[3]] * 10])
+
+
+def test_exact_and_near_copies_are_left_out_and_named(tmp_path: Path) -> None:
+    whole = load_images("photographs", count=20)
+    for number, image in enumerate(whole):
+        image.save(tmp_path / f"{number:02}.png")
+    whole[4].save(tmp_path / "other.bmp")
+    whole[5].save(tmp_path / "pressed.jpg", quality=80)
+    whole[6].resize((whole[6].width * 3 // 4, whole[6].height * 3 // 4)).save(tmp_path / "smaller.png")
+    with pytest.warns(UserWarning, match=r"3 of 23 .*'other.bmp' \(of '04.png'\), 'pressed.jpg' \(of '05.png'\)"):
+        once = load_images(tmp_path).without_copies()
+    assert once.names == tuple(f"{number:02}.png" for number in range(20))
+    assert once.without_copies() is once
+
+
+def test_other_images_are_no_copies() -> None:
+    images = load_images("shapes", count=40)
+    assert images.without_copies() is images
+    plain = load_images([Image.new("RGB", (8, 8), (i, i, i)) for i in range(5)])
+    assert plain.without_copies() is plain
+    sentences = load_sentences(["A cat sleeps.", "A cat slept."])
+    assert sentences.without_copies() is sentences
+    with pytest.warns(UserWarning, match="1 of 2"):
+        assert len(load_sentences(["A cat sleeps.", "A cat sleeps."]).without_copies()) == 1
+
+
+def test_copies_of_another_set_are_left_out(images: ImageSet) -> None:
+    with pytest.warns(UserWarning, match="5 of 15"):
+        assert images[:10].without_copies(of=images[5:10]).names == images[:5].names  # five are copies
+    assert images[:10].without_copies(of=images[10:]).names == images[:10].names
+
+
+def test_a_sketch_keeps_distances() -> None:
+    images = torch.randn(12, 3, 40, 30, generator=torch.Generator().manual_seed(1))
+    sketches = sketch(images)[:, :-1]
+    ratio = torch.pdist(sketches) / torch.pdist(images.flatten(1))
+    assert 0.85 < float(ratio.min()) <= float(ratio.max()) < 1.15
+    assert find_originals(sketch(torch.cat([images, images[[4, 2]] + 1e-3]))).tolist() == [*range(12), 4, 2]
+
+
+def test_scores_of_copies_are_those_of_each_image_once(
+    split: Disentanglement, images: ImageSet, with_copies: ImageSet
+) -> None:
+    with pytest.warns(UserWarning, match=r"10 of 30 images are copies .*'image 20' \(of 'image 3'\)"):
+        found = score(split, with_copies, k=5, progress=False)
+    expected = score(split, images, k=5, progress=False)
+    for column in expected.select_dtypes("number"):
+        np.testing.assert_allclose(found[column], expected[column], atol=1e-9, err_msg=str(column))
+
+
+@pytest.mark.filterwarnings("ignore:10 of 30 images are copies")
+def test_a_copy_is_no_second_exemplar(split: Disentanglement, images: ImageSet, with_copies: ImageSet) -> None:
+    channel = int(split.routing.is_split().nonzero()[0])
+    found, expected = (find_exemplars(split, each, channel, count=6) for each in (with_copies, images))
+    assert [[e.index for e in row] for row in found.rows] == [[e.index for e in row] for row in expected.rows]
+    np.testing.assert_allclose(found.similarity, expected.similarity)
+    gallery, other = (Gallery(split, each).fill(progress=False) for each in (with_copies, images))
+    assert gallery.distinct.tolist() == list(range(20))
+    rows = [each.exemplars(each.channel(channel), count=6).rows for each in (gallery, other)]
+    assert [[e.index for e in row] for row in rows[0]] == [[e.index for e in row] for row in rows[1]]
+    names = [name_concepts(split, each, top=5).table for each in (with_copies, images)]
+    np.testing.assert_allclose(names[0]["p"], names[1]["p"])
+
+
+def test_no_copy_lies_on_the_other_side_of_a_comparison(vit: Model) -> None:
+    images = random_images(40, 32)
+    twice = load_images([*images, *images])
+    how = {"methods": ["channels"], "n_units": 8, "concepts": 4, "k": 4, "progress": False}
+    with pytest.warns(UserWarning, match="40 of 80"):
+        found = compare(vit, twice, "stream:2", blocks=1, **how)  # type: ignore[arg-type]
+    assert (found.settings["discovery_images"], found.settings["scored_images"]) == (20, 20)
+
+
+def test_a_jpeg_is_a_copy_of_itself_at_another_quality() -> None:
+    buffer = io.BytesIO()
+    image = load_images("photographs", count=1)[0]
+    image.save(buffer, "JPEG", quality=85)
+    with pytest.warns(UserWarning, match="1 of 2"):
+        assert len(load_images([image, Image.open(buffer)]).without_copies()) == 1
