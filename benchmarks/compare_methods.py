@@ -17,9 +17,10 @@ import pandas as pd
 
 import elude_nb as en
 from elude_nb.baselines import METHODS, Concepts, Method, Overcomplete, Plan, SubUnits, TopK
+from elude_nb.core.concepts import suggest_concepts
 from elude_nb.core.strategies import ConceptRouting
 from elude_nb.models.sites import Site
-from elude_nb.scores.suggest import suggest_concepts, suggest_settings
+from elude_nb.scores.suggest import suggest_settings
 
 BASELINES = ("channels", "random routes", "PCA", "ICA", "NMF", "k-means")
 RULES = ("channels", "random groups", "TopK SAE", "BatchTopK SAE", "transcoder", "ELUDe as published", "signed rule",

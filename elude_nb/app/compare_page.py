@@ -53,7 +53,10 @@ def comparison_page(compared: Compared) -> str:
         "elude_nb.app",
         "comparison.html",
         pictures=[Markup(each._repr_html_()) for each in (*pictures, score_intervals(compared, shown))],  # noqa: S704
-        tables=[(title, Markup(table_of_methods(compared.table, size))) for size, title in titles.items()],  # noqa: S704
+        tables=[
+            (title, Markup(table_of_methods(compared.table, size)), compared.verdicts(size))  # noqa: S704
+            for size, title in titles.items()
+        ],
         settings=compared.settings,
     )
     return str(page)

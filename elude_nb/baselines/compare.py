@@ -20,6 +20,7 @@ from elude_nb.baselines.base import Method
 from elude_nb.baselines.evaluate import Fidelity, FittedMethod, Halves
 from elude_nb.baselines.registry import METHODS, Plan
 from elude_nb.core.clustering import cluster_directions
+from elude_nb.core.concepts import suggest_concepts
 from elude_nb.core.recording import Recording, record
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.models.find_sites import find_site
@@ -27,16 +28,7 @@ from elude_nb.models.forward import overheard
 from elude_nb.models.hooks import check_pristine
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import STREAM, Site
-from elude_nb.scores.suggest import suggest_concepts
-
-HIGHER_IS_BETTER: dict[str, bool] = {
-    "top_similarity": True, "monosemanticity": True, "ms_score": True, "polysemanticity": False,
-    "intruder_accuracy": True, "best_unit_precision": True, "labels_covered": True, "top_purity": True,
-    "label_share_over_chance": True, "redundancy": False,
-    "effective_rank": True, "linearly_explained": True, "unexplained_variance": False, "output_change": False,
-    "top1_agreement": True, "neighbour_agreement": True, "knn_accuracy": True, "probe_accuracy": True,
-}  # fmt: skip
-"""The columns that are scores, and whether higher is better."""
+from elude_nb.scores.verdict import HIGHER_IS_BETTER, Verdict, verdict_on
 
 SIZES = {
     "equal": "At {equal_units} units each, the most selective",
@@ -48,6 +40,10 @@ SIZES = {
 DEFAULT_METHODS = (
     "sub-units", "concepts", "channels", "random routes", "hidden units", "PCA", "ICA", "k-means", "TopK SAE",
 )  # fmt: skip
+OURS = ("sub-units", "concepts", "ELUDe as published", "signed rule")
+"""What the names of methods begin with that leave the model's outputs as they are and split its channels."""
+
+_IN_WORDS = ("top_similarity", "ms_score", "label_share_over_chance")  # the scores that tables have a verdict on
 _FEWEST_BEST = 4
 """The smallest k: trials of the intruder test show as many of a unit's best images."""
 _GIB = 1 << 30
@@ -110,11 +106,11 @@ class Compared:
     methods: Mapping[str, Method] = field(repr=False)
 
     def best(self, score: str, size: str = "equal") -> str:
-        """Return the best method by ``score``, one of `elude_nb.baselines.compare.HIGHER_IS_BETTER`."""
+        """Return the best method by ``score``, one of `elude_nb.scores.verdict.HIGHER_IS_BETTER`."""
         check_choice("score", score, [name for name in HIGHER_IS_BETTER if name in self.table])
         return _best_row(self._of_size(size), score)
 
-    def leaders(self, size: str = "equal", ours: Sequence[str] = ("sub-units", "concepts")) -> pd.DataFrame:
+    def leaders(self, size: str = "equal", ours: Sequence[str] = OURS) -> pd.DataFrame:
         """Return for each score the best method, and the best of ours.
 
         Parameters
@@ -142,16 +138,51 @@ class Compared:
         names = ["score", "leader", "its_score", "ours", "our_score", "ours_leads"]
         return pd.DataFrame(rows, columns=names).set_index("score")
 
+    def verdict(self, score: str = "top_similarity", size: str = "equal", *, ours: Sequence[str] = OURS) -> Verdict:
+        """Say in words how the best of ours does by one score: rivals that lead first.
+
+        Parameters
+        ----------
+        score
+            A score of single units, such as ``"top_similarity"`` or ``"ms_score"``.
+        size, ours
+            As in `leaders`.
+
+        Raises
+        ------
+        ValueError
+            If ``score`` is none of single units, or no method counts as ours.
+        """
+        mine = self.leaders(size, ours)["ours"].to_dict()
+        single = [name for name in HIGHER_IS_BETTER if name in self.units]
+        check_choice("score", score, single)
+        units = self.units[self.units["size"] == size]
+        values = {str(method): units.loc[units["method"] == method, score] for method in self.methods}
+        numbers = f"{self.settings['equal_units']} units each, " if size != "own" else ""
+        basis = f"{numbers}{self.settings['k']} best of {self.settings['scored_images']} images that no method has seen"
+        return verdict_on(values, mine[score], score, basis=basis)
+
+    def verdicts(self, size: str = "equal") -> list[Verdict]:
+        """Return the verdicts that stand under a table, those where a rival leads first; none if no method is ours."""
+        if not any(name.startswith(OURS) for name in self.methods):
+            return []
+        found = [self.verdict(name, size) for name in _IN_WORDS if self.units.get(name, pd.Series()).notna().any()]
+        return sorted(found, key=lambda each: (not each.rivals, not each.level))
+
     def _of_size(self, size: str) -> pd.DataFrame:
         check_choice("size", size, sorted(set(self.table["size"])))
         return self.table[self.table["size"] == size].set_index("method")
 
     def _repr_html_(self) -> str:
-        there = set(self.table["size"])
-        return "".join(table_of_methods(self.table, size) for size in SIZES if size in there)
+        there = [size for size in SIZES if size in set(self.table["size"])]
+        parts = [
+            [table_of_methods(self.table, size), *(v._repr_html_() for v in self.verdicts(size))] for size in there
+        ]
+        return "".join(text for part in parts for text in part)
 
     def __repr__(self) -> str:
-        return f"Compared({', '.join(self.methods)}; {self.settings['equal_units']} units each)"
+        named = f"Compared({', '.join(self.methods)}; {self.settings['equal_units']} units each)"
+        return "\n".join([named, *map(str, self.verdicts())])
 
 
 def _best_row(table: pd.DataFrame, score: str) -> str:
@@ -243,11 +274,7 @@ def compare(
     check_model(model)
     given, model = model, model.using(batch_size=batch_size, progress=progress)
     _check_methods(methods)
-    if tokens_per_image is not None:
-        check_count("tokens_per_image", tokens_per_image)
-    check_count("n_units", n_units, 2)
-    check_count("k", k, _FEWEST_BEST)
-    check_count("fidelity_images", fidelity_images, 2)  # neighbours are among the other images
+    _check_counts(n_units, tokens_per_image, k, fidelity_images)
     seed = check_count("seed", seed, 0, 2**32 - 1)
     check_pristine(model.network, "compare")
     place = find_site(model, site, blocks=blocks)
@@ -312,6 +339,14 @@ def _expected_seconds(batch: int, discovery: int, scored: int, few: int, methods
     method as long as its fidelity and ten images more.
     """
     return first / min(batch, discovery) * (3.5 * discovery + scored + methods * (few + 10))
+
+
+def _check_counts(n_units: int, tokens_per_image: int | None, k: int, fidelity_images: int) -> None:
+    if tokens_per_image is not None:
+        check_count("tokens_per_image", tokens_per_image)
+    check_count("n_units", n_units, 2)
+    check_count("k", k, _FEWEST_BEST)
+    check_count("fidelity_images", fidelity_images, 2)  # neighbours are among the other images
 
 
 def _check_methods(methods: Sequence[str | Method]) -> None:

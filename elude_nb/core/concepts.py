@@ -7,6 +7,7 @@ kept (as in BIRCH; Zhang, Ramakrishnan and Livny, 1996). In the end the micro-cl
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from elude_nb.core.clustering import cluster_directions, unit_vectors
 from elude_nb.core.recording import Recording
+
+_FEWEST, _MOST = 8, 512  # concepts, where their number is not given
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,3 +262,14 @@ class _RunningMoments:
         covariance = (self._products / self.tokens).addr_(sources.to(dtype), channels.to(dtype), alpha=-1)
         variance = (self._squares / self.tokens - channels.square()).clamp(min=0)
         return Moments(self.tokens, variance.to(dtype), covariance)
+
+
+def suggest_concepts(tokens: int) -> int:
+    """Return the power of two next to the square root of the number of tokens, from 8 to 512.
+
+    Examples
+    --------
+    >>> suggest_concepts(240), suggest_concepts(4800), suggest_concepts(10_000_000)
+    (16, 64, 512)
+    """
+    return int(min(_MOST, max(_FEWEST, 2 ** round(math.log2(max(tokens, 1)) / 2))))

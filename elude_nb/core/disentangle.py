@@ -15,7 +15,7 @@ from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_number
 from elude_nb._util.progress import in_words, say
 from elude_nb.core.clustering import cluster_directions, unit_vectors
-from elude_nb.core.concepts import BookBuilder, ConceptBook
+from elude_nb.core.concepts import BookBuilder, ConceptBook, suggest_concepts
 from elude_nb.core.elude import EludeRouting, Instances
 from elude_nb.core.recording import Recording, record
 from elude_nb.core.result import Disentanglement, Settings
@@ -44,6 +44,8 @@ class Estimate:
         Tokens that will be recorded, and sources of each.
     capacity, micro_clusters
         Tokens that wait in memory, and micro-clusters kept between merges.
+    concepts
+        Number of concepts.
     """
 
     seconds: float
@@ -52,10 +54,12 @@ class Estimate:
     sources: int
     capacity: int
     micro_clusters: int
+    concepts: int
 
     def __str__(self) -> str:
         return (
-            f"{self.tokens:,} tokens with {self.sources:,} sources each: "
+            f"{self.tokens:,} tokens with {self.sources:,} sources each, "
+            f"{self.concepts:,} concepts of {self.tokens / self.concepts:.0f} tokens on average: "
             f"{in_words(self.seconds)} and {self.memory / _GIB:.1f} GiB"
         )
 
@@ -67,7 +71,7 @@ def disentangle(
     site: str = STREAM,
     *,
     blocks: int | Literal["all"] = "all",
-    concepts: int = 128,
+    concepts: int | None = None,
     units: int = 8,
     shared: float | None = None,
     routing: str | RoutingStrategy = "concepts",
@@ -95,9 +99,11 @@ def disentangle(
     blocks
         For a stream: how many of the blocks before the site bring the sources, or ``"all"``.
     concepts
-        G, the number of groups of tokens; `elude_nb.scores.suggest_settings` chooses it and K from the images.
+        G, the number of groups of tokens; by default the power of two next to the square root of the number of tokens
+        (`suggest_concepts`), so that more images bring more concepts and more tokens of each.
     units
-        K, the largest number of sub-units of one channel, 2 to 255.
+        K, the largest number of sub-units of one channel, 2 to 255; `elude_nb.scores.suggest_settings` chooses it from
+        the images.
     shared
         ``None``: every contribution has an owner, and unit 0 of a channel is what it must be: the bias, and what enters
         the site from outside the sources. A number is rho: contributions whose second best owner exceeds this share of
@@ -141,16 +147,16 @@ def disentangle(
     for name, value in given.items():
         if value == "auto":
             raise TypeError(
-                f"{name}='auto' is not a number; elude_nb.scores.suggest_settings(model, images).settings has numbers "
-                "that fit the images."
+                f"{name}='auto' is not a number; leave concepts out, or take all numbers from "
+                "elude_nb.scores.suggest_settings(model, images).settings."
             )
     sub_units, rho = check_routing_settings(units, shared)  # before any forward pass
-    groups, tokens_per_image = _check_counts(concepts, tokens, tokens_per_image, max_memory)
+    concepts, tokens_per_image = _check_counts(concepts, tokens, tokens_per_image, max_memory)
     chosen = model.inputs(images)
     check_pristine(model.network, "disentangle")
     place = find_site(model, site, blocks=blocks)
     fewest = elude.micro_clusters if elude is not None and elude.instances == "micro-clusters" else 0
-    plan = _plan(model, chosen, place, groups, sub_units, tokens, tokens_per_image, max_memory, fewest)
+    plan = _plan(model, chosen, place, concepts, sub_units, tokens, tokens_per_image, max_memory, fewest)
     seconds = 0.0
     if elude is not None:  # too few instances are reported before the long work
         count = plan.tokens if fewest else min(plan.tokens, elude.max_tokens)
@@ -167,7 +173,7 @@ def disentangle(
     settings = Settings(
         site=place.name,
         blocks=blocks,
-        concepts=groups,
+        concepts=plan.concepts,
         units=sub_units,
         shared=rho,
         routing=strategy.name,
@@ -330,7 +336,7 @@ def estimate(
     site: str = STREAM,
     *,
     blocks: int | Literal["all"] = "all",
-    concepts: int = 128,
+    concepts: int | None = None,
     units: int = 8,
     tokens: str = "patch",
     tokens_per_image: int | None = 24,
@@ -355,14 +361,14 @@ def estimate(
 
 
 def _check_counts(
-    concepts: int, tokens: str, tokens_per_image: int | None, max_memory: float | None
-) -> tuple[int, int | None]:
+    concepts: int | None, tokens: str, tokens_per_image: int | None, max_memory: float | None
+) -> tuple[int | None, int | None]:
     """Return the counts as plain numbers, before any forward pass; raise if a setting is out of range."""
     check_choice("tokens", tokens, TOKENS)
     if max_memory is not None and not check_number("max_memory", max_memory) > 0:
         raise ValueError(f"max_memory={max_memory} must be a positive number of GiB.")
     return (
-        check_count("concepts", concepts, 2),
+        None if concepts is None else check_count("concepts", concepts, 2),
         None if tokens_per_image is None else check_count("tokens_per_image", tokens_per_image),
     )
 
@@ -371,14 +377,14 @@ def _plan(
     model: Model,
     images: ImageSet,
     place: Site,
-    concepts: int,
+    concepts: int | None,
     units: int,
     tokens: str,
     tokens_per_image: int | None,
     max_memory: float | None,
     fewest: int = 0,
 ) -> Estimate:
-    """Return what will be needed but for the time, which only a measurement tells.
+    """Return what will be needed but for the time, which only a measurement tells; choose G if it is not given.
 
     ``fewest`` micro-clusters, with the squares of their sources, are kept at the least.
     """
@@ -387,6 +393,7 @@ def _plan(
     per_image = len(place.layout.positions(tokens))
     per_image = min(per_image, tokens_per_image or per_image)
     total = per_image * len(images)
+    concepts = suggest_concepts(total) if concepts is None else concepts
     if total < concepts:
         raise ValueError(
             f"{len(images)} images with {per_image} {tokens} tokens each are {total} tokens, too few for "
@@ -396,7 +403,7 @@ def _plan(
     at_once = per_image * model.batch_size
     capacity, micro = _capacity(place, total, concepts, units, at_once, max_memory, item, fewest)
     memory = _expected_memory(place, concepts, units, capacity, micro, at_once, item, squares=bool(fewest))
-    return Estimate(float("nan"), memory, total, place.sources * place.kernel, capacity, micro)
+    return Estimate(float("nan"), memory, total, place.sources * place.kernel, capacity, micro, concepts)
 
 
 def _expected_seconds(

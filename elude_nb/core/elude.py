@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -49,9 +49,9 @@ class Instances:
         For micro-clusters the means of the sources' squares, (t, s * kernel): how far their tokens spread.
     """
 
-    sources: Tensor
-    channels: Tensor
-    counts: Tensor
+    sources: Tensor = field(repr=False)
+    channels: Tensor = field(repr=False)
+    counts: Tensor = field(repr=False)
     squares: Tensor | None = None
 
     @staticmethod
@@ -358,11 +358,11 @@ class Clusters:
     """
 
     reason: str
-    chosen: Tensor
-    contributions: Tensor
-    directions: Tensor
-    groups: Tensor
-    membership: Tensor
+    chosen: Tensor = field(repr=False)
+    contributions: Tensor = field(repr=False)
+    directions: Tensor = field(repr=False)
+    groups: Tensor = field(repr=False)
+    membership: Tensor = field(repr=False)
 
     def __len__(self) -> int:
         return int(self.groups.max()) + 1 if len(self.groups) else 0

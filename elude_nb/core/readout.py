@@ -6,7 +6,7 @@ A lens only listens. The model's own computation is not touched, so its outputs 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,9 +37,9 @@ class Readout:
         For each number, the channel whose part from outside the sources is added to it, or -1, (u,).
     """
 
-    matrix: Tensor
-    offset: Tensor
-    entering: Tensor
+    matrix: Tensor = field(repr=False)
+    offset: Tensor = field(repr=False)
+    entering: Tensor = field(repr=False)
 
     def to(self, device: torch.device) -> Readout:
         """Return the same read-out on another device."""

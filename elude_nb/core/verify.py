@@ -187,6 +187,9 @@ class Certificate:
         lines = [f"{name}: {value}" for name, value in self._lines()]
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def _lines(self) -> list[tuple[str, str]]:
         exact = "bit for bit" if self.weights_partition_exact else "NO"
         return [

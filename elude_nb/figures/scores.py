@@ -10,12 +10,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from elude_nb._util.checks import check_choice, check_count, check_kind, check_whole
-from elude_nb.baselines.compare import HIGHER_IS_BETTER, Compared
+from elude_nb.baselines.compare import Compared
 from elude_nb.data.images import ImageSet, as_image_set
 from elude_nb.figures.images import show_image, square_thumbnail
 from elude_nb.figures.theme import Picture, drawing, finish, house_style, in_words, sequential, shade, words
 from elude_nb.scores.inputs import check_table
 from elude_nb.scores.intruder import IntruderTrial
+from elude_nb.scores.verdict import HIGHER_IS_BETTER
 
 _KINDS = {"channel": "grey", "random route": "orange", "sub-unit": "blue"}
 _METHODS = {"sub-units": "blue", "concepts": "sky", "random routes": "orange", "channels": "grey",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,8 @@ class Exemplar:
         The unit's largest activation in it.
     """
 
-    image: Pixels
-    heat: Pixels
+    image: Pixels = field(repr=False)
+    heat: Pixels = field(repr=False)
     index: int
     value: float
 

@@ -7,7 +7,7 @@ takes seconds, a product of cached sources with one row of weights takes millise
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -82,8 +82,8 @@ class ChannelView:
     """
 
     channel: int
-    units: pd.DataFrame
-    maps: Tensor
+    units: pd.DataFrame = field(repr=False)
+    maps: Tensor = field(repr=False)
     reason: str
     routing: Routing
 

@@ -38,7 +38,7 @@ class Neighbours:
     image: Image.Image = field(repr=False)
     among: ImageSet
     found: dict[str, tuple[int, ...]]
-    cosines: dict[str, tuple[float, ...]]
+    cosines: dict[str, tuple[float, ...]] = field(repr=False)
 
     @property
     def labels(self) -> pd.DataFrame:

@@ -9,7 +9,7 @@ scale folded into ``W``. `elude_nb.models.find_sites.find_site` checks this on a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
@@ -139,7 +139,7 @@ class Site:
     kind: Literal["linear", "convolution", "stream"]
     channels: int
     sources: int
-    terms: tuple[Term, ...]
+    terms: tuple[Term, ...] = field(repr=False)
     kernel: int
     layout: TokenLayout
     entry: str

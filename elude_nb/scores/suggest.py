@@ -8,7 +8,6 @@ between too few sub-units, which still mix concepts, and too many, which are cop
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count
-from elude_nb.core.concepts import BookBuilder, ConceptBook
+from elude_nb.core.concepts import BookBuilder, ConceptBook, suggest_concepts
 from elude_nb.core.recording import Recording, pool_recorded, record
 from elude_nb.core.strategies import RoutingStrategy, check_routing_settings, find_routing
 from elude_nb.data.images import Images
@@ -32,7 +31,6 @@ from elude_nb.scores.similarity import sibling_similarity, top_centres, top_simi
 UNITS = (2, 4, 8, 16)
 _IMAGES = 160  # half of them to fit on, half to score on
 _CHANNELS = 64  # a sample is enough
-_FEWEST, _MOST = 8, 512
 _BEST = 5  # few: half of 160 images has only so many of one kind
 
 
@@ -128,17 +126,6 @@ def suggest_settings(
         raise ValueError("No channel was split under any setting tried; give a number for units.")
     best = int(table["separation"].to_numpy().argmax())
     return Suggestion(g, int(table["units"].iloc[best]), rho, table)
-
-
-def suggest_concepts(tokens: int) -> int:
-    """Return the power of two next to the square root of the number of tokens, from 8 to 512.
-
-    Examples
-    --------
-    >>> suggest_concepts(240), suggest_concepts(4800), suggest_concepts(10_000_000)
-    (16, 64, 512)
-    """
-    return int(min(_MOST, max(_FEWEST, 2 ** round(math.log2(max(tokens, 1)) / 2))))
 
 
 class _Trial:

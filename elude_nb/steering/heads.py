@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -61,8 +61,8 @@ class LinearProbe(_OnFeatures):
         Names of the classes, in the order of the rows.
     """
 
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor = field(repr=False)
+    bias: Tensor = field(repr=False)
     classes: tuple[str, ...]
     name: str = "linear probe"
 
@@ -103,8 +103,8 @@ class NearestNeighbours(_OnFeatures):
         How many neighbours vote.
     """
 
-    features: Tensor
-    codes: Tensor
+    features: Tensor = field(repr=False)
+    codes: Tensor = field(repr=False)
     classes: tuple[str, ...]
     k: int
     name: str = "k-NN"

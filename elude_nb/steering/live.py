@@ -77,11 +77,11 @@ class Steered:
         With a head, one row a class: ``before``, ``after`` and ``change``; else empty.
     """
 
-    before: Tensor
-    after: Tensor
+    before: Tensor = field(repr=False)
+    after: Tensor = field(repr=False)
     cosine: float
     largest: float
-    probabilities: pd.DataFrame
+    probabilities: pd.DataFrame = field(repr=False)
 
 
 class LiveSteering:

@@ -11,7 +11,8 @@ import torch
 import elude_nb as en
 from elude_nb.app.cli import main
 from elude_nb.baselines import METHODS
-from elude_nb.baselines.compare import DEFAULT_METHODS, HIGHER_IS_BETTER
+from elude_nb.baselines.compare import DEFAULT_METHODS
+from elude_nb.scores.verdict import HIGHER_IS_BETTER
 from tests.tiny import random_images, redraw, tiny_vit
 
 

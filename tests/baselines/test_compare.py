@@ -15,11 +15,12 @@ from elude_nb import compare, find_site, record
 from elude_nb.app.compare_page import comparison_page, write_comparison
 from elude_nb.baselines import METHODS as EVERY_METHOD
 from elude_nb.baselines import PCA, Channels, SubUnits, TopK
-from elude_nb.baselines.compare import DEFAULT_METHODS, HIGHER_IS_BETTER, table_of_methods
+from elude_nb.baselines.compare import DEFAULT_METHODS, table_of_methods
 from elude_nb.baselines.evaluate import most_selective
 from elude_nb.core.distinct import choose_covering, standardise
 from elude_nb.core.recording import Recording
 from elude_nb.figures import score_intervals, tradeoff
+from elude_nb.scores.verdict import HIGHER_IS_BETTER
 from tests.tiny import hook_count, random_images, tiny_vit
 
 QUICK: dict[str, Any] = {
@@ -325,3 +326,24 @@ def test_pictures_of_methods_say_in_words_what_they_show(compared) -> None:
         tradeoff(compared, "redundance")
     with pytest.raises(ValueError, match=r"'all'.*'distinct', 'equal', 'own'"):
         tradeoff(compared, size="all")
+
+
+def test_verdicts_judge_the_best_of_ours_and_stand_under_each_table(compared) -> None:
+    for size in compared.table["size"].unique():
+        for said in compared.verdicts(size):
+            rows = compared.table[compared.table["size"] == size].set_index("method")[said.score]
+            assert said.subject == compared.leaders(size)["ours"].to_dict()[said.score]
+            assert said.mean.mean == pytest.approx(rows[said.subject])
+            assert {name: mean.mean for name, (mean, _) in said.others.items()} == pytest.approx(
+                rows.drop(said.subject).dropna().to_dict()
+            )
+            assert str(said) in repr(compared) or size != "equal"
+            assert said._repr_html_() in compared._repr_html_()
+    with pytest.raises(ValueError, match="effective_rank"):  # no score of single units
+        compared.verdict("effective_rank")
+
+
+def test_without_a_method_of_ours_there_is_no_verdict() -> None:
+    found = compare(tiny_vit(torch.float32), random_images(16, 32), methods=["channels", "PCA"], **QUICK)
+    assert found.verdicts() == []
+    assert "Compared(channels, PCA" in repr(found)

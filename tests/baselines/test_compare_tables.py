@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from elude_nb.baselines.compare import HIGHER_IS_BETTER, table_of_methods
+from elude_nb.baselines.compare import table_of_methods
+from elude_nb.scores.verdict import HIGHER_IS_BETTER
 
 NAN = float("nan")
 TABLE = pd.DataFrame(

@@ -11,6 +11,7 @@ from torch import nn
 
 import elude_nb
 from elude_nb import Disentanglement, disentangle, find_site, record, wrap_network
+from elude_nb.core.concepts import suggest_concepts
 from elude_nb.core.disentangle import estimate, unit_shares
 from elude_nb.core.routing import NO_CONCEPT, Routing
 from elude_nb.core.strategies import ConceptRouting
@@ -167,7 +168,16 @@ def test_estimate_says_what_is_needed(vit, images) -> None:
     assert found.seconds > 0
     assert found.memory > 120 * 360 * 8  # at the least the tokens themselves, in float64
     assert found.capacity == 120
-    assert str(found).startswith("120 tokens with 360 sources each: about ")
+    assert str(found).startswith("120 tokens with 360 sources each, 6 concepts of 20 tokens on average: about ")
+
+
+@pytest.mark.parametrize("tokens", [1, 16])
+def test_the_number_of_concepts_follows_the_data(vit, images, tokens, capsys) -> None:
+    expected = suggest_concepts(20 * tokens)
+    assert estimate(vit, images, tokens_per_image=tokens).concepts == expected
+    split = disentangle(vit, images, tokens_per_image=tokens, units=2, progress=True)
+    assert split.settings.concepts == len(split.book) == expected
+    assert f"{expected} concepts of {20 * tokens / expected:.0f} tokens" in capsys.readouterr().err
 
 
 def test_estimate_counts_the_tokens_there_are(vit, conv, images, small_images) -> None:

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elude_nb import Recording, disentangle, find_site, record
+from elude_nb.core.concepts import suggest_concepts
 from elude_nb.core.routing import means_on_concepts
 from elude_nb.core.strategies import ConceptRouting
 from elude_nb.models.hooks import for_analysis
 from elude_nb.scores import planted_recovery
 from elude_nb.scores.planted import planted_network
 from elude_nb.scores.similarity import top_similarity
-from elude_nb.scores.suggest import UNITS, _Trial, suggest_concepts, suggest_settings
+from elude_nb.scores.suggest import UNITS, _Trial, suggest_settings
 from tests.tiny import hook_count, random_images
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from elude_nb._util.html import render
-from elude_nb.baselines.compare import HIGHER_IS_BETTER
 from elude_nb.figures.theme import in_words
 from elude_nb.scores.overview import NO_SCORES
+from elude_nb.scores.verdict import HIGHER_IS_BETTER
 
 KINDS = {"channel": "channels, before", "random route": "random routes, the control", "sub-unit": "sub-units, after"}
 LEFT, WIDTH = 10, 440  # of a chart that is readable on a phone: names stand above, not beside
