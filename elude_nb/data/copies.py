@@ -11,6 +11,7 @@ from torch import Tensor
 NEAR = 0.1
 """Two images are copies if they differ by less than this share of their contrast (both as standard deviations)."""
 _BUCKETS = 256
+_ROWS = 1024
 
 
 def sketch(images: Tensor) -> Tensor:
@@ -34,13 +35,16 @@ def sketch(images: Tensor) -> Tensor:
 
 def find_originals(sketches: Tensor) -> Tensor:
     """Return for each input the number of the first one that it is a copy of; its own, if of none, (n,)."""
-    sums, near = sketches[:, :-1], sketches[:, -1]
+    sums, near = sketches[:, :-1].double(), sketches[:, -1].double()  # rounding is far below any distance allowed
+    squares = sums.square().sum(1)
     found = torch.arange(len(sums))
-    for row in range(1, len(sums)):
-        apart = torch.linalg.vector_norm(sums[:row] - sums[row], dim=1)
-        copies = apart <= torch.minimum(near[:row], near[row])
-        if bool(copies.any()):
-            found[row] = found[int(copies.nonzero()[0])]
+    for start in range(0, len(sums), _ROWS):
+        rows = slice(start, start + _ROWS)
+        apart = squares[rows, None] + squares[: start + _ROWS] - 2 * sums[rows] @ sums[: start + _ROWS].T
+        allowed = torch.minimum(near[rows, None], near[: start + _ROWS]).square()
+        copies = (apart <= allowed).tril(start - 1)  # of earlier ones
+        for row in copies.any(1).nonzero().flatten().tolist():
+            found[start + row] = found[int(copies[row].int().argmax())]
     return found
 
 

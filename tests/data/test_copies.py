@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from elude_nb import Disentanglement, ImageSet, Model, compare, find_exemplars, load_images, score
+from elude_nb.data import copies
 from elude_nb.data.copies import find_originals, sketch
 from elude_nb.interpret import name_concepts
 from elude_nb.interpret.gallery import Gallery
@@ -61,6 +62,23 @@ def test_a_sketch_keeps_distances() -> None:
     ratio = torch.pdist(sketches) / torch.pdist(images.flatten(1))
     assert 0.85 < float(ratio.min()) <= float(ratio.max()) < 1.15
     assert find_originals(sketch(torch.cat([images, images[[4, 2]] + 1e-3]))).tolist() == [*range(12), 4, 2]
+
+
+def test_the_first_original_is_found_across_blocks(monkeypatch) -> None:
+    monkeypatch.setattr(copies, "_ROWS", 4)
+    sketches = torch.randn(30, 257, generator=torch.Generator().manual_seed(2))
+    sketches[:, -1] = torch.arange(30) % 3 * 0.01 + 0.001  # how near a copy may be
+    sketches[7, :-1] = sketches[3, :-1]
+    sketches[[12, 13, 29], :-1] = sketches[7, :-1] + 1e-5
+    sketches[20, :-1] = sketches[19, :-1] + 0.002  # farther than one of the two allows
+    slow = list(range(30))
+    for row in range(30):
+        for other in reversed(range(row)):
+            apart = float((sketches[row, :-1] - sketches[other, :-1]).norm())
+            if apart <= min(sketches[row, -1], sketches[other, -1]):
+                slow[row] = slow[other]
+    assert find_originals(sketches).tolist() == slow
+    assert [slow[row] for row in (7, 12, 13, 20, 29)] == [3, 3, 3, 20, 3]
 
 
 def test_scores_of_copies_are_those_of_each_image_once(
