@@ -92,7 +92,7 @@ def test_a_kernel_that_cannot_write_its_files_names_the_variables(
     path = write_notebook(tmp_path, "1 + 1")
     monkeypatch.setattr(tour, "find_notebooks", lambda only: [path])
     monkeypatch.setattr("nbclient.NotebookClient.execute", refused)
-    with pytest.raises(TourError, match="Permission denied.*JUPYTER_RUNTIME_DIR"):
+    with pytest.raises(TourError, match=r"Permission denied.*JUPYTER_RUNTIME_DIR"):
         run_tour(tmp_path / "out", progress=False)
 
 
