@@ -19,6 +19,7 @@ from torch import Tensor
 from elude_nb._util.checks import check_count
 from elude_nb.core.edit import Edit
 from elude_nb.core.result import Disentanglement
+from elude_nb.data.decode import upright_rgb
 from elude_nb.data.images import Images
 from elude_nb.figures.html import PALETTE, tile
 from elude_nb.figures.theme import words
@@ -239,7 +240,7 @@ class SteeringPanel(GalleryPanel):
     def _valid_picture(self, proposal: Any) -> Image.Image | None:
         self._live.check_free()
         found: Image.Image | None = proposal["value"]
-        return None if found is None else found.convert("RGB")
+        return None if found is None else upright_rgb(found, "picture")
 
     # -------------------------------------------------------------------- paint
 
