@@ -36,16 +36,16 @@ def fonts_for(letters: frozenset[str]) -> tuple[str, ...]:
 
     A letter that none has is drawn as a box. A warning, once for the same letters, names it.
     """
-    left, families = letters - _letters_of(FONT), list[str]()
-    for family in itertools.chain(_known_families(), _new_families()):
+    left, families = letters, list[str]()
+    for font in itertools.chain(_known_fonts(), _new_fonts()):
+        had = left & _letters_of(font)
+        left -= had
+        if had and font.name != FONT:
+            families.append(font.name)
         if not left:
             break
-        had = left & _letters_of(family)
-        if had:
-            families.append(family)
-            left -= had
     if left:
-        shown = " ".join(sorted(left)[:10])
+        shown = " ".join(sorted(left)[:10]) + (f" and {len(left) - 10} others" if len(left) > 10 else "")
         warnings.warn(
             f"No installed font has {shown}; {'they are' if len(left) > 1 else 'it is'} drawn as boxes. Install a font "
             "of that script, such as one of Noto (Debian: apt install fonts-noto-core fonts-noto-cjk; others: "
@@ -60,27 +60,27 @@ def _letters(text: str) -> frozenset[str]:
     return frozenset(letter for letter in text if not letter.isascii() and unicodedata.category(letter) != "Cf")
 
 
-def _letters_of(family: str) -> frozenset[str]:
+def _letters_of(font: font_manager.FontEntry) -> frozenset[str]:
     try:
-        font = font_manager.get_font(font_manager.findfont(family, fallback_to_default=False))
-    except (OSError, RuntimeError, ValueError):  # a file that is gone or broken
+        return frozenset(map(chr, font_manager.get_font(font.fname).get_charmap()))
+    except (OSError, RuntimeError):  # a file that is gone or broken
         return frozenset()
-    return frozenset(map(chr, font.get_charmap()))
 
 
-def _known_families() -> Iterable[str]:
-    """Return the families that matplotlib knows: first those without serifs, as DejaVu Sans is."""
-    families = {font.name for font in font_manager.fontManager.ttflist} - {FONT}
+def _known_fonts() -> list[font_manager.FontEntry]:
+    """Return a regular font of each family that matplotlib knows: DejaVu Sans, others without serifs, the rest."""
+    regular = (font for font in font_manager.fontManager.ttflist if (font.style, font.weight) == ("normal", 400))
     # matplotlib's Last Resort has a box for every letter.
-    return sorted((f for f in families if not f.startswith("Last Resort")), key=lambda f: ("Sans" not in f, f))
+    families = {font.name: font for font in regular if not font.name.startswith("Last Resort")}
+    return sorted(families.values(), key=lambda font: (font.name != FONT, "Sans" not in font.name, font.name))
 
 
-def _new_families() -> Iterable[str]:
-    """Yield the families of fonts that were installed after matplotlib made its list; it makes it only once."""
+def _new_fonts() -> Iterable[font_manager.FontEntry]:
+    """Yield fonts that were installed after matplotlib made its list; it makes it only once."""
     known = {Path(font.fname) for font in font_manager.fontManager.ttflist}
     for path in sorted(set(map(Path, font_manager.findSystemFonts())) - known):
         try:
             font_manager.fontManager.addfont(path)
         except Exception:  # noqa: BLE001, S112 - a font that matplotlib cannot use, such as one of coloured pictures
             continue
-        yield font_manager.fontManager.ttflist[-1].name
+        yield font_manager.fontManager.ttflist[-1]

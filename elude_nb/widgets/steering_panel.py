@@ -240,7 +240,8 @@ class SteeringPanel(GalleryPanel):
     @traitlets.validate("picture")
     def _valid_picture(self, proposal: Any) -> Image.Image | None:
         self._live.check_free()
-        return None if proposal["value"] is None else open_image((proposal["value"], "picture"))
+        found: Image.Image | None = proposal["value"]
+        return None if found is None else open_image((found, "picture"))
 
     # -------------------------------------------------------------------- paint
 

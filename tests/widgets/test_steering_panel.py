@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import traitlets
+from PIL import Image
 
 from elude_nb import Edit, fit_head
-from elude_nb.errors import EditError
+from elude_nb.errors import EditError, ImageError
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.neighbours import find_neighbours
 from elude_nb.steering.heads import read_outputs
@@ -140,6 +142,14 @@ def test_the_code_makes_the_same_edit(panel) -> None:
     exec(panel._copy.text, scope)  # noqa: S102
     assert scope["edit"] == panel.edit
     assert panel.edit.code() in panel._copy.text
+
+
+def test_a_picture_of_ones_own_is_read_as_a_file_is(panel) -> None:
+    deep = np.full((32, 32), 128 * 257, np.uint16)  # PIL alone would make it white
+    panel.picture = Image.fromarray(deep)
+    assert panel.picture.getpixel((0, 0)) == (128, 128, 128)
+    with pytest.raises(ImageError, match="'picture' has 4 x 4 pixels"):
+        panel.picture = Image.new("L", (4, 4))
 
 
 def test_a_picture_of_ones_own(panel, split, images) -> None:
