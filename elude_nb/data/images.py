@@ -23,7 +23,7 @@ from torch import Tensor
 from elude_nb._util.checks import check_choice, check_count, check_fraction, check_kind, shortly
 from elude_nb._util.words import as_text
 from elude_nb.data.arrays import as_array, check_dtype, one_picture, show_picture, split_pictures
-from elude_nb.data.copies import distinct_numbers, find_originals, sketch
+from elude_nb.data.copies import NEAR, distinct_numbers, find_originals, sketch
 from elude_nb.data.decode import Range, check_value_range, open_rgb, upright_rgb
 from elude_nb.data.folders import find_pictures, name_left_out
 from elude_nb.data.photographs import PHOTOGRAPHS, factors_of_crops, open_crop, photograph, sample_crops
@@ -209,16 +209,18 @@ class ImageSet(Sequence[Image.Image]):
         names = tuple(self.names[i] for i in sorted({*range(len(self))} - {*whole}))
         return replace(self.subset(whole), left_out=self.left_out + names)
 
-    def without_copies(self, of: ImageSet | None = None) -> Self:
-        """Open every image once and return the first of each: copies are the same, or nearly so, as after compression.
+    def without_copies(self, of: ImageSet | None = None, *, near: bool = False) -> Self:
+        """Open every image once and return the first of those with the same pixels; a warning counts the others.
 
         Copies would make a unit's best images alike, and would lie in both halves of a `split`. ``of`` is another set
-        whose copies are left out, too. A warning counts and names what is left out.
+        whose copies are left out, too. ``near`` leaves out what is nearly the same as well, as after another
+        compression or in another size: the difference is less than a tenth of the contrast.
         """
         before = 0 if of is None else len(of)
-        sketches = [sketch(_small(image)[None]) for images in (of or (), self) for image in images]
+        sketches = [sketch(_pixels(image, near)[None]) for images in (of or (), self) for image in images]
         names = (*(() if of is None else of.names), *self.names)
-        numbers = distinct_numbers(find_originals(torch.cat(sketches)), names) if sketches else torch.arange(0)
+        found = find_originals(torch.cat([torch.zeros(0, 258), *sketches]), NEAR if near else 0)
+        numbers = distinct_numbers(found, names)
         kept = numbers[numbers >= before] - before
         return self if len(kept) == len(self) else self.subset(kept.numpy())
 
@@ -304,13 +306,14 @@ def load_images(
     return images if count is None else images.sample(count, seed=seed)
 
 
-def _small(image: Any) -> Tensor:
-    """Return an image in a fixed size, and a sentence as its letters: what copies are looked for by."""
+def _pixels(image: Any, near: bool) -> Tensor:
+    """Return the pixels of an image, in a fixed size for near copies; of a sentence the letters."""
     if isinstance(image, str):
         return torch.tensor([ord(letter) for letter in image])
     if isinstance(image, Tensor):
-        return torch.nn.functional.interpolate(image[None], (_SMALL, _SMALL), mode="area")[0]
-    return torch.from_numpy(np.array(image.resize((_SMALL, _SMALL), Image.Resampling.BILINEAR))).float()
+        return torch.nn.functional.interpolate(image[None], (_SMALL, _SMALL), mode="area")[0] if near else image
+    size = (_SMALL, _SMALL) if near else image.size
+    return torch.from_numpy(np.array(image.resize(size, Image.Resampling.BILINEAR)))
 
 
 def as_image_set(images: Images) -> ImageSet:
@@ -363,7 +366,8 @@ def open_image(item: Any, value_range: Range | None = None) -> Image.Image:
     image, name = item
     if isinstance(image, Image.Image):
         return upright_rgb(image, name, value_range)
-    return show_picture(one_picture(as_array(image)), name, value_range)
+    shown: Image.Image = show_picture(one_picture(as_array(image)), name, value_range)  # or a tensor
+    return shown
 
 
 def _from_array(pixels: np.ndarray[Any, Any], labels: Sequence[str] | None, value_range: Range | None) -> ImageSet:
@@ -375,7 +379,8 @@ def _from_array(pixels: np.ndarray[Any, Any], labels: Sequence[str] | None, valu
 
 
 def _open_row(item: tuple[np.ndarray[Any, Any], str], value_range: Range | None) -> Image.Image:
-    return show_picture(*item, value_range)
+    shown: Image.Image = show_picture(*item, value_range)  # or a tensor
+    return shown
 
 
 def _photographs(count: int, seed: int) -> ImageSet:

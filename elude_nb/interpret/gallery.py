@@ -52,6 +52,8 @@ class Sight:
         The model's outputs, (n, e).
     features
         Its `elude_nb.models.forward.features`: the output, and beside it the mean patch token if it has any.
+    sketches
+        Of the prepared images, by which copies are told (`elude_nb.data.copies.sketch`).
     """
 
     pictures: Pictures
@@ -59,6 +61,7 @@ class Sight:
     channels: Tensor
     outputs: Tensor
     features: Tensor
+    sketches: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +219,7 @@ class Gallery:
             if self.has_concepts:
                 self._concepts[rows] = seen.sources @ self.split.concept_readout().matrix
             self._pictures += list(seen.pictures)
-            self._sketches.append(sketch(torch.from_numpy(seen.pictures).float()))
+            self._sketches.append(seen.sketches)
             self._outputs.append(seen.outputs)
             self._features.append(seen.features)
             self.ready = stop
@@ -397,13 +400,14 @@ def look(split: Disentanglement, images: Sequence[Image.Image]) -> Sight:
             on_channels=lambda h: channels.append(for_analysis(h[:, positions])),
         ),
     ):
-        output, mean_patch = output_and_patches(model, model.prepare(images))
+        batch = model.prepare(images)
+        output, mean_patch = output_and_patches(model, batch)
     outputs = for_analysis(output)
     check_finite(outputs, images, range(len(images)), "The model's outputs")
     features = outputs if mean_patch is None else torch.cat([outputs, for_analysis(mean_patch)], dim=1)
     joined = torch.cat([sources[number] for number in range(len(site.terms))], dim=-1)
     pictures = np.stack([picture_of(model, image) for image in images])
-    return Sight(pictures, joined - split.book.source_mean(), channels[-1], outputs, features)
+    return Sight(pictures, joined - split.book.source_mean(), channels[-1], outputs, features, sketch(batch))
 
 
 def picture_of(model: Model, image: Image.Image) -> Pictures:

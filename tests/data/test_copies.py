@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from PIL import Image
 
 from elude_nb import Disentanglement, ImageSet, Model, compare, find_exemplars, load_images, score
-from elude_nb.data import copies
 from elude_nb.data.copies import find_originals, sketch
 from elude_nb.interpret import name_concepts
 from elude_nb.interpret.gallery import Gallery
@@ -26,24 +24,31 @@ def with_copies(images: ImageSet) -> ImageSet:
     return load_images([*images, *[images[3]] * 10], labels=[*images.labels, *[images.labels[3]] * 10])
 
 
-def test_exact_and_near_copies_are_left_out_and_named(tmp_path: Path) -> None:
+def test_copies_and_on_request_near_ones_are_left_out_and_named(tmp_path: Path) -> None:
     whole = load_images("photographs", count=20)
     for number, image in enumerate(whole):
         image.save(tmp_path / f"{number:02}.png")
     whole[4].save(tmp_path / "other.bmp")
     whole[5].save(tmp_path / "pressed.jpg", quality=80)
     whole[6].resize((whole[6].width * 3 // 4, whole[6].height * 3 // 4)).save(tmp_path / "smaller.png")
-    with pytest.warns(UserWarning, match=r"3 of 23 .*'other.bmp' \(of '04.png'\), 'pressed.jpg' \(of '05.png'\)"):
+    with pytest.warns(UserWarning, match=r"1 of 23 .*: 'other.bmp' \(of '04.png'\)$"):
         once = load_images(tmp_path).without_copies()
-    assert once.names == tuple(f"{number:02}.png" for number in range(20))
+    assert len(once) == 22
     assert once.without_copies() is once
+    with pytest.warns(UserWarning, match=r"2 of 22 .*: 'pressed.jpg' \(of '05.png'\), 'smaller.png' \(of '06.png'\)$"):
+        assert once.without_copies(near=True).names == tuple(f"{number:02}.png" for number in range(20))
 
 
 def test_other_images_are_no_copies() -> None:
-    images = load_images("shapes", count=40)
-    assert images.without_copies() is images
-    plain = load_images([Image.new("RGB", (8, 8), (i, i, i)) for i in range(5)])
-    assert plain.without_copies() is plain
+    for images in (
+        load_images("shapes", count=40),
+        load_images([Image.new("RGB", (8, 8), (i, i, i)) for i in range(5)]),
+        random_images(8, 32),
+    ):
+        assert images.without_copies(near=True) is images
+    one = np.zeros((2, 40, 40, 3), np.uint8)
+    one[1, 20, 30, 2] = 1  # a single pixel, by a single level
+    assert len(load_images(one).without_copies()) == 2
     sentences = load_sentences(["A cat sleeps.", "A cat slept."])
     assert sentences.without_copies() is sentences
     with pytest.warns(UserWarning, match="1 of 2"):
@@ -58,24 +63,26 @@ def test_copies_of_another_set_are_left_out(images: ImageSet) -> None:
 
 def test_a_sketch_keeps_distances() -> None:
     images = torch.randn(12, 3, 40, 30, generator=torch.Generator().manual_seed(1))
-    sketches = sketch(images)[:, :-1]
+    sketches = sketch(images)[:, :-2]
     ratio = torch.pdist(sketches) / torch.pdist(images.flatten(1))
     assert 0.85 < float(ratio.min()) <= float(ratio.max()) < 1.15
-    assert find_originals(sketch(torch.cat([images, images[[4, 2]] + 1e-3]))).tolist() == [*range(12), 4, 2]
+    several = sketch(torch.cat([images, images[[4, 2]] + 1e-3, images[[7]]]))
+    assert find_originals(several).tolist() == [*range(14), 7]
+    assert find_originals(several, near=0.1).tolist() == [*range(12), 4, 2, 7]
 
 
-def test_the_first_original_is_found_across_blocks(monkeypatch) -> None:
-    monkeypatch.setattr(copies, "_ROWS", 4)
-    sketches = torch.randn(30, 257, generator=torch.Generator().manual_seed(2))
-    sketches[:, -1] = torch.arange(30) % 3 * 0.01 + 0.001  # how near a copy may be
-    sketches[7, :-1] = sketches[3, :-1]
-    sketches[[12, 13, 29], :-1] = sketches[7, :-1] + 1e-5
-    sketches[20, :-1] = sketches[19, :-1] + 0.002  # farther than one of the two allows
+def test_the_first_original_is_found() -> None:
+    sketches = torch.randn(30, 258, generator=torch.Generator().manual_seed(2))
+    sketches[:, -1] = 0
+    sketches[:, -2] = torch.arange(30) % 3 * 0.01 + 0.001  # how near a copy may be
+    sketches[7, :-2] = sketches[3, :-2]
+    sketches[[12, 13, 29], :-2] = sketches[7, :-2] + 1e-5
+    sketches[20, :-2] = sketches[19, :-2] + 0.002  # farther than one of the two allows
     slow = list(range(30))
     for row in range(30):
         for other in reversed(range(row)):
-            apart = float((sketches[row, :-1] - sketches[other, :-1]).norm())
-            if apart <= min(sketches[row, -1], sketches[other, -1]):
+            apart = float((sketches[row, :-2] - sketches[other, :-2]).norm())
+            if apart <= min(sketches[row, -2], sketches[other, -2]):
                 slow[row] = slow[other]
     assert find_originals(sketches).tolist() == slow
     assert [slow[row] for row in (7, 12, 13, 20, 29)] == [3, 3, 3, 20, 3]
@@ -112,11 +119,3 @@ def test_no_copy_lies_on_the_other_side_of_a_comparison(vit: Model) -> None:
     with pytest.warns(UserWarning, match="40 of 80"):
         found = compare(vit, twice, "stream:2", blocks=1, **how)  # type: ignore[arg-type]
     assert (found.settings["discovery_images"], found.settings["scored_images"]) == (20, 20)
-
-
-def test_a_jpeg_is_a_copy_of_itself_at_another_quality() -> None:
-    buffer = io.BytesIO()
-    image = load_images("photographs", count=1)[0]
-    image.save(buffer, "JPEG", quality=85)
-    with pytest.warns(UserWarning, match="1 of 2"):
-        assert len(load_images([image, Image.open(buffer)]).without_copies()) == 1
