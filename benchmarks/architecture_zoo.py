@@ -7,6 +7,7 @@ a mistake would hide behind them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,9 @@ def build(entry: Entry, seed: int = 0, dtype: torch.dtype = torch.float32) -> Mo
         unused = Provenance(f"random weights, seed {seed}", None, "none needed")
         words = Vocabulary(lambda _: [1, 2], lambda _: [(0, 0), (0, 0)], entry.words, first=1, last=2, padding=0)
         return TextModel(network, words.encode, entry.name, entry.family, (entry.side,), unused, words)  # type: ignore[arg-type]
-    return wrap_network(network, input_size=(3, entry.side, entry.side), name=entry.name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* does not say how its weights were trained")  # they were not
+        return wrap_network(network, input_size=(3, entry.side, entry.side), name=entry.name)
 
 
 def disturb(network: nn.Module) -> None:

@@ -541,7 +541,10 @@ def test_every_call_of_a_split_says_what_its_model_was_moved_to(env, how) -> Non
     move, error, reason = MOVED[how]
     kept = {name: value.clone() for name, value in env.model.network.state_dict().items()}
     read = env.split.activations(env.images, [env.unit])
+    loaded = en.Disentanglement.load(env.path, env.model)
     move(env.model.network)
+    with pytest.raises(error, match=reason):  # its tables are worked out of the weights
+        loaded.units  # noqa: B018
     for name in OF_A_SPLIT:
         with pytest.raises(error, match=reason):
             CALLS[name](env)

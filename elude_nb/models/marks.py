@@ -26,7 +26,7 @@ class Mark(NamedTuple):
 
 def weight_marks(network: nn.Module) -> dict[str, Mark]:
     """Return a mark for each parameter and buffer."""
-    marks = {}
+    marks: dict[str, Mark] = {}
     for name, tensor in itertools.chain(network.named_parameters(), network.named_buffers()):
         # A tensor made of others, as torchao's quantised ones are, has no memory of its own to look at.
         parts = [part for part in plain_parts(tensor) if isinstance(part, Tensor)] if is_composed(tensor) else [tensor]

@@ -27,7 +27,7 @@ def main_tensor(output: Any) -> Tensor:
 
     Of a dictionary, a Hugging Face ``ModelOutput`` or another object with attributes: ``logits``, ``pooler_output``,
     ``image_embeds`` or ``last_hidden_state``, the first that is there, otherwise the first with a tensor. Of a tuple:
-    the first part with a tensor. Of a list, such as feature maps: the last, which is the deepest.
+    the first part with a tensor. Of a list or a tuple under a name, such as feature maps: the last, the deepest.
 
     Raises
     ------
@@ -69,6 +69,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     else:
         named = dict(output) if isinstance(output, Mapping) else getattr(output, "__dict__", {})
         names = [*(name for name in _MAIN if name in named), *(name for name in named if name not in _MAIN)]
-        parts = [named[name] for name in names]
+        # A tuple under a name, such as feature_maps, has a part for each depth.
+        parts = [list(named[name]) if isinstance(named[name], tuple) else named[name] for name in names]
     for part in parts:
         yield from _tensors(part)

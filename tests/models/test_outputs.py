@@ -49,6 +49,7 @@ class Puts(nn.Module):
             "tuple": (output, tokens),
             "named tuple": Parts(output, None),
             "list of maps": [tokens, output],
+            "maps by name": OrderedDict(feature_maps=(tokens, output)),
             "nested": {"ids": torch.arange(len(images)), "all": [tokens, (None, output)]},
             "whole numbers": {"ids": torch.arange(len(images))},
             "turned": output.T,
@@ -60,7 +61,9 @@ def putting(form: str, **more: Any) -> en.Model:
     return en.wrap_network(Puts(tiny_vit().network, form), preprocess=to_tensor, input_size=(3, 32, 32), **more)
 
 
-@pytest.mark.parametrize("form", ["attributes", "dictionary", "tuple", "named tuple", "list of maps", "nested"])
+@pytest.mark.parametrize(
+    "form", ["attributes", "dictionary", "tuple", "named tuple", "list of maps", "maps by name", "nested"]
+)
 def test_every_form_of_output_is_the_tensor_in_it(form) -> None:
     images = random_images(4, 32)
     assert en.embed(putting(form), images).equal(en.embed(putting("tensor"), images))
