@@ -79,7 +79,9 @@ def _read_torch_file(path: Path) -> dict[str, Any]:
     cure = "Whole pickled models run code when they are loaded and are refused; save model.state_dict() instead."
     try:
         # Where the file asks for a class or function that torch does not allow, it gets a stand-in.
-        stand_ins = [(_new_dict if name == "collections.defaultdict" else _StandIn, name) for name in _globals_of(path)]
+        stand_ins: list[Any] = [
+            (_new_dict if name == "collections.defaultdict" else _StandIn, name) for name in _globals_of(path)
+        ]
         with torch.serialization.safe_globals(stand_ins):
             held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -102,10 +104,9 @@ def _globals_of(path: Path) -> set[str]:
             file.seek(0)
             pickles = 5
         operations = (operation for _ in range(pickles) for operation in pickletools.genops(file))
-        named = [tuple(str(argument).split(" ", 1)) for code, argument, _ in operations if code.name == "GLOBAL"]
+        named = [str(argument).split(" ", 1) for code, argument, _ in operations if code.name == "GLOBAL"]
         # Files have the names that Python 2 knew.
-        named = [NAME_MAPPING.get(pair, (IMPORT_MAPPING.get(pair[0], pair[0]), pair[1])) for pair in named]
-        return {".".join(pair) for pair in named}
+        return {".".join(NAME_MAPPING.get((a, b), (IMPORT_MAPPING.get(a, a), b))) for a, b in named}
 
 
 def _check_unpacked(path: Path) -> None:
@@ -273,10 +274,10 @@ def _fitted(
     misfit = f"{source!r} does not fit {type(sketch).__name__}: {_difference(tensors, shapes)}"
     other = [name for name in tensors if name in shapes and tensors[name].shape != shapes[name]]
     if all(_RESAMPLED.search(name) for name in other):
-        network = _converted(architecture, size, seed, tensors, classes)
-        if network is not None:
+        converted = _converted(architecture, size, seed, tensors, classes)
+        if converted is not None:
             renamed = sorted(tensors.keys() - shapes.keys())
-            return network, notes + ([f"converted by timm: {_some(renamed)}"] if renamed else [])
+            return converted, notes + ([f"converted by timm: {_some(renamed)}"] if renamed else [])
     raise ValueError(f"{misfit}. Check the architecture's name (size, patch, registers) and image_size.")
 
 
