@@ -28,9 +28,9 @@ from tests.tiny import random_images, redraw, to_tensor
 IMAGES = random_images(12, 48)
 
 
-def resized(*size: int) -> Callable[[Image.Image], Tensor]:
+def resized(width: int, height: int) -> Callable[[Image.Image], Tensor]:
     """Return a preprocessing to (width, height), as a processor of Hugging Face may have it."""
-    return lambda image: to_tensor(image.resize(size))
+    return lambda image: to_tensor(image.resize((width, height)))
 
 
 def any_size_vit() -> nn.Module:
