@@ -31,6 +31,7 @@ from elude_nb.models.weights import Provenance
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 """Of the files that hold checkpoints; ``.pth.tar``, which many trainers write, is no archive of tar."""
 
+_CURE = "Whole pickled models run code when they are loaded and are refused; save model.state_dict() instead."
 # What torch.compile, FSDP and activation checkpointing put into names, wherever they wrapped a module.
 _WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGED = re.compile(r"(?<![a-z])(ema|teacher|averaged?)(?![a-z])", re.IGNORECASE)
@@ -52,13 +53,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str], Provena
     """
     metadata: dict[str, str] = {}
     path = existing_file(path, "correct the path of the checkpoint")
-    held: dict[str, Any]
+    held: Any
     if path.suffix == ".safetensors":
         held, metadata = read_tensors(path, WeightsError)
     elif path.suffix in ENDINGS:
         held = _read_torch_file(path)
     else:
         raise WeightsError(f"{str(path)!r}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}.")
+    if next(_dictionaries(held), None) is None:
+        raise WeightsError(f"{str(path)!r} does not hold a dictionary of tensors by name. {_CURE}")
     licence = metadata.get("licence", metadata.get("license", "not stated in the file"))
     return held, metadata, Provenance(f"file {as_text(path.name)}", sha256_of_file(path), licence)
 
@@ -75,18 +78,19 @@ def _new_dict(*_: object) -> dict[Any, Any]:
     return {}
 
 
-def _read_torch_file(path: Path) -> dict[str, Any]:
+def _read_torch_file(path: Path) -> Any:
     _check_unpacked(path)
-    cure = "Whole pickled models run code when they are loaded and are refused; save model.state_dict() instead."
     try:
         # Where the file asks for a class or function that torch does not allow, it gets a stand-in.
-        stand_ins = [(_new_dict if name == "collections.defaultdict" else _StandIn, name) for name in _globals_of(path)]
+        stand_ins: list[Any] = [
+            (_new_dict if name == "collections.defaultdict" else _StandIn, name) for name in _globals_of(path)
+        ]
         with torch.serialization.safe_globals(stand_ins):
             held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise WeightsError(f"{str(path)!r} cannot be read as plain tensors ({type(error).__name__}). {cure}") from error
-    if not isinstance(held, dict) or not any(True for _ in _dictionaries(held)):
-        raise WeightsError(f"{str(path)!r} does not hold a dictionary of tensors by name. {cure}")
+        raise WeightsError(
+            f"{str(path)!r} cannot be read as plain tensors ({type(error).__name__}). {_CURE}"
+        ) from error
     return held
 
 
@@ -103,10 +107,9 @@ def _globals_of(path: Path) -> set[str]:
             file.seek(0)
             pickles = 5
         operations = (operation for _ in range(pickles) for operation in pickletools.genops(file))
-        named = [tuple(str(argument).split(" ", 1)) for code, argument, _ in operations if code.name == "GLOBAL"]
+        named = [str(argument).split(" ", 1) for code, argument, _ in operations if code.name == "GLOBAL"]
         # Files have the names that Python 2 knew.
-        named = [NAME_MAPPING.get(pair, (IMPORT_MAPPING.get(pair[0], pair[0]), pair[1])) for pair in named]
-        return {".".join(pair) for pair in named}
+        return {".".join(NAME_MAPPING.get((a, b), (IMPORT_MAPPING.get(a, a), b))) for a, b in named}
 
 
 def _check_unpacked(path: Path) -> None:
@@ -182,16 +185,19 @@ def _is_averaged(path: tuple[str, ...], prefix: str) -> bool:
     return bool(_AVERAGED.search(".".join((*path, prefix)).replace("_", " ")))
 
 
-def _dictionaries(held: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Yield every dictionary with tensors by name in a file, with the keys that lead to it."""
-    if not isinstance(held, dict) or len(path) > 4:
-        return
-    named = {name: value for name, value in held.items() if isinstance(name, str)}
-    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    if tensors:
-        yield path, tensors
-    for name, value in named.items():
-        yield from _dictionaries(value, (*path, name))
+def _dictionaries(held: object) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Yield every dictionary with tensors by name in a file, once, with the keys that lead to it."""
+    waiting: list[tuple[tuple[str, ...], object]] = [((), held)]
+    seen = set[int]()  # a file may hold a dictionary inside itself
+    for path, here in waiting:
+        if not isinstance(here, dict) or id(here) in seen:
+            continue
+        seen.add(id(here))
+        named = {name: value for name, value in here.items() if isinstance(name, str)}
+        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        if tensors:
+            yield path, tensors
+        waiting += [((*path, name), value) for name, value in named.items()]
 
 
 def _prefixes(tensors: Collection[str], wanted: Collection[str]) -> Counter[str]:
@@ -274,11 +280,18 @@ def _fitted(
     misfit = f"{source!r} does not fit {type(sketch).__name__}: {_difference(tensors, shapes)}"
     other = [name for name in tensors if name in shapes and tensors[name].shape != shapes[name]]
     if all(_RESAMPLED.search(name) for name in other):
-        network = _converted(architecture, size, seed, tensors, classes)
-        if network is not None:
+        converted = _converted(architecture, size, seed, tensors, classes)
+        if converted is not None:
             renamed = sorted(tensors.keys() - shapes.keys())
-            return network, notes + ([f"converted by timm: {_some(renamed)}"] if renamed else [])
-    raise ValueError(f"{misfit}. Check the architecture's name (size, patch, registers) and image_size.")
+            return converted, notes + ([f"converted by timm: {_some(renamed)}"] if renamed else [])
+    if tensors.keys() & shapes.keys():
+        cure = "Check the architecture's name (size, patch, registers) and image_size."
+    else:
+        cure = (
+            "No name is one of this network's: check the architecture's name, or load the file with the library that "
+            "wrote it, and take wrap_network(network)."
+        )
+    raise ValueError(f"{misfit}. {cure}")
 
 
 def _converted(

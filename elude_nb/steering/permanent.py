@@ -73,6 +73,11 @@ class EditRule(nn.Module):
 
     def forward(self, tokens: Tensor, activations: Tensor) -> Tensor:
         """Return tokens (n, t, d) with what the edit makes of activations (n, t, u) added."""
+        if len(self.weights) not in {1, tokens.shape[1]}:
+            raise EditError(
+                f"The edit chooses among {len(self.weights)} tokens, but these images have {tokens.shape[1]}: give "
+                "images of the model's input size, or edit all tokens."
+            )
         if len(self.steps):
             change = torch.zeros_like(activations)
             for step in self.steps:

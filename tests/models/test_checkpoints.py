@@ -123,6 +123,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_in_a_few_words(tmp_path
     save_file(state_of(source), tmp_path / "vit.safetensors")
     with pytest.raises(ValueError, match=r"does not fit ResNet: \d+ missing \(.*, \.\.\.\); \d+ unexpected") as caught:
         load_model(tmp_path / "vit.safetensors", architecture=TINY_RESNET)
+    assert "No name is one of this network's" in str(caught.value)
     assert len(str(caught.value)) < 600
 
 
@@ -456,6 +457,16 @@ def test_a_torch_file_of_something_else_is_refused(tmp_path: Path, held: object)
     torch.save(held, tmp_path / "net.pt")
     with pytest.raises(WeightsError, match=r"net\.pt"):
         read_checkpoint(tmp_path / "net.pt")
+
+
+def test_a_file_without_tensors_or_inside_itself_is_refused_or_read(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "net.safetensors")
+    with pytest.raises(WeightsError, match=r"net\.safetensors.*dictionary of tensors"):
+        read_checkpoint(tmp_path / "net.safetensors")
+    looped: dict[str, Any] = dict(MADE)
+    looped |= {f"again {number}": looped for number in range(50)}
+    torch.save(looped, tmp_path / "net.pt")
+    assert same(load_model(tmp_path / "net.pt", architecture=TINY_VIT).network.state_dict(), MADE)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])

@@ -276,7 +276,7 @@ def test_finding_leaves_the_model_as_it_was() -> None:
 def test_finding_leaves_no_hooks_when_the_network_fails() -> None:
     model = wrapped(Blocks("pre-norm"), 16, torch.float64)
     model.network.head = nn.Linear(7, 5).double()
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(SiteError, match=r"does not run on a batch of \(1, 3, 16, 16\) .*shapes cannot be multiplied"):
         find_site(model, "stream")
     assert hook_count(model.network) == 0
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -126,8 +127,8 @@ def test_hooks_are_gone_after_an_exception_in_a_listener(vit, where) -> None:
     def fail(*_: object) -> None:
         raise KeyError(where)
 
-    site = find_site(vit, "stream")
-    with pytest.raises(KeyError, match=where), Tap(vit.network, site, **{where: fail}):
+    site, listener = find_site(vit, "stream"), dict[str, Any]({where: fail})
+    with pytest.raises(KeyError, match=where), Tap(vit.network, site, **listener):
         vit(torch.zeros(1, 3, 32, 32, dtype=torch.float64))
     assert hook_count(vit.network) == 0
 
