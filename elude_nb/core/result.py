@@ -435,6 +435,7 @@ class Disentanglement:
         """Return a `Lens`: in ``with split.lens() as lens:`` the model runs as it is; ``lens.values`` has the units.
 
         Chosen units, or without them all concepts, at all tokens of the last forward pass: (n, t, u) or (n, t, g).
+        Batches of other sizes than the model's have as many tokens as the network makes of them.
         """
         self.check_model()
         readout = self.concept_readout() if units is None else self.unit_readout(units)

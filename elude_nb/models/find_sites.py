@@ -303,7 +303,8 @@ def find_site(model: Model, name: str = STREAM, *, blocks: int | Literal["all"] 
     Raises
     ------
     SiteError
-        If there is no such place (near matches are named), or it is no sum that can be split (the reason is named).
+        If there is no such place (near matches are named), it is no sum that can be split (the reason is named), or the
+        network does not run on inputs of the model's ``input_size``.
     """
     check_model(model)
     check_pristine(model.network, "find_site")
