@@ -97,12 +97,9 @@ class _Told:
 
 def _told(model: Model, path: str) -> _Told:
     """Return what was told of the tokens at a module: by the user, by the modules around it, or by any other."""
-    network = model.network
-    parts = path.split(".")
-    around = [
-        network.get_submodule(".".join(parts[:length])) for length in range(len(parts) + 1)
-    ]  # the outermost first
-    every = [*around, *network.modules()]
+    network, parts = model.network, path.split(".")
+    around = (network.get_submodule(".".join(parts[:length])) for length in range(len(parts) + 1))
+    every = [*around, *network.modules()]  # those around it first, the outermost before all
     owner: Any = next((module for module in every if hasattr(module, "num_prefix_tokens")), None)
     prefix = None if owner is None else int(owner.num_prefix_tokens or 0)
     registers = model.registers

@@ -39,14 +39,20 @@ def data_config(network: nn.Module) -> tuple[dict[str, Any], str]:
         if isinstance(getattr(module, "pretrained_cfg", None), dict):
             known.append(_sized(resolve_model_data_config(module), module))
             inside.update(module.modules())
-        elif hasattr(module, "mean") and hasattr(module, "std") and not list(module.parameters()):
-            normalises = True  # as torchvision's and kornia's Normalize do
+        normalises |= all(_is_for_colours(getattr(module, name, None)) for name in ("mean", "std"))
     config, source = _sized(resolve_model_data_config(network), network), ASSUMED
     if known and all(each == known[0] for each in known):
         config, source = known[0], "as timm has it for these weights"
     if normalises:
         config, source = config | {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, INSIDE
     return config, source
+
+
+def _is_for_colours(value: object) -> bool:
+    """Say whether this is a mean or deviation for each colour, as torchvision's and kornia's Normalize have it."""
+    return (
+        len(value) == 3 if isinstance(value, list | tuple) else isinstance(value, torch.Tensor) and value.numel() == 3
+    )
 
 
 def _sized(config: dict[str, Any], network: nn.Module) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -321,7 +321,7 @@ def test_what_quantised_layers_cannot_do_is_said_at_once(images) -> None:
 @of_torch
 def test_the_hash_of_packed_weights_sees_every_change() -> None:
     weight = torch.arange(6.0).view(2, 3)
-    states = [
+    states: list[dict[str, Any]] = [
         {"w": (torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), None)},
         {"w": (torch.quantize_per_tensor(weight, 0.2, 0, torch.qint8), None)},
         {"w": (torch.quantize_per_tensor(weight, 0.1, 1, torch.qint8), None)},
@@ -374,10 +374,9 @@ def test_a_network_without_numbers_is_refused_by_name(images) -> None:
 def test_a_parametrised_layer_outside_the_site_is_no_hindrance(images) -> None:
     for norm in (nn.utils.parametrizations.weight_norm, nn.utils.weight_norm):
         network: Any = tiny_vit().network
-        norm(network.requires_grad_(requires_grad=True).blocks[0].mlp.fc1)  # type: ignore[operator]
+        norm(network.requires_grad_(requires_grad=True).blocks[0].mlp.fc1)
         model = wrapped(network, 32, torch.float64)
         split = en.disentangle(model, images, **QUICK)
         assert en.verify(split, images[:2], progress=False).lens.identical
-        with ExitStack() as stack:
-            stack.enter_context(pytest.raises(SiteError, match="works its weight out anew in every pass"))
+        with pytest.raises(SiteError, match="works its weight out anew in every pass"):
             en.find_site(model, "blocks.0.mlp.fc1")

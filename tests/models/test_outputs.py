@@ -190,6 +190,7 @@ def test_dinov2_of_transformers_in_a_module_of_ones_own(tmp_path) -> None:
 
 
 def test_the_main_tensor_of_what_has_none() -> None:
-    for nothing in (None, {}, (), [], "text", {"ids": torch.arange(3)}):
+    several: list[Any] = [None, {}, (), [], "text", {"ids": torch.arange(3)}]
+    for nothing in several:
         with pytest.raises(TypeError, match="without any tensor of fractions"):
             main_tensor(nothing)
