@@ -208,6 +208,7 @@ def _bound_used(network: nn.Module, site: Site, batch: Tensor, plain: Tensor, ap
         unscaled,
         on_source=lambda number, sources: add(sources.abs().double() @ weights[number].T),
         on_entering=lambda entering: add(entering.abs().double()),
+        any_size=True,
     ):
         network(batch)
     n = site.sources * site.kernel + len(site.terms) + units + 4

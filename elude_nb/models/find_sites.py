@@ -205,13 +205,14 @@ def run_once(model: Model) -> Run:
 def _run_on_noise(model: Model) -> None:
     noise = model.noise()
     try:
-        model(noise)
+        output = run_network(model.network, noise)
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise SiteError(
             f"{model.name!r} does not run on a batch of {tuple(noise.shape)} ({type(error).__name__}: {reason}). Make "
             "the model with the size of its images: wrap_network(network, input_size=...)."
         ) from error
+    model.tensor_of(output, len(noise))  # one that stands for nothing is told of now
 
 
 @own_arithmetic()

@@ -140,11 +140,15 @@ class Model:
         TypeError, ValueError
             If the output has no tensor, or it has not a row for each image.
         """
-        found = self.output(run_network(self.network, batch))
-        if not isinstance(found, Tensor) or found.ndim < 1 or len(found) != len(batch):
+        return self.tensor_of(run_network(self.network, batch), len(batch))
+
+    def tensor_of(self, output: Any, count: int) -> Tensor:
+        """Return what the network put out for ``count`` images as one tensor; raises as calling the model does."""
+        found = self.output(output)
+        if not isinstance(found, Tensor) or found.ndim < 1 or len(found) != count:
             made = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
-                f"The output of {self.name!r} for {len(batch)} images is {made}; it must be a tensor with a row for "
+                f"The output of {self.name!r} for {count} images is {made}; it must be a tensor with a row for "
                 "each: wrap_network(network, output=lambda out: ...)."
             )
         return found

@@ -557,10 +557,10 @@ def test_half_of_the_crops_are_mirrored(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_photograph_that_is_not_installed_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elude_nb.data.photographs.find_spec", lambda name: None)
-    images = load_images("photographs", count=1)
     from elude_nb.data import photographs as module
 
+    images = load_images("photographs", count=1)
+    monkeypatch.setattr("elude_nb.data.photographs.find_spec", lambda name: None)
     module._read_photograph.cache_clear()
     with pytest.raises(ImageError, match=r"'astronaut'.*'skimage'"):
         images[0]

@@ -51,7 +51,8 @@ def test_the_layout_follows_the_preprocessing(size: tuple[int, int]) -> None:
     grid = (size[1] // 8, size[0] // 8)
     split = split_at(resized(*size))
     assert split.model.input_size == (3, size[1], size[0])
-    assert split.site.layout == find_site(wrap_network(any_size_vit(), input_size=split.model.input_size)).layout
+    like = wrap_network(any_size_vit(), preprocess=to_tensor, input_size=split.model.input_size)
+    assert split.site.layout == find_site(like).layout
     assert split.site.layout.grid == grid
     rows = next(iter(record(split.model, IMAGES, split.site)))
     assert len(rows) == len(IMAGES) * grid[0] * grid[1]
