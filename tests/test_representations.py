@@ -24,7 +24,7 @@ def made() -> dict[str, Any]:
     return {"model": model, "images": images, "split": split, "edit": edit, "head": en.fit_head(model, images)}
 
 
-CHANNEL = {"units": 2, "count": 3, "progress": False}
+CHANNEL: dict[str, Any] = {"units": 2, "count": 3, "progress": False}
 RESULTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "model": lambda m: m["model"],
     "images": lambda m: m["images"],

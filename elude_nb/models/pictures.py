@@ -36,7 +36,7 @@ def default_preprocess(config: dict[str, Any]) -> Preprocess:
     deviation are spread, or averaged, in the same way.
     """
     from timm.data import create_transform
-    from torchvision.transforms import Compose  # type: ignore[import-untyped]
+    from torchvision.transforms import Compose
 
     channels = config["input_size"][0]
     for key in ("mean", "std"):

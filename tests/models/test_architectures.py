@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-import torchvision  # type: ignore[import-untyped]
+import torchvision
 from torch import Tensor, nn
 
 from elude_nb import Edit, ImageSet, Model, disentangle, find_site, find_sites, verify
