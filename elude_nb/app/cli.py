@@ -13,6 +13,7 @@ from elude_nb.app.shell import in_shell_words
 
 if TYPE_CHECKING:
     from elude_nb import Disentanglement, ImageSet, Model
+    from elude_nb.baselines.compare import Compared
 
 app = typer.Typer(
     name="elude-nb",
@@ -42,6 +43,7 @@ PretrainedOption = Annotated[
 TokensOption = Annotated[int, typer.Option(help="Tokens drawn of each image.")]
 BatchOption = Annotated[int | None, typer.Option(help="Images in one forward pass.")]
 SiteOption = Annotated[str, typer.Option(help="'stream', 'stream:8', or the path of a layer.")]
+ConceptsOption = Annotated[int | None, typer.Option(help="Number of concepts; by default it follows the data.")]
 BlocksOption = Annotated[str, typer.Option(help="How many blocks bring the sources, or 'all'.")]
 
 
@@ -88,7 +90,7 @@ def disentangle(
     skip_broken: SkipBrokenOption = False,
     site: SiteOption = "stream",
     blocks: BlocksOption = "all",
-    concepts: Annotated[int, typer.Option(help="Number of concepts.")] = 128,
+    concepts: ConceptsOption = None,
     units: Annotated[int, typer.Option(help="Sub-units of a channel, at most.")] = 8,
     shared: Annotated[
         float | None,
@@ -182,11 +184,17 @@ def score(
 ) -> None:
     """Score sub-units beside their channels and random routes of the same sizes."""
     import elude_nb as en
-    from elude_nb.scores import score_means
+    from elude_nb.scores import score_means, verdict
 
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    means = score_means(en.score(split, _images(images, count, skip_broken), k=k, seed=seed))
-    typer.echo(means.to_json(orient="records", indent=1) if json else means.round(3).to_string(index=False))
+    scores = en.score(split, _images(images, count, skip_broken), k=k, seed=seed)
+    means = score_means(scores)
+    if json:
+        typer.echo(means.to_json(orient="records", indent=1))
+        return
+    typer.echo(means.round(3).to_string(index=False))
+    for distinct in (False, True):
+        typer.echo(str(verdict(scores, distinct=distinct)))
 
 
 @app.command()
@@ -205,7 +213,7 @@ def compare(
     site: SiteOption = "stream",
     blocks: BlocksOption = "all",
     units: Annotated[int, typer.Option(help="Units that each method is asked for.")] = 128,
-    concepts: Annotated[int | None, typer.Option(help="Number of concepts; by default from the data.")] = None,
+    concepts: ConceptsOption = None,
     sparsity: Annotated[int, typer.Option(help="Active latents a token of sparse autoencoders.")] = 8,
     tokens: Annotated[str, typer.Option(help="class, registers, patch or all.")] = "patch",
     tokens_per_image: TokensOption = 24,
@@ -240,8 +248,9 @@ def compare(
         seed=seed,
         max_memory=max_memory,
     )
-    for path in write_comparison(compared, out):
-        typer.echo(path)
+    paths = write_comparison(compared, out)
+    typer.echo(_overview(compared))
+    typer.echo(f"Written: {', '.join(map(str, paths))}")
 
 
 @app.command()
@@ -308,6 +317,18 @@ def methods() -> None:
 
     for name in METHODS:
         typer.echo(f"{name}{' (by default)' if name in DEFAULT_METHODS else ''}")
+
+
+def _overview(compared: Compared) -> str:
+    """Return what a terminal shows of a comparison: few columns at equal numbers of units, and the verdicts."""
+    from elude_nb.baselines.compare import IN_WORDS, SIZES
+
+    table = compared.table[compared.table["size"] == "equal"]
+    fidelity = ("redundancy", "unexplained_variance", "output_change")
+    shown = [name for name in ("method", "units", *IN_WORDS, *fidelity) if name in table]
+    title = SIZES["equal"].format(**compared.settings)
+    rows = table[shown].round(3).to_string(index=False)
+    return "\n".join([f"{title}:", rows, *map(str, compared.verdicts()), *compared.notes()])
 
 
 def _images(images: str, count: int | None, skip_broken: bool) -> ImageSet:

@@ -57,6 +57,7 @@ def comparison_page(compared: Compared) -> str:
             (title, Markup(table_of_methods(compared.table, size)), compared.verdicts(size))  # noqa: S704
             for size, title in titles.items()
         ],
+        notes=compared.notes(),
         settings=compared.settings,
     )
     return str(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,8 @@ DEFAULT_METHODS = (
 OURS = ("sub-units", "concepts", "ELUDe as published", "signed rule")
 """What the names of methods begin with that leave the model's outputs as they are and split its channels."""
 
-_IN_WORDS = ("top_similarity", "ms_score", "label_share_over_chance")  # the scores that tables have a verdict on
+IN_WORDS = ("top_similarity", "ms_score", "label_share_over_chance")
+"""The scores that tables have a verdict on."""
 _FEWEST_BEST = 4
 """The smallest k: trials of the intruder test show as many of a unit's best images."""
 _GIB = 1 << 30
@@ -166,8 +168,20 @@ class Compared:
         """Return the verdicts that stand under a table, those where a rival leads first; none if no method is ours."""
         if not any(name.startswith(OURS) for name in self.methods):
             return []
-        found = [self.verdict(name, size) for name in _IN_WORDS if self.units.get(name, pd.Series()).notna().any()]
+        found = [self.verdict(name, size) for name in IN_WORDS if self.units.get(name, pd.Series()).notna().any()]
         return sorted(found, key=lambda each: (not each.rivals, not each.level))
+
+    def notes(self) -> list[str]:
+        """Return what a reader may ask about the numbers of units, in words."""
+        asked, given = self.settings.get("units", 0), self.settings["equal_units"]
+        if given >= asked:
+            return []
+        own = self._of_size("own")["units"].to_dict()
+        fewest = min(own, key=lambda name: own[name])
+        return [
+            f"{given} units each, though {asked} were asked for: {fewest!r} has no more live ones on these images "
+            f"(above their smallest value on {self.settings['k']} images at least)."
+        ]
 
     def _of_size(self, size: str) -> pd.DataFrame:
         check_choice("size", size, sorted(set(self.table["size"])))
@@ -175,14 +189,13 @@ class Compared:
 
     def _repr_html_(self) -> str:
         there = [size for size in SIZES if size in set(self.table["size"])]
-        parts = [
-            [table_of_methods(self.table, size), *(v._repr_html_() for v in self.verdicts(size))] for size in there
-        ]
-        return "".join(text for part in parts for text in part)
+        words = {size: "".join(each._repr_html_() for each in self.verdicts(size)) for size in there}
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
+        return "".join(table_of_methods(self.table, size) + words[size] for size in there) + notes
 
     def __repr__(self) -> str:
         named = f"Compared({', '.join(self.methods)}; {self.settings['equal_units']} units each)"
-        return "\n".join([named, *map(str, self.verdicts())])
+        return "\n".join([named, *map(str, self.verdicts()), *self.notes()])
 
 
 def _best_row(table: pd.DataFrame, score: str) -> str:

@@ -63,6 +63,8 @@ def test_score_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     assert run("score", file, *few, "--k", "4", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
+    assert run("score", file, *few, "--k", "4") == 0
+    assert capsys.readouterr().out.splitlines()[-2].startswith("top similarity (")  # in words, after the table
     kinds = ("channel", "sub-unit", "random route")
     assert {row["kind"] for row in rows} == {*kinds, *(f"distinct {kind}" for kind in kinds)}
     assert all(row["low"] <= row["mean"] <= row["high"] for row in rows)
@@ -80,12 +82,8 @@ def test_score_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "5",
     ]
     assert run("compare", *few, *methods, "--out", out) == 0
-    assert [Path(line).name for line in capsys.readouterr().out.split()] == [
-        "compare.csv",
-        "units.csv",
-        "compare.json",
-        "compare.html",
-    ]
+    written = capsys.readouterr().out.splitlines()[-1]
+    assert all(name in written for name in ("compare.csv", "compare.html"))
     found = json.loads((tmp_path / "compared" / "compare.json").read_text())["rows"]
     assert {row["output_change"] for row in found if row["method"] == "concepts"} == {0.0}
     assert {row["output_change"] > 0 for row in found if row["method"] == "k-means"} == {True}
@@ -218,7 +216,8 @@ def test_compare_writes_what_the_library_finds(tiny, tmp_path: Path, capsys: pyt
     assert run("compare", *what, *QUICK, "--site", "stream:2", "--blocks", "1", "--out", str(out)) == 0
     assert tiny == {"model": "some model", "images": "shapes", "count": 36}
     printed = capsys.readouterr().out.splitlines()
-    assert printed == [str(out / name) for name in ("compare.csv", "units.csv", "compare.json", "compare.html")]
+    files = ("compare.csv", "units.csv", "compare.json", "compare.html")
+    assert printed[-1] == f"Written: {', '.join(str(out / name) for name in files)}"
     found = json.loads((out / "compare.json").read_text())
     expected = en.compare(
         tiny_vit(torch.float32), random_images(36, 32), "stream:2", blocks=1, methods=names, n_units=8, concepts=5, k=4,
@@ -226,6 +225,10 @@ def test_compare_writes_what_the_library_finds(tiny, tmp_path: Path, capsys: pyt
     )  # fmt: skip
     for key in ("site", "blocks", "units", "concepts", "sparsity", "k", "seed", "scored_images", "equal_units"):
         assert found["settings"][key] == expected.settings[key], key
+    assert printed[0].startswith(f"At {expected.settings['equal_units']} units each")
+    assert len(printed[1].split()) <= 8  # columns
+    assert [row.strip().partition("  ")[0] for row in printed[2:5]] == names
+    assert printed[5:-1] == [*map(str, expected.verdicts()), *expected.notes()]
     scores = [name for name in HIGHER_IS_BETTER if name in expected.table]
     assert len(scores) > 10
     for row, (_, other) in zip(found["rows"], expected.table.iterrows(), strict=True):
@@ -249,7 +252,7 @@ def test_score_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixt
     rows = json.loads(capsys.readouterr().out)
     assert run("score", str(tmp_path / "any"), "--k", "4") == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 1 + len(rows)
+    assert len(printed) == 1 + len(rows) + 2  # and two verdicts in words
     kinds = ("channel", "sub-unit", "random route")
     assert {row["kind"] for row in rows} == {*kinds, *(f"distinct {kind}" for kind in kinds)}
 

@@ -343,6 +343,18 @@ def test_verdicts_judge_the_best_of_ours_and_stand_under_each_table(compared) ->
         compared.verdict("effective_rank")
 
 
+def test_fewer_units_than_asked_for_are_explained() -> None:
+    model, images = tiny_vit(torch.float32), random_images(24, 32)
+    found = compare(model, images, methods=["channels", "PCA"], **{**QUICK, "n_units": 500})
+    own = found.table[found.table["size"] == "own"].set_index("method")["units"]
+    assert own.min() == found.settings["equal_units"] < 500
+    (note,) = found.notes()
+    assert note.startswith(f"{own.min()} units each, though 500 were asked for: {own.idxmin()!r} has no more")
+    assert note in repr(found)
+    few = compare(model, images, methods=["channels", "PCA"], **{**QUICK, "n_units": 2})
+    assert few.notes() == []
+
+
 def test_without_a_method_of_ours_there_is_no_verdict() -> None:
     found = compare(tiny_vit(torch.float32), random_images(16, 32), methods=["channels", "PCA"], **QUICK)
     assert found.verdicts() == []
