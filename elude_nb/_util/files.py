@@ -78,7 +78,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 def check_writable(folder: str | os.PathLike[str]) -> None:
     """Raise ``OSError`` unless a file can be written in a folder, or where it would have to be made; leave nothing."""
     there = Path(os.path.abspath(folder))  # noqa: PTH100 - Path.resolve raises at circles of links
-    while not os.path.lexists(there):
+    while not os.path.lexists(there) and there != there.parent:  # a drive may be absent, up to its root
         there = there.parent
     try:
         with tempfile.TemporaryFile(dir=there):

@@ -32,9 +32,12 @@ ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 """Of the files that hold checkpoints; ``.pth.tar``, which many trainers write, is no archive of tar."""
 
 _CURE = "Whole pickled models run code when they are loaded and are refused; save model.state_dict() instead."
+_DEEPEST = 8  # dictionaries in dictionaries; more would be no checkpoint, and each level costs memory
+
 # What torch.compile, FSDP and activation checkpointing put into names, wherever they wrapped a module.
 _WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGED = re.compile(r"(?<![a-z])(ema|teacher|averaged?)(?![a-z])", re.IGNORECASE)
+_CLASSIFIERS = ("head.weight", "heads.head.weight", "fc.weight", "classifier.weight")  # of other publishers
 _RESAMPLED = re.compile(r"pos|attn_mask|rope")  # tensors whose shapes follow the size of the picture
 
 
@@ -62,6 +65,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str], Provena
         raise WeightsError(f"{str(path)!r}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}.")
     if next(_dictionaries(held), None) is None:
         raise WeightsError(f"{str(path)!r} does not hold a dictionary of tensors by name. {_CURE}")
+    _check_stored(held, path)
     licence = metadata.get("licence", metadata.get("license", "not stated in the file"))
     return held, metadata, Provenance(f"file {as_text(path.name)}", sha256_of_file(path), licence)
 
@@ -130,6 +134,18 @@ def _check_unpacked(path: Path) -> None:
         )
 
 
+def _check_stored(held: object, path: Path) -> None:
+    """Refuse tensors that are larger than what the file stores of them: one number, expanded, would fill the memory."""
+    for _, tensors in _dictionaries(held):
+        for name, tensor in tensors.items():
+            dense = tensor.layout == torch.strided and not tensor.is_quantized
+            if dense and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise WeightsError(
+                    f"{str(path)!r}: {name!r} of shape {tuple(tensor.shape)} is an expanded view of fewer numbers; "
+                    "save tensor.contiguous()."
+                )
+
+
 # ---------------------------------------------------------------- which weights
 
 
@@ -190,7 +206,7 @@ def _dictionaries(held: object) -> Iterator[tuple[tuple[str, ...], dict[str, Ten
     waiting: list[tuple[tuple[str, ...], object]] = [((), held)]
     seen = set[int]()  # a file may hold a dictionary inside itself
     for path, here in waiting:
-        if not isinstance(here, dict) or id(here) in seen:
+        if not isinstance(here, dict) or id(here) in seen or len(path) > _DEEPEST:
             continue
         seen.add(id(here))
         named = {name: value for name, value in here.items() if isinstance(name, str)}
@@ -271,8 +287,11 @@ def _fitted(
     classes = _classes_of(tensors, architecture)
     sketch = _sketch(architecture, size, **classes)
     shapes = {name: tensor.shape for name, tensor in sketch.state_dict().items()}
-    tensors = _with_positions(tensors, sketch)
+    given, tensors = tensors, _with_positions(tensors, sketch)
     notes = [f"{name} missing" for name in _missing_classifier(architecture, classes)]
+    if tensors is not given and not tensors["pos_embed"].equal(given["pos_embed"]):
+        counts = given["pos_embed"].shape[1], tensors["pos_embed"].shape[1]
+        notes.append(f"position embedding resampled from {counts[0]} to {counts[1]} positions")
     if {name: tensor.shape for name, tensor in tensors.items()} == shapes:
         network = create(architecture, size, seed, **classes)
         network.load_state_dict(tensors, strict=True)
@@ -280,8 +299,12 @@ def _fitted(
     misfit = f"{source!r} does not fit {type(sketch).__name__}: {_difference(tensors, shapes)}"
     other = [name for name in tensors if name in shapes and tensors[name].shape != shapes[name]]
     if all(_RESAMPLED.search(name) for name in other):
-        converted = _converted(architecture, size, seed, tensors, classes)
+        tries = [classes, *({"num_classes": count} for count in _other_classes(tensors, classes))]
+        found = (_converted(architecture, size, seed, tensors, each) for each in tries)
+        converted = next((network for network in found if network is not None), None)
         if converted is not None:
+            if converted.num_classes:
+                notes = [note for note in notes if not note.endswith(" missing")]
             renamed = sorted(tensors.keys() - shapes.keys())
             return converted, notes + ([f"converted by timm: {_some(renamed)}"] if renamed else [])
     if tensors.keys() & shapes.keys():
@@ -296,7 +319,7 @@ def _fitted(
 
 def _converted(
     architecture: str, size: tuple[int, int] | None, seed: int, tensors: dict[str, Tensor], classes: dict[str, int]
-) -> nn.Module | None:
+) -> Any:
     """Return a network with weights of other names or for other sizes, as timm converts them; ``None`` if it cannot."""
     overlay = {"state_dict": tensors, "custom_load": False, "label_offset": 0, **classes}
     try:
@@ -323,6 +346,14 @@ def _classes_of(tensors: Mapping[str, Tensor], architecture: str) -> dict[str, i
     if weight is not None and (weight.ndim < 2 or not weight.numel()):  # else a network of that size would be made
         raise ValueError(f"{layer}.weight is {tuple(weight.shape)}; a last layer has (classes, inputs, ...).")
     return {"num_classes": 0 if weight is None else weight.shape[0]}
+
+
+def _other_classes(tensors: Mapping[str, Tensor], classes: Mapping[str, int]) -> list[int]:
+    """Return the numbers of classes that last layers of other names than timm's have, where timm's is missing."""
+    if classes.get("num_classes") != 0:
+        return []
+    weights = [tensors[name] for name in _CLASSIFIERS if name in tensors]
+    return sorted({weight.shape[0] for weight in weights if weight.ndim == 2 and weight.numel()})
 
 
 def _missing_classifier(architecture: str, classes: Mapping[str, int]) -> list[str]:
@@ -374,8 +405,10 @@ def _with_positions(tensors: dict[str, Tensor], network: Any) -> dict[str, Tenso
     if embedding is None or wanted is None or embedding.ndim != 3 or not isinstance(grid, tuple):
         return tensors
     own = wanted.shape[1] - grid[0] * grid[1]
-    # A publisher's embedding has positions for the class token alone where timm's has registers, or none.
-    prefix = next((count for count in (own, 1, 0) if _is_square(embedding.shape[1] - count)), None)
+    # A publisher's embedding has positions for the class token alone where timm's has registers, or none. One of the
+    # right length has the network's own.
+    several = (own,) if embedding.shape[1] == wanted.shape[1] else (own, 1, 0)
+    prefix = next((count for count in several if _is_square(embedding.shape[1] - count)), None)
     if prefix is None:
         return tensors
     return {**tensors, "pos_embed": resample_positions(embedding, grid, prefix)}

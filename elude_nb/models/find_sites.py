@@ -164,7 +164,11 @@ RUNS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], tuple[Any, Run]
 def run_once(model: Model) -> Run:
     """Run the network on noise and note shapes; remembered until a module or a weight is another."""
     known = RUNS.setdefault(model.network, {})
-    marks = [(name, id(module)) for name, module in model.network.named_modules()], weight_marks(model.network)
+    marks = (
+        [(name, id(module)) for name, module in model.network.named_modules()],
+        weight_marks(model.network),
+        model.output,
+    )
     if model.input_size in known and known[model.input_size][0] == marks:
         return known[model.input_size][1]
     shapes: dict[str, tuple[int, ...]] = {}

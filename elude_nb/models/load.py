@@ -128,9 +128,9 @@ class Model:
         TypeError, ValueError
             If ``dtype`` is none for fractions, or the device cannot be used here.
         """
-        wanted = self.dtype if dtype is None else dtype
-        check_dtype(wanted)
-        return replace(self, network=placed(clean_copy(self.network), device or self.device, wanted))
+        if dtype is not None:
+            check_dtype(dtype)
+        return replace(self, network=placed(clean_copy(self.network), device or self.device, dtype))
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Return the network's output for a preprocessed batch (n, 3, h, w) as one tensor, a row an image.
@@ -418,8 +418,8 @@ def wrap_network(
         input_size = _size_of_all(preprocess)
     if input_size is not None:
         config["input_size"] = tuple(input_size)
-    elif (channels := input_channels(network)) is not None:
-        config["input_size"] = (channels, *config["input_size"][1:])
+    else:
+        config["input_size"] = (input_channels(network, config["input_size"]), *config["input_size"][1:])
     check_colours(colours, config["input_size"][0])
     kind = type(network).__name__
     if preprocess is not None:
@@ -470,10 +470,10 @@ def check_dtype(dtype: object) -> None:
         raise TypeError(f"dtype must be one of torch's for fractions, such as torch.float32, not {shortly(dtype)}.")
 
 
-def placed(network: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
-    """Return a network moved to a device and dtype; raise ``ValueError`` if the device cannot be used here."""
+def placed(network: nn.Module, device: str | torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """Return a network moved to a device and, if given, a dtype; raise ``ValueError`` if the device cannot be used."""
     try:
-        return network.to(device=torch.device(device), dtype=dtype)
+        return network.to(torch.device(device), dtype)
     except (
         RuntimeError,
         AssertionError,

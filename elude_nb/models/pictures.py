@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,20 +14,34 @@ from elude_nb._util.checks import check_count, check_kind
 from elude_nb.data.decode import to_rgb
 from elude_nb.data.images import open_image
 from elude_nb.errors import ImageError
+from elude_nb.models.hooks import evaluating
 
 Preprocess = Callable[[Any], Tensor]
 
 
-def input_channels(network: nn.Module) -> int | None:
-    """Return how many channels a network's first convolution takes; ``None`` if it has none."""
+def input_channels(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return how many channels a network takes: those of its first convolution, or of ``shape`` (c, h, w).
+
+    Some networks rearrange pixels before the first convolution: where the two differ, one pass tells.
+    """
     named = (getattr(network, "pretrained_cfg", None) or {}).get("first_conv")  # of timm's networks
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     if isinstance(named, str):
-        try:
-            return int(getattr(network.get_submodule(named), "in_channels"))  # noqa: B009 - of any module
-        except AttributeError:  # the network was taken apart
-            pass
-    layers = (module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
-    return next(layers, None)
+        with suppress(AttributeError):  # the network was taken apart
+            layers.insert(0, network.get_submodule(named))  # type: ignore[arg-type]
+    found = next((int(layer.in_channels) for layer in layers if hasattr(layer, "in_channels")), shape[0])
+    return shape[0] if found == shape[0] or _runs(network, shape) else found
+
+
+def _runs(network: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Say whether a network takes inputs of this shape."""
+    like = next(network.parameters(), torch.zeros(()))
+    try:
+        with evaluating(network):
+            network(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+    except Exception:  # noqa: BLE001 - a network of one's own may fail in any way
+        return False
+    return True
 
 
 def default_preprocess(config: dict[str, Any]) -> Preprocess:

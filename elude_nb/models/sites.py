@@ -8,6 +8,7 @@ scale folded into ``W``. `elude_nb.models.find_sites.find_site` checks this on a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -76,6 +77,8 @@ class TokenLayout:
             Whether the channels are the last dimension, or that after the batch.
         """
         found = tuple(shape[1:-1] if channels_last else shape[2:])
+        if len(found) > 2:  # windows and their like, which `read_layout` counts as one axis
+            found = (math.prod(found),)
         expected = self.grid if len(found) == 2 else (self.count,)
         if (found or (1,)) != expected:
             raise ImageError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
 from torch import nn
+
+from elude_nb.models.hooks import evaluating, listen
 
 ASSUMED = "ImageNet's, assumed"
 INSIDE = "colours from 0 to 1, which the network normalises itself"
@@ -32,20 +35,39 @@ def data_config(network: nn.Module) -> tuple[dict[str, Any], str]:
 
     known: list[dict[str, Any]] = []
     inside: set[nn.Module] = set()
-    normalises = False
+    normalising: list[nn.Module] = []
     for module in network.modules():
         if module in inside:  # a backbone that a timm network has inside is not asked
             continue
         if isinstance(getattr(module, "pretrained_cfg", None), dict):
             known.append(_sized(resolve_model_data_config(module), module))
             inside.update(module.modules())
-        normalises |= all(_is_for_colours(getattr(module, name, None)) for name in ("mean", "std"))
+        if all(_is_for_colours(getattr(module, name, None)) for name in ("mean", "std")):
+            normalising.append(module)
     config, source = _sized(resolve_model_data_config(network), network), ASSUMED
     if known and all(each == known[0] for each in known):
         config, source = known[0], "as timm has it for these weights"
-    if normalises:
+    if any(module is network or _sees_pictures(network, module, config["input_size"]) for module in normalising):
         config, source = config | {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, INSIDE
     return config, source
+
+
+def _sees_pictures(network: nn.Module, module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Say whether what comes into a module is what comes into the network: others normalise targets or outputs."""
+    like = next(network.parameters(), torch.zeros(()))
+    batch = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0)).to(like)
+    came: list[bool] = []
+
+    def before(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        first = inputs[0] if inputs else next(iter(named.values()), None)
+        came.append(isinstance(first, torch.Tensor) and first.shape == batch.shape and bool((first == batch).all()))
+
+    with ExitStack() as stack:
+        stack.callback(listen(module, before=before))
+        stack.enter_context(suppress(Exception))  # a network of one's own may fail later on; what came before tells
+        stack.enter_context(evaluating(network))
+        network(batch)
+    return any(came)
 
 
 def _is_for_colours(value: object) -> bool:

@@ -281,7 +281,8 @@ def test_dinov2_with_registers_under_metas_names(tmp_path: Path, size: int | tup
     grid = (size // 8, size // 8) if isinstance(size, int) else (size[0] // 8, size[1] // 8)
     assert torch.equal(found["pos_embed"], resample_positions(positions, grid)[:, 1:])
     assert torch.equal(found["blocks.1.ls2.gamma"], published["blocks.1.ls2.gamma"])
-    assert model.provenance.contents == "converted by timm: mask_token, register_tokens"
+    resampled = "" if grid == (6, 6) else f"position embedding resampled from 37 to {1 + grid[0] * grid[1]} positions, "
+    assert model.provenance.contents == f"{resampled}converted by timm: mask_token, register_tokens"
     assert "state_dict" not in model.network.pretrained_cfg  # type: ignore[operator]
     assert model(model.noise()).shape == (1, 16)
 
@@ -295,6 +296,46 @@ def test_dinov2_without_registers_under_metas_names_and_in_a_trainers_file(tmp_p
         "averaged weights (teacher), names after 'backbone.', head.weight missing, converted by timm: mask_token; "
         "left: iteration"
     )
+
+
+def test_a_grid_whose_positions_are_a_square_only_with_the_class_token_fits(tmp_path: Path) -> None:
+    model = load_model("vit_tiny_patch16_224", pretrained=False, image_size=(112, 144), seed=3)  # 7 x 9, and one: 64
+    save_file(state_of(model), tmp_path / "oblong.safetensors")
+    how: dict[str, Any] = {"architecture": "vit_tiny_patch16_224", "image_size": (112, 144)}
+    assert load_model(tmp_path / "oblong.safetensors", **how).fingerprint() == model.fingerprint()
+
+
+def test_resampled_positions_are_told(tmp_path: Path) -> None:
+    small = load_model("vit_tiny_patch16_224", pretrained=False, image_size=96)
+    save_file(state_of(small), tmp_path / "96.safetensors")
+    model = load_model(tmp_path / "96.safetensors", architecture="vit_tiny_patch16_224")
+    assert model.provenance.taken == "position embedding resampled from 37 to 197 positions"
+
+
+@pytest.mark.parametrize("classes", [1000, 7])
+def test_a_classifier_of_another_name_than_timms_is_taken(tmp_path: Path, classes: int) -> None:
+    network = redraw(timm.create_model("convnext_atto.d2_in1k", num_classes=classes))
+    renames = [
+        ("stem", "downsample_layers.0"), ("head.norm", "norm"), ("head.fc", "head"), ("conv_dw", "dwconv"),
+        ("mlp.fc", "pwconv"), (r"stages.(\d).downsample", r"downsample_layers.\1"), (".blocks.", "."),
+    ]  # fmt: skip
+    published = {}
+    for name, tensor in network.state_dict().items():
+        for theirs, metas in renames:
+            name = re.sub(theirs, metas, name)  # noqa: PLW2901
+        published[name] = tensor
+    torch.save({"model": published}, tmp_path / "convnext.pth")
+    model = load_model(tmp_path / "convnext.pth", architecture="convnext_atto.d2_in1k")
+    assert same(model.network.state_dict(), dict(network.state_dict()))
+    assert "missing" not in model.provenance.taken
+
+
+def test_a_tensor_larger_than_what_the_file_stores_is_refused(tmp_path: Path, source: Model) -> None:
+    state = state_of(source) | {"head.weight": torch.zeros(1, 64).expand(10**6, 64)}
+    torch.save(state, tmp_path / "small.pth")
+    assert (tmp_path / "small.pth").stat().st_size < 10**7
+    with pytest.raises(WeightsError, match=r"'head.weight' of shape \(1000000, 64\) is an expanded view"):
+        load_model(tmp_path / "small.pth", architecture=TINY_VIT)
 
 
 def test_a_patch_of_another_size_is_not_resampled(tmp_path: Path) -> None:

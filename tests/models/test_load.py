@@ -23,6 +23,7 @@ from elude_nb.models.load import (
     wrap_network,
 )
 from elude_nb.models.weights import Provenance
+from tests.tiny import to_tensor
 
 TINY_VIT, TINY_RESNET = "test_vit", "test_resnet"  # timm's own for tests: 0.4 and 0.5 million parameters
 
@@ -281,10 +282,24 @@ def test_a_network_that_normalises_itself_gets_colours_from_0_to_1() -> None:
             self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
             self.register_buffer("std", torch.full((1, 3, 1, 1), 0.5))
 
+        def forward(self, values):
+            return (values - self.mean) / self.std
+
     network = timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=0)
     model = wrap_network(nn.Sequential(Normalise(), network))
     assert "the network normalises itself" in repr(model)
     torch.testing.assert_close(model.prepare([plain()]), torch.full((1, 3, 96, 96), 100 / 255), atol=1e-5, rtol=0)
+    # One that normalises what the network puts out says nothing of its pictures.
+    layers = nn.Sequential(nn.Conv2d(3, 3, 8, 8), Normalise())
+    with pytest.warns(UserWarning, match="does not say how its weights were trained to see images"):
+        assert "ImageNet's, assumed" in repr(wrap_network(layers))
+
+
+def test_a_move_to_a_device_keeps_the_precision_of_each_layer() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 8, 8).bfloat16(), nn.LayerNorm(4))
+    model = wrap_network(network, preprocess=to_tensor, input_size=(3, 16, 16))
+    assert [p.dtype for p in model.to("cpu").network.parameters()] == [p.dtype for p in network.parameters()]
+    assert {p.dtype for p in model.to(dtype=torch.float64).network.parameters()} == {torch.float64}
 
 
 # ------------------------------------- the proof of conversion: DINOv2 against its ONNX graph

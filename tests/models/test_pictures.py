@@ -34,6 +34,13 @@ def bands(count: int, channels: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).random((count, channels, 70, 80)).astype(np.float32)
 
 
+def test_a_network_that_rearranges_pixels_first_takes_pictures() -> None:
+    layers = torch.nn.Sequential(torch.nn.PixelUnshuffle(4), torch.nn.Conv2d(48, 8, 1))
+    with pytest.warns(UserWarning, match="ImageNet is assumed"):
+        assert wrap_network(layers).input_size == (3, 224, 224)
+    assert wrap_network(timm.create_model("tresnet_m").eval()).input_size[0] == 3
+
+
 @pytest.mark.parametrize("channels", [1, 5])
 def test_everything_goes_with_any_number_of_channels(channels: int, tmp_path: Any) -> None:
     model = network(channels)
