@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from elude_nb import Disentanglement, EludeRouting, ImageSet, Model, disentangle
+from elude_nb.data import decode
 from tests.tiny import random_images, tiny_conv, tiny_mlp, tiny_vit
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # kernels of notebooks beside each other would fight for the cores
@@ -21,6 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     light = [item for item in items if item not in heavy]
     middle = len(light) // 2
     items[:] = [*heavy[::2], *light[:middle], *heavy[1::2], *light[middle:]]
+
+
+@pytest.fixture(autouse=True)
+def _warned_of_nothing() -> None:
+    """What is said once in a process is said once in a test."""
+    decode._dark.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +25,9 @@ app = typer.Typer(
 )
 
 ImagesOption = Annotated[str, typer.Option(help="A folder, or 'photographs' or 'shapes'.")]
+RangeOption = Annotated[
+    str | None, typer.Option(help="Black and white in pictures of more than 8 bits, such as 0,4095 for 12 bits in 16.")
+]
 SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out broken images, and name them.")]
 CountOption = Annotated[int | None, typer.Option(help="Take only so many images (for the named sets: how many).")]
 FileArgument = Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")]
@@ -88,6 +92,7 @@ def disentangle(
     images: ImagesOption = "photographs",
     count: CountOption = None,
     skip_broken: SkipBrokenOption = False,
+    value_range: RangeOption = None,
     site: SiteOption = "stream",
     blocks: BlocksOption = "all",
     concepts: ConceptsOption = None,
@@ -117,7 +122,7 @@ def disentangle(
     check_writable(out.parent)
     split = en.disentangle(
         _load_model(model, architecture, image_size, device, dtype, pretrained),
-        _images(images, count, skip_broken),
+        _images(images, count, skip_broken, value_range),
         site,
         blocks=taken,
         concepts=concepts,
@@ -140,6 +145,7 @@ def verify(
     images: ImagesOption = "photographs",
     count: CountOption = None,
     skip_broken: SkipBrokenOption = False,
+    value_range: RangeOption = None,
     verify_images: Annotated[
         str | None, typer.Option(help="How many of them are run, or 'all'; by default 16, or as many as --count says.")
     ] = None,
@@ -157,7 +163,7 @@ def verify(
 
     most = _number_or_all("--verify-images", verify_images or ("16" if count is None else "all"))
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    taken = _images(images, count, skip_broken)
+    taken = _images(images, count, skip_broken, value_range)
     found = en.verify(split, taken, max_images=None if most == "all" else most, batch_size=batch_size, strict=False)
     typer.echo(found.to_json() if json else str(found))
     for problem in found.problems():
@@ -172,6 +178,7 @@ def score(
     images: ImagesOption = "photographs",
     count: CountOption = None,
     skip_broken: SkipBrokenOption = False,
+    value_range: RangeOption = None,
     k: Annotated[int, typer.Option(help="Best images of each unit.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the means and intervals as JSON.")] = False,
@@ -187,7 +194,7 @@ def score(
     from elude_nb.scores import score_means, verdict
 
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    scores = en.score(split, _images(images, count, skip_broken), k=k, seed=seed)
+    scores = en.score(split, _images(images, count, skip_broken, value_range), k=k, seed=seed)
     means = score_means(scores)
     if json:
         typer.echo(means.to_json(orient="records", indent=1))
@@ -209,6 +216,7 @@ def compare(
     images: ImagesOption = "photographs",
     count: CountOption = None,
     skip_broken: SkipBrokenOption = False,
+    value_range: RangeOption = None,
     methods: Annotated[str | None, typer.Option(help="Names with commas between; see `elude-nb methods`.")] = None,
     site: SiteOption = "stream",
     blocks: BlocksOption = "all",
@@ -234,7 +242,7 @@ def compare(
     chosen = DEFAULT_METHODS if methods is None else [name.strip() for name in methods.split(",")]
     compared = en.compare(
         _load_model(model, architecture, image_size, device, dtype, pretrained),
-        _images(images, count, skip_broken),
+        _images(images, count, skip_broken, value_range),
         site,
         methods=chosen,
         blocks=_number_or_all("--blocks", blocks),
@@ -260,6 +268,7 @@ def report(
     images: ImagesOption = "photographs",
     count: Annotated[int, typer.Option(help="Images to show and to score on; the page holds them all.")] = 48,
     skip_broken: SkipBrokenOption = False,
+    value_range: RangeOption = None,
     channels: Annotated[
         int | None, typer.Option(help="Channels that can be opened; by default all, which takes most of the time.")
     ] = None,
@@ -278,7 +287,7 @@ def report(
 
     check_target(out)  # found out now, not after the model is loaded
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    taken = _images(images, count, skip_broken)
+    taken = _images(images, count, skip_broken, value_range)
     written = write_report(split, taken, out, title=title, channels=channels, seed=seed, max_memory=max_memory)
     typer.echo(f"Done. Open {written.resolve()}")
 
@@ -331,11 +340,23 @@ def _overview(compared: Compared) -> str:
     return "\n".join([f"{title}:", rows, *map(str, compared.verdicts()), *compared.notes()])
 
 
-def _images(images: str, count: int | None, skip_broken: bool) -> ImageSet:
+def _images(images: str, count: int | None, skip_broken: bool, value_range: str | None) -> ImageSet:
     import elude_nb as en
+    from elude_nb.data.images import IMAGE_SETS
 
-    taken = en.load_images(images, count=count)
-    return taken.without_broken() if skip_broken else taken
+    limits: dict[str, Any] = {} if value_range is None else {"value_range": _value_range(value_range)}
+    if not skip_broken or images in IMAGE_SETS:
+        return en.load_images(images, count=count, **limits)
+    whole = en.load_images(images, **limits).without_broken()  # before counting, so that there are enough
+    return whole if count is None else whole.sample(count)
+
+
+def _value_range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"--value-range {text!r}: give two numbers, as in 0,4095.") from None
+    return low, high
 
 
 def _number_or_all(option: str, given: str) -> int | Literal["all"]:
@@ -389,11 +410,18 @@ def main(arguments: list[str] | None = None) -> Any:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths that are not UTF-8 are printed as they are
     words = sys.argv[1:] if arguments is None else arguments
+    options = _options_of(words)
     try:
-        return app(words, prog_name="elude-nb")
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda said, *_, **__: _say(f"warning: {said}", options)
+            return app(words, prog_name="elude-nb")
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        typer.echo(f"elude-nb: {in_shell_words(str(error), _options_of(words))}", err=True)
+        _say(str(error), options)
         return sys.exit(2)
+
+
+def _say(message: str, options: dict[str, str]) -> None:
+    typer.echo(f"elude-nb: {in_shell_words(message, options)}", err=True)
 
 
 def _options_of(words: list[str]) -> dict[str, str]:
@@ -401,5 +429,5 @@ def _options_of(words: list[str]) -> dict[str, str]:
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     command = next((commands[word] for word in words if word in commands), None)
     options = {each.name: each.opts[0] for each in command.params if each.opts[0][:2] == "--"} if command else {}
-    other = {"name_or_path": "model", "n_units": "units"}
+    other = {"name_or_path": "model", "n_units": "units", "max_images": "verify_images"}
     return options | {name: options[option] for name, option in other.items() if option in options}

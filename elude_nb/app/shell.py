@@ -11,6 +11,8 @@ _CALLS = {"load_model": ("name_or_path",), "Disentanglement.load": ("path", "mod
 """The calls that options of a command stand for, with the names of their positional arguments."""
 _COMMANDS = {"find_sites": "`elude-nb sites`", "timm.list_models": "`elude-nb models`"}
 """The calls that are commands of their own."""
+_FLAGS = {"images.without_broken": "skip_broken"}
+"""The calls that one option stands for."""
 _PLAIN = re.compile(r"[-\w.,:/+]+")
 _QUOTED = r"""(?:'[^']*'|"[^"]*")"""
 _CODE = re.compile(
@@ -82,6 +84,8 @@ def _call(call: str, options: Mapping[str, str]) -> str:
     name = call.partition("(")[0].removeprefix("elude_nb.").removeprefix("en.")
     if name in _COMMANDS:
         return _COMMANDS[name]
+    if _FLAGS.get(name) in options:
+        return options[_FLAGS[name]]
     try:
         parsed = ast.parse(call, mode="eval").body
     except SyntaxError:

@@ -378,7 +378,7 @@ def _split(
         photos = model.inputs(images)
         discovery, scored = (photos if copies else photos.without_copies()).split(0.5, seed=seed)
     else:
-        discovery, scored = model.inputs(images), model.inputs(held_out)
+        discovery, scored = model.inputs(images).without_copies(), model.inputs(held_out)
         scored = scored if copies else scored.without_copies()
     return discovery, scored if labels is None else scored.with_labels(labels)
 

@@ -399,11 +399,11 @@ def _now(batch: Tensor) -> float:
 
 def _seconds_a_batch(network: nn.Module, explicit: nn.Module, batch: Tensor) -> float:
     """Warm up both networks; return about how long a batch takes: both, the lens, and the bound on the rounding."""
-    network(batch)
+    run_network(network, batch)
     start = _now(batch)
-    network(batch)
+    run_network(network, batch)
     alone = _now(batch) - start
-    explicit(batch)
+    run_network(explicit, batch)
     return _now(batch) - start + (_LENS_AND_BOUND * alone)
 
 

@@ -58,3 +58,12 @@ def distinct_numbers(originals: Tensor, names: Sequence[str], *, warn: bool = Tr
             stacklevel=3,
         )
     return (originals == numbers).nonzero().flatten()
+
+
+def check_enough(name: str, number: int, distinct: int, total: int, *, more: bool = False) -> None:
+    """Raise ``ValueError`` unless there are ``number`` distinct images (or ``more``) when copies are left out."""
+    if number + more > distinct:
+        needed = "more" if more else "as many"
+        raise ValueError(
+            f"{name}={number} needs {needed} different images, and {total - distinct} of {total} are copies of others."
+        )

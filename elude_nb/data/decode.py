@@ -11,8 +11,9 @@ import os
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ LARGEST_ASPECT = 50
 _FORMATS = ["AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA"]
 _FORMATS += ["TIFF", "WEBP"]
 _SIGNED = ["AVIF", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP"]  # known by their first bytes, without an ending
+
+_dark: list[str] = []  # the deep picture that was warned of: of a folder, one is enough
+_READING = RLock()
 
 # What Pillow's readers raise on broken files; each format has its own ways.
 _UNREADABLE = (
@@ -76,7 +80,7 @@ def upright_rgb(image: Image.Image, name: str, value_range: Range | None = None)
         bits = _raw_bits(image)
         shown = _upright(image, name, value_range, bits)
     if bits > 8 and value_range is None:
-        _warn_of_dark(shown)
+        _warn_of_dark(shown, name)
     return shown
 
 
@@ -113,7 +117,7 @@ def scale(pixels: np.ndarray[Any, Any], limits: Range, name: str, *, clip: bool 
     if not (clip or (low >= min(limits) and high <= max(limits))):
         raise ImageError(
             f"{name!r} has values from {low:.6g} to {high:.6g}, not {min(limits):.6g} to {max(limits):.6g}; state "
-            f"which are black and white: load_images(..., value_range=({low:.6g}, {high:.6g}))."
+            "which are black and white in all pictures, for example value_range=(0, 255)."
         )
     values: Any = pixels.astype(np.float64 if pixels.dtype.itemsize > 2 else np.float32)
     shares: np.ndarray[Any, Any] = np.clip((values - limits[0]) / (limits[1] - limits[0]), 0, 1)
@@ -162,13 +166,18 @@ def _read(source: str | io.BytesIO, name: str, value_range: Range | None = None)
         _check_size(opened, name)  # some formats hold pictures of another size than they say
         shown = _upright(opened, name, value_range, bits)
     if bits > 8 and value_range is None:
-        _warn_of_dark(shown)
+        _warn_of_dark(shown, name)
     return shown
 
 
-def _quiet() -> AbstractContextManager[Any]:
-    """Hide Pillow's warnings, about size and about files that it can read all the same."""
-    return warnings.catch_warnings(action="ignore")
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide Pillow's warnings, about size and about files that it can read all the same.
+
+    One thread at a time: filters are the process's, and two that leave in the wrong order would hide all for good.
+    """
+    with _READING, warnings.catch_warnings(action="ignore"):
+        yield
 
 
 def _upright(image: Image.Image, name: str, value_range: Range | None, bits: int) -> Image.Image:
@@ -188,9 +197,15 @@ def _image_errors(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name!r} is not an image of a kind that is read; save it as a PNG or JPEG file.") from error
+        raise ImageError(
+            f"{name!r} is not an image of a kind that is read; save it as a PNG or JPEG file, or leave such files out: "
+            "images.without_broken()."
+        ) from error
     except _UNREADABLE as error:
-        raise ImageError(f"{name!r} is too large or a broken image ({error}); remove it or fetch it again.") from error
+        raise ImageError(
+            f"{name!r} is too large or a broken image ({error}); fetch it again, or leave such files out: "
+            "images.without_broken()."
+        ) from error
 
 
 def _known(formats: list[str]) -> list[str]:
@@ -247,12 +262,12 @@ def _raw_bits(image: Image.Image) -> int:
     return 16 if any(";16" in kind for kind in kinds) and image.mode != "I" else 8
 
 
-def _warn_of_dark(shown: Image.Image) -> None:
-    """Warn of a deep picture whose upper bits are all empty: it may be a scan of 12 bits in a file of 16."""
-    brightest = int(np.asarray(shown).max())
-    if 0 < brightest < 64:
-        warnings.warn(  # in the same words for all pictures, so that Python says it once
-            "A picture of more than 8 bits a channel reaches less than a quarter of its range, and is dark. If it is a "
-            "scan of 12 bits, say so: load_images(..., value_range=(0, 4095)).",
+def _warn_of_dark(shown: Image.Image, name: str) -> None:
+    """Warn once of a deep picture whose upper bits are all empty: it may be a scan of 12 bits in a file of 16."""
+    if not _dark and 0 < int(np.asarray(shown).max()) < 64:
+        _dark.append(name)
+        warnings.warn(
+            f"{name!r} has more than 8 bits a channel, reaches less than a quarter of its range, and is dark; others "
+            "may be, too. If they are scans of 12 bits, say so: value_range=(0, 4095).",
             stacklevel=2,
         )

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_fraction, check_kind, shortly
 from elude_nb._util.words import as_text
 from elude_nb.data.arrays import as_array, check_dtype, one_picture, show_picture, split_pictures
@@ -209,6 +210,7 @@ class ImageSet(Sequence[Image.Image]):
         names = tuple(self.names[i] for i in sorted({*range(len(self))} - {*whole}))
         return replace(self.subset(whole), left_out=self.left_out + names)
 
+    @own_arithmetic()
     def without_copies(self, of: ImageSet | None = None, *, near: bool = False) -> Self:
         """Open every image once and return the first of those with the same pixels; a warning counts the others.
 

@@ -19,9 +19,11 @@ from elude_nb._util.words import one_line
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
+from elude_nb.data.copies import check_enough
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
 from elude_nb.models.forward import overheard
+from elude_nb.scores.inputs import as_embeddings
 from elude_nb.scores.similarity import best_images, top_similarity
 
 WHOLE_CHANNEL = -1
@@ -133,6 +135,7 @@ def find_exemplars(
     with overheard(split.model, wanted=embeddings is None) as outputs:
         chosen, names, maps = read_channel(split, photos, channel, units)
     distinct = outputs.distinct(photos)
+    check_enough("count", count, len(distinct), len(photos))
     return arrange_exemplars(
         channel,
         chosen,
@@ -141,7 +144,7 @@ def find_exemplars(
         grid=split.site.layout.grid,
         picture=lambda index: split.model.picture(photos[index]).numpy(),
         labels=photos.labels,
-        embeddings=outputs.embeddings(distinct) if embeddings is None else embeddings,
+        embeddings=outputs.embeddings(distinct) if embeddings is None else as_embeddings(embeddings, len(photos)),
         count=count,
         distinct=distinct,
     )

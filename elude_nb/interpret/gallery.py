@@ -123,6 +123,7 @@ class Gallery:
         If there is no image, or not even two fit into the memory.
     """
 
+    @own_arithmetic()
     def __init__(self, split: Disentanglement, images: Images, *, max_memory: float = 1.0) -> None:
         check_split(split, "a gallery")
         photos = as_image_set(images)
@@ -213,16 +214,17 @@ class Gallery:
         check_count("batch_size", batch_size)
         while self.ready < len(self.images):
             stop = min(self.ready + batch_size, len(self.images))
-            seen = look(self.split, self.images[self.ready : stop])
-            rows = slice(self.ready, stop)
-            self._sources[rows], self._channels[rows] = seen.sources, seen.channels
-            if self.has_concepts:
-                self._concepts[rows] = seen.sources @ self.split.concept_readout().matrix
-            self._pictures += list(seen.pictures)
-            self._sketches.append(seen.sketches)
-            self._outputs.append(seen.outputs)
-            self._features.append(seen.features)
-            self.ready = stop
+            with own_arithmetic():  # each step by itself: a decorator would not reach into a generator
+                seen = look(self.split, self.images[self.ready : stop])
+                rows = slice(self.ready, stop)
+                self._sources[rows], self._channels[rows] = seen.sources, seen.channels
+                if self.has_concepts:
+                    self._concepts[rows] = seen.sources @ self.split.concept_readout().matrix
+                self._pictures += list(seen.pictures)
+                self._sketches.append(seen.sketches)
+                self._outputs.append(seen.outputs)
+                self._features.append(seen.features)
+                self.ready = stop
             yield len(seen.pictures)
 
     # ------------------------------------------------------------- one channel

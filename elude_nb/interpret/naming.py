@@ -24,6 +24,7 @@ from elude_nb._util.checks import check_count, check_fraction, check_kind
 from elude_nb._util.progress import progress_bar
 from elude_nb.core.names import UniqueNames
 from elude_nb.core.result import Disentanglement, check_split
+from elude_nb.data.copies import check_enough
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.interpret.find_units import Numbers, holm, pool_readouts
 from elude_nb.models.forward import overheard
@@ -305,6 +306,7 @@ def _top_images(split: Disentanglement, images: ImageSet, tokens: str | None, to
     with overheard(split.model, wanted=False) as heard:
         values = pool_readouts(split, images, [(split.concept_readout(), torch.tensor(1))], tokens)  # (n, g)
     once = heard.distinct(images)
+    check_enough("top", top, len(once), len(images), more=True)
     return best_images(values[once], top).T.numpy(), is_constant(values).numpy(), once.numpy()
 
 

@@ -172,7 +172,8 @@ def _choose(gallery: Gallery, pairs: list[tuple[int, int]], size: int, state: li
 
 def _ask(gallery: Gallery, pairs: list[tuple[int, int]], size: int, state: list[int]) -> dict[tuple[int, int], _Both]:
     """Return a question about each pair's channel and one about its sub-unit, where there are both."""
-    top = min(_BEST, max(size - 1, len(gallery) // 10))  # of twenty images, ten are no longer the top
+    once = gallery.distinct
+    top = min(_BEST, max(size - 1, len(once) // 10))  # of twenty images, ten are no longer the top
     channels, units = torch.tensor(pairs).T
     whole = gallery.maps_of([(channel, 0) for channel, _ in pairs]).amax(1)  # (n, u)
     parts = (gallery.maps_of(pairs) * gallery.split.signs[channels, units]).amax(1)
@@ -180,10 +181,12 @@ def _ask(gallery: Gallery, pairs: list[tuple[int, int]], size: int, state: list[
     # Other seeds for either kind: with one, the intruder would stand at the same place in a channel and its sub-unit.
     for kind, values, seed in zip(KINDS, (whole, parts), state[1:], strict=True):
         of_kind = {}
-        for trial in make_trials(values, size=size, top=top, trials_per_unit=1, seed=seed):
+        for trial in make_trials(values[once], size=size, top=top, trials_per_unit=1, seed=seed):
             channel, unit = pairs[trial.unit]
             number = unit if kind == SUB_UNIT else None
-            of_kind[channel, unit] = Question(kind, channel, number, replace(trial, unit=channel))
+            of_kind[channel, unit] = Question(
+                kind, channel, number, replace(trial, unit=channel, images=tuple(once[list(trial.images)].tolist()))
+            )
         asked.append(of_kind)
     return {pair: (asked[0][pair], asked[1][pair]) for pair in pairs if pair in asked[0] and pair in asked[1]}
 

@@ -17,6 +17,7 @@ from elude_nb.core.distinct import choose_covering, standardise
 from elude_nb.core.recording import find_largest, record
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import Routing, means_on_concepts, shuffled, values_on_groups
+from elude_nb.data.copies import check_enough
 from elude_nb.data.images import Images
 from elude_nb.models.forward import overheard
 from elude_nb.scores.health import largest_correlation
@@ -128,6 +129,7 @@ def score(
             vectors.append(part.channels)
             seen += len(part)
     once = outputs.distinct(photos)
+    check_enough("k", k, len(once), len(photos))
     reference = outputs.embeddings(once) if embeddings is None else as_embeddings(embeddings, len(photos))
     reference, labels = reference[once], None if photos.labels is None else photos.subset(once.numpy()).labels
     every = torch.arange(split.site.channels)

@@ -62,7 +62,7 @@ class Verdict:
     @property
     def ahead(self) -> bool:
         """Whether the subject is better than all others."""
-        return not (self.rivals or self.level)
+        return bool(self.others) and not (self.rivals or self.level)
 
     def __str__(self) -> str:
         beaten = [name for name in self.others if name not in {*self.rivals, *self.level}]
@@ -71,6 +71,7 @@ class Verdict:
         score = self.score.replace("_", " ")
         score += "" if HIGHER_IS_BETTER[self.score] else " (lower is better)"
         basis = f" ({self.basis})" if self.basis else ""
+        parts = parts or ["nothing to compare it with"]
         return f"{score}{basis}: {self.subject} {self.mean}; {'; '.join(parts)}."
 
     def _beside(self, name: str) -> str:

@@ -307,10 +307,9 @@ class _Measure:
 
 def _halves(split: Disentanglement, images: Images, fit: Images | None, seed: int) -> tuple[ImageSet, ImageSet]:
     """Return the images to choose on and those to measure on."""
-    photos = split.model.inputs(images)
-    chosen, measured = (
-        photos.without_copies().split(0.5, seed=seed) if fit is None else (split.model.inputs(fit), photos)
-    )
+    photos = split.model.inputs(images).without_copies()
+    apart = photos.split(0.5, seed=seed) if fit is None else (split.model.inputs(fit).without_copies(), photos)
+    chosen, measured = apart
     for part, use in ((measured, "measure"), (chosen, "choose")):
         if len(set(_labels(part))) < 2:
             raise ValueError(f"The images to {use} on are all labelled {set(_labels(part))}: who are the others?")

@@ -71,18 +71,21 @@ class _TakesFiles(anywidget.AnyWidget):
 
     def on_files(self, take: Callable[[Files, list[str]], object]) -> None:
         """Have ``take`` called with the files of one choice, name and content, and what was refused in words."""
-        parts: dict[str, list[bytes]] = {}
+        parts: list[tuple[str, list[bytes]]] = []  # two files may have one name, of different folders
         refused: list[str] = []
 
         def receive(_: Any, content: Any, buffers: Any) -> None:
             kind, name = content.get("kind"), str(content.get("name", "file"))
             if kind == "part":
-                parts.setdefault(name, []).append(bytes(buffers[0]) if buffers else b"")
+                if not content.get("start") or not parts:
+                    parts.append((name, []))
+                parts[-1][1].append(bytes(buffers[0]) if buffers else b"")
             elif kind == "refused":
-                parts.pop(name, None)
+                if content.get("begun") and parts:
+                    parts.pop()
                 refused.append(f"{name!r} {content.get('why')}")
             elif kind == "end":
-                files, messages = [(one, b"".join(held)) for one, held in parts.items()], list(refused)
+                files, messages = [(one, b"".join(held)) for one, held in parts], list(refused)
                 parts.clear()
                 refused.clear()
                 take(files, messages)

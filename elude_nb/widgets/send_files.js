@@ -4,7 +4,8 @@ const PART = 4 * 2 ** 20;
 
 async function sendFiles(model, files) {
   for (const file of files) {
-    const refuse = (why) => model.send({ kind: "refused", name: file.name, why });
+    let begun = false;
+    const refuse = (why) => model.send({ kind: "refused", name: file.name, begun, why });
     if (file.size > model.get("most_bytes")) {
       refuse(`has ${file.size.toLocaleString("en")} bytes; at most ${model.get("most_bytes").toLocaleString("en")} are taken.`);
       continue;
@@ -13,6 +14,7 @@ async function sendFiles(model, files) {
       for (let start = 0; start === 0 || start < file.size; start += PART) {
         const part = await file.slice(start, start + PART).arrayBuffer();
         model.send({ kind: "part", name: file.name, start }, undefined, [part]);
+        begun = true;
       }
     } catch (error) { // a folder, or a file that was moved meanwhile
       refuse(`cannot be read by this browser (${error.message}); choose a file.`);

@@ -2,6 +2,8 @@ import argparse
 import errno
 import json
 import os
+import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -377,7 +379,11 @@ def test_broken_images_are_left_out_on_request(
     (tmp_path / "b.png").touch()
     file = [] if command in {"disentangle", "compare"} else ["any"]
     out = [] if command in {"verify", "score"} else ["--out", str(tmp_path / "out")]
-    with pytest.warns(UserWarning, match=r"1 of 2 .*\n.*b\.png"):
-        assert run(command, *file, *out, "--images", str(tmp_path), "--skip-broken") == 2
-    assert "far enough" in capsys.readouterr().err
+    with warnings.catch_warnings(action="always"):
+        assert run(command, *file, *out, "--images", str(tmp_path), "--skip-broken", "--count", "1") == 2
+    said = capsys.readouterr().err
+    assert re.search(r"^elude-nb: warning: 1 of 2 .*\n.*b\.png", said)
+    assert "far enough" in said
     assert taken[0].names == ("a.png",)
+    assert run(command, *file, *out, "--images", str(tmp_path / "b.png"), "--value-range", "low") == 2
+    assert "--value-range 'low': give two numbers" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from elude_nb import Disentanglement, ImageSet, Model, compare, find_exemplars, 
 from elude_nb.data.copies import find_originals, sketch
 from elude_nb.interpret import name_concepts
 from elude_nb.interpret.gallery import Gallery
+from elude_nb.interpret.quiz import make_questions
 from elude_nb.text import load_sentences
 from tests.tiny import random_images
 
@@ -119,3 +120,21 @@ def test_no_copy_lies_on_the_other_side_of_a_comparison(vit: Model) -> None:
     with pytest.warns(UserWarning, match="40 of 80"):
         found = compare(vit, twice, "stream:2", blocks=1, **how)  # type: ignore[arg-type]
     assert (found.settings["discovery_images"], found.settings["scored_images"]) == (20, 20)
+
+
+def test_the_quiz_shows_no_copies(split: Disentanglement, with_copies: ImageSet) -> None:
+    gallery = Gallery(split, with_copies).fill(progress=False)
+    with pytest.warns(UserWarning, match="10 of 30"):
+        questions = make_questions(gallery, per_kind=3)
+    assert max(image for question in questions for image in question.trial.images) < 20
+
+
+def test_too_few_different_images_are_told_of_by_the_name_of_the_setting(
+    split: Disentanglement, images: ImageSet, with_copies: ImageSet
+) -> None:
+    with pytest.warns(UserWarning, match="copies"), pytest.raises(ValueError, match=r"k=25 needs as .* 10 of 30 are"):
+        score(split, with_copies, k=25, progress=False)
+    with pytest.warns(UserWarning, match="copies"), pytest.raises(ValueError, match=r"top=25 needs more"):
+        name_concepts(split, with_copies, top=25)
+    with pytest.raises(ValueError, match="embeddings"):
+        find_exemplars(split, images, 0, embeddings=torch.zeros(21, 4), progress=False)

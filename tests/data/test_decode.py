@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from elude_nb.data import decode
 from elude_nb.data.decode import open_rgb
 from elude_nb.data.images import load_images
 from elude_nb.errors import ImageError
@@ -107,8 +110,19 @@ def test_a_scan_of_12_bits_is_scaled_by_its_range_and_not_by_its_maximum(tmp_pat
     for ending in ("png", "tif"):
         Image.fromarray(values).save(tmp_path / f"scan.{ending}")
         assert pixel(open_rgb(tmp_path / f"scan.{ending}", (0, 4095)))[0] == 128
-        with pytest.warns(UserWarning, match=r"a quarter of its range.*value_range=\(0, 4095\)"):
+        with pytest.warns(UserWarning, match=rf"scan.{ending}.*a quarter of its range.*value_range=\(0, 4095\)"):
             assert pixel(open_rgb(tmp_path / f"scan.{ending}"))[0] == 8
+        open_rgb(tmp_path / f"scan.{ending}")  # of a folder of scans, one warning is enough
+        decode._dark.clear()
+
+
+def test_opening_in_threads_hides_no_warning_afterwards(tmp_path: Path) -> None:
+    for number, image in enumerate(load_images("shapes", count=4)):
+        image.save(tmp_path / f"{number}.png")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(open_rgb, sorted(tmp_path.iterdir()) * 20))
+    assert warnings.filters == before
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])

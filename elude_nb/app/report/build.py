@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 
+from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb._util.files import atomic_write, check_writable
 from elude_nb._util.progress import in_words, say
@@ -26,6 +27,7 @@ _SCORES_AND_CERTIFICATE = 125
 """They take about as long as so many more images in the gallery (all blocks of DINOv2 on a CPU)."""
 
 
+@own_arithmetic()
 def write_report(
     split: Disentanglement,
     images: Images,
@@ -111,7 +113,7 @@ def write_report(
     if show_bars:
         seconds = _expected_seconds(split, seen, perf_counter() - start, number, count, max_units)
         say(f"report: {len(shown)} images, {number} channels, {in_words(seconds)}")
-    k = min(k, max(2, len(shown) // 4))  # of few images the ten best are nearly all
+    k = min(k, max(2, len(seen.distinct) // 4))  # of few images the ten best are nearly all
     scores = score(split, shown, k=k, seed=seed, progress=show_bars)
     table = channel_table(split, scores)
     opened = table["channel"].head(wanted).tolist() if isinstance(wanted, int) else wanted
