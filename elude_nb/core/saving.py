@@ -302,6 +302,8 @@ def load_model_of(path: str | os.PathLike[str], name: str | None = None, **how: 
 def load_named_model(manifest: dict[str, Any], path: str, instead: str | None = None, **how: Any) -> Model:
     """Load the model that a manifest names, or ``instead``; raise if no name leads back to it."""
     try:
+        if manifest["weights"]["sha256"] is None and how.get("pretrained") is False:
+            instead = instead or str(manifest["architecture"])  # random weights, as the caller says
         if manifest["weights"]["sha256"] is None and instead is None:
             raise ValueError(
                 f"{path!r} was made with weights that no name leads back to ({manifest['weights']['source']}); "

@@ -387,3 +387,14 @@ def test_broken_images_are_left_out_on_request(
     assert taken[0].names == ("a.png",)
     assert run(command, *file, *out, "--images", str(tmp_path / "b.png"), "--value-range", "low") == 2
     assert "--value-range 'low': give two numbers" in capsys.readouterr().err
+
+
+def test_a_split_of_random_weights_is_read_back_with_no_pretrained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, how = str(tmp_path / "split.safetensors"), ["--no-pretrained"]
+    few = ["--images", "shapes", "--count", "12"]
+    assert run("disentangle", "--model", "test_vit", *how, *few, "--concepts", "4", "--out", file) == 0
+    assert run("score", file, *few, "--k", "4", *how) == 0
+    assert run("score", file, *few, "--k", "4") == 2
+    assert "weights that no name leads back to (random weights" in capsys.readouterr().err

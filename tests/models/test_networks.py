@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import elude_nb as en
 from elude_nb._util.files import sha256_of_tensors
 from elude_nb.errors import ExactnessError, ModelMismatchError, SiteError, WeightsError
+from elude_nb.interpret.gallery import Gallery
 from elude_nb.models.hooks import evaluating
 from elude_nb.models.marks import weight_marks
 from tests.tiny import random_images, tiny_vit, to_tensor, wrapped
@@ -180,6 +181,8 @@ def work(images: en.ImageSet, path: Any) -> dict[str, Any]:
     concept = int(split.units["concept"].dropna().iloc[0])
     edit = en.Edit.scale(concept=concept, by=0.0)
     head = en.fit_head(model, images)
+    gallery = Gallery(split, images)
+    assert sum(gallery.steps(4)) == len(images)  # as panels fill one
     with split.lens() as lens, torch.no_grad():
         network(model.prepare(list(images)))
     found = {
@@ -192,6 +195,7 @@ def work(images: en.ImageSet, path: Any) -> dict[str, Any]:
         "verified": en.verify(split, images[:2], progress=False).problems(),
         "probability": en.steering.heads.predict(head, model, images)["probability"],
         "lens": lens.values,
+        "concept maps": gallery.concept_maps,
     }
     if path.is_file():
         assert en.Disentanglement.load(path, model).identity == split.identity
