@@ -286,6 +286,9 @@ def _fitted(
     """Return a network with a checkpoint's weights, and notes on what was done to them."""
     classes = _classes_of(tensors, architecture)
     sketch = _sketch(architecture, size, **classes)
+    channels = _channels_of(tensors, architecture, sketch)
+    if channels:
+        sketch = _sketch(architecture, size, **classes, **channels)
     shapes = {name: tensor.shape for name, tensor in sketch.state_dict().items()}
     given, tensors = tensors, _with_positions(tensors, sketch)
     notes = [f"{name} missing" for name in _missing_classifier(architecture, classes)]
@@ -293,14 +296,14 @@ def _fitted(
         counts = given["pos_embed"].shape[1], tensors["pos_embed"].shape[1]
         notes.append(f"position embedding resampled from {counts[0]} to {counts[1]} positions")
     if {name: tensor.shape for name, tensor in tensors.items()} == shapes:
-        network = create(architecture, size, seed, **classes)
+        network = create(architecture, size, seed, **classes, **channels)
         network.load_state_dict(tensors, strict=True)
         return network, notes
     misfit = f"{source!r} does not fit {type(sketch).__name__}: {_difference(tensors, shapes)}"
     other = [name for name in tensors if name in shapes and tensors[name].shape != shapes[name]]
     if all(_RESAMPLED.search(name) for name in other):
         tries = [classes, *({"num_classes": count} for count in _other_classes(tensors, classes))]
-        found = (_converted(architecture, size, seed, tensors, each) for each in tries)
+        found = (_converted(architecture, size, seed, tensors, each, channels) for each in tries)
         converted = next((network for network in found if network is not None), None)
         if converted is not None:
             if converted.num_classes:
@@ -318,21 +321,39 @@ def _fitted(
 
 
 def _converted(
-    architecture: str, size: tuple[int, int] | None, seed: int, tensors: dict[str, Tensor], classes: dict[str, int]
+    architecture: str,
+    size: tuple[int, int] | None,
+    seed: int,
+    tensors: dict[str, Tensor],
+    classes: dict[str, int],
+    channels: dict[str, int],
 ) -> Any:
     """Return a network with weights of other names or for other sizes, as timm converts them; ``None`` if it cannot."""
     overlay = {"state_dict": tensors, "custom_load": False, "label_offset": 0, **classes}
     try:
-        network: Any = create(architecture, size, seed, pretrained=True, pretrained_cfg_overlay=overlay, **classes)
+        network: Any = create(
+            architecture, size, seed, pretrained=True, pretrained_cfg_overlay=overlay, **classes, **channels
+        )
     except Exception:  # noqa: BLE001 - converters fail in many ways at what is not theirs
         return None
     network.pretrained_cfg.pop("state_dict", None)  # timm would keep a second copy of all weights
     # A few architectures of timm take checkpoints that lack some: then random weights would be left.
     unnamed = network.state_dict().keys() - tensors.keys()
-    drawn = create(architecture, size, seed, **classes).state_dict() if unnamed else {}
+    drawn = create(architecture, size, seed, **classes, **channels).state_dict() if unnamed else {}
     values = {name: network.state_dict()[name] for name in unnamed}
     left = [name for name, value in values.items() if torch.equal(value, drawn[name]) and len(value.unique()) > 1]
     return None if left else network
+
+
+def _channels_of(tensors: Mapping[str, Tensor], architecture: str, sketch: nn.Module) -> dict[str, int]:
+    """Read off a checkpoint's first convolution how many channels its pictures have, if not as many as usual."""
+    from timm.models import get_pretrained_cfg_value
+
+    layer = f"{get_pretrained_cfg_value(architecture, 'first_conv')}.weight"
+    found, usual = tensors.get(layer), dict(sketch.state_dict()).get(layer)
+    if found is None or usual is None or found.ndim != 4 or found.shape[1] in {0, usual.shape[1]}:
+        return {}
+    return {"in_chans": found.shape[1]}
 
 
 def _classes_of(tensors: Mapping[str, Tensor], architecture: str) -> dict[str, int]:

@@ -330,6 +330,15 @@ def test_a_classifier_of_another_name_than_timms_is_taken(tmp_path: Path, classe
     assert "missing" not in model.provenance.taken
 
 
+@pytest.mark.parametrize("name", [TINY_VIT, TINY_RESNET])
+def test_a_checkpoint_of_pictures_with_four_channels_fits(tmp_path: Path, name: str) -> None:
+    network = redraw(timm.create_model(name, in_chans=4))
+    torch.save(network.state_dict(), tmp_path / "four.pth")
+    model = load_model(tmp_path / "four.pth", architecture=name)
+    assert same(model.network.state_dict(), dict(network.state_dict()))
+    assert model.input_size[0] == 4
+
+
 def test_a_tensor_larger_than_what_the_file_stores_is_refused(tmp_path: Path, source: Model) -> None:
     state = state_of(source) | {"head.weight": torch.zeros(1, 64).expand(10**6, 64)}
     torch.save(state, tmp_path / "small.pth")
