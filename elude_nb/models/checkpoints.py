@@ -12,7 +12,7 @@ import re
 import struct
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -78,17 +78,24 @@ class _StandIn:
     def __setstate__(self, state: object) -> None: ...
 
 
-def _new_dict(*_: object) -> dict[Any, Any]:
-    return {}
+class _NewDict:
+    def __new__(cls, *_: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()  # torch's reader gives this one attributes too
+
+
+class _NewList:
+    def __new__(cls, *_: object) -> list[Any]:  # type: ignore[misc]
+        return []
+
+
+_FILLED = {"SETITEM": _NewDict, "SETITEMS": _NewDict, "APPEND": _NewList, "APPENDS": _NewList}
 
 
 def _read_torch_file(path: Path) -> Any:
     _check_unpacked(path)
     try:
         # Where the file asks for a class or function that torch does not allow, it gets a stand-in.
-        stand_ins: list[Any] = [
-            (_new_dict if name == "collections.defaultdict" else _StandIn, name) for name in _globals_of(path)
-        ]
+        stand_ins: list[Any] = [(stand_in, name) for name, stand_in in _globals_of(path).items()]
         with torch.serialization.safe_globals(stand_ins):
             held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -98,8 +105,8 @@ def _read_torch_file(path: Path) -> Any:
     return held
 
 
-def _globals_of(path: Path) -> set[str]:
-    """Return the classes and functions that a file of ``torch.save`` names; nothing of it is run."""
+def _globals_of(path: Path) -> dict[str, type]:
+    """Return stand-ins for the classes and functions that a file of ``torch.save`` names; nothing of it is run."""
     with ExitStack() as stack:
         file: IO[bytes] = stack.enter_context(path.open("rb"))
         pickles = 1
@@ -110,10 +117,38 @@ def _globals_of(path: Path) -> set[str]:
         else:  # the old format begins with five pickles: two numbers, the machine, the content, the names of storages
             file.seek(0)
             pickles = 5
-        operations = (operation for _ in range(pickles) for operation in pickletools.genops(file))
-        named = [str(argument).split(" ", 1) for code, argument, _ in operations if code.name == "GLOBAL"]
-        # Files have the names that Python 2 knew.
-        return {".".join(NAME_MAPPING.get((a, b), (IMPORT_MAPPING.get(a, a), b))) for a, b in named}
+        found: dict[str, type] = {}
+        for _ in range(pickles):
+            _note_globals(file, found)
+        return found
+
+
+def _note_globals(file: IO[bytes], found: dict[str, type]) -> None:
+    """Note what one pickle names, and of what it puts items into, whether that must be a dictionary or a list."""
+    stack: list[str | None] = []  # the class of each object, where it is one of those named
+    marks: list[int] = []
+    memo: dict[Any, str | None] = {}
+    for code, argument, _ in pickletools.genops(file):
+        before = code.stack_before
+        marked = pickletools.markobject in before
+        start = marks.pop() - before.index(pickletools.markobject) if marked else len(stack) - len(before)
+        made: list[str | None] = [None] * len(code.stack_after)
+        if code.name == "GLOBAL":
+            a, b = str(argument).split(" ", 1)
+            made = [".".join(NAME_MAPPING.get((a, b), (IMPORT_MAPPING.get(a, a), b)))]  # files have Python 2's names
+            found.setdefault(str(made[0]), _StandIn)
+        elif code.name == "MARK":
+            marks.append(len(stack))
+            made = []
+        elif code.name in {"BINPUT", "LONG_BINPUT"}:
+            memo[argument] = stack[-1]
+        elif code.name in {"BINGET", "LONG_BINGET"}:
+            made = [memo[argument]]
+        elif code.name in {"NEWOBJ", "REDUCE", "BUILD", *_FILLED}:
+            made = stack[start : start + 1]
+            if code.name in _FILLED and made[0] is not None:
+                found[made[0]] = _FILLED[code.name]
+        stack[start:] = made
 
 
 def _check_unpacked(path: Path) -> None:

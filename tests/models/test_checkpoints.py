@@ -460,6 +460,18 @@ class Settings:
         pytest.fail("code of a file was run")
 
 
+class Options(dict[str, Any]):
+    """Has its items as attributes too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(options)
+        vars(self).update(options)
+
+
+class Rates(list[float]):
+    pass
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_trainers_keep_beside_the_weights_is_no_reason_to_refuse(tmp_path: Path, zipped: bool) -> None:
     beside = {
@@ -468,11 +480,13 @@ def test_what_trainers_keep_beside_the_weights_is_no_reason_to_refuse(tmp_path: 
         "history": np.arange(3),
         "hyper_parameters": collections.defaultdict(list, a=[1]),
         "settings": Settings(),
+        "options": Options(rates=Rates([0.1, 0.2]), last=collections.deque([1, 2], maxlen=2), inner=Options(b=1)),
     }
-    torch.save({"model": STATE, **beside}, tmp_path / "net.pt", _use_new_zipfile_serialization=zipped)
+    torch.save({"model": Options(**STATE), **beside}, tmp_path / "net.pt", _use_new_zipfile_serialization=zipped)
     held, _, _ = read_checkpoint(tmp_path / "net.pt")
     assert same(held["model"], STATE)
     assert held["hyper_parameters"] == {"a": [1]}
+    assert held["options"] == {"rates": [0.1, 0.2], "last": [1, 2], "inner": {"b": 1}}
     assert not {type(value) for value in held.values()} & {Settings, argparse.Namespace}
     with pytest.raises(Exception, match=r"weights_only|GLOBAL"):  # it was allowed for this one file alone
         torch.load(tmp_path / "net.pt", weights_only=True)
