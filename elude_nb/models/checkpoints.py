@@ -328,8 +328,8 @@ def _fitted(
     given, tensors = tensors, _with_positions(tensors, sketch)
     notes = [f"{name} missing" for name in _missing_classifier(architecture, classes)]
     if tensors is not given and not tensors["pos_embed"].equal(given["pos_embed"]):
-        counts = given["pos_embed"].shape[1], tensors["pos_embed"].shape[1]
-        notes.append(f"position embedding resampled from {counts[0]} to {counts[1]} positions")
+        side, grid = math.isqrt(given["pos_embed"].shape[1]), sketch.patch_embed.grid_size
+        notes.append(f"positions resampled from {side} x {side} to {grid[0]} x {grid[1]}")
     if {name: tensor.shape for name, tensor in tensors.items()} == shapes:
         network = create(architecture, size, seed, **classes, **channels)
         network.load_state_dict(tensors, strict=True)
@@ -343,8 +343,8 @@ def _fitted(
         if converted is not None:
             if converted.num_classes:
                 notes = [note for note in notes if not note.endswith(" missing")]
-            renamed = sorted(tensors.keys() - shapes.keys())
-            return converted, notes + ([f"converted by timm: {_some(renamed)}"] if renamed else [])
+            changed = sorted({*tensors.keys() - shapes.keys(), *other})
+            return converted, notes + ([f"converted by timm: {_some(changed)}"] if changed else [])
     if tensors.keys() & shapes.keys():
         cure = "Check the architecture's name (size, patch, registers) and image_size."
     else:

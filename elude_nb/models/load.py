@@ -338,7 +338,7 @@ def load_model(
         known_as = name
     network = placed(network, device, dtype).eval().requires_grad_(requires_grad=False)
     check_patches(network, size)
-    shape = None if size is None else (3, *size)
+    shape = None if size is None else (input_channels(network, (3, *size)), *size)
     return wrap_network(network, input_size=shape, name=name, architecture=known_as, provenance=provenance)
 
 

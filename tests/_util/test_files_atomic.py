@@ -235,3 +235,10 @@ def test_whether_a_folder_can_be_written_is_found_out_and_nothing_is_left(tmp_pa
     for wrong in (tmp_path / "file", tmp_path / "file" / "deep" / "er"):
         with pytest.raises(OSError, match="file"):
             check_writable(wrong)
+
+
+def test_the_search_for_a_folder_ends_at_a_root_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([False] * 3)  # /a/b, /a and /; a fourth would fail
+    monkeypatch.setattr(os.path, "lexists", lambda _: next(found))
+    with suppress(OSError):
+        check_writable("/a/b")

@@ -20,6 +20,7 @@ from timm.models.vision_transformer import _create_vision_transformer
 from torch import Tensor, nn
 
 from elude_nb.errors import WeightsError
+from elude_nb.models import checkpoints
 from elude_nb.models.checkpoints import read_checkpoint, resample_positions
 from elude_nb.models.load import Model, load_model, wrap_network
 from elude_nb.models.weights import Provenance
@@ -281,8 +282,8 @@ def test_dinov2_with_registers_under_metas_names(tmp_path: Path, size: int | tup
     grid = (size // 8, size // 8) if isinstance(size, int) else (size[0] // 8, size[1] // 8)
     assert torch.equal(found["pos_embed"], resample_positions(positions, grid)[:, 1:])
     assert torch.equal(found["blocks.1.ls2.gamma"], published["blocks.1.ls2.gamma"])
-    resampled = "" if grid == (6, 6) else f"position embedding resampled from 37 to {1 + grid[0] * grid[1]} positions, "
-    assert model.provenance.contents == f"{resampled}converted by timm: mask_token, register_tokens"
+    resampled = "" if grid == (6, 6) else f"positions resampled from 6 x 6 to {grid[0]} x {grid[1]}, "
+    assert model.provenance.contents == f"{resampled}converted by timm: mask_token, pos_embed, register_tokens"
     assert "state_dict" not in model.network.pretrained_cfg  # type: ignore[operator]
     assert model(model.noise()).shape == (1, 16)
 
@@ -309,7 +310,7 @@ def test_resampled_positions_are_told(tmp_path: Path) -> None:
     small = load_model("vit_tiny_patch16_224", pretrained=False, image_size=96)
     save_file(state_of(small), tmp_path / "96.safetensors")
     model = load_model(tmp_path / "96.safetensors", architecture="vit_tiny_patch16_224")
-    assert model.provenance.taken == "position embedding resampled from 37 to 197 positions"
+    assert model.provenance.taken == "positions resampled from 6 x 6 to 14 x 14"
 
 
 @pytest.mark.parametrize("classes", [1000, 7])
@@ -337,6 +338,7 @@ def test_a_checkpoint_of_pictures_with_four_channels_fits(tmp_path: Path, name: 
     model = load_model(tmp_path / "four.pth", architecture=name)
     assert same(model.network.state_dict(), dict(network.state_dict()))
     assert model.input_size[0] == 4
+    assert load_model(tmp_path / "four.pth", architecture=name, image_size=96).input_size == (4, 96, 96)
 
 
 def test_a_tensor_larger_than_what_the_file_stores_is_refused(tmp_path: Path, source: Model) -> None:
@@ -490,6 +492,13 @@ def test_what_trainers_keep_beside_the_weights_is_no_reason_to_refuse(tmp_path: 
     assert not {type(value) for value in held.values()} & {Settings, argparse.Namespace}
     with pytest.raises(Exception, match=r"weights_only|GLOBAL"):  # it was allowed for this one file alone
         torch.load(tmp_path / "net.pt", weights_only=True)
+
+
+def test_dictionaries_in_dictionaries_are_looked_at_to_a_depth() -> None:
+    held: dict[str, Any] = {"weight": torch.ones(1)}
+    for _ in range(1000):
+        held = {"next": held, "weight": torch.ones(1)}
+    assert len(list(checkpoints._dictionaries(held))) < 20
 
 
 class Payload:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb import Model, find_site, find_sites
-from elude_nb.errors import SiteError
+from elude_nb.errors import ImageError, SiteError
 from elude_nb.models.find_sites import RUNS
 from tests.tiny import hook_count, redraw, tiny_conv, tiny_vit, wrapped
 
@@ -249,6 +250,21 @@ def test_layer_on_fewer_tokens_than_the_prefix_has_a_layout() -> None:
     layout = find_site(model, "norm.1").layout
     assert layout.count == 1
     assert layout.positions("all").tolist() == layout.positions("patch").tolist() == [0]
+
+
+def test_tokens_on_three_axes_are_counted_as_one() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(1), nn.Unflatten(1, (2, 2, 4, 8)), nn.Linear(8, 5))
+    site = find_site(wrapped(network, 16, torch.float64), "3")
+    assert site.layout.count == 16
+    site.layout.check((7, 2, 2, 4, 5))
+    with pytest.raises(ImageError, match="These images have 24 tokens here"):
+        site.layout.check((7, 2, 3, 4, 5))
+
+
+def test_the_output_is_checked_again_where_another_is_taken(conv) -> None:
+    find_site(conv, "stem")
+    with pytest.raises(ValueError, match="must be a tensor with a row for each"):
+        find_site(replace(conv, output=lambda out: out[0, 0]), "stem")
 
 
 def test_batch_norm_without_statistics_is_not_folded() -> None:
