@@ -47,27 +47,33 @@ def data_config(network: nn.Module) -> tuple[dict[str, Any], str]:
     config, source = _sized(resolve_model_data_config(network), network), ASSUMED
     if known and all(each == known[0] for each in known):
         config, source = known[0], "as timm has it for these weights"
-    if any(module is network or _sees_pictures(network, module, config["input_size"]) for module in normalising):
+    if any(_normalises_pictures(network, module, config["input_size"]) for module in normalising):
         config, source = config | {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, INSIDE
     return config, source
 
 
-def _sees_pictures(network: nn.Module, module: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Say whether what comes into a module is what comes into the network: others normalise targets or outputs."""
+def _normalises_pictures(network: nn.Module, module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Say whether a module gets what the network gets, and none of its layers with weights does.
+
+    Other modules normalise targets or outputs.
+    """
     like = next(network.parameters(), torch.zeros(()))
     batch = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0)).to(like)
-    came: list[bool] = []
+    came: set[nn.Module] = set()
 
-    def before(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def before(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         first = inputs[0] if inputs else next(iter(named.values()), None)
-        came.append(isinstance(first, torch.Tensor) and first.shape == batch.shape and bool((first == batch).all()))
+        if isinstance(first, torch.Tensor) and first.shape == batch.shape and bool((first == batch).all()):
+            came.add(layer)
 
+    layers = [layer for layer in module.modules() if layer is not module and layer._parameters]
     with ExitStack() as stack:
-        stack.callback(listen(module, before=before))
+        for layer in (module, *layers):
+            stack.callback(listen(layer, before=before))
         stack.enter_context(suppress(Exception))  # a network of one's own may fail later on; what came before tells
         stack.enter_context(evaluating(network))
-        network(batch)
-    return any(came)
+        network(batch.clone())  # some normalise in place
+    return came == {module}
 
 
 def _is_for_colours(value: object) -> bool:

@@ -293,6 +293,19 @@ def test_a_network_that_normalises_itself_gets_colours_from_0_to_1() -> None:
     layers = nn.Sequential(nn.Conv2d(3, 3, 8, 8), Normalise())
     with pytest.warns(UserWarning, match="does not say how its weights were trained to see images"):
         assert "ImageNet's, assumed" in repr(wrap_network(layers))
+    # Of what it puts out: its first layer gets the pictures as they are.
+    network.mean = network.std = torch.full((3,), 0.5)
+    assert wrap_network(network).preprocessing == "as timm has it for these weights"
+
+    class InPlace(Normalise):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, values):
+            return self.network(values.sub_(self.mean).div_(self.std))
+
+    assert "the network normalises itself" in repr(wrap_network(InPlace()))
 
 
 def test_a_move_to_a_device_keeps_the_precision_of_each_layer() -> None:
