@@ -65,7 +65,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str], Provena
         raise WeightsError(f"{str(path)!r}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}.")
     if next(_dictionaries(held), None) is None:
         raise WeightsError(f"{str(path)!r} does not hold a dictionary of tensors by name. {_CURE}")
-    _check_stored(held, path)
     licence = metadata.get("licence", metadata.get("license", "not stated in the file"))
     return held, metadata, Provenance(f"file {as_text(path.name)}", sha256_of_file(path), licence)
 
@@ -169,16 +168,15 @@ def _check_unpacked(path: Path) -> None:
         )
 
 
-def _check_stored(held: object, path: Path) -> None:
+def _check_stored(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse tensors that are larger than what the file stores of them: one number, expanded, would fill the memory."""
-    for _, tensors in _dictionaries(held):
-        for name, tensor in tensors.items():
-            dense = tensor.layout == torch.strided and not tensor.is_quantized
-            if dense and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-                raise WeightsError(
-                    f"{str(path)!r}: {name!r} of shape {tuple(tensor.shape)} is an expanded view of fewer numbers; "
-                    "save tensor.contiguous()."
-                )
+    for name, tensor in tensors.items():
+        plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise WeightsError(
+                f"{str(path)!r}: {name!r} is not stored number by number: it is expanded, sparse, nested or on the "
+                "device meta. Save plain tensors: tensor.to_dense().contiguous()."
+            )
 
 
 # ---------------------------------------------------------------- which weights
@@ -296,6 +294,7 @@ def load_checkpoint(
         )
     check_timm_name(architecture)
     chosen = choose_weights(held, _sketch(architecture, size).state_dict())
+    _check_stored(chosen.tensors, path)
     network, notes = _fitted(architecture, size, seed, chosen.tensors, str(path))
     taken = ", ".join(part for part in (chosen.taken, *notes) if part)
     return network, replace(provenance, taken=taken, left=chosen.left), architecture
