@@ -11,6 +11,7 @@ from elude_nb import ImageSet, find_site, record
 from elude_nb.baselines import METHODS, Method, Plan
 from elude_nb.core.recording import Recording
 from elude_nb.errors import NotFittedError
+from tests.baselines import AVAILABLE
 from tests.tiny import hook_count, random_images
 
 SITES = {
@@ -18,9 +19,9 @@ SITES = {
     "convolution with BatchNorm": ("conv", "small_images", "stem", "patch"),
     "vector an image": ("mlp", "smallest_images", "3", "class"),
 }
-TRAINED = {"transcoder", *(name for name in METHODS if "SAE" in name)}  # each fit takes a second: on one site
+TRAINED = {"transcoder", *(name for name in AVAILABLE if "SAE" in name)}  # each fit takes a second: on one site
 ELUDE = {"ELUDe as published", "signed rule", "random groups"}  # HDBSCAN needs more tokens than the others
-CASES = [(place, name) for place in SITES for name in METHODS if place == "stream" or name not in TRAINED | ELUDE]
+CASES = [(place, name) for place in SITES for name in AVAILABLE if place == "stream" or name not in TRAINED | ELUDE]
 
 
 @dataclass(frozen=True)
