@@ -116,7 +116,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 }
 WITHOUT_MODEL = {  # these look at the split alone, or make one
     "with_names", "concepts_named", "unit_readout", "live_readout", "concept_readout", "encode", "decode",
-    "check_model", "using",
+    "check_model", "using", "count_seen", "unseen", "announce_seen",
 }  # fmt: skip
 OF_A_MODEL = {
     "find_site", "find_sites", "disentangle", "scores.suggest_settings", "trace_channel", "compare", "fit_head",

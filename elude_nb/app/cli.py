@@ -29,6 +29,11 @@ RangeOption = Annotated[
     str | None, typer.Option(help="Black and white in pictures of more than 8 bits, such as 0,4095 for 12 bits in 16.")
 ]
 SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out broken images, and name them.")]
+HoldOutOption = Annotated[
+    float,
+    typer.Option(min=0, max=0.99, help="Share of the images that the discovery does not see; they are for scores."),
+]
+SeenOption = Annotated[bool, typer.Option("--seen", help="Take the images that the discovery saw, too.")]
 CountOption = Annotated[int | None, typer.Option(help="Take only so many images (for the named sets: how many).")]
 FileArgument = Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")]
 ModelOption = Annotated[str, typer.Option(help="'dinov2-small', a timm name, or a checkpoint.")]
@@ -93,6 +98,7 @@ def disentangle(
     count: CountOption = None,
     skip_broken: SkipBrokenOption = False,
     value_range: RangeOption = None,
+    hold_out: HoldOutOption = 0.5,
     site: SiteOption = "stream",
     blocks: BlocksOption = "all",
     concepts: ConceptsOption = None,
@@ -116,15 +122,16 @@ def disentangle(
     import elude_nb as en
     from elude_nb._util.files import check_writable
 
-    taken = _number_or_all("--blocks", blocks)
+    window = _number_or_all("--blocks", blocks)
     if not out.parent.is_dir():  # found out now, not after minutes
         raise FileNotFoundError(f"--out {str(out)!r}: there is no folder {str(out.parent)!r}.")
     check_writable(out.parent)
+    taken = _discovery(_images(images, count, skip_broken, value_range), hold_out, seed)
     split = en.disentangle(
         _load_model(model, architecture, image_size, device, dtype, pretrained),
-        _images(images, count, skip_broken, value_range),
+        taken,
         site,
-        blocks=taken,
+        blocks=window,
         concepts=concepts,
         units=units,
         shared=shared,
@@ -179,6 +186,7 @@ def score(
     count: CountOption = None,
     skip_broken: SkipBrokenOption = False,
     value_range: RangeOption = None,
+    seen: SeenOption = False,
     k: Annotated[int, typer.Option(help="Best images of each unit.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the means and intervals as JSON.")] = False,
@@ -194,7 +202,7 @@ def score(
     from elude_nb.scores import score_means, verdict
 
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    scores = en.score(split, _images(images, count, skip_broken, value_range), k=k, seed=seed)
+    scores = en.score(split, _unseen(split, seen, images, count, skip_broken, value_range), k=k, seed=seed)
     means = score_means(scores)
     if json:
         typer.echo(means.to_json(orient="records", indent=1))
@@ -269,6 +277,7 @@ def report(
     count: Annotated[int, typer.Option(help="Images to show and to score on; the page holds them all.")] = 48,
     skip_broken: SkipBrokenOption = False,
     value_range: RangeOption = None,
+    seen: SeenOption = False,
     channels: Annotated[
         int | None, typer.Option(help="Channels that can be opened; by default all, which takes most of the time.")
     ] = None,
@@ -287,7 +296,7 @@ def report(
 
     check_target(out)  # found out now, not after the model is loaded
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    taken = _images(images, count, skip_broken, value_range)
+    taken = _unseen(split, seen, images, count, skip_broken, value_range)
     written = write_report(split, taken, out, title=title, channels=channels, seed=seed, max_memory=max_memory)
     typer.echo(f"Done. Open {written.resolve()}")
 
@@ -349,6 +358,30 @@ def _images(images: str, count: int | None, skip_broken: bool, value_range: str 
         return en.load_images(images, count=count, **limits)
     whole = en.load_images(images, **limits).without_broken()  # before counting, so that there are enough
     return whole if count is None else whole.sample(count)
+
+
+def _discovery(images: ImageSet, hold_out: float, seed: int) -> ImageSet:
+    """Return the images that the discovery sees, and say how many it does not."""
+    found, held_out = images.split(1 - hold_out, seed=seed) if hold_out else (images, images[:0])
+    labels = "" if images.labels is None else f", {len(set(images.labels))} labels"
+    _say(f"{len(images):,} images{labels}: {len(found):,} for the discovery, {len(held_out):,} held out", {})
+    return found
+
+
+def _unseen(split: Disentanglement, seen: bool, images: str, count: int | None, *how: Any) -> ImageSet:
+    """Return images that the discovery did not see, if there are any and ``seen`` ones are not wanted."""
+    from elude_nb.data.images import IMAGE_SETS
+
+    if seen:
+        return _images(images, count, *how)
+    pool = _images(images, max(400, 3 * (count or 0)) if images in IMAGE_SETS else None, *how)
+    if count is not None:
+        pool = pool.sample(3 * count)  # so that enough are left, and not all of a large folder are opened
+    counted = split.count_seen(pool)
+    if counted.count and counted.count < counted.total:
+        _say(f"{counted}, and left out; --seen takes them in", {})
+        pool = split.unseen(pool)
+    return pool if count is None else pool.sample(count)
 
 
 def _value_range(text: str) -> tuple[float, float]:

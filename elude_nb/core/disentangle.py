@@ -28,6 +28,7 @@ from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import STREAM, TOKENS, Site
 
 _GIB = 1 << 30
+_FEW_TOKENS = 20
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,14 @@ def disentangle(
         images_from=chosen.source,
     )
     builder = BookBuilder(plan.capacity, plan.micro_clusters, seed, squares=bool(fewest))
-    return split_recordings(given_model, place, recordings, strategy, settings, builder)
+    split = split_recordings(given_model, place, recordings, strategy, settings, builder)
+    few = int((split.book.counts < _FEW_TOKENS).sum())
+    if few and model.progress:
+        say(
+            f"disentangle: {few} of {len(split.book)} concepts have fewer than {_FEW_TOKENS} tokens; what is said of "
+            "them rests on little. Take more images, more tokens_per_image, or fewer concepts."
+        )
+    return replace(split, seen=torch.from_numpy(np.unique(chosen.hashes())))
 
 
 @own_arithmetic()

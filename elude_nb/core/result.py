@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_fraction, check_kind, check_unit
 from elude_nb._util.files import sha256_of_tensors
+from elude_nb._util.progress import say
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.distinct import THRESHOLD, choose_covering, choose_unlike, count_copies, spread, standardise
 from elude_nb.core.edit import Edit
@@ -27,9 +29,10 @@ from elude_nb.core.readout import Lens, Readout, read_largest, read_out
 from elude_nb.core.recording import Recording, record
 from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts, values_on_groups
 from elude_nb.core.saving import Settings, Stamp, read_split, write_split
+from elude_nb.core.seen import Seen
 from elude_nb.core.steer import Steering
 from elude_nb.core.tables import channel_table, concepts_of, contribution_table, distinct_table, summary, unit_table
-from elude_nb.data.images import Images
+from elude_nb.data.images import Images, ImageSet
 from elude_nb.models.hooks import check_pristine, for_analysis
 from elude_nb.models.load import Model
 from elude_nb.models.sites import STREAM, Site
@@ -57,6 +60,8 @@ class Disentanglement:
         variance of the channel. Shares of a channel add up to 1; a unit that works against the others is negative.
     names
         Names of concepts, from `with_names`; empty at first. They are saved with the rest.
+    seen
+        Hashes of the images of the discovery, sorted, or ``None`` if they are not known: see `count_seen`.
     stamp
         What tells that the model's weights are still those that were split; made if not given.
     """
@@ -69,6 +74,7 @@ class Disentanglement:
     channel_variance: Tensor
     unit_shares: Tensor
     names: UniqueNames = field(default_factory=UniqueNames)
+    seen: Tensor | None = None
     stamp: Stamp | None = None
 
     def __post_init__(self) -> None:
@@ -96,6 +102,40 @@ class Disentanglement:
             check_pristine(self.model.network, purpose)
         if self.stamp is not None:
             self.stamp.check(self.model, thorough=thorough)
+
+    def count_seen(self, images: Images) -> Seen:
+        """Return how many of these images the discovery saw; the same pixels in another file count as seen.
+
+        Images that were not opened yet are opened.
+        """
+        chosen = self.model.inputs(images)
+        return Seen(None if self.seen is None else int(self._is_seen(chosen).sum()), len(chosen))
+
+    def announce_seen(self, images: Images, what: str) -> Seen:
+        """Return `count_seen`, and say on standard error if the discovery saw some: figures, ``what``, rest on them."""
+        counted = self.count_seen(images)
+        if counted.warning and self.model.progress:
+            say(f"{what}: {counted.warning}")
+        return counted
+
+    def unseen(self, images: Images) -> ImageSet:
+        """Return those of these images that the discovery did not see.
+
+        Raises
+        ------
+        ValueError
+            If it saw all of them, or it is not known which, as for files of version 0.2.
+        """
+        chosen = self.model.inputs(images)
+        if self.seen is None:
+            raise ValueError("It is not known which images the discovery saw: this split does not say. Make it anew.")
+        new = np.flatnonzero(~self._is_seen(chosen))
+        if not len(new):
+            raise ValueError(f"The discovery saw all of these {len(chosen)} images; give others.")
+        return chosen.subset(new)
+
+    def _is_seen(self, images: ImageSet) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        return np.isin(images.hashes(), () if self.seen is None else self.seen.numpy())
 
     # ---------------------------------------------------------------- tables
 
@@ -518,7 +558,8 @@ class Disentanglement:
         """
         self.check_model("save", thorough=True)
         write_split(path, self.model, self.settings, self.routing, self.book, self.names, {
-            "channel_variance": self.channel_variance, "unit_shares": self.unit_shares
+            "channel_variance": self.channel_variance, "unit_shares": self.unit_shares,
+            **({} if self.seen is None else {"seen": self.seen}),
         })  # fmt: skip
 
     @staticmethod

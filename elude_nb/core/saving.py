@@ -120,6 +120,9 @@ def check_tensors(tensors: Mapping[str, Tensor], site: Site, dtype: torch.dtype)
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {shape}")
+    seen = tensors.get("seen", torch.zeros(0, dtype=torch.int64))
+    if seen.ndim != 1 or seen.dtype != torch.int64:
+        raise ValueError(f"seen must be whole numbers (n,), not {seen.dtype} {tuple(seen.shape)}")
     if concepts.numel() and not (int(concepts.min()) >= NO_CONCEPT and int(concepts.max()) < g):
         low, high = int(concepts.min()), int(concepts.max())
         raise ValueError(f"concepts of sub-units go from {low} to {high}; there are {g}, and {NO_CONCEPT} is none")
@@ -186,6 +189,7 @@ def read_split(path: str | os.PathLike[str], model: Model | None) -> dict[str, A
         "book": book,
         "settings": settings,
         "names": names,
+        "seen": tensors.get("seen"),
         **rest,
     }
 

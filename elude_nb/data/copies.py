@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +15,23 @@ NEAR = 0.1
 """Near copies differ by less than this share of their contrast (both as standard deviations)."""
 _ROUNDING = 1e-6
 _BUCKETS = 256
+
+
+def hash_image(image: Any) -> int:
+    """Return 64 bits of a hash of an image's size and pixels, or of a sentence's text.
+
+    Parameters
+    ----------
+    image
+        A PIL image, a tensor or text.
+    """
+    if isinstance(image, str):
+        content: Any = image.encode("utf-8", "surrogatepass")
+    else:
+        content = np.ascontiguousarray(image)
+    size = str(np.shape(content)).encode()[: hashlib.blake2b.SALT_SIZE]  # else 2 x 8 pixels could be 4 x 4
+    digest = hashlib.blake2b(content, digest_size=8, salt=size).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def sketch(images: Tensor) -> Tensor:

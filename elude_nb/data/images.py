@@ -24,7 +24,7 @@ from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_fraction, check_kind, shortly
 from elude_nb._util.words import as_text
 from elude_nb.data.arrays import as_array, check_dtype, one_picture, show_picture, split_pictures
-from elude_nb.data.copies import NEAR, distinct_numbers, find_originals, sketch
+from elude_nb.data.copies import NEAR, distinct_numbers, find_originals, hash_image, sketch
 from elude_nb.data.decode import Range, check_value_range, open_rgb, upright_rgb
 from elude_nb.data.folders import find_pictures, name_left_out
 from elude_nb.data.photographs import PHOTOGRAPHS, factors_of_crops, open_crop, photograph, sample_crops
@@ -64,10 +64,16 @@ class ImageSet(Sequence[Image.Image]):
     _items: Sequence[Any] = field(repr=False)
     _open: Callable[[Any], Image.Image] = field(repr=False)
     left_out: tuple[str, ...] = ()
+    # Hashes of the images that were opened, by their places in the set that this one was first taken from: a subset
+    # that opens an image notes its hash for all.
+    _hashes: dict[int, int] = field(default_factory=dict, repr=False)
+    _places: Sequence[int] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self):
             raise ValueError(f"{len(self.labels)} labels were given for {len(self)} images; give one an image.")
+        if not self._places:
+            vars(self)["_places"] = range(len(self))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -86,7 +92,16 @@ class ImageSet(Sequence[Image.Image]):
         """
         if isinstance(index, slice):
             return self.subset(range(len(self))[index])
-        return self._open(self._items[index])
+        image = self._open(self._items[index])
+        self._hashes[self._places[index]] = hash_image(image)
+        return image
+
+    def hashes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return a hash of the pixels of each image, (n,); images that were not opened yet are opened."""
+        for index, place in enumerate(self._places):
+            if place not in self._hashes:
+                self[index]
+        return np.array([self._hashes[place] for place in self._places], dtype=np.int64)
 
     def __iter__(self) -> Iterator[Image.Image]:
         return (self[i] for i in range(len(self)))
@@ -112,6 +127,7 @@ class ImageSet(Sequence[Image.Image]):
             labels=None if self.labels is None else tuple(self.labels[i] for i in places),
             factors=None if self.factors is None else self.factors.iloc[places].reset_index(drop=True),
             _items=[self._items[i] for i in places],
+            _places=[self._places[i] for i in places],
         )
 
     def split(self, fraction: float = 0.5, *, seed: int = 0) -> tuple[Self, Self]:

@@ -21,6 +21,7 @@ from elude_nb._util.checks import check_count, check_number
 from elude_nb._util.progress import announced, progress_bar
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts
+from elude_nb.core.seen import Seen
 from elude_nb.core.strategies import check_routing_settings, read_strategy, route_channel, why_not_route_channel
 from elude_nb.data.copies import distinct_numbers, find_originals, sketch
 from elude_nb.data.images import Images, ImageSet, as_image_set
@@ -172,6 +173,11 @@ class Gallery:
             numbers = distinct_numbers(find_originals(torch.cat(self._sketches)), self.images.names, warn=whole)
             self._distinct = numbers, self.ready
         return self._distinct[0]
+
+    @property
+    def seen(self) -> Seen:
+        """Return how many images are ready, and how many of them the discovery saw."""
+        return self.split.count_seen(self.images[: self.ready])
 
     @property
     def outputs(self) -> Tensor:

@@ -55,7 +55,8 @@ def score(
 ) -> pd.DataFrame:
     """Score sub-units, the channels they come from, and random routes of the same sizes.
 
-    Use other images than those of the discovery. Copies of an image count once; a warning says how many there are.
+    Use other images than those of the discovery: ``split.unseen(images)``. Copies of an image count once; a warning
+    says how many there are.
 
     Parameters
     ----------
@@ -88,7 +89,8 @@ def score(
         same among distinct units alone), ``sibling_similarity`` (not for channels), and where the images have labels
         ``top_purity`` and ``label_share_over_chance``. Channels have a row for each sign: unit 1 is the channel itself
         and unit -1 its negative. Shared units and dead sub-units are not scored; each sub-unit has the sign with which
-        it is high on its concept.
+        it is high on its concept. ``table.attrs["images"]`` says how many images there were, and how many of them the
+        discovery saw.
 
     Examples
     --------
@@ -153,7 +155,9 @@ def score(
             table["top_purity"] = top_purity(activations, labels, k)
             table["label_share_over_chance"] = label_share_over_chance(activations, labels, k)
         tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    scores = pd.concat(tables, ignore_index=True)
+    scores.attrs["images"] = str(split.announce_seen(photos, "score"))
+    return scores
 
 
 def images_of_ms(n: int, k: int) -> int:

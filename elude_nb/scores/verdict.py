@@ -153,4 +153,5 @@ def verdict(scores: pd.DataFrame, score: str = "top_similarity", *, distinct: bo
     values = {name: groups[name][score] for name in order}
     clusters = {name: groups[name]["channel"] for name in order}
     basis = f"{len(groups['sub-units']):,} {'distinct ' if distinct else ''}sub-units"
+    basis += f"; {scores.attrs['images']}" if "images" in scores.attrs else ""
     return verdict_on(values, "sub-units", score, clusters=clusters, basis=basis)

@@ -17,6 +17,7 @@ from elude_nb._util.checks import check_choice, check_count, shortly
 from elude_nb.baselines.sae import SparseAutoencoder
 from elude_nb.core.edit import Edit
 from elude_nb.core.result import Disentanglement, check_split
+from elude_nb.core.seen import Seen
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import EditError
 from elude_nb.models.forward import Rest, features
@@ -53,8 +54,8 @@ class Effect:
         Controls that the edit does not have, with the reason.
     before, after
         What the head looks at, (n, e), of the model as it is and with the edit at full strength.
-    images
-        How many images were measured.
+    seen
+        How many images were measured, and how many of them the discovery saw.
     """
 
     edit: Edit
@@ -67,7 +68,12 @@ class Effect:
     left_out: tuple[str, ...]
     before: Tensor
     after: Tensor
-    images: int
+    seen: Seen
+
+    @property
+    def images(self) -> int:
+        """Return how many images were measured."""
+        return self.seen.total
 
     def __str__(self) -> str:
         first = self.table.iloc[0]
@@ -79,13 +85,13 @@ class Effect:
         )
 
     def __repr__(self) -> str:
-        return f"Effect({self})"
+        return f"Effect({self}; {self.seen})"
 
     def _repr_html_(self) -> str:
         shown = self.table.drop(columns=["low", "high", "others_low", "others_high"])
         notes = "".join(f"<br>{html.escape(note)}" for note in self.left_out)
         return (
-            f"<p>{html.escape(repr(self.edit))} on {self.images} images, {html.escape(self.head.name)}<br>"
+            f"<p>{html.escape(repr(self.edit))} on {self.seen}; {html.escape(self.head.name)}<br>"
             f"{html.escape(str(self))}{notes}</p>{shown.to_html(index=False, float_format='{:z.3f}'.format)}"
         )
 
@@ -192,7 +198,8 @@ def effect(
         made = [*(replace(describe_edit(split, other), name=name) for name, other in others.items()), *made]
         found = run_interventions(split, rest, measured, [main, *made], doses, weights=weights)
     measure = _Measure(head, found.before, class_codes(head, _labels(measured)), class_number(head, target))
-    return _effect(edit, measure, [main, *made], doses, found, left_out)
+    counted = split.announce_seen(measured, "effect")
+    return _effect(edit, measure, [main, *made], doses, found, left_out, counted)
 
 
 def _most_affected(head: Head, seen: Outcomes, labels: Sequence[str], targets: Sequence[str]) -> str:
@@ -208,6 +215,7 @@ def _effect(
     strengths: Sequence[float],
     found: Outcomes,
     left_out: tuple[str, ...],
+    seen: Seen,
 ) -> Effect:
     curve = pd.DataFrame(
         [
@@ -233,7 +241,7 @@ def _effect(
         left_out=left_out,
         before=found.before,
         after=found.after[0, 1.0][0],
-        images=len(found.before),
+        seen=seen,
     )
 
 

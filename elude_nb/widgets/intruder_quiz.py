@@ -229,8 +229,8 @@ class IntruderQuiz(GalleryPanel):
         if self._quiz.finished:
             of_model = self._quiz.score_of_embedding(self.gallery.outputs - self.gallery.outputs.mean(0))
             rows += [(f"{_KIND_NAMES[kind]}, the model itself", share) for kind, share in of_model.items()]
-        verdict = _judge(score) if self._quiz.finished else ""
-        self._score.value = parts.fill("quiz_score.html", chance=1 / self._size, rows=rows, verdict=verdict)
+        verdict, seen = _judge(score) if self._quiz.finished else "", self.gallery.seen
+        self._score.value = parts.fill("quiz_score.html", chance=1 / self._size, rows=rows, verdict=verdict, seen=seen)
         data = base64.b64encode(results.to_csv(index=False).encode("utf-8")).decode("ascii")
         self._link.value = parts.fill("quiz_link.html", data=data, count=len(results))
 
@@ -240,7 +240,8 @@ class IntruderQuiz(GalleryPanel):
             return Markup("<p>{}</p>").format(self.message)
         show = partial(tile, side=_SMALL_SIDE)
         pictures = self.gallery.pictures_of
-        return parts.fill("quiz_sheet.html", questions=self.questions, tile=show, pictures=pictures, name=_name_unit)
+        asked: dict[str, Any] = {"questions": self.questions, "name": _name_unit, "seen": self.gallery.seen}
+        return parts.fill("quiz_sheet.html", tile=show, pictures=pictures, **asked)
 
 
 def _name_unit(question: Question) -> str:

@@ -102,7 +102,7 @@ class GalleryPanel(Panel):
         raise NotImplementedError
 
     def describe_images(self) -> str:
-        """Return how many images are shown, of how many: ``"48 of 200 images"``, and whether more are coming.
+        """Return how many images are shown, and how many of them the discovery saw, or whether more are coming.
 
         Where none will come, the error that ended the task is part of it.
         """
@@ -111,7 +111,8 @@ class GalleryPanel(Panel):
         if gallery.ready < taken:
             others = f"the others were not run: {self._failure}" if self._failure else "the others are coming"
             return f"{gallery.ready} of {taken} images are ready; {others}"
-        return f"{taken} images" if taken == given else f"{taken} of {given:,} images (as many as fit into memory)"
+        fits = "" if taken == given else f" ({taken} of {given:,} fit into memory)"
+        return f"{gallery.seen}{fits}"
 
     async def _fill(self) -> None:
         self._bar.layout.display = ""

@@ -124,6 +124,7 @@ def write_report(
         split=split,
         source=shown.source,
         given=len(photos),
+        counted=split.count_seen(shown),
         identity=identity_of(split.model),
         made_on=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         certificate=certificate,
