@@ -12,17 +12,45 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 // ------------------------------------------------------------------ tiles
 
-let showHeat = true;
+const WAYS = { outline: "outlined", dark: "the rest darkened", part: "cut out", none: "not shown" };
+const REMEMBERED = "elude-activation-shown"; // by the browser, where it lets a file remember anything
 const painters = new WeakMap(); // canvas -> function that draws it anew
+let way = remembered();
 
-// A veil of one pixel a patch: clear where the unit is high, dark where it is not. Scaling it up makes it smooth.
-function veil(heat) {
+function remembered() {
+  try {
+    return WAYS[localStorage.getItem(REMEMBERED)] ? localStorage.getItem(REMEMBERED) : "outline";
+  } catch {
+    return "outline";
+  }
+}
+
+// A dark picture of one pixel a patch; ``opacity`` is of a level in [0, 1]. Scaling it up makes it smooth.
+function overlay(heat, opacity) {
   const canvas = make("canvas", { width: COLUMNS, height: ROWS });
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(COLUMNS, ROWS);
   for (let i = 0; i < ROWS * COLUMNS; i++) {
-    const dark = 1 - LEVELS.indexOf(heat[i]) / 63;
-    pixels.data.set([20, 20, 20, Math.round(dark * 0.8 * 255)], 4 * i);
+    pixels.data.set([20, 20, 20, Math.round(opacity(LEVELS.indexOf(heat[i]) / 63) * 255)], 4 * i);
+  }
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+// The outline of where a map is above half of its highest level, on a square of so many pixels.
+function outline(heat, side) {
+  const canvas = make("canvas", { width: side, height: side });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const highest = Math.max(1, ...Array.from(heat, (letter) => LEVELS.indexOf(letter))) / 63;
+  context.drawImage(overlay(heat, (level) => level / highest), 0, 0, side, side);
+  const pixels = context.getImageData(0, 0, side, side);
+  const inside = Array.from({ length: side * side }, (_, i) => pixels.data[4 * i + 3] > 127);
+  const width = Math.max(1, Math.round(side / 96));
+  const beyond = (x, y) => x < 0 || y < 0 || x >= side || y >= side || !inside[y * side + x];
+  for (let i = 0; i < side * side; i++) {
+    const [x, y] = [i % side, Math.floor(i / side)];
+    const edge = inside[i] && (beyond(x - width, y) || beyond(x + width, y) || beyond(x, y - width) || beyond(x, y + width));
+    pixels.data.set(edge ? [255, 255, 255, 255] : [0, 0, 0, 0], 4 * i);
   }
   context.putImageData(pixels, 0, 0);
   return canvas;
@@ -35,18 +63,25 @@ function brightest(heat) {
   return [((best % COLUMNS) + 0.5) / COLUMNS, (Math.floor(best / COLUMNS) + 0.5) / ROWS];
 }
 
-// A canvas with one image; ``part`` is the side of the cut-out around the brightest patch, 1 is the whole image.
-function tileCanvas([index, , heat], side, part = 1) {
+// A canvas with one image, the activation shown in the way that was chosen; ``fixed`` is always the cut-out.
+function tileCanvas([index, , heat], side, fixed = false) {
   const canvas = make("canvas", { width: side * SHARP, height: side * SHARP });
   const picture = document.querySelector(`#image-${index} img`);
-  const [x, y] = part < 1 ? brightest(heat).map((at) => Math.min(Math.max(at - part / 2, 0), 1 - part)) : [0, 0];
   const paint = () => {
+    const part = (fixed || way === "part") && ROWS * COLUMNS > 1 ? 0.5 : 1;
+    const [x, y] = part < 1 ? brightest(heat).map((at) => Math.min(Math.max(at - part / 2, 0), 1 - part)) : [0, 0];
     const context = canvas.getContext("2d");
     const draw = (source, width, height) =>
       context.drawImage(source, x * width, y * height, part * width, part * height, 0, 0, canvas.width, canvas.height);
     context.imageSmoothingQuality = "high";
     draw(picture, picture.naturalWidth, picture.naturalHeight);
-    if (showHeat && part === 1) draw(veil(heat), COLUMNS, ROWS);
+    if (fixed || ROWS * COLUMNS === 1) return;
+    if (way === "dark") draw(overlay(heat, (level) => 0.8 * (1 - level)), COLUMNS, ROWS);
+    if (way !== "outline") return;
+    context.shadowColor = "black"; // so that the line can be seen on white as well
+    context.shadowBlur = 2 * SHARP;
+    draw(outline(heat, canvas.width), canvas.width, canvas.height);
+    context.shadowBlur = 0;
   };
   painters.set(canvas, paint);
   if (picture.complete) paint();
@@ -65,15 +100,22 @@ function tiles(images, side, who) {
   return make("div", { class: "tiles" }, ...links);
 }
 
-function heatSwitch() {
-  const box = make("input", { type: "checkbox", class: "heat-switch" });
-  box.checked = showHeat;
-  box.addEventListener("change", () => {
-    showHeat = box.checked;
+function wayChoice() {
+  if (ROWS * COLUMNS === 1) return ""; // nothing is known of where in an image
+  const choices = Object.entries(WAYS).map(([value, name]) => make("option", { value }, name));
+  const choice = make("select", { class: "way" }, ...choices);
+  choice.value = way;
+  choice.addEventListener("change", () => {
+    way = choice.value;
+    try {
+      localStorage.setItem(REMEMBERED, way);
+    } catch {
+      // it holds until the page is closed
+    }
     for (const canvas of document.querySelectorAll("canvas")) painters.get(canvas)?.();
-    for (const other of document.querySelectorAll(".heat-switch")) other.checked = showHeat;
+    for (const other of document.querySelectorAll("select.way")) other.value = way;
   });
-  return make("label", {}, box, " darken the rest of each image");
+  return make("label", {}, "activation ", choice);
 }
 
 // ----------------------------------------------------------------- charts

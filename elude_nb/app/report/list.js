@@ -75,7 +75,7 @@ function prepareMap(home) {
   const node = (entry) => {
     const said = `${conceptName(entry.concept)}: ${entry.units.length} sub-units`;
     return make("a", { href: `#concept-${entry.concept}`, title: said, "aria-label": said, draggable: "false" },
-      tileCanvas(entry.images[0], 64, 0.5));
+      tileCanvas(entry.images[0], 64, true));
   };
   const box = make("div");
   home.append(box, peek);
@@ -84,6 +84,21 @@ function prepareMap(home) {
   preview(data.concepts[0]);
 }
 
+// The channels that come apart best, before and after.
+function prepareBest(home) {
+  for (const { channel, caption } of data.best) {
+    const entry = data.channels[channel];
+    const units = new Map(entry.units.map((unit) => [unit.unit, unit]));
+    const rows = entry.rows.filter((row) => row.unit !== 0).slice(0, 4);
+    home.append(
+      make("article", { class: "panel" },
+        make("header", {}, make("h3", {}, channelLink(channel, `Channel ${channel}`)), make("p", {}, caption), wayChoice()),
+        ...rows.map((row) => unitRow(row, units.get(row.unit)))),
+    );
+  }
+}
+
+prepareBest(byId("best-view"));
 if (data.concepts.length) prepareMap(byId("map"));
 prepareChannels();
 window.addEventListener("hashchange", route);

@@ -8,7 +8,7 @@ function show(panel, title, beside, ...content) {
     mark();
     opener?.focus();
   });
-  const tools = make("div", { class: "tools" }, ...beside, heatSwitch(), close);
+  const tools = make("div", { class: "tools" }, ...beside, wayChoice(), close);
   const heading = make("header", {}, make("h3", {}, title), tools);
   panel.replaceChildren(heading, ...content);
   panel.setAttribute("role", "region");
@@ -40,7 +40,7 @@ function openConcept(c) {
   show(
     byId("concept-view"), capital(name), [],
     make("p", {}, `${entry.tokens.toLocaleString("en")} tokens of the discovery, ${entry.units.length} sub-units.`),
-    tiles(entry.images, 96, name),
+    tiles(entry.images, 160, name),
     ...(depth ? [make("h4", {}, "Where its read-out arises, on its own tokens"), depth, legend()] : []),
     make("h4", {}, "Concepts of similar direction"),
     make("div", { class: "links" }, ...entry.alike.map(conceptLink)),
@@ -57,7 +57,7 @@ function unitRow(row, unit) {
   if (row.images.length) {
     what.append(make("small", { title: "mean cosine between these images" }, `alike: ${number(row.alike)}`));
   }
-  return make("div", { class: row.unit < 0 ? "row whole" : "row" }, what, tiles(row.images, 96, name));
+  return make("div", { class: row.unit < 0 ? "row whole" : "row" }, what, tiles(row.images, 160, name));
 }
 
 function openChannel(channel) {
