@@ -126,7 +126,7 @@ def check_tensors(tensors: Mapping[str, Tensor], site: Site, dtype: torch.dtype)
 
 
 def check_seen(seen: Tensor | None, images: int) -> None:
-    """Raise ``ValueError`` unless there is a hash for each image of the discovery, or, as in version 0.2, none at all."""
+    """Raise ``ValueError`` unless there is one hash for each image of the discovery, or none at all (version 0.2)."""
     if seen is not None and (seen.shape != (images,) or seen.dtype != torch.int64):
         raise ValueError(f"seen must be ({images},) of int64, not {tuple(seen.shape)} of {seen.dtype}")
 
