@@ -239,6 +239,8 @@ def test_tensors_of_other_shapes_and_kinds_are_refused(split, tmp_path) -> None:
                 Disentanglement.load(path, split.model)
             except (StoreError, ValueError, TypeError):
                 continue
+        if name == "seen":
+            continue  # files of version 0.2 do not have it
         without = {key: value for key, value in tensors.items() if key != name}
         save_result(path, "disentanglement", without, manifest)
         with pytest.raises((StoreError, ModelMismatchError)):  # the latter without the probe

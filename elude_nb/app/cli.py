@@ -374,10 +374,14 @@ def _unseen(split: Disentanglement, seen: bool, images: str, count: int | None, 
 
     if seen:
         return _images(images, count, *how)
-    pool = _images(images, max(400, 3 * (count or 0)) if images in IMAGE_SETS else None, *how)
-    if count is not None:
-        pool = pool.sample(3 * count)  # so that enough are left, and not all of a large folder are opened
-    counted = split.count_seen(pool)
+    whole = _images(images, max(400, 3 * (count or 0)) if images in IMAGE_SETS else None, *how)
+    size = len(whole) if count is None else 3 * count  # of a large folder not all are opened
+    while True:
+        pool = whole.sample(size)
+        counted = split.count_seen(pool)
+        if count is None or counted.total - (counted.count or 0) >= count or counted.total == len(whole):
+            break
+        size *= 2
     if counted.count and counted.count < counted.total:
         _say(f"{counted}, and left out; --seen takes them in", {})
         pool = split.unseen(pool)

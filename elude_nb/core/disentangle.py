@@ -193,7 +193,7 @@ def disentangle(
             f"disentangle: {few} of {len(split.book)} concepts have fewer than {_FEW_TOKENS} tokens; what is said of "
             "them rests on little. Take more images, more tokens_per_image, or fewer concepts."
         )
-    return replace(split, seen=torch.from_numpy(np.unique(chosen.hashes())))
+    return replace(split, seen=torch.from_numpy(chosen.hashes()))
 
 
 @own_arithmetic()

@@ -61,7 +61,7 @@ class Disentanglement:
     names
         Names of concepts, from `with_names`; empty at first. They are saved with the rest.
     seen
-        Hashes of the images of the discovery, sorted, or ``None`` if they are not known: see `count_seen`.
+        Hashes of the images of the discovery, (n,), or ``None`` if they are not known: see `count_seen`.
     stamp
         What tells that the model's weights are still those that were split; made if not given.
     """

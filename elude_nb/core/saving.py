@@ -120,12 +120,15 @@ def check_tensors(tensors: Mapping[str, Tensor], site: Site, dtype: torch.dtype)
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {shape}")
-    seen = tensors.get("seen", torch.zeros(0, dtype=torch.int64))
-    if seen.ndim != 1 or seen.dtype != torch.int64:
-        raise ValueError(f"seen must be whole numbers (n,), not {seen.dtype} {tuple(seen.shape)}")
     if concepts.numel() and not (int(concepts.min()) >= NO_CONCEPT and int(concepts.max()) < g):
         low, high = int(concepts.min()), int(concepts.max())
         raise ValueError(f"concepts of sub-units go from {low} to {high}; there are {g}, and {NO_CONCEPT} is none")
+
+
+def check_seen(seen: Tensor | None, images: int) -> None:
+    """Raise ``ValueError`` unless there is one hash for each image of the discovery, or none at all (version 0.2)."""
+    if seen is not None and (seen.shape != (images,) or seen.dtype != torch.int64):
+        raise ValueError(f"seen must be ({images},) of int64, not {tuple(seen.shape)} of {seen.dtype}")
 
 
 def write_split(
@@ -175,6 +178,7 @@ def read_split(path: str | os.PathLike[str], model: Model | None) -> dict[str, A
         settings = read_settings(manifest.get("settings"))
         site = find_site(model, settings.site, blocks=settings.blocks)
         check_tensors(tensors, site, for_analysis(torch.empty(0, dtype=model.dtype)).dtype)
+        check_seen(tensors.get("seen"), settings.images)
         reasons = read_reasons(manifest.get("reasons"))
         routing = Routing(tensors["routes"], tensors["concepts"], reasons, tensors.get("owner_sets"))
     except (TypeError, ValueError) as error:  # a SiteError is one, too

@@ -5,6 +5,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ import elude_nb as en
 from elude_nb.app.cli import main
 from elude_nb.baselines import METHODS
 from elude_nb.baselines.compare import DEFAULT_METHODS
+from elude_nb.core.seen import Seen
 from elude_nb.scores.verdict import HIGHER_IS_BETTER
 from tests.tiny import random_images, redraw, tiny_vit
 
@@ -284,7 +286,7 @@ def test_report_writes_the_page_of_the_library(tiny, tmp_path: Path, capsys, mon
     split = en.disentangle(tiny_vit(torch.float32), random_images(40, 32), concepts=5, units=3, progress=False)
     monkeypatch.setattr(en.Disentanglement, "load", lambda _: split)
     out = tmp_path / "report.html"
-    what = ["--images", "my folder", "--count", "12", "--channels", "2", "--title", "<My> title"]
+    what = ["--images", "my folder", "--count", "12", "--channels", "2", "--title", "<My> title", "--seen"]
     assert run("report", str(tmp_path / "any"), *what, "--out", str(out)) == 0
     assert tiny == {"images": "my folder", "count": 12}
     assert capsys.readouterr().out.splitlines() == [f"Done. Open {out.resolve()}"]
@@ -360,6 +362,32 @@ def test_every_method_is_listed_once_and_the_usual_ones_are_marked(capsys: pytes
     assert {line.removesuffix(" (by default)") for line in printed if line.endswith(")")} == set(DEFAULT_METHODS)
 
 
+def test_scores_are_on_images_that_the_discovery_did_not_see(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell holds out half of a folder, and scores on that half unless told otherwise."""
+    folder, file = tmp_path / "folder", str(tmp_path / "split.safetensors")
+    folder.mkdir()
+    for number, image in enumerate(random_images(16, 32)):
+        image.save(folder / f"{number}.png")
+    model = tiny_vit(torch.float32)
+    monkeypatch.setattr(en, "load_model", lambda *_, **__: model)
+    how = ["--concepts", "4", "--units", "2", "--tokens-per-image", "16"]
+    assert run("disentangle", "--images", str(folder), *how, "--hold-out", "0.25", "--out", file) == 0
+    assert "16 images: 12 for the discovery, 4 held out" in capsys.readouterr().err
+    split = en.Disentanglement.load(file, model)
+    monkeypatch.setattr(en.Disentanglement, "load", lambda _: split)
+    assert run("score", file, "--images", str(folder), "--k", "2") == 0
+    out, said = capsys.readouterr()
+    assert "16 images, 12 seen in discovery, and left out; --seen takes them in" in said
+    assert "4 images, none seen in discovery" in out
+    assert run("score", file, "--images", str(folder), "--k", "2", "--seen") == 0
+    assert "16 images, 12 seen in discovery" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert run("report", file, "--images", str(folder), "--count", "3", "--channels", "1", "--out", str(page)) == 0
+    assert "3 images, none seen in discovery" in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("command", ["disentangle", "verify", "score", "compare", "report"])
 def test_broken_images_are_left_out_on_request(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -371,7 +399,8 @@ def test_broken_images_are_left_out_on_request(
         raise RuntimeError("far enough")
 
     monkeypatch.setattr(en, "load_model", lambda _: None)
-    monkeypatch.setattr(en.Disentanglement, "load", lambda _: None)
+    counted = lambda images: Seen(0, len(images))  # noqa: E731
+    monkeypatch.setattr(en.Disentanglement, "load", lambda _: SimpleNamespace(count_seen=counted))
     for name in ("elude_nb.disentangle", "elude_nb.verify", "elude_nb.score", "elude_nb.compare"):
         monkeypatch.setattr(name, stop)
     monkeypatch.setattr("elude_nb.app.report.build.write_report", stop)
@@ -379,6 +408,7 @@ def test_broken_images_are_left_out_on_request(
     (tmp_path / "b.png").touch()
     file = [] if command in {"disentangle", "compare"} else ["any"]
     out = [] if command in {"verify", "score"} else ["--out", str(tmp_path / "out")]
+    out += ["--hold-out", "0"] if command == "disentangle" else []
     with warnings.catch_warnings(action="always"):
         assert run(command, *file, *out, "--images", str(tmp_path), "--skip-broken", "--count", "1") == 2
     said = capsys.readouterr().err

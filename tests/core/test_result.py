@@ -430,7 +430,7 @@ def test_a_manifest_that_lacks_a_part_is_refused(split, tmp_path, key) -> None:
 
 def test_the_models_weights_are_not_in_the_file(split, tmp_path) -> None:
     with safe_open(saved(split, tmp_path), framework="pt") as file:
-        assert len(file.keys()) == 8
+        assert len(file.keys()) == 9
 
 
 def test_a_channel_with_no_concept_contributes_to_no_read_out(split) -> None:

@@ -585,7 +585,7 @@ def test_it_reads_as_changes_in_points(found) -> None:
     assert str(replace(found, table=table)).endswith("specificity nan")
     table.loc[0, "specificity"] = math.inf
     assert str(replace(found, table=table)).endswith("specificity inf")
-    assert repr(found) == f"Effect({found})"
+    assert repr(found) == f"Effect({found}; {found.seen})"
 
 
 def test_html_is_escaped(found) -> None:

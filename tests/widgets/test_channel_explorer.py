@@ -169,7 +169,7 @@ def test_k_and_rho_of_a_split_by_concepts_can_be_changed(explorer) -> None:
 def test_a_sample_is_reported_as_one(split, images) -> None:
     room = 9.5 * 2 * split.site.sources * 16 / (1 << 30)
     explorer = ChannelExplorer(Gallery(split, images, max_memory=room).fill(progress=False), count=3)
-    assert "9 of 20 images" in explorer.message
+    assert "9 images, all seen in discovery (9 of 20 fit into memory)" in explorer.message
 
 
 def test_names_are_escaped(explorer) -> None:
