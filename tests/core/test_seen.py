@@ -78,7 +78,7 @@ def test_scores_and_their_verdict_say_it(split, pictures, halves, capsys) -> Non
 
 def test_effects_say_it(split, pictures, halves) -> None:
     few: dict[str, Any] = {"controls": ["same channels"], "draws": 1, "progress": False}
-    edit = en.Edit.ablate(concept=0
+    edit = en.Edit.ablate(concept=0)
     found = en.effect(split, edit, halves[1], target="a", fit=halves[0], **few)
     assert found.seen == Seen(0, 12)
     assert "12 images, none seen in discovery" in repr(found)
