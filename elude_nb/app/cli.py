@@ -279,8 +279,8 @@ def report(
     value_range: RangeOption = None,
     seen: SeenOption = False,
     channels: Annotated[
-        int | None, typer.Option(help="Channels that can be opened; by default all, which takes most of the time.")
-    ] = None,
+        str, typer.Option(help="How many channels can be opened, the best, or 'all', which takes much longer.")
+    ] = "40",
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
     max_memory: Annotated[float, typer.Option(help="Upper bound for what is kept of the images, in GiB.")] = 1.0,
@@ -295,9 +295,11 @@ def report(
     from elude_nb.app.report.build import check_target, write_report
 
     check_target(out)  # found out now, not after the model is loaded
+    most = _number_or_all("--channels", channels)
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
     taken = _unseen(split, seen, images, count, skip_broken, value_range)
-    written = write_report(split, taken, out, title=title, channels=channels, seed=seed, max_memory=max_memory)
+    number = None if most == "all" else most
+    written = write_report(split, taken, out, title=title, channels=number, seed=seed, max_memory=max_memory)
     typer.echo(f"Done. Open {written.resolve()}")
 
 

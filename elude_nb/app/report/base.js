@@ -46,7 +46,7 @@ function outline(heat, side) {
   const pixels = context.getImageData(0, 0, side, side);
   const inside = Array.from({ length: side * side }, (_, i) => pixels.data[4 * i + 3] > 127);
   const width = Math.max(1, Math.round(side / 96));
-  const beyond = (x, y) => x < 0 || y < 0 || x >= side || y >= side || !inside[y * side + x];
+  const beyond = (x, y) => x >= 0 && y >= 0 && x < side && y < side && !inside[y * side + x];
   for (let i = 0; i < side * side; i++) {
     const [x, y] = [i % side, Math.floor(i / side)];
     const edge = inside[i] && (beyond(x - width, y) || beyond(x + width, y) || beyond(x, y - width) || beyond(x, y + width));

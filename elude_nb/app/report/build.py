@@ -12,7 +12,7 @@ from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb._util.files import atomic_write, check_writable
 from elude_nb._util.progress import in_words, say
-from elude_nb.app.report.entries import channel_entries, channel_table, concept_entries
+from elude_nb.app.report.entries import best_entries, channel_entries, channel_table, concept_entries
 from elude_nb.app.report.images import ReportImages, run_images
 from elude_nb.app.report.page import fill_page
 from elude_nb.core.result import Disentanglement, check_split
@@ -22,6 +22,7 @@ from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import ExactnessError, SiteError
 from elude_nb.interpret.profiles import places_of_sources
 from elude_nb.scores.overview import score
+from elude_nb.scores.verdict import verdict
 
 _SCORES_AND_CERTIFICATE = 125
 """They take about as long as so many more images in the gallery (all blocks of DINOv2 on a CPU)."""
@@ -34,7 +35,7 @@ def write_report(
     path: str | os.PathLike[str],
     *,
     title: str | None = None,
-    channels: int | Sequence[int] | None = None,
+    channels: int | Sequence[int] | None = 40,
     count: int = 6,
     max_units: int = 8,
     k: int = 10,
@@ -60,7 +61,7 @@ def write_report(
     title
         Heading of the page; by default the names of model and site.
     channels
-        How many channels can be opened (those that mixed most and were separated best), or which; by default all. The
+        How many channels can be opened (those that mixed most and were separated best), or which; ``None`` for all. The
         others are in the list with their scores.
     count
         Images in a row, at most.
@@ -134,7 +135,9 @@ def write_report(
         scores=scores,
         k=k,
         channels=table,
+        verdicts=[verdict(scores, distinct=distinct) for distinct in (False, True)],
         data={
+            "best": best_entries(table, opened, 3),
             "grid": seen.grid,
             "blocks": blocks,
             "parts": parts,

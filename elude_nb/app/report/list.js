@@ -89,11 +89,15 @@ function prepareBest(home) {
   for (const { channel, caption } of data.best) {
     const entry = data.channels[channel];
     const units = new Map(entry.units.map((unit) => [unit.unit, unit]));
-    const rows = entry.rows.filter((row) => row.unit !== 0).slice(0, 4);
+    const parts = entry.rows.filter((row) => row.unit > 0).sort((a, b) => b.alike - a.alike);
+    const rows = [...entry.rows.filter((row) => row.unit < 0), ...parts.slice(0, 3)];
+    const all = entry.units.filter((unit) => unit.unit).length;
+    const open = channelLink(channel, all > 3 ? `All ${all} sub-units` : "Its sub-units");
     home.append(
       make("article", { class: "panel" },
-        make("header", {}, make("h3", {}, channelLink(channel, `Channel ${channel}`)), make("p", {}, caption), wayChoice()),
-        ...rows.map((row) => unitRow(row, units.get(row.unit)))),
+        make("header", {}, make("h3", {}, `Channel ${channel}`), make("p", {}, caption), wayChoice()),
+        ...rows.map((row) => unitRow(row, units.get(row.unit))),
+        make("p", {}, all > 3 ? "Shown are the three whose images are most alike. " : "", open)),
     );
   }
 }
