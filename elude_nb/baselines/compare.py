@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_kind, check_number
 from elude_nb._util.progress import announced, progress_bar
@@ -202,6 +203,7 @@ def _best_row(table: pd.DataFrame, score: str) -> str:
     return str(table[score].idxmax() if HIGHER_IS_BETTER[score] else table[score].idxmin())
 
 
+@knows_arguments
 @own_arithmetic()
 def compare(
     model: Model,
@@ -282,7 +284,7 @@ def compare(
     """
     if units is not None:
         message = "units= of compare is now n_units=; the old name goes with version 0.4."
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        warnings.warn(message, DeprecationWarning, stacklevel=4)
         n_units = units
     check_model(model)
     given, model = model, model.using(batch_size=batch_size, progress=progress)

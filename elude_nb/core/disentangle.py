@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_number
 from elude_nb._util.progress import in_words, say
@@ -64,6 +65,7 @@ class Estimate:
         )
 
 
+@knows_arguments
 @own_arithmetic()
 def disentangle(
     model: Model,
@@ -329,6 +331,7 @@ def unit_shares(weight: Tensor, routing: Routing, covariance: Tensor, variance: 
     return shares
 
 
+@knows_arguments
 @own_arithmetic()
 def estimate(
     model: Model,

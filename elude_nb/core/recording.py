@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb.models.forward import check_finite
@@ -146,6 +147,7 @@ def find_largest(values: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([part.values for part in parts]), torch.stack([part.indices for part in parts]) + starts
 
 
+@knows_arguments
 def record(
     model: Model,
     images: Sequence[Image.Image],

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_fraction, check_kind, shortly
 from elude_nb._util.words import as_text
@@ -114,6 +115,7 @@ class ImageSet(Sequence[Image.Image]):
             _items=[self._items[i] for i in places],
         )
 
+    @knows_arguments
     def split(self, fraction: float = 0.5, *, seed: int = 0) -> tuple[Self, Self]:
         """Split at random into two sets, the first with about ``fraction`` of each label's images.
 
@@ -141,6 +143,7 @@ class ImageSet(Sequence[Image.Image]):
             raise ValueError(f"{len(self)} images cannot be split at fraction={fraction}: one part would be empty.")
         return self.subset(first), self.subset(second)
 
+    @knows_arguments
     def sample(self, count: int, *, seed: int = 0) -> Self:
         """Draw ``count`` images at random, as many of each label as of any other; the order of the set is kept.
 
@@ -210,6 +213,7 @@ class ImageSet(Sequence[Image.Image]):
         names = tuple(self.names[i] for i in sorted({*range(len(self))} - {*whole}))
         return replace(self.subset(whole), left_out=self.left_out + names)
 
+    @knows_arguments
     @own_arithmetic()
     def without_copies(self, of: ImageSet | None = None, *, near: bool = False) -> Self:
         """Open every image once and return the first of those with the same pixels; a warning counts the others.
@@ -236,6 +240,7 @@ Images = ImageSet | str | os.PathLike[str] | Sequence[Any] | np.ndarray[Any, Any
 """What public functions take for images: a set, or any source that `load_images` takes."""
 
 
+@knows_arguments
 def load_images(
     source: str | os.PathLike[str] | Sequence[Any] | np.ndarray[Any, Any],
     *,
@@ -336,7 +341,7 @@ def _from_folder(folder: Path, value_range: Range | None) -> ImageSet:
     if not paths:
         raise ImageError(f"No image lies below {str(folder)!r}{said or '; it is empty'}.")
     if left_out:
-        warnings.warn(f"{len(paths)} images lie below {str(folder)!r}{said}", stacklevel=3)
+        warnings.warn(f"{len(paths)} images lie below {str(folder)!r}{said}", stacklevel=4)
     names = [as_text(os.path.relpath(path, folder)) for path in paths]
     labels = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
     known = tuple(labels) if any(labels) else None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count, check_flag, check_kind, shortly
 from elude_nb._util.files import sha256_of_tensors
@@ -97,6 +98,7 @@ class Model:
         check_pristine(self.network, "a pickle of the model")  # hooks are not in it: it would be silently unedited
         return {**vars(self), "network": without_hooks(self.network)}
 
+    @knows_arguments
     def using(self, *, batch_size: int | None = None, progress: bool | None = None) -> Self:
         """Return the same model, network and all, with other settings for what runs it; ``None`` keeps one.
 
@@ -119,6 +121,7 @@ class Model:
             progress=self.progress if progress is None else progress,
         )
 
+    @knows_arguments
     @own_arithmetic()
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Return a copy of this model on another device or in another dtype; the one at hand stays as it is.
@@ -256,6 +259,7 @@ class Model:
         return f"<table><caption>{html.escape(self.name)}</caption>{body}</table>"
 
 
+@knows_arguments
 @own_arithmetic()
 def load_model(
     name_or_path: str | os.PathLike[str],
@@ -355,6 +359,7 @@ def _check_numbers(model: Model) -> None:
         raise WeightsError(f"{empty!r} of {model.name!r} is on the device meta, which holds no numbers; load it again.")
 
 
+@knows_arguments
 def wrap_network(
     network: nn.Module,
     *,
@@ -428,7 +433,7 @@ def wrap_network(
         warnings.warn(
             f"{kind} does not say how its weights were trained to see images; the normalisation of ImageNet is "
             "assumed. Pass preprocess=..., from a PIL image to a tensor, if it was another.",
-            stacklevel=2,
+            stacklevel=3,  # past the decorator
         )
     return Model(
         network=network.eval(),

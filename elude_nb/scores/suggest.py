@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count
 from elude_nb.core.concepts import BookBuilder, ConceptBook, suggest_concepts
@@ -62,6 +63,7 @@ class Suggestion:
         return f"Suggestion(concepts={self.concepts}, units={self.units}, shared={self.shared})"
 
 
+@knows_arguments
 @own_arithmetic()
 def suggest_settings(
     model: Model,
