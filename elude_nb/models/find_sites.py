@@ -329,10 +329,11 @@ def _check_blocks(blocks: object) -> None:
 def _describe(model: Model, name: str, blocks: int | Literal["all"], run: Run) -> Site:
     if name == STREAM or name.startswith(f"{STREAM}:"):
         return _describe_stream(model, name, blocks, run)
-    return _describe_layer(model, name, run)
+    return describe_layer(model, name, run)
 
 
-def _describe_layer(model: Model, name: str, run: Run) -> Site:
+def describe_layer(model: Model, name: str, run: Run) -> Site:
+    """Return the site at a linear layer or convolution; raises as `find_site` does, without another forward pass."""
     if name not in dict(model.network.named_modules(remove_duplicate=False)):
         streams = (f"{STREAM}:{k}" for k in range(1, len(run.blocks) + 1))
         known = [*layer_names(model.network), *streams]
