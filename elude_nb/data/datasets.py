@@ -141,8 +141,8 @@ def _paths(dataset: Any) -> list[str] | None:
     samples = getattr(dataset, "samples", None)  # torchvision's folders: pairs of a path and a class
     if not isinstance(samples, list) or len(samples) != len(dataset):
         return None
-    paths = [pair[0] if isinstance(pair, tuple) else None for pair in samples]
-    if not all(isinstance(path, str) for path in paths):
+    paths = [pair[0] for pair in samples if isinstance(pair, tuple) and isinstance(pair[0], str)]
+    if len(paths) != len(samples):
         return None
     root = getattr(dataset, "root", None)
     return [as_text(os.path.relpath(path, root) if isinstance(root, str) else path) for path in paths]

@@ -329,20 +329,22 @@ def load_images(
     elif isinstance(source, Image.Image):
         raise TypeError("One PIL image is no set; give a list, for example load_images([image]).")
     elif isinstance(source, ImageSet):
+        if value_range is not None:
+            raise ValueError("These images are loaded already; give value_range= where they are loaded first.")
         images = source if labels is None else source.with_labels(labels)
     elif isinstance(source, Mapping):
         keys = ", ".join(map(repr, list(source)[:4]))
         raise TypeError(f"source is a {type(source).__name__}, not a set of images; choose one of its parts: {keys}.")
-    elif is_dataset(source):
-        images = _from_dataset(map_style(source), labels, value_range)
     elif hasattr(source, "__array__"):
         array = as_array(source)
         of_items = array.dtype.kind in "OUT"
         items = array.ravel().tolist() if of_items else []
         images = _from_list(items, labels, value_range) if of_items else _from_array(array, labels, value_range)
+    elif is_dataset(source):
+        images = _from_dataset(map_style(source), labels, value_range)
     else:
         check_kind("source", source, Iterable, "a folder, a list of images or paths, an array, or a data set")
-        items = list(source)
+        items = [*source]  # type: ignore[misc] # an iterable, as was just checked
         images = (_from_dataset if is_dataset(items) else _from_list)(items, labels, value_range)
     return images if count is None else images.sample(count, seed=seed)
 

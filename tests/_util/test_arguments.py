@@ -56,5 +56,5 @@ def test_an_argument_of_another_call_is_answered_with_where_it_belongs(function,
 
 def test_signature_and_help_are_those_of_the_function() -> None:
     assert list(inspect.signature(en.load_images).parameters)[:2] == ["source", "labels"]
-    assert "load_images(source: " in pydoc.render_doc(en.load_images, renderer=pydoc.plaintext)
+    assert "load_images(source: " in pydoc.plain(pydoc.render_doc(en.load_images))
     assert en.load_images.__module__ == "elude_nb.data.images"

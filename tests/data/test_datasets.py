@@ -145,14 +145,14 @@ def test_a_table_of_hugging_face_has_its_classes_read_from_the_column(image: str
     assert max(table.rows) <= 2
     assert greys(images) == [0, 1, 2, 3]
     with pytest.raises(TypeError, match="choose one of its parts: 'train', 'test'"):
-        load_images({"train": table, "test": table})  # type: ignore[arg-type]
+        load_images({"train": table, "test": table})
     with pytest.raises(TypeError, match="Item 0 of Table has no 'image' among 'pixels', 'label'"):
         load_images(Table("pixels"))
 
 
 def test_lists_of_pairs_and_sets_of_tensors_are_taken_too() -> None:
     assert load_images(list(Stream())).labels == ("0", "1", "0", "1")
-    assert load_images(Pairs()[i] for i in range(10)).labels == ("0", "1") * 5  # type: ignore[arg-type, call-overload]
+    assert load_images(Pairs()[i] for i in range(10)).labels == ("0", "1") * 5  # type: ignore[arg-type]
     pictures = torch.rand(4, 3, 16, 16)
     assert load_images(TensorDataset(pictures)).labels is None
     assert load_images(TensorDataset(pictures, torch.arange(4))).labels == ("0", "1", "2", "3")
@@ -232,7 +232,7 @@ def test_a_set_of_a_data_set_can_be_pickled_and_read_by_workers() -> None:
     images = load_images(Listed(["even", "odd"]))
     again = pickle.loads(pickle.dumps(images))  # noqa: S301 - our own
     assert (greys(again), again.labels) == (greys(images), images.labels)
-    loader = DataLoader(images, batch_size=None, num_workers=1)  # type: ignore[arg-type]
+    loader: Any = DataLoader(images, batch_size=None, num_workers=1)  # type: ignore[arg-type]
     assert [int(np.asarray(image)[0, 0, 0]) for image in loader] == list(range(10))
 
 
@@ -244,7 +244,8 @@ def test_calls_take_every_source(vit, split, images, tmp_path: Path) -> None:
         image.save(path)
     items = [(image, "x") for image in few]
     arrays = [np.asarray(image) for image in few]
-    for source in (paths, list(few), arrays, np.stack(arrays), items, DataLoader(items)):  # type: ignore[arg-type]
+    sources: list[Any] = [paths, list(few), arrays, np.stack(arrays), items, DataLoader(items)]  # type: ignore[arg-type]
+    for source in sources:
         assert split.activations(source, [(0, 0)]).equal(expected)
         seen = next(iter(record(vit, source, split.site)))
         assert seen.images.max() == 3
