@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -228,22 +228,29 @@ def _in_words(label: str | float, classes: Sequence[Any] | None) -> str:
     return as_text(label)
 
 
-def check_transform(dataset: Any) -> None:
-    """Raise `ImageError` if a data set's transform normalises its images, as far as its steps tell."""
+def check_transform(dataset: Any, *, normalised: bool = False) -> None:
+    """Raise `ImageError` if a step of a data set's transform normalises (unless that is allowed) or draws at random."""
     for step in _steps(dataset):
-        if type(step).__name__ == "Normalize":
+        name = type(step).__name__
+        if name == "Normalize" and not normalised:
             raise ImageError(
                 f"The transform of {name_of(dataset)} normalises its images, and a model prepares them itself. "
                 f"{_WITHOUT}"
             )
+        if name.startswith("Random"):
+            raise ImageError(_at_random(dataset, f"its transform has a {name}"))
 
 
 def _steps(dataset: Any) -> Iterator[Any]:
     """Yield the steps of all transforms of a data set, and of those that it is made of."""
-    waiting = [dataset]
+    waiting, seen = [dataset], set[int]()
     for each in waiting:  # which grows
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
         yield each
-        inner = [getattr(each, name, None) for name in ("dataset", "transform", "transforms", "datasets")]
+        inner = [getattr(each, name, None) for name in ("dataset", "datasets", "transform", "transforms")]
+        inner.append(list(each.children()) if isinstance(each, nn.Module) else None)
         for value in inner:
             waiting += value if isinstance(value, list | tuple) else [] if value is None else [value]
 
@@ -253,7 +260,10 @@ def check_steady(images: Sequence[Any], dataset: Any, count: int = 3) -> None:
     for number in range(min(count, len(images))):
         one, other = images[number], images[number]
         if not np.array_equal(np.asarray(one), np.asarray(other)):
-            raise ImageError(
-                f"Image {number} of {name_of(dataset)} is another each time that it is opened: its transform draws at "
-                f"random. {_WITHOUT}"
-            )
+            raise ImageError(_at_random(dataset, f"image {number} is another each time that it is opened"))
+
+
+def _at_random(dataset: Any, why: str) -> str:
+    return (
+        f"{name_of(dataset)} draws its images at random ({why}), so what is measured is not what is shown. {_WITHOUT}"
+    )

@@ -417,8 +417,7 @@ def open_image(item: Any, value_range: Range | None = None) -> Image.Image:
 def _from_dataset(dataset: Any, labels: Sequence[str] | None, value_range: Range | None) -> ImageSet:
     if not len(dataset):
         raise ImageError(f"{name_of(dataset)} is empty.")
-    if value_range is None:
-        check_transform(dataset)
+    check_transform(dataset, normalised=value_range is not None)
     names = names_of(dataset)
     found = _as_labels(labels_of(dataset, names) if labels is None else labels)
     source = f"a list of {len(dataset)}" if isinstance(dataset, list) else f"data set {name_of(dataset)}"

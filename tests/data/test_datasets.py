@@ -175,7 +175,16 @@ def test_of_a_loader_its_data_set_is_taken() -> None:
             load_images(chosen)
 
 
-@pytest.mark.parametrize("source", [Stream(), DataLoader(Stream())])
+class HuggingFaceStream:
+    """Neither torch's, nor with items by number."""
+
+    features = None
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+@pytest.mark.parametrize("source", [Stream(), DataLoader(Stream()), HuggingFaceStream()])
 def test_what_has_no_items_by_number_is_refused_with_the_cure(source: Any) -> None:
     with pytest.raises(TypeError, match=r"Stream has no items by number.*load_images\(list\(dataset\)\)"):
         load_images(source)
@@ -202,8 +211,11 @@ def test_normalised_pictures_are_never_taken_for_pictures(folder: Path) -> None:
 
 def test_pictures_that_are_others_each_time_are_refused(folder: Path) -> None:
     cropped = ImageFolder(str(folder), transform=lambda _: torch.rand(3, 16, 16))
-    with pytest.raises(ImageError, match="Image 0 of ImageFolder is another each time"):
+    with pytest.raises(ImageError, match=r"ImageFolder draws its images at random .image 0 is another each time"):
         load_images(cropped)
+    flipped = ImageFolder(str(folder), transform=torch.nn.Sequential(transforms.RandomHorizontalFlip()))
+    with pytest.raises(ImageError, match="its transform has a RandomHorizontalFlip"):  # though plain pictures stay
+        load_images(DataLoader(flipped))
 
 
 def test_labels_of_other_kinds_and_broken_items_are_told_of() -> None:
