@@ -7,7 +7,7 @@ from typing import Literal
 
 from elude_nb._util.progress import say
 from elude_nb.errors import SiteError
-from elude_nb.models.find_sites import describe_layer, find_site, run_once
+from elude_nb.models.find_sites import Run, describe_layer, find_site, run_once
 from elude_nb.models.layers import layer_names
 from elude_nb.models.load import Model
 from elude_nb.models.sites import STREAM, Site
@@ -66,16 +66,14 @@ def best_layers(model: Model, tokens: str | None = None) -> list[str]:
     """Return the layers that can be split, the best first: the deepest of those that are worth it.
 
     Before all others come layers that have the ``tokens`` (without a choice of tokens: patches, more than one of them)
-    and at least ``ENOUGH_SOURCES`` sources a channel; among equals the last that runs is first. The classifier, which
-    is the last layer to put out what the network does, is none.
+    and at least ``ENOUGH_SOURCES`` sources a channel; among equals the last that runs is first. The classifier is none.
     """
     run = run_once(model)
     order = {name: number for number, name in enumerate(run.calls)}
     ranks: list[tuple[tuple[bool, bool, int], str]] = []
-    names = sorted((name for name in layer_names(model.network) if name in order), key=order.__getitem__)
-    last = next((name for name in reversed(names) if len(run.shapes[name]) == 2), None)
-    for name in names:
-        if name == last and run.shapes[name] == run.shapes.get(""):
+    classifier = _classifier(model, run)
+    for name in layer_names(model.network):
+        if name not in order or name == classifier:
             continue
         try:
             site = describe_layer(model, name, run)
@@ -84,6 +82,17 @@ def best_layers(model: Model, tokens: str | None = None) -> list[str]:
         groups = getattr(model.network.get_submodule(name), "groups", 1)
         ranks.append(((_has(site, tokens), site.sources // groups >= ENOUGH_SOURCES, order[name]), name))
     return [name for _, name in sorted(ranks, reverse=True)]
+
+
+def _classifier(model: Model, run: Run) -> str | None:
+    """Return the last layer, if nothing with weights comes after it and the network has as many outputs an image."""
+    modules, output = dict(model.network.named_modules()), run.shapes.get("", ())
+    weighted = [name for name in run.calls if modules[name]._parameters and not [*modules[name].children()]]
+    if not weighted or weighted[-1] in run.norms or len(output) != 2:
+        return None
+    shape = run.shapes[weighted[-1]]
+    channels = shape[1] if len(shape) == 4 else shape[-1]
+    return weighted[-1] if channels == output[1] else None
 
 
 def _has(site: Site, tokens: str | None) -> bool:

@@ -6,6 +6,8 @@ import inspect
 import pydoc
 
 import pytest
+from PIL import Image
+from torch import nn
 
 import elude_nb as en
 from elude_nb.core.disentangle import estimate
@@ -58,3 +60,13 @@ def test_signature_and_help_are_those_of_the_function() -> None:
     assert list(inspect.signature(en.load_images).parameters)[:2] == ["source", "labels"]
     assert "load_images(source: " in pydoc.plain(pydoc.render_doc(en.load_images))
     assert en.load_images.__module__ == "elude_nb.data.images"
+
+
+def test_warnings_point_at_the_line_of_the_caller(tmp_path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match="left out") as of_images:
+        en.load_images(tmp_path)
+    with pytest.warns(UserWarning, match="assumed") as of_network:
+        en.wrap_network(nn.Linear(2, 2))
+    assert [each[0].filename for each in (of_images, of_network)] == [__file__] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,6 +29,9 @@ QUICK: dict[str, Any] = {"concepts": 4, "units": 3, "tokens_per_image": 4}
         (timm.create_model, "mobilenetv3_small_050", ["blocks.5.0.conv", "blocks.4.2.conv_pwl"]),  # a map of 1 x 1 last
         (timm.create_model, "convnext_atto", ["stages.3.blocks.1.mlp.fc2", "stages.3.blocks.1.mlp.fc1"]),
         (torchvision.models.get_model, "alexnet", ["features.10", "features.8"]),
+        (torchvision.models.get_model, "squeezenet1_1", ["features.12.expand3x3"]),  # its classifier is a convolution
+        (partial(timm.create_model, num_classes=0), "resnet18", ["layer4.1.conv2"]),
+        (partial(timm.create_model, num_classes=0), "convnext_atto", ["stages.3.blocks.1.mlp.fc2"]),
         (torchvision.models.get_model, "vit_b_32", ["encoder.layers.encoder_layer_11.mlp.3"]),
     ],
 )
