@@ -83,6 +83,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "record": lambda e: list(en.record(e.model, e.images, e.split.site)),
     "predict": lambda e: predict(e.head, e.model, e.images),
     "Disentanglement.activations": lambda e: e.split.activations(e.images, [e.unit]),
+    "Disentanglement.top_images": lambda e: e.split.top_images(*e.unit, e.images),
     "Disentanglement.concept_activations": lambda e: e.split.concept_activations(e.images),
     "Disentanglement.distinct_units": lambda e: e.split.distinct_units(3, images=e.images),
     "Disentanglement.contributions": lambda e: e.split.contributions(*e.unit, e.images),

@@ -51,7 +51,10 @@ PretrainedOption = Annotated[
 ]
 TokensOption = Annotated[int, typer.Option(help="Tokens drawn of each image.")]
 BatchOption = Annotated[int | None, typer.Option(help="Images in one forward pass.")]
-SiteOption = Annotated[str, typer.Option(help="'stream', 'stream:8', or the path of a layer.")]
+SiteOption = Annotated[
+    str | None,
+    typer.Option(help="'stream' (by default, if there is one), 'stream:8', or the path of a layer."),
+]
 ConceptsOption = Annotated[int | None, typer.Option(help="Number of concepts; by default it follows the data.")]
 BlocksOption = Annotated[str, typer.Option(help="How many blocks bring the sources, or 'all'.")]
 
@@ -99,7 +102,7 @@ def disentangle(
     skip_broken: SkipBrokenOption = False,
     value_range: RangeOption = None,
     hold_out: HoldOutOption = 0.5,
-    site: SiteOption = "stream",
+    site: SiteOption = None,
     blocks: BlocksOption = "all",
     concepts: ConceptsOption = None,
     units: Annotated[int, typer.Option(help="Sub-units of a channel, at most.")] = 8,
@@ -226,12 +229,14 @@ def compare(
     skip_broken: SkipBrokenOption = False,
     value_range: RangeOption = None,
     methods: Annotated[str | None, typer.Option(help="Names with commas between; see `elude-nb methods`.")] = None,
-    site: SiteOption = "stream",
+    site: SiteOption = None,
     blocks: BlocksOption = "all",
     units: Annotated[int, typer.Option(help="Units that each method is asked for.")] = 128,
     concepts: ConceptsOption = None,
     sparsity: Annotated[int, typer.Option(help="Active latents a token of sparse autoencoders.")] = 8,
-    tokens: Annotated[str, typer.Option(help="class, registers, patch or all.")] = "patch",
+    tokens: Annotated[
+        str | None, typer.Option(help="class, registers, patch or all; by default patch, where there are any.")
+    ] = None,
     tokens_per_image: TokensOption = 24,
     batch_size: BatchOption = None,
     k: Annotated[int, typer.Option(help="Best images of each unit.")] = 10,

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.checks import check_choice, shortly
 from elude_nb.errors import EditError
 from elude_nb.models.sites import TOKENS
@@ -155,6 +156,7 @@ class Edit:
     made_for: str | None = field(default=None)
 
     @staticmethod
+    @knows_arguments
     def scale(
         *,
         by: float | Sequence[float],
@@ -199,6 +201,7 @@ class Edit:
         return _edit("scale", _numbers("by", by), concept, unit, about, tokens, mask, strength, exclusive)
 
     @staticmethod
+    @knows_arguments
     def ablate(
         *,
         to: str | float | Sequence[float] = "mean",
@@ -226,6 +229,7 @@ class Edit:
         return _edit("set", _numbers("to", to), concept, unit, about, tokens, mask, strength, exclusive)
 
     @staticmethod
+    @knows_arguments
     def clamp(
         *,
         low: float | None = None,
@@ -252,6 +256,7 @@ class Edit:
         return _edit("clamp", bounds, concept, unit, about, tokens, mask, strength, exclusive)
 
     @staticmethod
+    @knows_arguments
     def add(
         *,
         by: float | Sequence[float],

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.distinct import coverage_gains, find_copies
 from elude_nb.core.routing import NO_CONCEPT, Routing
 from elude_nb.core.saving import Settings
+from elude_nb.data.images import ImageSet
 from elude_nb.models.sites import Site
 
 
@@ -106,6 +108,43 @@ def contribution_table(network: nn.Module, site: Site, products: Tensor, share: 
     table = site.source_table(network)
     table["contribution"] = (products.unflatten(0, (-1, site.kernel)).sum(1) * share).numpy()
     return table[share.numpy() > 0].sort_values("contribution", key=abs, ascending=False)
+
+
+def top_table(
+    images: ImageSet, distinct: Tensor, values: Tensor, sign: int, site: Site, tokens: str, k: int
+) -> pd.DataFrame:
+    """Return one row an image, the best first; see `elude_nb.Disentanglement.top_images`.
+
+    Parameters
+    ----------
+    images, distinct
+        The images, and the numbers of those that are no copies, (m,).
+    values
+        The unit's activation at each of the chosen tokens, (n, t); NaN where a sentence has none.
+    sign
+        -1 if the unit is low on its concept, else 1.
+    site, tokens
+        Where the tokens are.
+    k
+        How many rows.
+    """
+    turned = sign * values
+    highest, where = turned.masked_fill(turned.isnan(), -torch.inf).max(1)
+    best = distinct[highest[distinct].topk(k).indices]
+    layout = site.layout
+    positions = layout.positions(tokens)[where[best]]
+    numbers = best.tolist()
+    table = pd.DataFrame({"rank": range(1, k + 1), "image": numbers, "file": [images.names[i] for i in numbers]})
+    if images.labels is not None:
+        table["label"] = [images.labels[i] for i in numbers]
+    table["value"] = (sign * highest[best]).numpy()
+    table["position"] = positions.numpy()
+    if layout.grid is not None:
+        patches = positions - layout.classes - layout.registers
+        for name, part in (("patch_row", patches // layout.grid[1]), ("patch_column", patches % layout.grid[1])):
+            table[name] = pd.array(part.numpy(), dtype="Int64")
+            table.loc[patches.numpy() < 0, name] = pd.NA
+    return table
 
 
 def summary(model: str, site: Site, routing: Routing, book: ConceptBook, settings: Settings) -> dict[str, str]:

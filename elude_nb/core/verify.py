@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count
 from elude_nb._util.progress import announced
@@ -230,6 +231,7 @@ class Certificate:
         return f"<table><caption>Certificate of exactness</caption>{body}</table>"
 
 
+@knows_arguments
 @own_arithmetic()
 def verify(
     split: Disentanglement,

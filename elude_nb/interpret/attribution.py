@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count
 from elude_nb.core.edit import Edit
@@ -94,6 +95,7 @@ class Attribution:
         return f"{table}<pre>{html.escape(str(self))}</pre>"
 
 
+@knows_arguments
 @own_arithmetic()
 def attribute(
     split: Disentanglement,

@@ -13,10 +13,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_whole
 from elude_nb._util.words import one_line
 from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.readout import is_flat
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.copies import check_enough
@@ -28,7 +30,6 @@ from elude_nb.scores.similarity import best_images, top_similarity
 
 WHOLE_CHANNEL = -1
 REST = "rest (unit 0)"
-_CONSTANT = 0.01  # a unit that varies less than this share of its channel has no top-activating images
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -86,6 +87,7 @@ class Exemplars:
         return f"Exemplars(channel {self.channel}: {len(self.rows)} rows of {len(self.rows[0])} images)"
 
 
+@knows_arguments
 @own_arithmetic()
 def find_exemplars(
     split: Disentanglement,
@@ -202,8 +204,8 @@ def arrange_exemplars(
     count = min(count, len(distinct))
     rows, similarity, titles = list[tuple[Exemplar, ...]](), list[float](), list[str]()
     for name, heat in zip(names, maps, strict=True):
-        if rows and float(heat.amax() - heat.amin()) <= _CONSTANT * float(maps[0].amax() - maps[0].amin()):
-            rows.append(())  # its highest images would be any images
+        if rows and is_flat(heat, maps[0]):
+            rows.append(())
             similarity.append(math.nan)
             titles.append(f"{name}\nthe same in every image")
             continue

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_fraction
 from elude_nb.core.readout import Lens, Readout
@@ -36,6 +37,7 @@ Readouts = Sequence[tuple[Readout, Tensor]]
 """What is read, and with which sign, (u,) or (): a unit that is low on its concept is turned round."""
 
 
+@knows_arguments
 @own_arithmetic()
 def find_units(
     split: Disentanglement,

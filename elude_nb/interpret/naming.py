@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_fraction, check_kind
 from elude_nb._util.progress import progress_bar
@@ -79,6 +80,7 @@ class ConceptNames:
         return f"<p>{html.escape(repr(self))}</p>{table}"
 
 
+@knows_arguments
 @own_arithmetic()
 def name_concepts(
     split: Disentanglement,

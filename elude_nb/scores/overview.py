@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count
 from elude_nb._util.progress import announced
@@ -39,6 +40,7 @@ NO_SCORES = {"kind", "channel", "unit", "distinct", "redundancy_distinct"}
 """Columns of `score` that are no scores of their own."""
 
 
+@knows_arguments
 @own_arithmetic()
 def score(
     split: Disentanglement,

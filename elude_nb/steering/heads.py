@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count
 from elude_nb.data.images import Images
@@ -141,6 +142,7 @@ class OwnClassifier:
         return outputs.softmax(1)
 
 
+@knows_arguments
 @own_arithmetic()
 def fit_head(
     model: Model,

@@ -129,7 +129,7 @@ def test_too_few_tokens_are_refused_with_the_numbers(vit, images) -> None:
 
 def test_tokens_that_the_site_lacks_are_refused(mlp, smallest_images) -> None:
     with pytest.raises(ValueError, match=r"tokens='patch': this site has none; it has \['class', 'all'\]"):
-        disentangle(mlp, smallest_images, "3", **QUICK)
+        disentangle(mlp, smallest_images, "3", tokens="patch", **QUICK)
 
 
 def test_unknown_site_is_refused(vit, images) -> None:

@@ -342,7 +342,7 @@ def test_arrays_come_in_every_usual_form(of_torch: bool, channels_first: bool, f
     given: Any = pixels.astype(np.float64) / 255 if floats else pixels
     if channels_first:
         given = given.transpose(0, 3, 1, 2)
-    images = load_images(torch.from_numpy(given.copy()) if of_torch else given)  # type: ignore[arg-type]
+    images = load_images(torch.from_numpy(given.copy()) if of_torch else given)
     assert len(images) == 2
     np.testing.assert_array_equal(np.stack([np.asarray(image) for image in images]), pixels)
 
