@@ -73,8 +73,9 @@ class ChannelView:
     channel
         Its number.
     units
-        One row a unit: ``unit``, ``concept``, ``name``, ``sources``, ``share_of_variance`` (over the gallery's patches)
-        and ``mean_on_concept``. Without sub-units, unit 0 is the whole channel.
+        One row a unit: ``unit``, ``concept``, ``name``, ``title`` (of the concept), ``sources``,
+        ``share_of_variance`` (over the gallery's patches) and ``mean_on_concept``. Without sub-units, unit 0 is
+        the whole channel.
     maps
         Activations of these units at every patch, (n, t, u), in the order of the rows. Sub-units are counted from their
         mean over the discovery; unit 0 holds the rest, so that the sum is the channel.
@@ -288,7 +289,7 @@ class Gallery:
             concept = table["concept"].fillna(NO_CONCEPT).tolist()[row]
             low = table["mean_on_concept"].tolist()[row] < 0  # not if there is no concept: NaN
             maps.append(view.maps[..., row] * (-1 if low else 1) - (mean if unit == 0 else 0))
-            names.append(name_of_unit(unit, concept, low=low, share=share))
+            names.append(name_of_unit(unit, concept, self.split.names, low=low, share=share))
         return arrange_exemplars(
             view.channel,
             chosen,
@@ -435,6 +436,7 @@ def _view(split: Disentanglement, channel: int, routing: Routing, sources: Tenso
             "unit": numbers,
             "concept": pd.Series(concepts, dtype="Int64").where(owned),
             "name": [split.names.get(concept, "") for concept in concepts],
+            "title": ["" if concept == NO_CONCEPT else split.concept_title(concept) for concept in concepts],
             "sources": sizes[numbers].tolist(),
             "share_of_variance": ((moved * moved.sum(1, keepdim=True)).mean(0) / variance).tolist(),
             "mean_on_concept": means.where(owned),

@@ -213,8 +213,7 @@ class ConceptAtlas(GalleryPanel):
         return top_images(self.gallery, maps, self._count, colour=PALETTE[place % len(PALETTE)])
 
     def _title(self, concept: int) -> str:
-        name = self.names.get(concept)
-        return f"concept {concept}" + (f": {words(name)}" if name else "")
+        return words(self.split.concept_title(concept, number=True), 75)
 
     def _options(self) -> list[tuple[str, int]]:
         return [(self._title(concept), concept) for concept in range(len(self.split.book))]

@@ -173,8 +173,7 @@ class SteeringPanel(GalleryPanel):
             self._take_sliders_soon()
 
     def _name(self, concept: int) -> str:
-        name = self.gallery.split.names.get(concept, "")
-        return f"concept {concept}" + (f": {words(name)}" if name else "")
+        return words(self.gallery.split.concept_title(concept, number=True), 75)
 
     # ------------------------------------------------------------------ actions
 

@@ -81,7 +81,8 @@ def test_every_number_is_that_of_a_literal_search(split, pictures) -> None:
     assert found.names[2] == "cat"
     row = found.table.loc[2]
     assert row["evidence"] == f"cosine {row['above_all']:+.3f} against all images, z = {row['z']:.1f}"
-    assert repr(found).endswith("concepts named by texts)")
+    assert "concepts named by texts; " in repr(found)
+    assert found.table["reason"].eq("").equals(found.table["name"].ne(""))
 
 
 def test_a_text_that_fits_everything_names_nothing(split, pictures) -> None:
@@ -92,7 +93,7 @@ def test_a_text_that_fits_everything_names_nothing(split, pictures) -> None:
     assert (rows.argmax(1) == 1).float().mean() > 0.9
     assert "photo" not in found.names.values()
     doubtful = found.table[found.table["name"] == ""]
-    assert doubtful["evidence"].str.startswith("no text stands out; best ").all()
+    assert doubtful["reason"].str.contains("no text nearer than by chance: best ").all()
     assert not found.table["z"].isna().any()  # "cat" is 0 for all images
 
 

@@ -95,7 +95,9 @@ def _run_whole_images(split: Disentanglement, images: ImageSet) -> ReportImages:
         whole = (values[:, rows] * signs[numbers]).sum(1) - mean
         parts = [values[:, rows[numbers.index(unit)]] - mean * (unit == 0) for unit in chosen]
         share = float(split.unit_shares[number, 0])
-        names = [name_of_unit(unit, concepts[unit], low=bool(signs[unit] < 0), share=share) for unit in chosen]
+        names = [
+            name_of_unit(unit, concepts[unit], split.names, low=bool(signs[unit] < 0), share=share) for unit in chosen
+        ]
         found = arrange_exemplars(
             number,
             chosen,
