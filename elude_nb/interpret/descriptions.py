@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -100,6 +101,14 @@ def describe(values: Tensor, once: Tensor, labels: Sequence[str] | None, names: 
     return UniqueNames(descriptions=found)
 
 
+def described(split: Disentanglement, values: Tensor, once: Tensor, images: ImageSet) -> Disentanglement:
+    """Return a split with descriptions by these images, see `describe`; as it is if it has some, or images are few."""
+    if split.names.descriptions or len(once) < 2:
+        return split
+    labels = None if images.labels is None else list(images.labels)
+    return split.with_names(describe(values, once, labels, images.names))
+
+
 def _describe(best: list[int], labels: Sequence[str] | None, names: Sequence[str]) -> str:
     counted = (
         Counter(label for label in (labels[i].strip() for i in best) if label) if labels is not None else Counter()
@@ -108,5 +117,7 @@ def _describe(best: list[int], labels: Sequence[str] | None, names: Sequence[str
     if count > 1:  # of equal ones the first, which has the better image
         return f"{one_line(label)}-like, {count} of {len(best)} images"
     name = names[best[0]]
+    if re.fullmatch(r"image \d+", name):  # what an image without a name is called
+        return ""
     stem = PurePath(name).stem if PurePath(name).suffix.lower() in endings() else one_line(name)
     return f"like {stem if len(stem) <= _LONGEST else stem[: _LONGEST - 1] + '…'}"

@@ -25,6 +25,7 @@ from elude_nb.core.strategies import check_routing_settings, read_strategy, rout
 from elude_nb.data.copies import distinct_numbers, find_originals, sketch
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
+from elude_nb.interpret.descriptions import described
 from elude_nb.interpret.exemplars import Exemplars, Pixels, add_rest, arrange_exemplars, choose_among, name_of_unit
 from elude_nb.interpret.profiles import Places, mean_contributions, places_of_sources, sum_by_place
 from elude_nb.models.forward import check_finite, output_and_patches
@@ -226,6 +227,8 @@ class Gallery:
                 self._outputs.append(seen.outputs)
                 self._features.append(seen.features)
                 self.ready = stop
+                if stop == len(self.images) and self.has_concepts:
+                    self.split = described(self.split, self._concepts.amax(1), self.distinct, self.images)
             yield len(seen.pictures)
 
     # ------------------------------------------------------------- one channel

@@ -7,16 +7,14 @@ concepts and all words that were tried; a concept without such evidence gets no 
 from __future__ import annotations
 
 import html
-import importlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
 from elude_nb._util.arithmetic import own_arithmetic
@@ -27,10 +25,10 @@ from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.copies import check_enough
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.interpret.descriptions import as_words, describe, read_concepts
+from elude_nb.interpret.encoders import TextImageEncoder
 from elude_nb.interpret.find_units import Numbers, holm
 from elude_nb.models.load import Model
 from elude_nb.scores.inputs import as_codes, is_constant, unit_vectors
-from elude_nb.scores.judges import ClipJudge
 from elude_nb.scores.labels import Labels
 from elude_nb.scores.similarity import best_images
 
@@ -183,16 +181,6 @@ def name_concepts(
     return _conclude(table, seen, found, doubts, table["p"], level)
 
 
-class TextImageEncoder(Protocol):
-    """Whatever puts images and texts into one space; `ClipJudge` and `open_clip_encoder` do."""
-
-    def encode_images(self, images: Sequence[Image.Image], /) -> Tensor:
-        """Return embeddings of images, (n, e)."""
-
-    def encode_texts(self, texts: Sequence[str], /) -> Tensor:
-        """Return embeddings of texts, (m, e)."""
-
-
 @own_arithmetic()
 def name_concepts_by_text(
     split: Disentanglement,
@@ -224,8 +212,8 @@ def name_concepts_by_text(
     texts
         Words or phrases to choose from; those that fit become the names.
     encoder
-        CLIP or its like: `open_clip_encoder`, a `ClipJudge`, or an object of yours with the two methods of
-        `TextImageEncoder`.
+        CLIP or its like: `open_clip_encoder`, `transformers_encoder`, a `ClipJudge`, or an object of yours with the two
+        methods of `TextImageEncoder`.
     template
         What the encoder reads of a text, such as ``"a photo of a {}"``.
     draws, seed
@@ -283,36 +271,6 @@ def name_concepts_by_text(
         f"no text nearer than by chance: best {w!r}, {said}" for w, said in zip(table["text"], found, strict=True)
     ]
     return _conclude(table, seen, found, doubts, -table["z"], level)
-
-
-def open_clip_encoder(name: str, pretrained: str | None = None) -> TextImageEncoder:
-    """Return an encoder of the open_clip library, for `name_concepts_by_text`; its weights are fetched if need be.
-
-    Parameters
-    ----------
-    name
-        Such as ``"ViT-B-32"``; or with weights of its own, ``"hf-hub:..."`` or ``"local-dir:..."``.
-    pretrained
-        Which weights: a tag such as ``"openai"``, or the path of a file.
-
-    Raises
-    ------
-    ImportError
-        If open_clip is not installed.
-    ValueError
-        If no weights are named: the model would be random, and so would the names.
-    """
-    try:
-        open_clip = importlib.import_module("open_clip")
-    except ImportError as error:
-        raise ImportError(f"open_clip_encoder needs open_clip ({error}): pip install open_clip_torch") from error
-    if pretrained is None and ":" not in name:
-        tags = [tag for model, tag in open_clip.list_pretrained() if model == name]
-        known = f"one of {tags}" if tags else "see open_clip.list_pretrained()"
-        raise ValueError(f"{name!r} without weights is random; give pretrained=, {known}.")
-    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
-    # A judge needs phrases to describe by; as an encoder it does not describe.
-    return ClipJudge.from_open_clip(model.eval(), preprocess, open_clip.get_tokenizer(name), ("an image",))
 
 
 # ---------------------------------------------------------------- of both

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from elude_nb.interpret.naming import _largest_by_chance, _standard, name_concepts_by_text, open_clip_encoder
+from elude_nb.interpret.encoders import open_clip_encoder, transformers_encoder
+from elude_nb.interpret.naming import _largest_by_chance, _standard, name_concepts_by_text
 from elude_nb.scores.judges import ClipJudge
 from tests.interpret.test_find_units import holm_literal
 from tests.interpret.test_naming import highest
@@ -259,3 +260,51 @@ def test_open_clip_that_is_missing_says_how_to_get_it(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ImportError, match="pip install open_clip_torch"):
         open_clip_encoder("ViT-B-32", "openai")
+
+
+# ------------------------------------------------------------ transformers
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A folder with a CLIP of transformers as one is downloaded, but tiny and random, whose words are letters."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("clip")
+    small = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    text = {**small, "vocab_size": 60, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1}
+    vision = {**small, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=6)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    tokenizer = transformers.CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    transformers.CLIPProcessor(transformers.CLIPImageProcessor(**sizes), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_a_clip_of_transformers_names_concepts(split, pictures, clip_folder) -> None:
+    encoder = transformers_encoder(clip_folder)
+    images = list(pictures[:3])
+    assert encoder.encode_images(images).shape == (3, 6)
+    words = ["cat", "a much longer text than sixteen letters"]  # cut, not refused
+    assert encoder.encode_texts(words).shape == (2, 6)
+    torch.testing.assert_close(encoder.encode_texts(words)[:1], encoder.encode_texts(words[:1]))
+    found = name_concepts_by_text(split, pictures, ["cat", "dog", "sea"], encoder, template="a {}", top=8, draws=300)
+    assert set(found.table["text"]) <= {"cat", "dog", "sea"}
+    again = name_concepts_by_text(split, pictures, ["cat", "dog", "sea"], encoder, template="a {}", top=8, draws=300)
+    pd.testing.assert_frame_equal(found.table, again.table)
+
+
+def test_what_is_no_clip_is_said(clip_folder, tmp_path, monkeypatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    only_images = transformers.CLIPVisionModel(transformers.CLIPModel.from_pretrained(clip_folder).vision_model.config)
+    only_images.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="CLIPVisionModel, which does not read both"):
+        transformers_encoder(tmp_path)
+    with pytest.raises(OSError, match="nowhere"):
+        transformers_encoder(tmp_path / "nowhere")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match="pip install transformers"):
+        transformers_encoder(clip_folder)

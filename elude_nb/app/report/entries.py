@@ -28,8 +28,9 @@ def concept_entries(split: Disentanglement, images: ReportImages, *, count: int)
     """Return one entry a concept, in the order of the book; none if no concept goes through all channels.
 
     An entry has ``concept``, ``name``, ``title`` (see `Disentanglement.concept_title`), ``tokens``, ``x`` and ``y`` in
-    [0, 1], ``images`` (number, value, packed heat; the highest first), ``alike`` (the concepts of the most similar directions), ``units`` (channel, unit, mean on the
-    concept, share of the channel's variance; the strongest first) and ``depth``, one number a block and part.
+    [0, 1], ``images`` (number, value, packed heat; the highest first), ``alike`` (the concepts of the most similar
+    directions), ``units`` (channel, unit, mean on the concept, share of the channel's variance; the strongest first)
+    and ``depth``, one number a block and part.
     """
     maps = images.concept_maps
     if maps is None:
