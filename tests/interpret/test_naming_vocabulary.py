@@ -15,7 +15,7 @@ from elude_nb.scores.judges import ClipJudge
 from tests.interpret.test_find_units import holm_literal
 from tests.interpret.test_naming import highest
 from tests.scores.test_judges import FakeClip
-from tests.tiny import random_images
+from tests.tiny import random_images, tiny_clip
 
 COUNT = 40
 TEXTS = ["cat", "photo", "noise", "grey"]
@@ -267,21 +267,8 @@ def test_open_clip_that_is_missing_says_how_to_get_it(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """A folder with a CLIP of transformers as one is downloaded, but tiny and random, whose words are letters."""
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("clip")
-    small = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
-    text = {**small, "vocab_size": 60, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1}
-    vision = {**small, "image_size": 16, "patch_size": 8}
-    torch.manual_seed(0)
-    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=6)
-    transformers.CLIPModel(config).save_pretrained(folder)
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    tokenizer = transformers.CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
-    sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
-    transformers.CLIPProcessor(transformers.CLIPImageProcessor(**sizes), tokenizer).save_pretrained(folder)
-    return folder
+    pytest.importorskip("transformers")
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_a_clip_of_transformers_names_concepts(split, pictures, clip_folder) -> None:
