@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,8 +116,8 @@ def name_concepts(
     tokens
         By default those of the discovery. An image counts as its highest token.
     top
-        How many of a concept's top-activating images to judge it by; by default 20, or a quarter of the images where
-        that is less.
+        How many of a concept's top-activating images to judge it by. By default at most 20 and a quarter of the images,
+        and as many as tell labels best from chance: so that the smallest share of them must have a label.
     level
         Largest acceptable chance of any wrong name.
     batch_size, progress
@@ -145,11 +145,18 @@ def name_concepts(
     check_fraction("level", level, open_ends=True)
     photos = split.model.inputs(images)
     codes, words = _as_labels(photos.labels if labels is None else labels, len(photos))
-    seen = _see(split, photos, tokens, top, [words[code] for code in codes])
-    codes, best, top = codes[seen.once], seen.best, seen.best.shape[1]
     naming = np.array([bool(word) for word in words])
+
+    def count(once: Whole) -> Whole:
+        """Return how many of these images have each label, (l,)."""
+        return np.bincount(codes[once], minlength=len(naming))[naming]
+
+    def usual(once: Whole) -> int:
+        return _usual_top(count(once), len(once), level / (len(split.book) * int(naming.sum())))
+
+    seen = _see(split, photos, tokens, top, [words[code] for code in codes], usual)
+    totals, codes, best, top = count(seen.once), codes[seen.once], seen.best, seen.best.shape[1]
     words = [word for word in words if word]
-    totals = np.bincount(codes, minlength=len(naming))[naming]  # (l,)
     counts = (codes[best][:, :, None] == np.flatnonzero(naming)).sum(1)  # (g, l)
     p = _enrichment(counts, totals, len(codes), top)
     p[seen.constant] = 1
@@ -170,14 +177,14 @@ def name_concepts(
     found = [f"{row.images} of {top} top images, {row.lift:.1f} times the base rate" for row in table.itertuples()]
     needed = _fewest(totals, len(codes), top, level / max(1, p.size - int((corrected <= level).sum())))
     doubts = []
-    for i, word, text, bare in zip(place, table["label"], found, (~naming)[codes[best]].sum(1), strict=True):
+    for i, word, many, bare in zip(place, table["label"], table["images"], (~naming)[codes[best]].sum(1), strict=True):
         if (needed > np.minimum(totals, top)).all():
             doubts.append(f"no label can be told from chance with {len(codes)} images")
         elif bare > top / 2:
             doubts.append(f"most top images have no label: {bare} of {top}")
         else:
             short = f"{needed[i]} needed" if needed[i] <= min(totals[i], top) else "too rare a label to tell"
-            doubts.append(f"no label commoner than by chance: best {word!r}, {text}; {short}")
+            doubts.append(f"no label commoner than by chance: best {word!r}, {many} of {top} top images, {short}")
     return _conclude(table, seen, found, doubts, table["p"], level)
 
 
@@ -208,7 +215,7 @@ def name_concepts_by_text(
     Parameters
     ----------
     split, images, tokens, top, level, batch_size, progress
-        As for `name_concepts`.
+        As for `name_concepts`; images need no labels. ``top`` is by default 20, or a quarter of the images if fewer.
     texts
         Words or phrases to choose from; those that fit become the names.
     encoder
@@ -244,7 +251,7 @@ def name_concepts_by_text(
             f"draws={draws} are too few to tell level={level} with {len(split.book)} concepts; give at least {fewest}."
         )
     labels = None if photos.labels is None else list(photos.labels)
-    seen = _see(split, photos, tokens, top, labels)
+    seen = _see(split, photos, tokens, top, labels, lambda once: _most_top(len(once)))
     photos, best, top = photos.subset(seen.once), seen.best, seen.best.shape[1]
     cosines = _cosines(split.model, encoder, photos, [template.replace("{}", word) for word in words])  # (n, m)
     standard = _standard(cosines, top)
@@ -294,12 +301,17 @@ class _Seen:
 
 
 def _see(
-    split: Disentanglement, images: ImageSet, tokens: str | None, top: int | None, labels: list[str] | None
+    split: Disentanglement,
+    images: ImageSet,
+    tokens: str | None,
+    top: int | None,
+    labels: list[str] | None,
+    usual: Callable[[Whole], int],
 ) -> _Seen:
     if top is not None:
         check_count("top", top, 1, len(images) - 1)
     values, once = read_concepts(split, images, tokens)
-    top = min(20, max(1, len(once) // 4)) if top is None else top
+    top = usual(once.numpy()) if top is None else top
     check_enough("top", top, len(once), len(images), more=True)
     best, constant = best_images(values[once], top).T.numpy(), is_constant(values).numpy()
     names = describe(values, once, labels, images.names)
@@ -316,7 +328,7 @@ def _conclude(
     table.insert(1, "name", names)
     table.insert(2, "description", [seen.names.descriptions.get(concept, "") for concept in table["concept"]])
     why = [
-        f"few tokens, {doubt}; found on {n}" if n < _FEW_TOKENS and "can be told" not in doubt else doubt
+        f"few tokens, {doubt}; found on {n} tokens" if n < _FEW_TOKENS and "can be told" not in doubt else doubt
         for n, doubt in zip(seen.tokens, doubts, strict=True)
     ]
     reasons = np.where(seen.constant, "the same on all images", why)
@@ -368,6 +380,24 @@ def _fewest(totals: Whole, n: int, top: int, level: float) -> Whole:
     counts = np.arange(1, top + 1)
     found: Whole = 1 + (_enrichment(counts, totals[:, None], n, top) > level).sum(1)
     return found
+
+
+def _most_top(n: int) -> int:
+    return max(1, min(20, n // 4))
+
+
+def _usual_top(totals: Whole, n: int, level: float) -> int:
+    """Return of how many images, at most `_most_top`, the smallest share must have a label to be told from chance.
+
+    The share is the mean over the labels, of the most images that can have the label. What no number of images tells
+    counts a little more than all of them.
+    """
+
+    def share(top: int) -> float:
+        needed, most = _fewest(totals, n, top, level), np.minimum(totals, top)
+        return float(np.where(needed <= most, needed / np.maximum(most, 1), 1.05).mean().round(9))
+
+    return min(range(_most_top(n), 0, -1), key=share)
 
 
 def _choose(p: Numbers, significant: Flags, counts: Whole, lift: Numbers) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from elude_nb import disentangle, load_images
 from elude_nb.interpret.descriptions import describe_concepts
-from elude_nb.interpret.naming import ConceptNames, _choose, _enrichment, _without_doubles, name_concepts
+from elude_nb.interpret.naming import ConceptNames, _choose, _enrichment, _usual_top, _without_doubles, name_concepts
 from tests.interpret.test_find_units import holm_literal
 from tests.tiny import hook_count, random_images
 
@@ -91,7 +91,10 @@ def test_every_number_is_that_of_a_literal_search(request, name, side) -> None:
         assert (shown["reason"] == "") == bool(sure)
         needed = fewest_literal(labels.count(word), corrected)
         short = f"{needed} needed" if needed <= min(10, labels.count(word)) else "too rare a label to tell"
-        assert sure or f"no label commoner than by chance: best {word!r}, {evidence}; {short}" in shown["reason"]
+        assert (
+            sure
+            or f"no label commoner than by chance: best {word!r}, {count} of 10 top images, {short}" in shown["reason"]
+        )
     assert found.names[2] == "cat"
     assert found.table.loc[2, "images"] == 10
 
@@ -218,6 +221,22 @@ def test_so_few_images_are_judged_by_fewer_of_them(split, pictures) -> None:
     assert name_concepts(split, few).top == 6
     assert name_concepts(split, few).names[1] == "cat"
     assert name_concepts(split, few, top=20).table["reason"].eq("no label can be told from chance with 24 images").all()
+
+
+@pytest.mark.parametrize("totals", [[6] * 4, [16, 16, 16, 12], [6] * 10, [30, 30], [58, 2], [2] * 15])
+def test_by_default_the_smallest_share_of_top_images_tells_labels_from_chance(totals) -> None:
+    """All numbers up to a quarter of the images are tried, at the bound of Holm's first step for 8 concepts."""
+    n, bound = sum(totals), 0.05 / (8 * len(totals))
+    shares = {}
+    for top in range(1, n // 4 + 1):
+        found = []
+        for total in totals:
+            most = min(top, total)
+            tails = [_enrichment(np.array([c]), np.array([total]), n, top)[0] for c in range(1, most + 1)]
+            found.append(next((c / most for c, p in enumerate(tails, 1) if p <= bound), 1.05))
+        shares[top] = np.mean(found)
+    best = min(shares.values())
+    assert _usual_top(np.array(totals), n, bound) == max(top for top, share in shares.items() if share <= best + 1e-12)
 
 
 def test_images_without_a_label_are_a_reason(split, pictures) -> None:
