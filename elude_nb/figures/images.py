@@ -144,7 +144,7 @@ def draw_exemplar(
 def _write_name(picture: Picture, name: str, similarity: float, middle: float, colour: str) -> None:
     """Write the name of a row at the left, its labels and similarity below it; ``middle`` is in inches from the top."""
     title, _, labels = name.partition("\n")
-    title = "\n".join(words(part, 24) for part in title.split(", "))  # the photographs begin beside it
+    title = "\n".join(words(part, 28) for part in title.split(", "))  # the photographs begin beside it
     lines, line, high = title.count("\n") + 1, 0.165, picture.get_figheight()
     start = middle - line * (lines + (1 if labels else 0) + 1) / 2
     picture.text(0, 1 - start / high, title, fontsize=9, fontweight="bold", color=colour, va="top", linespacing=1.25)

@@ -250,13 +250,15 @@ def choose_among(table: pd.DataFrame, book: ConceptBook, number: int) -> list[in
 
 
 def name_of_unit(unit: int, concept: int, names: UniqueNames, *, low: bool = False, share: float = math.nan) -> str:
-    """Return a unit's name: ``"sub-unit 3, cat"`` or ``"sub-unit 3, concept 12"``; ``(low)`` if it is low there.
+    """Return a unit's name: ``"sub-unit 3, concept 12"``, with what the concept is called; ``(low)`` if it is low.
 
     Unit 0 has its ``share`` of the channel's variance in its name, if that is given.
     """
     if unit == 0:
         return REST + ("" if math.isnan(share) else f", {share:.1%} of the variance".replace("-0.0%", "0.0%"))
-    return f"sub-unit {unit}" + (f", {names.title(concept)}{' (low)' if low else ''}" if concept != NO_CONCEPT else "")
+    return f"sub-unit {unit}" + (
+        f", {names.title(concept, number=True)}{' (low)' if low else ''}" if concept != NO_CONCEPT else ""
+    )
 
 
 def count_labels(labels: Iterable[str]) -> str:

@@ -209,7 +209,9 @@ def find_contributors(split: Disentanglement, sources: Tensor, *, count: int = 1
             "unit": (places + 1).tolist(),
             "concept": pd.array([None if c == NO_CONCEPT else c for c in concepts], dtype="Int64"),
             "name": [split.names.get(concept, "") for concept in concepts],
-            "title": ["" if concept == NO_CONCEPT else split.concept_title(concept) for concept in concepts],
+            "title": [
+                "" if concept == NO_CONCEPT else split.concept_title(concept, number=True) for concept in concepts
+            ],
             "activation": values[channels, places].tolist(),
             "deviations": deviations[channels, places].tolist(),
         }

@@ -136,7 +136,7 @@ class SteeringPanel(GalleryPanel):
         self._image = parts.make(
             ipywidgets.IntSlider, "image", "image", take_image, min=0, max=last, disabled=last == 0
         )
-        self._concept = parts.make(ipywidgets.Dropdown, "concept", "concept")
+        self._concept = parts.make(ipywidgets.Dropdown, "concept", "concept", layout={"width": "440px"})
         hint = "put a slider on this concept"
         self._add = parts.make_button("add", "add", lambda: self.add(self._concept.value), tooltip=hint)
         self._reset = parts.make_button("reset", "reset", self.reset, tooltip="all sliders to 1: unchanged")
@@ -157,7 +157,7 @@ class SteeringPanel(GalleryPanel):
     def _row(self, concept: int) -> tuple[ipywidgets.FloatSlider, ipywidgets.HBox]:
         """Return the slider of a concept, and it beside the button that removes it."""
         if concept not in self._rows:
-            look: dict[str, Any] = {"layout": {"width": "520px"}, "style": {"description_width": "260px"}}
+            look: dict[str, Any] = {"layout": {"width": "560px"}, "style": {"description_width": "300px"}}
             ends: dict[str, Any] = {"value": UNCHANGED, "max": STRONGEST, "step": 0.05}
             slider = parts.make(ipywidgets.FloatSlider, "", f"strength-{concept}", self._slide, **ends, **look)
             remove = partial(self.remove, concept)

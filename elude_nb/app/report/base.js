@@ -8,7 +8,6 @@ const SHARP = Math.min(2, window.devicePixelRatio || 1);
 const byId = (id) => document.getElementById(id);
 const number = (value, digits = 3) => (value === null ? "–" : String(Number(value.toPrecision(digits))));
 const conceptName = (c) => data.concepts[c]?.title ?? `concept ${c}`; // "concept 3: cat"
-const conceptTitle = (c) => conceptName(c).replace(/^concept \d+: /, ""); // "cat", or "concept 3"
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 // ------------------------------------------------------------------ tiles
