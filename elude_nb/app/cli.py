@@ -362,7 +362,7 @@ def name(
     taken = _images(images, count, skip_broken, value_range)
     if words is None and taken.labels is None:
         names = describe_concepts(split, taken)
-        rows = [{"concept": concept, "description": text} for concept, text in names.descriptions.items()]
+        rows: list[Any] = [{"concept": concept, "description": text} for concept, text in names.descriptions.items()]
         said = "The images have no labels, and --words is not given: concepts are described, not named."
         lines = [said, *(f"{row['concept']:>7}  {row['description']}" for row in rows)]
     else:

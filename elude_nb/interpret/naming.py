@@ -69,9 +69,9 @@ class ConceptNames:
         named = self.table[self.table["name"] != ""]
         concepts = named["concept"].tolist()
         names, labels = (named[column].tolist() for column in ("name", self.source.removesuffix("s")))
-        described = self.table[self.table["description"] != ""].set_index("concept")["description"]
-        pairs = (dict(zip(concepts, texts, strict=True)) for texts in (names, labels))
-        return UniqueNames(*pairs, descriptions=described.to_dict())
+        known, stand_for = (dict(zip(concepts, texts, strict=True)) for texts in (names, labels))
+        described = zip(self.table["concept"].tolist(), self.table["description"].tolist(), strict=True)
+        return UniqueNames(known, stand_for, {concept: text for concept, text in described if text})
 
     def __repr__(self) -> str:
         kinds = self.table["reason"].str.partition(":")[0].value_counts().drop("", errors="ignore")
@@ -149,7 +149,8 @@ def name_concepts(
 
     def count(once: Whole) -> Whole:
         """Return how many of these images have each label, (l,)."""
-        return np.bincount(codes[once], minlength=len(naming))[naming]
+        found: Whole = np.bincount(codes[once], minlength=len(naming))[naming]
+        return found
 
     def usual(once: Whole) -> int:
         return _usual_top(count(once), len(once), level / (len(split.book) * int(naming.sum())))

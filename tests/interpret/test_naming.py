@@ -242,7 +242,7 @@ def test_by_default_the_smallest_share_of_top_images_tells_labels_from_chance(to
 def test_images_without_a_label_are_a_reason(split, pictures) -> None:
     labels = labels_for(split, pictures, concept=1, count=12, word=" ")
     found = name_concepts(split, pictures, labels=labels, top=10)
-    assert "most top images have no label: 10 of 10" in found.table.loc[1, "reason"]
+    assert "most top images have no label: 10 of 10" in str(found.table.loc[1, "reason"])
     assert "most top images have no label" in repr(found)
 
 

@@ -43,7 +43,9 @@ def test_choosing_several_lists_their_sub_units(atlas, split) -> None:
     atlas.map.chosen = [1, 5]  # as the script of the map sets it
     assert atlas.selected == [1, 5]
     expected = split.units[split.units["concept"].isin([1, 5])].reset_index(drop=True)
-    assert atlas.sub_units[expected.columns].equals(expected)
+    shown = atlas.sub_units
+    assert shown is not None
+    assert shown[expected.columns].equals(expected)
     assert atlas._concepts.value.count("<img") == 8
     assert atlas._choice.value is None
     assert f"2 concepts, {len(expected)} sub-units" in atlas.message
