@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import warnings
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -340,6 +341,54 @@ def methods() -> None:
 
     for name in METHODS:
         typer.echo(f"{name}{' (by default)' if name in DEFAULT_METHODS else ''}")
+
+
+@app.command()
+def name(
+    file: FileArgument,
+    out: Annotated[Path | None, typer.Option(help="Where to save the split with its names; may be FILE.")] = None,
+    images: ImagesOption = "photographs",
+    count: CountOption = None,
+    skip_broken: SkipBrokenOption = False,
+    value_range: RangeOption = None,
+    words: Annotated[
+        Path | None, typer.Option(help="A text file, one word or phrase a line, in place of the images' labels.")
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="With --words: a CLIP or SigLIP model of transformers, a folder or a name.")
+    ] = "openai/clip-vit-base-patch32",
+    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    model: NamedModelOption = None,
+    architecture: ArchitectureOption = None,
+    image_size: ImageSizeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    pretrained: PretrainedOption = None,
+) -> None:
+    """Name concepts after labels or words, with the evidence for each name, and why others have none."""
+    from elude_nb._util.files import check_writable
+    from elude_nb.interpret import describe_concepts, name_concepts, name_concepts_by_text, transformers_encoder
+
+    if out is not None:  # found out now, not after minutes
+        check_writable(out.parent)
+    texts = [] if words is None else [line for line in words.read_text(encoding="utf-8").split("\n") if line.strip()]
+    split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
+    taken = _images(images, count, skip_broken, value_range)
+    if words is None and taken.labels is None:
+        names = describe_concepts(split, taken)
+        rows: list[Any] = [{"concept": concept, "description": text} for concept, text in names.descriptions.items()]
+        said = "The images have no labels, and --words is not given: concepts are described, not named."
+        lines = [said, *(f"{row['concept']:>7}  {row['description']}" for row in rows)]
+    else:
+        by_text = None if words is None else transformers_encoder(encoder)
+        found = name_concepts_by_text(split, taken, texts, by_text) if by_text else name_concepts(split, taken)
+        names, rows = found.names, found.table.to_dict("records")
+        table = found.table.assign(why=found.table["evidence"].where(found.table["name"] != "", found.table["reason"]))
+        lines = [repr(found), table[["concept", "name", "description", "why"]].to_string(index=False)]
+    typer.echo(dumps(rows, indent=1) if json else "\n".join(lines))
+    if out is not None:
+        split.with_names(names).save(out)
+        typer.echo(f"Saved to {out}", err=json)
 
 
 def _overview(compared: Compared) -> str:

@@ -81,7 +81,8 @@ class Disentanglement:
         Share of its channel's variance that each unit carries, (d, k + 1): the covariance of unit and channel over the
         variance of the channel. Shares of a channel add up to 1; a unit that works against the others is negative.
     names
-        Names of concepts, from `with_names`; empty at first. They are saved with the rest.
+        Names of concepts, from `with_names`; empty at first. They are saved with the rest, and so are
+        ``names.descriptions``, shown where a concept has no name.
     seen
         Hashes of the images of the discovery, (n,), or ``None`` if they are not known: see `count_seen`.
     stamp
@@ -317,7 +318,8 @@ class Disentanglement:
         Parameters
         ----------
         names
-            One name for each of these concepts; such as ``name_concepts(...).names``.
+            One name for each of these concepts; such as ``name_concepts(...).names``, which bring descriptions of
+            the other concepts along, or ``describe_concepts(...)``, which are descriptions alone.
         labels
             Which label a name stands for, where it is another text: see `concepts_named`. By default what ``names``
             brings along, as those of `name_concepts` do.
@@ -333,6 +335,18 @@ class Disentanglement:
         ``split = split.with_names({12: "cat"})``; then ``Edit.scale(concept="cat", by=0.0)``.
         """
         return self._with(names=self.names.updated(names, labels, len(self.book)))
+
+    def concept_title(self, concept: int, *, number: bool = False) -> str:
+        """Return how a concept is called in menus, figures and tables: its name, else what describes it.
+
+        Without either it is ``"concept 35"``; with ``number``, ``"concept 35: rocket-like, 4 of 6 images"``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such concept.
+        """
+        return self.names.title(check_count("concept", concept, 0, len(self.book) - 1), number=number)
 
     @property
     def labels(self) -> dict[int, str]:

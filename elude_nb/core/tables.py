@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.distinct import coverage_gains, find_copies
+from elude_nb.core.names import UniqueNames
 from elude_nb.core.routing import NO_CONCEPT, Routing
 from elude_nb.core.saving import Settings
 from elude_nb.data.images import ImageSet
@@ -21,7 +20,7 @@ def concepts_of(routing: Routing, channels: Tensor, units: Tensor) -> Tensor:
     return routing.concepts[channels, (units - 1).clamp(min=0)].masked_fill(units == 0, NO_CONCEPT)
 
 
-def unit_table(routing: Routing, shares: Tensor, means: Tensor, names: Mapping[int, str]) -> pd.DataFrame:
+def unit_table(routing: Routing, shares: Tensor, means: Tensor, names: UniqueNames) -> pd.DataFrame:
     """Return one row a unit; see `elude_nb.Disentanglement.units`.
 
     Parameters
@@ -31,7 +30,7 @@ def unit_table(routing: Routing, shares: Tensor, means: Tensor, names: Mapping[i
     shares, means
         Share of the channel's variance, and mean on the concept, of each unit, (d, k + 1).
     names
-        Names of concepts; without any the table has no column for them.
+        Names and descriptions of concepts; what there is none of has no column.
     """
     channels, units = routing.rows()
     concepts = concepts_of(routing, channels, units)
@@ -46,8 +45,8 @@ def unit_table(routing: Routing, shares: Tensor, means: Tensor, names: Mapping[i
         }
     )
     table.loc[table["concept"] == NO_CONCEPT, ["concept", "mean_on_concept"]] = pd.NA
-    if names:
-        table.insert(3, "name", [names.get(concept, "") for concept in concepts.tolist()])
+    for place, (column, texts) in enumerate(names.columns(concepts.tolist()).items(), 3):
+        table.insert(place, column, texts)
     if routing.owner_sets is not None:
         table["exclusive_sources"] = routing.exclusive_sizes()[channels, units].numpy()
     return table
@@ -80,7 +79,7 @@ def distinct_table(live: pd.DataFrame, standard: Tensor, chosen: Tensor, thresho
     threshold
         Correlation above which a sub-unit of another channel is a copy.
     """
-    named = [name for name in ("channel", "unit", "concept", "name") if name in live]
+    named = [name for name in ("channel", "unit", "concept", "name", "description") if name in live]
     table = live.iloc[chosen.tolist()][named].reset_index(drop=True)
     pairs = list(zip(live["channel"].tolist(), live["unit"].tolist(), strict=True))
     copies = [

@@ -141,5 +141,4 @@ def _describe_units(atlas: Atlas) -> list[str]:
 
 
 def _title(atlas: Atlas, concept: int) -> str:
-    name = atlas.concepts["name"].iloc[concept]
-    return f"concept {concept}" + (f": {words_for_plotly(name)}" if name else "")
+    return words_for_plotly(atlas.concepts["title"].iloc[concept])

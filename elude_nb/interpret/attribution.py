@@ -295,8 +295,7 @@ class _Found:
         self._groups = len(split.book)
         present = sorted(set(self._owners.tolist()) - {NO_CONCEPT})
         self._present = pd.DataFrame({"concept": pd.Series(present, dtype="int64")})
-        if split.names:
-            self._present["name"] = [split.names.get(concept, "") for concept in present]
+        self._present = self._present.assign(**split.names.columns(present))
         summed = {name: torch.cat([units[name] for units, _ in parts]) for name in parts[0][0]}  # (n, d, k + 1)
         self._units = {name: values[:, where[0], where[1]] for name, values in summed.items()}
         self._concepts = {name: self._by_concept(values) for name, values in self._units.items()}

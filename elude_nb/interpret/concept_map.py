@@ -32,8 +32,8 @@ class Atlas:
     positions
         Of each concept, (g, 2), centred, the larger extent being 1.
     concepts
-        One row a concept: ``name``, ``tokens`` of the discovery, their ``share``, and in how many ``sub_units`` of how
-        many ``channels`` it is.
+        One row a concept: ``name``, ``title`` (see `Disentanglement.concept_title`), ``tokens`` of the
+        discovery, their ``share``, and in how many ``sub_units`` of how many ``channels`` it is.
     units
         One row a sub-unit that belongs to a concept: ``channel``, ``unit``, ``concept``.
     best
@@ -140,6 +140,7 @@ def _concepts(split: Disentanglement, units: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "name": [split.names.get(concept, "") for concept in every],
+            "title": [split.concept_title(concept, number=True) for concept in every],
             "tokens": tokens,
             "share": tokens / max(int(tokens.sum()), 1),
             "sub_units": grouped.size().reindex(every, fill_value=0).to_numpy(),

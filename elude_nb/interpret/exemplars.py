@@ -18,6 +18,7 @@ from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_whole
 from elude_nb._util.words import one_line
 from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.names import UniqueNames
 from elude_nb.core.readout import is_flat
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
@@ -179,7 +180,7 @@ def read_channel(
     maps = [signs[unit] * (values[..., every.index(unit)] - mean * (unit == 0)) for unit in chosen]
     concepts = [NO_CONCEPT, *split.routing.concepts[channel].tolist()]
     share = float(split.unit_shares[channel, 0])
-    names = [name_of_unit(unit, concepts[unit], low=signs[unit] < 0, share=share) for unit in chosen]
+    names = [name_of_unit(unit, concepts[unit], split.names, low=signs[unit] < 0, share=share) for unit in chosen]
     return chosen, ["whole channel", *names], [values.sum(-1) - mean, *maps]
 
 
@@ -250,14 +251,16 @@ def choose_among(table: pd.DataFrame, book: ConceptBook, number: int) -> list[in
     return [units[i] for i in chosen]
 
 
-def name_of_unit(unit: int, concept: int, *, low: bool = False, share: float = math.nan) -> str:
-    """Return a unit's name: ``"sub-unit 3, concept 12"``; ``(low)`` if it is low where its concept is.
+def name_of_unit(unit: int, concept: int, names: UniqueNames, *, low: bool = False, share: float = math.nan) -> str:
+    """Return a unit's name: ``"sub-unit 3, concept 12"``, with what the concept is called; ``(low)`` if it is low.
 
     Unit 0 has its ``share`` of the channel's variance in its name, if that is given.
     """
     if unit == 0:
         return REST + ("" if math.isnan(share) else f", {share:.1%} of the variance".replace("-0.0%", "0.0%"))
-    return f"sub-unit {unit}" + (f", concept {concept}{' (low)' if low else ''}" if concept != NO_CONCEPT else "")
+    return f"sub-unit {unit}" + (
+        f", {names.title(concept, number=True)}{' (low)' if low else ''}" if concept != NO_CONCEPT else ""
+    )
 
 
 def count_labels(labels: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ from elude_nb.core.strategies import check_routing_settings, read_strategy, rout
 from elude_nb.data.copies import distinct_numbers, find_originals, sketch
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
+from elude_nb.interpret.descriptions import described
 from elude_nb.interpret.exemplars import Exemplars, Pixels, add_rest, arrange_exemplars, choose_among, name_of_unit
 from elude_nb.interpret.profiles import Places, mean_contributions, places_of_sources, sum_by_place
 from elude_nb.models.forward import check_finite, output_and_patches
@@ -74,8 +75,9 @@ class ChannelView:
     channel
         Its number.
     units
-        One row a unit: ``unit``, ``concept``, ``name``, ``sources``, ``share_of_variance`` (over the gallery's patches)
-        and ``mean_on_concept``. Without sub-units, unit 0 is the whole channel.
+        One row a unit: ``unit``, ``concept``, ``name``, ``title`` (of the concept), ``sources``,
+        ``share_of_variance`` (over the gallery's patches) and ``mean_on_concept``. Without sub-units, unit 0 is
+        the whole channel.
     maps
         Activations of these units at every patch, (n, t, u), in the order of the rows. Sub-units are counted from their
         mean over the discovery; unit 0 holds the rest, so that the sum is the channel.
@@ -231,6 +233,8 @@ class Gallery:
                 self._outputs.append(seen.outputs)
                 self._features.append(seen.features)
                 self.ready = stop
+                if stop == len(self.images) and self.has_concepts:
+                    self.split = described(self.split, self._concepts.amax(1), self.distinct, self.images)
             yield len(seen.pictures)
 
     # ------------------------------------------------------------- one channel
@@ -294,7 +298,7 @@ class Gallery:
             concept = table["concept"].fillna(NO_CONCEPT).tolist()[row]
             low = table["mean_on_concept"].tolist()[row] < 0  # not if there is no concept: NaN
             maps.append(view.maps[..., row] * (-1 if low else 1) - (mean if unit == 0 else 0))
-            names.append(name_of_unit(unit, concept, low=low, share=share))
+            names.append(name_of_unit(unit, concept, self.split.names, low=low, share=share))
         return arrange_exemplars(
             view.channel,
             chosen,
@@ -441,6 +445,7 @@ def _view(split: Disentanglement, channel: int, routing: Routing, sources: Tenso
             "unit": numbers,
             "concept": pd.Series(concepts, dtype="Int64").where(owned),
             "name": [split.names.get(concept, "") for concept in concepts],
+            "title": ["" if concept == NO_CONCEPT else split.concept_title(concept) for concept in concepts],
             "sources": sizes[numbers].tolist(),
             "share_of_variance": ((moved * moved.sum(1, keepdim=True)).mean(0) / variance).tolist(),
             "mean_on_concept": means.where(owned),

@@ -168,7 +168,7 @@ def top_sentences(
         if not chosen:
             raise ValueError("concepts=[] is empty; name at least one.")
         values = split.concept_activations(found, tokens="patch")  # (n, t, g)
-        names = [split.names.get(concept) or f"concept {concept}" for concept in chosen]
+        names = [split.concept_title(concept) for concept in chosen]
         maps = [values[..., concept] for concept in chosen]
         title = f"concepts of {split.site.name}"
     rows = tuple(_top_readings(model, found, heat, count) for heat in maps)

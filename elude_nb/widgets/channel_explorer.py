@@ -11,6 +11,7 @@ import traitlets
 from markupsafe import Markup
 
 from elude_nb.core.result import Disentanglement
+from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.core.strategies import agreement_of, strongest_concepts
 from elude_nb.data.images import Images
 from elude_nb.figures.html import GREY, PALETTE, depth_chart, exemplar_grid
@@ -215,9 +216,13 @@ class ChannelExplorer(GalleryPanel):
         reason = f": {view.reason}" if whole else ""
         title = Markup('<h4 style="margin:0.4em 0">Channel {}{}</h4>').format(self.channel, reason)
         self._grid.value = title + exemplar_grid(found, colours)
+        concepts = view.units["concept"].fillna(NO_CONCEPT).tolist()
+        titles = [
+            "" if c == NO_CONCEPT else gallery.split.concept_title(c, number=True)[len("concept ") :] for c in concepts
+        ]
         self._table.value = parts.fill(
             "units.html",
-            units=view.units.assign(concept=view.units["concept"].astype(object).fillna("")).to_dict("records"),
+            units=view.units.assign(title=titles).to_dict("records"),
             colours=dict(zip(found.units, colours, strict=True)),
             similarity={
                 u: alike for u, alike, row in zip(found.units, found.similarity, found.rows, strict=True) if row

@@ -241,5 +241,5 @@ class ImageInspector(GalleryPanel):
 
 
 def _describe(row: dict[Any, Any]) -> str:
-    meaning = "" if pd.isna(row["concept"]) else f", concept {row['concept']} {words(row['name'])}".rstrip()
+    meaning = f", {words(row['title'])}" if row["title"] else ""
     return f"channel {row['channel']}, sub-unit {row['unit']}{meaning}: {row['deviations']:.1f} standard deviations"

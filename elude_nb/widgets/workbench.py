@@ -121,7 +121,7 @@ class Workbench(Panel):
         """Return a filled gallery of a split whose concepts are named after the labels, if there are labels."""
         if discover.labels is not None and len(set(discover.labels)) > 1:
             self.say("Naming concepts after the labels …")
-            split = split.with_names(name_concepts(split, discover, top=min(20, max(1, len(discover) // 4))).names)
+            split = split.with_names(name_concepts(split, discover).names)
         self.say(f"Running {len(held_out)} images to look at …")
         return Gallery(split, held_out).fill()
 

@@ -20,6 +20,7 @@ from elude_nb.core.saving import identity_of
 from elude_nb.core.verify import verify
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import ExactnessError, SiteError
+from elude_nb.interpret.descriptions import described
 from elude_nb.interpret.profiles import places_of_sources
 from elude_nb.scores.overview import score
 
@@ -106,6 +107,8 @@ def write_report(
     start = perf_counter()
     seen = run_images(split, photos, max_memory=max_memory)
     shown, show_bars = seen.images, split.model.progress
+    if seen.concept_maps is not None:
+        split = described(split, seen.concept_maps.amax(1), seen.distinct, shown)
     if len(shown) < len(photos) and show_bars:
         say(f"report: {len(shown)} of {len(photos)} images fit into max_memory={max_memory:g} GiB")
     count = min(count, len(shown))
