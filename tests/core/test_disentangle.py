@@ -189,7 +189,7 @@ def test_estimate_counts_the_tokens_there_are(vit, conv, images, small_images) -
 
 
 def test_the_estimate_is_shown_beforehand(vit, images, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("elude_nb._util.progress._DELAY", 0.0)
+    monkeypatch.setattr("elude_nb._util.progress._EVERY", 1e-9)
     disentangle(vit, images, **(QUICK | {"progress": True}))
     shown = capsys.readouterr()
     assert "disentangle: 120 tokens with 360 sources each" in shown.out + shown.err

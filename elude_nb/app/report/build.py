@@ -10,7 +10,7 @@ from time import perf_counter
 
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
-from elude_nb._util.files import atomic_write, check_writable
+from elude_nb._util.files import atomic_write, check_target
 from elude_nb._util.progress import in_words, say
 from elude_nb.app.report.entries import channel_entries, channel_table, concept_entries
 from elude_nb.app.report.images import ReportImages, run_images
@@ -154,29 +154,6 @@ def _expected_seconds(
     seen.channel(int(split.routing.is_split().int().argmax()), count, max_units)
     passes = 2.5 + _SCORES_AND_CERTIFICATE / len(seen.images)
     return gallery * passes + (perf_counter() - start) * channels
-
-
-def check_target(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a page to be written; raise now, not after minutes, if it cannot be.
-
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError, FileExistsError
-        If there is no such folder, or there is something else than an ordinary file.
-    OSError
-        If no file can be written in the folder.
-    """
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(
-            f"{str(target)!r} is a folder; name a file in it, such as {str(target / 'report.html')!r}."
-        )
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{str(target)!r}: there is no folder {str(target.parent)!r}.")
-    if target.exists() and not target.is_file():
-        raise FileExistsError(f"{str(target)!r} is no ordinary file; name another.")
-    check_writable(target.parent)
-    return target
 
 
 def _wanted(channels: int | Sequence[int] | None, there: int) -> int | list[int]:
