@@ -89,9 +89,10 @@ def _lines() -> Any:
     """Return a kind of tqdm that writes whole lines, ten seconds apart."""
     from tqdm import tqdm
 
-    class Lines(tqdm):  # type: ignore[type-arg]
+    class Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
         said: float | None = None  # when the last line was written, and of which step
         said_of: float = 0
+        disable: bool
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:  # noqa: ARG002 - tqdm's names
             if self._time() - (self.said or self.start_t) >= _EVERY:

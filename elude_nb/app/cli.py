@@ -177,7 +177,8 @@ def verify(
     most = verify_images or (16 if count is None else "all")
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
     taken = _images(images, count, skip_broken, value_range)
-    found = en.verify(split, taken, max_images=None if most == "all" else most, batch_size=batch_size, strict=False)
+    of_these = None if most == "all" else int(most)
+    found = en.verify(split, taken, max_images=of_these, batch_size=batch_size, strict=False)
     typer.echo(found.to_json() if json else str(found))
     for problem in found.problems():
         typer.echo(f"problem: {problem}", err=True)
@@ -462,11 +463,11 @@ def _run(words: list[str]) -> int:  # noqa: PLR0911 - one for each code
             with command.make_context("elude-nb", list(words)) as context:
                 command.invoke(context)
     except typer.Exit as asked:
-        return asked.exit_code
+        return int(asked.exit_code)
     except USAGE_ERROR as error:
         if words:  # else the help has been printed
             _say(error.format_message(), options)
-        return error.exit_code
+        return int(error.exit_code)
     except KeyboardInterrupt:
         _say("interrupted.", options)
         return 130

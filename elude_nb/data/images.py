@@ -23,7 +23,7 @@ from torch import Tensor
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_fraction, check_kind, shortly
 from elude_nb._util.progress import progress_bar
-from elude_nb._util.words import as_text
+from elude_nb._util.words import as_text, counted
 from elude_nb.data.arrays import as_array, check_dtype, one_picture, show_picture, split_pictures
 from elude_nb.data.copies import NEAR, distinct_numbers, find_originals, sketch
 from elude_nb.data.decode import Range, check_value_range, open_rgb, upright_rgb
@@ -67,7 +67,9 @@ class ImageSet(Sequence[Image.Image]):
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self):
-            raise ValueError(f"{len(self.labels)} labels were given for {len(self)} images; give one an image.")
+            raise ValueError(
+                f"{counted(len(self.labels), 'label')} for {counted(len(self), 'image')}; give one an image."
+            )
 
     def __len__(self) -> int:
         return len(self._items)
@@ -138,7 +140,9 @@ class ImageSet(Sequence[Image.Image]):
         taken = np.diff(np.floor(np.arange(len(self) + 1) * fraction + 0.5)) > 0
         first, second = np.sort(order[taken]), np.sort(order[~taken])
         if not len(first) or not len(second):
-            raise ValueError(f"{len(self)} images cannot be split at fraction={fraction}: one part would be empty.")
+            raise ValueError(
+                f"{counted(len(self), 'image')} cannot be split at fraction={fraction}: one part would be empty."
+            )
         return self.subset(first), self.subset(second)
 
     def sample(self, count: int, *, seed: int = 0) -> Self:
@@ -200,7 +204,7 @@ class ImageSet(Sequence[Image.Image]):
         broken = self.find_broken(progress=progress)
         if broken:
             shown = "\n  ".join([*broken.values()][:10])
-            warnings.warn(f"{len(broken)} of {len(self)} images were left out:\n  {shown}", stacklevel=2)
+            warnings.warn(f"{len(broken)} of {counted(len(self), 'image')} left out:\n  {shown}", stacklevel=2)
         whole = [index for index in range(len(self)) if index not in broken]
         return replace(self.subset(whole), left_out=self.left_out + tuple(self.names[index] for index in broken))
 
@@ -231,9 +235,9 @@ class ImageSet(Sequence[Image.Image]):
         return self if len(kept) == len(self) else self.subset(kept.numpy())
 
     def __repr__(self) -> str:
-        labels = f", {len(set(self.labels))} labels" if self.labels is not None else ""
+        labels = f", {counted(len(set(self.labels)), 'label')}" if self.labels is not None else ""
         left_out = f"; {name_left_out(self.left_out)}" if self.left_out else ""
-        return f"ImageSet({len(self)} images from {self.source}{labels}{left_out})"
+        return f"ImageSet({counted(len(self), 'image')} from {self.source}{labels}{left_out})"
 
 
 Images = ImageSet | str | os.PathLike[str] | Sequence[Any] | np.ndarray[Any, Any]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, shortly
+from elude_nb._util.words import counted
 from elude_nb.baselines.sae import SparseAutoencoder
 from elude_nb.core.edit import Edit
 from elude_nb.core.result import Disentanglement, check_split
@@ -85,7 +86,7 @@ class Effect:
         shown = self.table.drop(columns=["low", "high", "others_low", "others_high"])
         notes = "".join(f"<br>{html.escape(note)}" for note in self.left_out)
         return (
-            f"<p>{html.escape(repr(self.edit))} on {self.images} images, {html.escape(self.head.name)}<br>"
+            f"<p>{html.escape(repr(self.edit))} on {counted(self.images, 'image')}, {html.escape(self.head.name)}<br>"
             f"{html.escape(str(self))}{notes}</p>{shown.to_html(index=False, float_format='{:z.3f}'.format)}"
         )
 

@@ -11,6 +11,7 @@ import ipywidgets
 import traitlets
 from markupsafe import Markup
 
+from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
 from elude_nb.interpret.gallery import Gallery
@@ -111,7 +112,9 @@ class GalleryPanel(Panel):
         if gallery.ready < taken:
             others = f"the others were not run: {self._failure}" if self._failure else "the others are coming"
             return f"{gallery.ready} of {taken} images are ready; {others}"
-        return f"{taken} images" if taken == given else f"{taken} of {given:,} images (as many as fit into memory)"
+        return (
+            counted(taken, "image") if taken == given else f"{taken} of {given:,} images (as many as fit into memory)"
+        )
 
     async def _fill(self) -> None:
         self._bar.layout.display = ""

@@ -293,7 +293,7 @@ def test_report_writes_the_page_of_the_library(tiny, split_file: str, tmp_path: 
     [
         (["--methods", "PCA,PCA"], "'PCA' is there twice"),
         (["--methods", ""], "'' is not known"),
-        (["--k", "30"], "20 images to score on are too few for the --k 30 best"),
+        (["--k", "30"], "20 images to score on: too few for the --k 30 best"),
         (["--blocks", "two"], "a whole number from 1, or 'all'"),
         (["--tokens", "patches"], "Did you mean 'patch'"),
         (["--max-memory", "0.000001"], "more than --max-memory"),

@@ -12,6 +12,7 @@ from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb._util.files import atomic_write, check_target
 from elude_nb._util.progress import in_words, say
+from elude_nb._util.words import counted
 from elude_nb.app.report.entries import channel_entries, channel_table, concept_entries
 from elude_nb.app.report.images import ReportImages, run_images
 from elude_nb.app.report.page import fill_page
@@ -107,12 +108,12 @@ def write_report(
     seen = run_images(split, photos, max_memory=max_memory)
     shown, show_bars = seen.images, split.model.progress
     if len(shown) < len(photos) and show_bars:
-        say(f"report: {len(shown)} of {len(photos)} images fit into max_memory={max_memory:g} GiB")
+        say(f"report: {len(shown)} of {counted(len(photos), 'image')} fit into max_memory={max_memory:g} GiB")
     count = min(count, len(shown))
     number = min(wanted, split.site.channels) if isinstance(wanted, int) else len(wanted)
     if show_bars:
         seconds = _expected_seconds(split, seen, perf_counter() - start, number, count, max_units)
-        say(f"report: {len(shown)} images, {number} channels, {in_words(seconds)}")
+        say(f"report: {counted(len(shown), 'image')}, {counted(number, 'channel')}, {in_words(seconds)}")
     k = min(k, max(2, len(seen.distinct) // 4))  # of few images the ten best are nearly all
     scores = score(split, shown, k=k, seed=seed, progress=show_bars)
     table = channel_table(split, scores)
