@@ -18,6 +18,7 @@ from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_kind, check_number
 from elude_nb._util.progress import announced, progress_bar
+from elude_nb._util.words import counted
 from elude_nb.baselines.base import Method
 from elude_nb.baselines.evaluate import Fidelity, FittedMethod, Halves
 from elude_nb.baselines.registry import METHODS, Plan
@@ -161,7 +162,7 @@ class Compared:
         check_choice("score", score, single)
         units = self.units[self.units["size"] == size]
         values = {str(method): units.loc[units["method"] == method, score] for method in self.methods}
-        numbers = f"{self.settings['equal_units']} units each, " if size != "own" else ""
+        numbers = f"{counted(self.settings['equal_units'], 'unit')} each, " if size != "own" else ""
         basis = f"{numbers}{self.settings['k']} best of {self.settings['scored_images']} images that no method has seen"
         return verdict_on(values, mine[score], score, basis=basis)
 
@@ -180,8 +181,8 @@ class Compared:
         own = self._of_size("own")["units"].to_dict()
         fewest = min(own, key=lambda name: own[name])
         return [
-            f"{given} units each, though {asked} were asked for: {fewest!r} has no more live ones on these images "
-            f"(above their smallest value on {self.settings['k']} images at least)."
+            f"{counted(given, 'unit')} each, though {asked} were asked for: {fewest!r} has no more live ones on these "
+            f"images (above their smallest value on {self.settings['k']} images at least)."
         ]
 
     def _of_size(self, size: str) -> pd.DataFrame:
@@ -195,7 +196,7 @@ class Compared:
         return "".join(table_of_methods(self.table, size) + words[size] for size in there) + notes
 
     def __repr__(self) -> str:
-        named = f"Compared({', '.join(self.methods)}; {self.settings['equal_units']} units each)"
+        named = f"Compared({', '.join(self.methods)}; {counted(self.settings['equal_units'], 'unit')} each)"
         return "\n".join([named, *map(str, self.verdicts()), *self.notes()])
 
 
@@ -297,7 +298,9 @@ def compare(
     of_rows = labels is not None or embeddings is not None  # which the caller has for every image
     discovery, scored = _split(model, images, held_out, labels, seed, copies=of_rows)
     if len(scored) < max(k + 1, 2 * _FEWEST_BEST):
-        raise ValueError(f"{len(scored)} images to score on are too few for the k={k} best; use more, or a smaller k.")
+        raise ValueError(
+            f"{counted(len(scored), 'image')} to score on: too few for the k={k} best; use more, or a smaller k."
+        )
     each = len(place.layout.positions(tokens))
     each = min(each, tokens_per_image or each)
     g = suggest_concepts(len(discovery) * each) if concepts is None else check_count("concepts", concepts, 2)
@@ -311,7 +314,7 @@ def compare(
     few = scored.sample(fidelity_images, seed=seed)
     parts = announced(
         record(model, discovery, place, **how, announce=False),
-        f"compare: {len(chosen)} methods on {len(discovery) + len(scored):,} images",
+        f"compare: {counted(len(chosen), 'method')} on {counted(len(discovery) + len(scored), 'image')}",
         partial(_expected_seconds, model.batch_size, len(discovery), len(scored), len(few), len(chosen)),
         show=model.progress,
     )

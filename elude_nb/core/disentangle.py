@@ -15,6 +15,7 @@ from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_number
 from elude_nb._util.progress import in_words, say
+from elude_nb._util.words import counted
 from elude_nb.core.clustering import cluster_directions, unit_vectors
 from elude_nb.core.concepts import BookBuilder, ConceptBook, suggest_concepts
 from elude_nb.core.elude import EludeRouting, Instances
@@ -60,8 +61,8 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"{self.tokens:,} tokens with {self.sources:,} sources each, "
-            f"{self.concepts:,} concepts of {self.tokens / self.concepts:.0f} tokens on average: "
+            f"{counted(self.tokens, 'token')} with {self.sources:,} sources each, "
+            f"{counted(self.concepts, 'concept')} of {self.tokens / self.concepts:.0f} tokens on average: "
             f"{in_words(self.seconds)} and {self.memory / _GIB:.1f} GiB"
         )
 
@@ -413,8 +414,9 @@ def _plan(
     concepts = suggest_concepts(total) if concepts is None else concepts
     if total < concepts:
         raise ValueError(
-            f"{len(images)} images with {per_image} {tokens} tokens each are {total} tokens, too few for "
-            f"concepts={concepts}; use more images, more tokens_per_image, or fewer concepts."
+            f"{counted(len(images), 'image')} with {counted(per_image, f'{tokens} token')} each: "
+            f"{counted(total, 'token')}, too few for concepts={concepts}; use more images, more "
+            "tokens_per_image, or fewer concepts."
         )
     item = max(4, model.dtype.itemsize)
     at_once = per_image * model.batch_size

@@ -17,6 +17,7 @@ import numpy as np
 
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.checks import check_choice, shortly
+from elude_nb._util.words import counted
 from elude_nb.errors import EditError
 from elude_nb.models.sites import TOKENS
 
@@ -80,7 +81,9 @@ class Change:
             if not low <= high or (math.isinf(low) and math.isinf(high)):
                 raise EditError(f"clamp needs low <= high, one of them finite, not low={low}, high={high}.")
         elif len(self.values) not in {1, len(self.units)}:
-            raise EditError(f"{len(self.values)} values were given for {len(self.units)} units; give one, or one each.")
+            raise EditError(
+                f"{counted(len(self.values), 'value')} for {counted(len(self.units), 'unit')}; give one, or one each."
+            )
         if self.kind == "add" and self.about != "mean":
             raise EditError("What is added is counted from nothing; leave about out.")
         if self.exclusive is not None and not 0 < self.exclusive <= 1:

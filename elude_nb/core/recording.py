@@ -12,6 +12,7 @@ from torch import Tensor
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
+from elude_nb._util.words import counted
 from elude_nb.data.images import Images
 from elude_nb.models.forward import check_finite
 from elude_nb.models.hooks import Tap, evaluating, for_analysis
@@ -46,7 +47,8 @@ class Recording:
 
     def __repr__(self) -> str:
         d, s = self.channels.shape[1], self.sources.shape[1]
-        return f"Recording({len(self):,} tokens of {len(self.images.unique()):,} images, d={d:,}, s={s:,})"
+        of = counted(len(self.images.unique()), "image")
+        return f"Recording({counted(len(self), 'token')} of {of}, d={d:,}, s={s:,})"
 
     def rows(self, chosen: Tensor) -> Recording:
         """Return some tokens, by a mask (t,) or by their numbers."""

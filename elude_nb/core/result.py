@@ -21,6 +21,7 @@ from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_fraction, check_kind, check_unit
 from elude_nb._util.files import sha256_of_tensors
 from elude_nb._util.progress import say
+from elude_nb._util.words import counted
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.distinct import THRESHOLD, choose_covering, choose_unlike, count_copies, spread, standardise
 from elude_nb.core.edit import Edit
@@ -703,8 +704,8 @@ class Disentanglement:
         split = int(self.routing.is_split().sum())
         return (
             f"Disentanglement({self.model.name!r}, {self.site.name}: {split} of {self.site.channels} channels in "
-            f"{int((self.routing.sizes()[:, 1:] > 0).sum()):,} sub-units over {self.site.sources:,} sources, "
-            f"{len(self.book)} concepts)"
+            f"{counted(int((self.routing.sizes()[:, 1:] > 0).sum()), 'sub-unit')} over {self.site.sources:,} sources, "
+            f"{counted(len(self.book), 'concept')})"
         )
 
     def _repr_html_(self) -> str:

@@ -284,7 +284,7 @@ def difference_of_models(model: Model, manifest: dict[str, Any], probe: Tensor |
     settings = {"dtype": str(model.dtype), "input_size": list(model.input_size)}
     for name, here in settings.items():
         if manifest.get(name) != here:
-            return f"its {name} is {here}, not {manifest.get(name)}"
+            return f"its {name.replace('_', ' ')} is {here}, not {manifest.get(name)}"
     fingerprint = model.fingerprint()
     if manifest.get("fingerprint") != fingerprint:
         return f"its weights have SHA-256 {fingerprint[:12]}, not {str(manifest.get('fingerprint'))[:12]}"

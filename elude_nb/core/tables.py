@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.words import counted
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.distinct import coverage_gains, find_copies
 from elude_nb.core.names import UniqueNames
@@ -157,8 +158,8 @@ def summary(model: str, site: Site, routing: Routing, book: ConceptBook, setting
     return {
         "model": model,
         "site": f"{site.name}, {site.channels} channels, {site.sources:,} sources",
-        "split": f"{split} channels in {units:,} sub-units; {site.channels - split} not split",
-        "concepts": f"{len(book)} from {int(book.counts.sum()):,} {settings.tokens} tokens of {settings.images} images "
-        f"({settings.images_from})",
+        "split": f"{counted(split, 'channel')} in {counted(units, 'sub-unit')}; {site.channels - split} not split",
+        "concepts": f"{len(book)} from {int(book.counts.sum()):,} {settings.tokens} tokens of "
+        f"{counted(settings.images, 'image')} ({settings.images_from})",
         "routing": rule,
     }

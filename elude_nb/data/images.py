@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_fraction, check_kind, shortly
-from elude_nb._util.words import as_text
+from elude_nb._util.progress import progress_bar
+from elude_nb._util.words import as_text, counted
 from elude_nb.data.arrays import as_array, check_dtype, one_picture, show_picture, split_pictures
 from elude_nb.data.copies import NEAR, distinct_numbers, find_originals, hash_image, sketch
 from elude_nb.data.datasets import (
@@ -39,14 +40,13 @@ from elude_nb.data.datasets import (
     open_item,
 )
 from elude_nb.data.decode import Range, check_value_range, open_rgb, upright_rgb
-from elude_nb.data.folders import find_pictures, name_left_out
+from elude_nb.data.folders import IMAGE_SETS, list_pictures, name_left_out
 from elude_nb.data.photographs import PHOTOGRAPHS, factors_of_crops, open_crop, photograph, sample_crops
 from elude_nb.data.synthetic import draw_scene, sample_scenes
 from elude_nb.errors import ImageError
 
 __all__ = ["ImageSet", "Images", "as_image_set", "load_images", "photograph"]
 
-IMAGE_SETS = ("photographs", "shapes")
 _SMALL = 128
 
 
@@ -84,7 +84,9 @@ class ImageSet(Sequence[Image.Image]):
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self):
-            raise ValueError(f"{len(self.labels)} labels were given for {len(self)} images; give one an image.")
+            raise ValueError(
+                f"{counted(len(self.labels), 'label')} for {counted(len(self), 'image')}; give one an image."
+            )
         if not self._places:
             vars(self)["_places"] = range(len(self))
 
@@ -168,7 +170,9 @@ class ImageSet(Sequence[Image.Image]):
         taken = np.diff(np.floor(np.arange(len(self) + 1) * fraction + 0.5)) > 0
         first, second = np.sort(order[taken]), np.sort(order[~taken])
         if not len(first) or not len(second):
-            raise ValueError(f"{len(self)} images cannot be split at fraction={fraction}: one part would be empty.")
+            raise ValueError(
+                f"{counted(len(self), 'image')} cannot be split at fraction={fraction}: one part would be empty."
+            )
         return self.subset(first), self.subset(second)
 
     @knows_arguments
@@ -226,20 +230,24 @@ class ImageSet(Sequence[Image.Image]):
             check_choice("label", label, sorted(set(self.labels)))
         return np.array([label in wanted for label in self.labels], dtype=bool)
 
-    def without_broken(self) -> Self:
+    def without_broken(self, *, progress: bool = False) -> Self:
         """Open every image once and return those that can be used; a warning names the others."""
-        whole, broken = [], []
-        for index in range(len(self)):
+        broken = self.find_broken(progress=progress)
+        if broken:
+            shown = "\n  ".join([*broken.values()][:10])
+            warnings.warn(f"{len(broken)} of {counted(len(self), 'image')} left out:\n  {shown}", stacklevel=2)
+        whole = [index for index in range(len(self)) if index not in broken]
+        return replace(self.subset(whole), left_out=self.left_out + tuple(self.names[index] for index in broken))
+
+    def find_broken(self, *, progress: bool = False) -> dict[int, str]:
+        """Open every image once and return what is wrong with those that cannot be used, by their numbers."""
+        broken = dict[int, str]()
+        for index in progress_bar(range(len(self)), description="opening images", unit="image", show=progress):
             try:
                 self[index]
-                whole.append(index)
             except ImageError as error:
-                broken.append(str(error))
-        if broken:
-            shown = "\n  ".join(broken[:10])
-            warnings.warn(f"{len(broken)} of {len(self)} images were left out:\n  {shown}", stacklevel=2)
-        names = tuple(self.names[i] for i in sorted({*range(len(self))} - {*whole}))
-        return replace(self.subset(whole), left_out=self.left_out + names)
+                broken[index] = str(error)
+        return broken
 
     @knows_arguments
     @own_arithmetic()
@@ -259,9 +267,9 @@ class ImageSet(Sequence[Image.Image]):
         return self if len(kept) == len(self) else self.subset(kept.numpy())
 
     def __repr__(self) -> str:
-        labels = f", {len(set(self.labels))} labels" if self.labels is not None else ""
+        labels = f", {counted(len(set(self.labels)), 'label')}" if self.labels is not None else ""
         left_out = f"; {name_left_out(self.left_out)}" if self.left_out else ""
-        return f"ImageSet({len(self)} images from {self.source}{labels}{left_out})"
+        return f"ImageSet({counted(len(self), 'image')} from {self.source}{labels}{left_out})"
 
 
 class Items(Protocol):
@@ -385,15 +393,10 @@ def _as_labels(labels: Iterable[Any] | None) -> tuple[str, ...] | None:
 
 
 def _from_folder(folder: Path, value_range: Range | None) -> ImageSet:
-    if not os.path.isdir(folder):  # noqa: PTH112 - unlike Path.is_dir, False for a name that is too long
-        sets = " or ".join(repr(name) for name in IMAGE_SETS)
-        raise FileNotFoundError(f"There is no folder {str(folder)!r:.500}; name a folder, or {sets}, which need none.")
-    paths, left_out = find_pictures(folder)
-    said = f"; {name_left_out(left_out)}" if left_out else ""
-    if not paths:
-        raise ImageError(f"No image lies below {str(folder)!r}{said or '; it is empty'}.")
+    paths, left_out = list_pictures(folder)
     if left_out:
-        warnings.warn(f"{len(paths)} images lie below {str(folder)!r}{said}", stacklevel=4)
+        there = f"{len(paths):,} images lie" if len(paths) > 1 else "1 image lies"
+        warnings.warn(f"{there} below {str(folder)!r}; {name_left_out(left_out)}", stacklevel=4)
     names = [as_text(os.path.relpath(path, folder)) for path in paths]
     labels = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
     known = tuple(labels) if any(labels) else None

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from elude_nb._util.checks import check_kind, check_whole
+from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.figures.theme import Picture, house_style, nth_colour, shade, words
@@ -70,7 +71,7 @@ def contributions_by_block(split: Disentanglement, channel: int, units: Sequence
         for handle in legend.legend_handles:
             handle.set_facecolor(shade("faint"))
         picture.align_ylabels(axes)
-    picture.alt = f"Bars of mean contributions by block for {len(units)} sub-units of channel {channel}"
+    picture.alt = f"Bars of mean contributions by block for {counted(len(units), 'sub-unit')} of channel {channel}"
     return picture
 
 
@@ -131,10 +132,10 @@ def _draw_space(picture: Picture, place: Axes, mean: np.ndarray[Any, Any], count
     shown = place.imshow(mean, cmap="cividis")
     place.set(xticks=[], yticks=[])
     place.spines[:].set_visible(False)
-    place.set_title(f"where in the image:\nmean of {count} images", loc="center", fontsize=9)
+    place.set_title(f"where in the image:\nmean of {counted(count, 'image')}", loc="center", fontsize=9)
     bar: Any = picture.colorbar(shown, ax=place, shrink=0.8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7.5)
     bar.set_label("read-out", fontsize=8)
     row, column = np.unravel_index(mean.argmax(), mean.shape)
-    return f"; mean over {count} images, highest in row {row + 1}, column {column + 1} of {mean.shape}"
+    return f"; mean over {counted(count, 'image')}, highest in row {row + 1}, column {column + 1} of {mean.shape}"

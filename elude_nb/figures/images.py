@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_flag, check_fraction, check_kind, check_number, check_whole
-from elude_nb._util.words import one_line
+from elude_nb._util.words import counted, one_line
 from elude_nb.data.arrays import as_rgb
 from elude_nb.data.images import ImageSet, as_image_set
 from elude_nb.figures.html import darken, enlarge
@@ -71,7 +71,7 @@ def contact_sheet(images: ImageSet, count: int = 20, columns: int = 10) -> Pictu
             show_image(axes[index], square_thumbnail(images[index]), title=title)
         for place in axes[count:]:
             place.axis("off")
-    picture.alt = f"{count} images from {one_line(images.source)}"
+    picture.alt = f"{counted(count, 'image')} from {one_line(images.source)}"
     return picture
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count
+from elude_nb._util.words import counted
 from elude_nb.core.edit import Edit
 from elude_nb.core.plan import Plan, plan_edit
 from elude_nb.core.result import Disentanglement, check_split
@@ -88,7 +89,7 @@ class Attribution:
         return "\n".join([*lines, f"the rest of the network is {'' if self.exact else 'not '}linear here"])
 
     def __repr__(self) -> str:
-        return f"Attribution({len(self.concepts)} concepts, {len(self.units):,} sub-units)"
+        return f"Attribution({counted(len(self.concepts), 'concept')}, {counted(len(self.units), 'sub-unit')})"
 
     def _repr_html_(self) -> str:
         table = self.concepts.head(10).to_html(index=False, float_format="{:.3f}".format)

@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from elude_nb._util.checks import check_count, check_kind
+from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.interpret.exemplars import crop_at
 from elude_nb.interpret.gallery import Gallery, Pictures
@@ -52,7 +53,8 @@ class Atlas:
         return len(self.positions)
 
     def __repr__(self) -> str:
-        return f"Atlas({len(self)} concepts, {len(self.units):,} sub-units, {len(self.thumbnails)} thumbnails)"
+        numbers = {"concept": len(self), "sub-unit": len(self.units), "thumbnail": len(self.thumbnails)}
+        return f"Atlas({', '.join(counted(number, noun) for noun, number in numbers.items())})"
 
 
 def lay_out(

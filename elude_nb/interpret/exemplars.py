@@ -16,7 +16,7 @@ from torch import Tensor
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_whole
-from elude_nb._util.words import one_line
+from elude_nb._util.words import counted, one_line
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.names import UniqueNames
 from elude_nb.core.readout import is_flat
@@ -85,7 +85,8 @@ class Exemplars:
     similarity: tuple[float, ...]
 
     def __repr__(self) -> str:
-        return f"Exemplars(channel {self.channel}: {len(self.rows)} rows of {len(self.rows[0])} images)"
+        rows = f"{counted(len(self.rows), 'row')} of {counted(len(self.rows[0]), 'image')}"
+        return f"Exemplars(channel {self.channel}: {rows})"
 
 
 @knows_arguments

@@ -19,6 +19,7 @@ from torch import Tensor
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_number
 from elude_nb._util.progress import announced, progress_bar
+from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts
 from elude_nb.core.seen import Seen
@@ -137,7 +138,7 @@ class Gallery:
         fit = int(max_memory * _GIB / (2 * width * tokens)) if check_number("max_memory", max_memory) > 0 else 0
         if fit < 2 or not len(photos):
             raise ValueError(
-                f"A gallery of {len(photos)} images within max_memory={max_memory} GiB: {fit} fit; "
+                f"A gallery of {counted(len(photos), 'image')} within max_memory={max_memory} GiB: {fit} fit; "
                 "give images, and room for two at least."
             )
         self.split, self.grid = split, layout.grid
@@ -209,7 +210,7 @@ class Gallery:
         with progress_bar(description="gallery", total=left, show=model.progress, unit="image") as bar:
             steps = announced(
                 self.steps(model.batch_size),
-                f"gallery: {left:,} images",
+                f"gallery: {counted(left, 'image')}",
                 lambda first: first * -(-left // model.batch_size),
                 show=model.progress,
             )
@@ -383,7 +384,7 @@ class Gallery:
     def __repr__(self) -> str:
         size = self._sources.numel() * 2 / _GIB
         sample = f", a sample of {self.total:,}" if len(self.images) < self.total else ""
-        return f"Gallery({self.ready} of {len(self.images)} images ready{sample}, {size:.2f} GiB)"
+        return f"Gallery({self.ready} of {counted(len(self.images), 'image')} ready{sample}, {size:.2f} GiB)"
 
 
 def look(split: Disentanglement, images: Sequence[Image.Image]) -> Sight:

@@ -19,7 +19,7 @@ from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count, check_flag, check_kind, shortly
 from elude_nb._util.files import sha256_of_tensors
 from elude_nb._util.progress import announced, progress_bar, say
-from elude_nb._util.words import as_text
+from elude_nb._util.words import as_text, counted
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
 from elude_nb.models.checkpoints import ENDINGS, load_checkpoint, load_strictly
@@ -151,8 +151,8 @@ class Model:
         if not isinstance(found, Tensor) or found.ndim < 1 or len(found) != count:
             made = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
-                f"The output of {self.name!r} for {count} images is {made}; it must be a tensor with a row for "
-                "each: wrap_network(network, output=lambda out: ...)."
+                f"The output of {self.name!r} for {counted(count, 'image')} is {made}; it must be a tensor with a row "
+                "for each: wrap_network(network, output=lambda out: ...)."
             )
         return found
 
@@ -229,7 +229,7 @@ class Model:
         show = self.progress and bool(description)
         starts = range(0, len(images), self.batch_size)
         with progress_bar(description=description, total=len(images), show=show, unit="image") as bar:
-            what = f"{description}: {len(images):,} images"
+            what = f"{description}: {counted(len(images), 'image')}"
             for start in announced(starts, what, lambda first: first * len(starts), show=show and announce):
                 stop = min(start + self.batch_size, len(images))
                 named = isinstance(images, ImageSet)  # else a sequence may take single numbers only

@@ -18,6 +18,7 @@ from torch import Tensor
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count
+from elude_nb._util.words import counted
 from elude_nb.core.concepts import BookBuilder, ConceptBook, suggest_concepts
 from elude_nb.core.recording import Recording, pool_recorded, record
 from elude_nb.core.strategies import RoutingStrategy, check_routing_settings, find_routing
@@ -115,7 +116,8 @@ def suggest_settings(
     few = chosen.sample(_IMAGES, seed=seed)
     if len(few) < 2 * _BEST:
         raise ValueError(
-            f"{len(few)} images are too few to choose settings from; give at least {2 * _BEST}, or a number for units."
+            f"{counted(len(few), 'image')}: too few to choose settings from; give at least {2 * _BEST}, or a number "
+            "for units."
         )
     parts = record(model, few, place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
     trial = _Trial(Recording.join(list(parts)), for_analysis(place.weight(model.network)), place.kernel, strategy, seed)

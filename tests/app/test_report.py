@@ -520,7 +520,7 @@ def test_the_model_is_as_it_was(split: Disentanglement, images: ImageSet, tmp_pa
 
 
 def test_bars_are_shown_unless_they_are_not_wanted(split, images, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("elude_nb._util.progress._DELAY", 0.0)
+    monkeypatch.setattr("elude_nb._util.progress._EVERY", 1e-9)
     write_report(split, images[:4], tmp_path / "r.html", count=2, channels=1, progress=False)
     assert capsys.readouterr().err == ""
     write_report(split, images[:4], tmp_path / "r.html", count=2, channels=1)
