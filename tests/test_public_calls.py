@@ -24,6 +24,7 @@ import elude_nb as en
 from elude_nb.baselines.replace import Replaced
 from elude_nb.core.readout import Lens
 from elude_nb.errors import EditError, ModelMismatchError, WeightsError
+from elude_nb.interpret.descriptions import describe_concepts
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.naming import name_concepts_by_text
 from elude_nb.interpret.neighbours import find_neighbours
@@ -83,6 +84,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "record": lambda e: list(en.record(e.model, e.images, e.split.site)),
     "predict": lambda e: predict(e.head, e.model, e.images),
     "Disentanglement.activations": lambda e: e.split.activations(e.images, [e.unit]),
+    "Disentanglement.top_images": lambda e: e.split.top_images(*e.unit, e.images),
     "Disentanglement.concept_activations": lambda e: e.split.concept_activations(e.images),
     "Disentanglement.distinct_units": lambda e: e.split.distinct_units(3, images=e.images),
     "Disentanglement.contributions": lambda e: e.split.contributions(*e.unit, e.images),
@@ -101,6 +103,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "find_units": lambda e: en.find_units(e.split, e.images[:12], e.images[12:]),
     "name_concepts": lambda e: en.name_concepts(e.split, e.images),
     "name_concepts_by_text": lambda e: name_concepts_by_text(e.split, e.images, ["a", "b", "c"], Encoder()),
+    "describe_concepts": lambda e: describe_concepts(e.split, e.images),
     "attribute": lambda e: en.attribute(e.split, e.images[:2], 0),
     "effect": lambda e: en.effect(e.split, e.edit, e.images, controls=(), progress=False),
     "fit_head": lambda e: en.fit_head(e.model, e.images),
@@ -115,8 +118,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "Disentanglement.load": lambda e: en.Disentanglement.load(e.path, e.model),
 }
 WITHOUT_MODEL = {  # these look at the split alone, or make one
-    "with_names", "concepts_named", "unit_readout", "live_readout", "concept_readout", "encode", "decode",
-    "check_model", "using", "count_seen", "unseen", "announce_seen",
+    "with_names", "concepts_named", "concept_title", "unit_readout", "live_readout", "concept_readout", "encode",
+    "decode", "check_model", "using", "count_seen", "unseen", "announce_seen",
 }  # fmt: skip
 OF_A_MODEL = {
     "find_site", "find_sites", "disentangle", "scores.suggest_settings", "trace_channel", "compare", "fit_head",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -130,3 +132,22 @@ def sites_of(model: Model) -> list[str]:
 
     table = find_sites(model)
     return [str(name) for name in table.loc[table["can_be_split"], "site"]]
+
+
+def tiny_clip(folder: Path) -> Path:
+    """Write a CLIP of transformers as one is downloaded, but tiny and random, whose words are letters."""
+    import transformers
+
+    small = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    text = {**small, "vocab_size": 60, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1}
+    vision = {**small, "image_size": 16, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=6)
+        transformers.CLIPModel(config).save_pretrained(folder)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    tokenizer = transformers.CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    pixels = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    transformers.CLIPProcessor(pixels, tokenizer).save_pretrained(folder)
+    return folder

@@ -1,4 +1,7 @@
-"""Files: atomic writes, hashes, and one safetensors file with a JSON manifest."""
+"""Files: atomic writes, hashes, and one safetensors file with a JSON manifest.
+
+The command line looks at files before torch is imported, which takes seconds: what handles tensors imports it itself.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from elude_nb._util.checks import shortly
 from elude_nb.errors import EludeError, StoreError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -87,14 +90,36 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         raise OSError(error.errno, error.strerror, str(there)) from error
 
 
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file to be written; raise now, not after minutes, if it cannot be.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError, FileExistsError
+        If there is no such folder, or there is something else than an ordinary file.
+    OSError
+        If no file can be written in the folder.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{str(target)!r} is a folder; name a file in it.")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{str(target)!r}: there is no folder {str(target.parent)!r}.")
+    if target.exists() and not target.is_file():
+        raise FileExistsError(f"{str(target)!r} is no ordinary file; name another.")
+    check_writable(target.parent)
+    return target
+
+
 FORMAT_VERSION = 3
 """The format that is written."""
 
-Contents = tuple[dict[str, Tensor], dict[str, Any]]
+Contents: TypeAlias = "tuple[dict[str, Tensor], dict[str, Any]]"
 """The tensors of a file and its manifest."""
 
 _MANIFEST = "elude_nb"
 _CHECKSUM = "elude_nb_sha256"
+_SAVE_FIRST = "save a result there first, or correct the path"
 
 
 def library_version() -> str:
@@ -160,11 +185,13 @@ def sha256_of_tensors(tensors: Mapping[str, Any]) -> str:
     >>> sha256_of_tensors({"a": a}) == sha256_of_tensors({"a": a + 1})
     False
     """
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         for number, part in enumerate(plain_parts(tensors[name])):
             known_as = f"{name}[{number}]" if number else name
-            if not isinstance(part, Tensor):
+            if not isinstance(part, torch.Tensor):
                 digest.update(f"{known_as}|{part!r}|".encode())
                 continue
             tensor = part.detach().cpu().contiguous()
@@ -176,14 +203,18 @@ def sha256_of_tensors(tensors: Mapping[str, Any]) -> str:
 
 def is_composed(value: Any) -> bool:
     """Say whether this is a tensor made of others, as torchao's quantised ones and distributed ones are."""
-    return isinstance(value, Tensor) and hasattr(value, "__tensor_flatten__")
+    import torch
+
+    return isinstance(value, torch.Tensor) and hasattr(value, "__tensor_flatten__")
 
 
 def plain_parts(value: Any) -> list[Any]:
     """Return what an entry of a state dict is made of: plain tensors, and what stands for itself as text."""
+    import torch
+
     if isinstance(value, list | tuple):  # torch's quantised layers pack weight and bias
         return [part for each in value for part in plain_parts(each)]
-    if isinstance(value, Tensor) and value.is_quantized:
+    if isinstance(value, torch.Tensor) and value.is_quantized:
         if value.qscheme() == torch.per_tensor_affine:
             return [value.int_repr(), value.q_scale(), value.q_zero_point()]
         return [value.int_repr(), value.q_per_channel_scales(), value.q_per_channel_zero_points()]
@@ -212,10 +243,15 @@ def existing_file(path: str | os.PathLike[str], cure: str) -> Path:
 
 def read_tensors(path: Path, error: type[EludeError]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors of a safetensors file and its metadata; raise ``error`` if the file is damaged."""
+    with _safetensors_errors(path, error), safe_open(path, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+        return tensors, dict(opened.metadata() or {})
+
+
+@contextmanager
+def _safetensors_errors(path: Path, error: type[EludeError]) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-            return tensors, dict(opened.metadata() or {})
+        yield
     except (SafetensorError, OSError, ValueError) as cause:
         raise error(f"{str(path)!r} is not a whole safetensors file ({cause}); make or fetch it again.") from cause
 
@@ -228,6 +264,8 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
     OSError
         If it cannot be written, such as on a full disk; an old file of that name is then as it was.
     """
+    import safetensors.torch
+
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as part:
         try:
@@ -267,14 +305,20 @@ def load_result(path: str | os.PathLike[str], kind: str) -> Contents:
     StoreError
         If the file is damaged, is not one of ours, holds another kind of result, or comes from a newer version.
     """
-    file = existing_file(path, "save a result there first, or correct the path")
+    file = existing_file(path, _SAVE_FIRST)
     tensors, about = read_tensors(file, StoreError)
-    if _MANIFEST not in about:
-        raise StoreError(f"{str(file)!r} was not written by elude_nb: its manifest is missing.")
-    version, manifest = _read_manifest(about[_MANIFEST], kind, file)  # first: a newer version may sum in another way
+    version, manifest = _read_manifest(about, kind, file)  # first: a newer version may sum in another way
     if about.get(_CHECKSUM) != _checksum(about[_MANIFEST], tensors):
         raise StoreError(f"{str(file)!r} was changed after it was written: its SHA-256 differs; make it again.")
     return migrate(kind, version, tensors, manifest)
+
+
+def check_result(path: str | os.PathLike[str], kind: str) -> None:
+    """Raise what `load_result` would raise of a file that is missing, cut short or of another kind; read no tensors."""
+    file = existing_file(path, _SAVE_FIRST)
+    with _safetensors_errors(file, StoreError), safe_open(file, framework="np") as opened:
+        about = dict(opened.metadata() or {})
+    _read_manifest(about, kind, file)
 
 
 def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
@@ -282,10 +326,12 @@ def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(f"{header}|{sha256_of_tensors(tensors)}".encode()).hexdigest()
 
 
-def _read_manifest(header: str, kind: str, file: Path) -> tuple[int, dict[str, Any]]:
-    """Return the format and all else that a manifest says."""
+def _read_manifest(about: Mapping[str, str], kind: str, file: Path) -> tuple[int, dict[str, Any]]:
+    """Return the format and all else that the manifest in a file's metadata says."""
+    if _MANIFEST not in about:
+        raise StoreError(f"{str(file)!r} was not written by elude_nb: its manifest is missing.")
     try:
-        manifest = dict(read_json(header))
+        manifest = dict(read_json(about[_MANIFEST]))
         found, version = manifest.pop("kind"), manifest.pop("format")
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # the last: nested too deeply
         raise StoreError(f"The manifest of {str(file)!r} is damaged ({error}); make the file again.") from error

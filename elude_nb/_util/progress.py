@@ -1,7 +1,8 @@
 """One progress bar for the whole library, and one way to say beforehand how long something will take.
 
 ``tqdm.auto`` picks a widget in a notebook and text in a terminal. A page that is exported without a
-kernel cannot show a widget, so `elude-nb tour` asks for text through the environment.
+kernel cannot show a widget, so `elude-nb tour` asks for text through the environment. In a file or a pipe, such as the
+log of a batch job, a bar that is drawn again and again is unreadable: there is a line every ten seconds.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from time import perf_counter
 from typing import Any, TypeVar
 
 from elude_nb._util.checks import check_flag
+from elude_nb._util.words import counted
 
 TEXT_BARS = "ELUDE_NB_TEXT_BARS"
 _DELAY = 1.0  # seconds
 _LONG = 5.0  # seconds from which on it is said beforehand
+_EVERY = 10.0  # seconds from a line to the next, where there is no terminal
 
 
 _T = TypeVar("_T")
@@ -70,6 +74,48 @@ def progress_bar(
     if os.environ.get(TEXT_BARS):
         from tqdm import tqdm
     else:
+        from tqdm.asyncio import tqdm_asyncio
         from tqdm.auto import tqdm
+
+        file = more.get("file") or sys.stderr
+        if tqdm is tqdm_asyncio and file is not None and not file.isatty():  # neither a widget nor a terminal
+            tqdm, more = _lines(), {**more, "delay": _EVERY, "mininterval": 0}
     # What is over in a moment shows no bar.
     return tqdm(iterable, desc=description, total=total, disable=not show, **{"delay": _DELAY, **more})
+
+
+@cache
+def _lines() -> Any:
+    """Return a kind of tqdm that writes whole lines, ten seconds apart."""
+    from tqdm import tqdm
+
+    class Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
+        said: float | None = None  # when the last line was written, and of which step
+        said_of: float = 0
+        disable: bool
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:  # noqa: ARG002 - tqdm's names
+            if self._time() - (self.said or self.start_t) >= _EVERY:
+                self._write()
+
+        def clear(self, nolock: bool = False) -> None:
+            """Leave what was written."""
+
+        def close(self) -> None:
+            if not self.disable:
+                self.disable = True
+                self._decr_instances(self)
+                if self.said is not None and self.said_of != self.n:
+                    self._write()
+
+        def _write(self) -> None:
+            self.said, self.said_of = self._time(), self.n
+            seconds, total = self.said - self.start_t, self.total or self.n
+            count = f"{total:,}" if self.unit == "it" else counted(total, self.unit)  # the description says of what
+            left = f", {in_words(seconds / self.n * (total - self.n))} left" if 0 < self.n < total else ""
+            of = f"{self.n:,} of " if self.total else ""
+            inner = f" ({self.postfix})" if self.postfix else ""
+            self.fp.write(f"{self.desc.removesuffix(': ')}: {of}{count}, {seconds:.0f} s{left}{inner}\n")
+            self.fp.flush()
+
+    return Lines

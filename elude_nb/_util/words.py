@@ -31,3 +31,15 @@ def one_line(text: object) -> str:
     'two lines'
     """
     return _BREAKS.sub(" ", as_text(text)).strip()
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where there are several or none.
+
+    Examples
+    --------
+    >>> counted(1, "image"), counted(1200, "batch")
+    ('1 image', '1,200 batches')
+    """
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"

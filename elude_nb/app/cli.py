@@ -2,58 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import sys
+import traceback
 import warnings
+from dataclasses import asdict
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elude_nb._util.words import counted
+from elude_nb.app.options import (
+    METHODS,
+    ROUTINGS,
+    TOKENS,
+    USUAL_METHODS,
+    ArchitectureOption,
+    BatchOption,
+    BlocksOption,
+    ChannelsOption,
+    ConceptsOption,
+    CountOption,
+    DeviceOption,
+    DtypeOption,
+    FileArgument,
+    HoldOutOption,
+    ImageSizeOption,
+    ImagesOption,
+    JsonOption,
+    MethodsOption,
+    ModelOption,
+    NamedModelOption,
+    PretrainedOption,
+    RangeOption,
+    SeenOption,
+    SharedOption,
+    SiteOption,
+    SkipBrokenOption,
+    SomeChannelsOption,
+    TokensPerImageOption,
+    VerifyImagesOption,
+    check_paths,
+    choice_option,
+    memory_option,
+    seed_option,
+    whole_option,
+)
 from elude_nb.app.shell import in_shell_words
 
 if TYPE_CHECKING:
     from elude_nb import Disentanglement, ImageSet, Model
     from elude_nb.baselines.compare import Compared
 
+USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
+"""What typer raises of wrong use, which it has no public name for."""
+
 app = typer.Typer(
     name="elude-nb",
     help="Take the channels of a pretrained vision model apart, without changing its outputs.",
+    epilog="Exit codes: 0 done; 1 `verify` found a difference; 2 wrong use, or an error that one line explains; "
+    "70 a fault of elude-nb, with a traceback; 130 interrupted; 141 what reads the output has stopped.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-ImagesOption = Annotated[str, typer.Option(help="A folder, or 'photographs' or 'shapes'.")]
-RangeOption = Annotated[
-    str | None, typer.Option(help="Black and white in pictures of more than 8 bits, such as 0,4095 for 12 bits in 16.")
-]
-SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out broken images, and name them.")]
-HoldOutOption = Annotated[
-    float,
-    typer.Option(min=0, max=0.99, help="Share of the images that the discovery does not see; they are for scores."),
-]
-SeenOption = Annotated[bool, typer.Option("--seen", help="Take the images that the discovery saw, too.")]
-CountOption = Annotated[int | None, typer.Option(help="Take only so many images (for the named sets: how many).")]
-FileArgument = Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")]
-ModelOption = Annotated[str, typer.Option(help="'dinov2-small', a timm name, or a checkpoint.")]
-NamedModelOption = Annotated[
-    str | None, typer.Option(help="In place of the model that the file names, such as a checkpoint that has moved.")
-]
-ArchitectureOption = Annotated[
-    str | None, typer.Option(help="For a checkpoint: timm's name of its architecture; see `elude-nb models`.")
-]
-ImageSizeOption = Annotated[str | None, typer.Option(help="Side of the model's images in pixels, or HEIGHTxWIDTH.")]
-DeviceOption = Annotated[str | None, typer.Option(help="'cpu' (by default), 'cuda', 'cuda:1', 'mps', ...")]
-DtypeOption = Annotated[str | None, typer.Option(help="'float32' (by default), 'float64', 'bfloat16', ...")]
-PretrainedOption = Annotated[
-    bool | None, typer.Option("--pretrained/--no-pretrained", help="Random weights with --no-pretrained.")
-]
-TokensOption = Annotated[int, typer.Option(help="Tokens drawn of each image.")]
-BatchOption = Annotated[int | None, typer.Option(help="Images in one forward pass.")]
-SiteOption = Annotated[str, typer.Option(help="'stream', 'stream:8', or the path of a layer.")]
-ConceptsOption = Annotated[int | None, typer.Option(help="Number of concepts; by default it follows the data.")]
-BlocksOption = Annotated[str, typer.Option(help="How many blocks bring the sources, or 'all'.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -77,12 +94,15 @@ def _options(
 def tour(
     out: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("tour"),
     only: Annotated[str | None, typer.Option(help="Notebooks by number, as in 01,02.")] = None,
+    json: JsonOption = False,
 ) -> None:
     """Run the notebooks on the embedded model and photographs; leave HTML pages with pictures."""
     from elude_nb.app.tour import run_tour
 
+    start = perf_counter()
+    check_paths(folder=out)
     index = run_tour(out, only=None if only is None else only.split(","))
-    typer.echo(f"Done. Open {index.resolve()}")
+    _show_page(index, start, json)
 
 
 @app.command()
@@ -99,39 +119,29 @@ def disentangle(
     skip_broken: SkipBrokenOption = False,
     value_range: RangeOption = None,
     hold_out: HoldOutOption = 0.5,
-    site: SiteOption = "stream",
+    site: SiteOption = None,
     blocks: BlocksOption = "all",
     concepts: ConceptsOption = None,
-    units: Annotated[int, typer.Option(help="Sub-units of a channel, at most.")] = 8,
-    shared: Annotated[
-        float | None,
-        typer.Option(help="Leave over what has a second owner above this share of the best; by default nothing."),
-    ] = None,
-    routing: Annotated[
-        str, typer.Option(help="elude, elude-signed, concepts, channel-clusters or random.")
-    ] = "concepts",
-    tokens: Annotated[
-        str | None, typer.Option(help="class, registers, patch or all; by default all for elude, else patch.")
-    ] = None,
-    tokens_per_image: TokensOption = 24,
+    units: Annotated[Any, whole_option("Sub-units of a channel, at most.", 2, 255)] = 8,
+    shared: SharedOption = None,
+    routing: Annotated[Any, choice_option(ROUTINGS, "how contributions find their sub-unit.")] = "concepts",
+    tokens: Annotated[Any, choice_option(TOKENS, "by default all for elude, else patch.")] = None,
+    tokens_per_image: TokensPerImageOption = 24,
     batch_size: BatchOption = None,
-    seed: Annotated[int, typer.Option(help="Of sampling and clustering.")] = 0,
-    max_memory: Annotated[float | None, typer.Option(help="Upper bound for the analysis, in GiB.")] = None,
+    seed: Annotated[Any, seed_option("Of sampling and clustering.")] = 0,
+    max_memory: Annotated[Any, memory_option("the analysis")] = None,
+    json: JsonOption = False,
 ) -> None:
     """Split the channels of a model and save the result."""
+    check_paths(images=images, out=out, model=model)
     import elude_nb as en
-    from elude_nb._util.files import check_writable
 
-    window = _number_or_all("--blocks", blocks)
-    if not out.parent.is_dir():  # found out now, not after minutes
-        raise FileNotFoundError(f"--out {str(out)!r}: there is no folder {str(out.parent)!r}.")
-    check_writable(out.parent)
-    taken = _discovery(_images(images, count, skip_broken, value_range), hold_out, seed)
+    loaded = _load_model(model, architecture, image_size, device, dtype, pretrained)
     split = en.disentangle(
-        _load_model(model, architecture, image_size, device, dtype, pretrained),
-        taken,
+        loaded,
+        _discovery(_whole(_images(images, count, skip_broken, value_range)), hold_out, seed),
         site,
-        blocks=window,
+        blocks=blocks,
         concepts=concepts,
         units=units,
         shared=shared,
@@ -143,7 +153,7 @@ def disentangle(
         max_memory=max_memory,
     )
     split.save(out)
-    typer.echo(f"{split!r}\nSaved to {out}")
+    typer.echo(dumps({"file": str(out), **_figures(split)}, indent=1) if json else f"{split!r}\nSaved to {out}")
 
 
 @app.command()
@@ -153,11 +163,9 @@ def verify(
     count: CountOption = None,
     skip_broken: SkipBrokenOption = False,
     value_range: RangeOption = None,
-    verify_images: Annotated[
-        str | None, typer.Option(help="How many of them are run, or 'all'; by default 16, or as many as --count says.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 8,
-    json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    verify_images: VerifyImagesOption = None,
+    batch_size: BatchOption = 8,
+    json: JsonOption = False,
     model: NamedModelOption = None,
     architecture: ArchitectureOption = None,
     image_size: ImageSizeOption = None,
@@ -166,12 +174,14 @@ def verify(
     pretrained: PretrainedOption = None,
 ) -> None:
     """Compare lens and explicit network with the original model; exit with 1 where they are not what they should be."""
+    check_paths(file=file, images=images, model=model)
     import elude_nb as en
 
-    most = _number_or_all("--verify-images", verify_images or ("16" if count is None else "all"))
+    most = verify_images or (16 if count is None else "all")
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
     taken = _images(images, count, skip_broken, value_range)
-    found = en.verify(split, taken, max_images=None if most == "all" else most, batch_size=batch_size, strict=False)
+    of_these = None if most == "all" else int(most)
+    found = en.verify(split, taken, max_images=of_these, batch_size=batch_size, strict=False)
     typer.echo(found.to_json() if json else str(found))
     for problem in found.problems():
         typer.echo(f"problem: {problem}", err=True)
@@ -187,9 +197,10 @@ def score(
     skip_broken: SkipBrokenOption = False,
     value_range: RangeOption = None,
     seen: SeenOption = False,
-    k: Annotated[int, typer.Option(help="Best images of each unit.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print the means and intervals as JSON.")] = False,
+    channels: SomeChannelsOption = None,
+    k: Annotated[Any, whole_option("Best images of each unit.", 2)] = 10,
+    seed: Annotated[Any, seed_option("Of the random routes.")] = 0,
+    json: JsonOption = False,
     model: NamedModelOption = None,
     architecture: ArchitectureOption = None,
     image_size: ImageSizeOption = None,
@@ -198,18 +209,25 @@ def score(
     pretrained: PretrainedOption = None,
 ) -> None:
     """Score sub-units beside their channels and random routes of the same sizes."""
+    check_paths(file=file, images=images, model=model)
     import elude_nb as en
+    from elude_nb._util.checks import check_count
     from elude_nb.scores import score_means, verdict
 
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
     scores = en.score(split, _unseen(split, seen, images, count, skip_broken, value_range), k=k, seed=seed)
+    if channels is not None:
+        check_count("channels", max(channels), 0, split.site.channels - 1)
+        scores = scores[scores["channel"].isin(channels)]
     means = score_means(scores)
     if json:
         typer.echo(means.to_json(orient="records", indent=1))
         return
     typer.echo(means.round(3).to_string(index=False))
-    for distinct in (False, True):
-        typer.echo(str(verdict(scores, distinct=distinct)))
+    sub_units = scores[scores["kind"] == "sub-unit"]
+    for distinct, there in ((False, len(sub_units)), (True, sub_units["distinct"].sum())):
+        if there:  # of few channels, none may be split, or none distinct
+            typer.echo(str(verdict(scores, distinct=distinct)))
 
 
 @app.command()
@@ -225,35 +243,32 @@ def compare(
     count: CountOption = None,
     skip_broken: SkipBrokenOption = False,
     value_range: RangeOption = None,
-    methods: Annotated[str | None, typer.Option(help="Names with commas between; see `elude-nb methods`.")] = None,
-    site: SiteOption = "stream",
+    methods: MethodsOption = None,
+    site: SiteOption = None,
     blocks: BlocksOption = "all",
-    units: Annotated[int, typer.Option(help="Units that each method is asked for.")] = 128,
+    units: Annotated[Any, whole_option("Units that each method is asked for.", 2)] = 128,
     concepts: ConceptsOption = None,
-    sparsity: Annotated[int, typer.Option(help="Active latents a token of sparse autoencoders.")] = 8,
-    tokens: Annotated[str, typer.Option(help="class, registers, patch or all.")] = "patch",
-    tokens_per_image: TokensOption = 24,
+    sparsity: Annotated[Any, whole_option("Active latents a token of sparse autoencoders.")] = 8,
+    tokens: Annotated[Any, choice_option(TOKENS, "by default patch, where there are any.")] = None,
+    tokens_per_image: TokensPerImageOption = 24,
     batch_size: BatchOption = None,
-    k: Annotated[int, typer.Option(help="Best images of each unit.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of halves, sampling, clustering and training.")] = 0,
-    max_memory: Annotated[float, typer.Option(help="Upper bound for the recorded tokens, in GiB.")] = 8.0,
+    k: Annotated[Any, whole_option("Best images of each unit.", 4)] = 10,
+    seed: Annotated[Any, seed_option("Of halves, sampling, clustering and training.")] = 0,
+    max_memory: Annotated[Any, memory_option("the recorded tokens")] = 8.0,
+    json: JsonOption = False,
 ) -> None:
     """Fit methods on one half of the images, score them on the other; write one table and a page."""
+    check_paths(images=images, folder=out, model=model)
     import elude_nb as en
-    from elude_nb._util.files import check_writable
-    from elude_nb.app.compare_page import write_comparison
-    from elude_nb.baselines.compare import DEFAULT_METHODS
+    from elude_nb.app.compare_page import as_records, write_comparison
 
-    if out.exists() and not out.is_dir():  # found out now, not after minutes
-        raise NotADirectoryError(f"--out {str(out)!r} is a file, not a folder.")
-    check_writable(out)
-    chosen = DEFAULT_METHODS if methods is None else [name.strip() for name in methods.split(",")]
+    loaded = _load_model(model, architecture, image_size, device, dtype, pretrained)
     compared = en.compare(
-        _load_model(model, architecture, image_size, device, dtype, pretrained),
-        _images(images, count, skip_broken, value_range),
+        loaded,
+        _whole(_images(images, count, skip_broken, value_range)),
         site,
-        methods=chosen,
-        blocks=_number_or_all("--blocks", blocks),
+        methods=methods or USUAL_METHODS,
+        blocks=blocks,
         n_units=units,
         concepts=concepts,
         sparsity=sparsity,
@@ -265,6 +280,10 @@ def compare(
         max_memory=max_memory,
     )
     paths = write_comparison(compared, out)
+    if json:
+        found = {**as_records(compared), "verdicts": [str(each) for each in compared.verdicts()]}
+        typer.echo(dumps({**found, "notes": compared.notes(), "files": [str(path) for path in paths]}, indent=1))
+        return
     typer.echo(_overview(compared))
     typer.echo(f"Written: {', '.join(map(str, paths))}")
 
@@ -274,16 +293,15 @@ def report(
     file: FileArgument,
     out: Annotated[Path, typer.Option(help="The HTML page to write.")],
     images: ImagesOption = "photographs",
-    count: Annotated[int, typer.Option(help="Images to show and to score on; the page holds them all.")] = 48,
+    count: Annotated[Any, whole_option("Images to show and to score on; the page holds them all.", 2)] = 48,
     skip_broken: SkipBrokenOption = False,
     value_range: RangeOption = None,
     seen: SeenOption = False,
-    channels: Annotated[
-        str, typer.Option(help="How many channels can be opened, the best, or 'all', which takes much longer.")
-    ] = "40",
+    channels: ChannelsOption = 40,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random routes.")] = 0,
-    max_memory: Annotated[float, typer.Option(help="Upper bound for what is kept of the images, in GiB.")] = 1.0,
+    seed: Annotated[Any, seed_option("Of the random routes.")] = 0,
+    max_memory: Annotated[Any, memory_option("what is kept of the images")] = 1.0,
+    json: JsonOption = False,
     model: NamedModelOption = None,
     architecture: ArchitectureOption = None,
     image_size: ImageSizeOption = None,
@@ -292,15 +310,14 @@ def report(
     pretrained: PretrainedOption = None,
 ) -> None:
     """Write one interactive page, with concepts, channels, scores and certificate, that opens offline by itself."""
-    from elude_nb.app.report.build import check_target, write_report
+    start = perf_counter()
+    check_paths(file=file, images=images, out=out, model=model)
+    from elude_nb.app.report.build import write_report
 
-    check_target(out)  # found out now, not after the model is loaded
-    most = _number_or_all("--channels", channels)
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
     taken = _unseen(split, seen, images, count, skip_broken, value_range)
-    number = None if most == "all" else most
-    written = write_report(split, taken, out, title=title, channels=number, seed=seed, max_memory=max_memory)
-    typer.echo(f"Done. Open {written.resolve()}")
+    written = write_report(split, taken, out, title=title, channels=channels, seed=seed, max_memory=max_memory)
+    _show_page(written, start, json)
 
 
 @app.command()
@@ -312,31 +329,106 @@ def sites(
     dtype: DtypeOption = None,
     pretrained: PretrainedOption = None,
     blocks: BlocksOption = "all",
+    json: JsonOption = False,
 ) -> None:
     """List the places of a model where channels can be split, and why not at the others."""
     import elude_nb as en
 
     loaded = _load_model(model, architecture, image_size, device, dtype, pretrained)
-    typer.echo(en.find_sites(loaded, blocks=_number_or_all("--blocks", blocks)).to_string(index=False))
+    found = en.find_sites(loaded, blocks=blocks)
+    typer.echo(found.to_json(orient="records", indent=1) if json else found.to_string(index=False))
 
 
 @app.command()
-def models(pattern: Annotated[str, typer.Argument(help="Such as 'vit_*dinov2*'.")] = "") -> None:
+def models(
+    pattern: Annotated[str, typer.Argument(help="Such as 'vit_*dinov2*'.")] = "", json: JsonOption = False
+) -> None:
     """List the names of architectures that timm knows."""
     import timm
 
-    for name in timm.list_models(pattern):
-        typer.echo(name)
+    names = timm.list_models(pattern)
+    typer.echo(dumps(names, indent=1) if json else "\n".join(names))
 
 
 @app.command()
-def methods() -> None:
+def methods(json: JsonOption = False) -> None:
     """List the methods that `compare` knows."""
-    from elude_nb.baselines import METHODS
-    from elude_nb.baselines.compare import DEFAULT_METHODS
-
+    if json:
+        typer.echo(dumps([{"name": name, "by_default": name in USUAL_METHODS} for name in METHODS], indent=1))
+        return
     for name in METHODS:
-        typer.echo(f"{name}{' (by default)' if name in DEFAULT_METHODS else ''}")
+        typer.echo(f"{name}{' (by default)' if name in USUAL_METHODS else ''}")
+
+
+def _show_page(page: Path, start: float, json: bool) -> None:
+    """Print where a page is that was begun at ``start``."""
+    found = {"path": str(page.resolve()), "seconds": round(perf_counter() - start, 1)}
+    typer.echo(dumps(found, indent=1) if json else f"Done. Open {page.resolve()}")
+
+
+def _figures(split: Disentanglement) -> dict[str, Any]:
+    """Return what a split is, in numbers: its settings, how many there are of each, and shares of the variance."""
+    of_unit_0 = split.units.loc[split.units["unit"] == 0].merge(split.channels, on="channel")
+    variance = of_unit_0["share_of_variance"] * of_unit_0["variance"]
+    return {
+        "model": split.model.name,
+        "settings": asdict(split.settings),
+        "channels": split.site.channels,
+        "split_channels": int(split.routing.is_split().sum()),
+        "sub_units": len(split.live_units),
+        "sources": split.site.sources,
+        "concepts": len(split.book),
+        "tokens": int(split.book.counts.sum()),
+        "share_of_unit_0": float(variance.sum() / of_unit_0["variance"].sum()),
+    }
+
+
+@app.command()
+def name(
+    file: FileArgument,
+    out: Annotated[Path | None, typer.Option(help="Where to save the split with its names; may be FILE.")] = None,
+    images: ImagesOption = "photographs",
+    count: CountOption = None,
+    skip_broken: SkipBrokenOption = False,
+    value_range: RangeOption = None,
+    words: Annotated[
+        Path | None, typer.Option(help="A text file, one word or phrase a line, in place of the images' labels.")
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="With --words: a CLIP or SigLIP model of transformers, a folder or a name.")
+    ] = "openai/clip-vit-base-patch32",
+    json: JsonOption = False,
+    model: NamedModelOption = None,
+    architecture: ArchitectureOption = None,
+    image_size: ImageSizeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    pretrained: PretrainedOption = None,
+) -> None:
+    """Name concepts after labels or words, with the evidence for each name, and why others have none."""
+    check_paths(file=file, images=images, model=model)
+    if out is not None:
+        check_paths(out=out)  # which may be the file itself
+    from elude_nb.interpret import describe_concepts, name_concepts, name_concepts_by_text, transformers_encoder
+
+    texts = [] if words is None else [line for line in words.read_text(encoding="utf-8").split("\n") if line.strip()]
+    split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
+    taken = _whole(_images(images, count, skip_broken, value_range))
+    if words is None and taken.labels is None:
+        names = describe_concepts(split, taken)
+        rows: list[Any] = [{"concept": concept, "description": text} for concept, text in names.descriptions.items()]
+        said = "The images have no labels, and --words is not given: concepts are described, not named."
+        lines = [said, *(f"{row['concept']:>7}  {row['description']}" for row in rows)]
+    else:
+        by_text = None if words is None else transformers_encoder(encoder)
+        found = name_concepts_by_text(split, taken, texts, by_text) if by_text else name_concepts(split, taken)
+        names, rows = found.names, found.table.to_dict("records")
+        table = found.table.assign(why=found.table["evidence"].where(found.table["name"] != "", found.table["reason"]))
+        lines = [repr(found), table[["concept", "name", "description", "why"]].to_string(index=False)]
+    typer.echo(dumps(rows, indent=1) if json else "\n".join(lines))
+    if out is not None:
+        split.with_names(names).save(out)
+        typer.echo(f"Saved to {out}", err=json)
 
 
 def _overview(compared: Compared) -> str:
@@ -351,57 +443,63 @@ def _overview(compared: Compared) -> str:
     return "\n".join([f"{title}:", rows, *map(str, compared.verdicts()), *compared.notes()])
 
 
-def _images(images: str, count: int | None, skip_broken: bool, value_range: str | None) -> ImageSet:
+def _images(images: str, count: int | None, skip_broken: bool, value_range: tuple[float, float] | None) -> ImageSet:
     import elude_nb as en
-    from elude_nb.data.images import IMAGE_SETS
+    from elude_nb.data.folders import IMAGE_SETS
 
-    limits: dict[str, Any] = {} if value_range is None else {"value_range": _value_range(value_range)}
+    limits: dict[str, Any] = {} if value_range is None else {"value_range": value_range}
     if not skip_broken or images in IMAGE_SETS:
         return en.load_images(images, count=count, **limits)
-    whole = en.load_images(images, **limits).without_broken()  # before counting, so that there are enough
+    # Before counting, so that there are enough.
+    whole = en.load_images(images, **limits).without_broken(progress=True)
     return whole if count is None else whole.sample(count)
 
 
 def _discovery(images: ImageSet, hold_out: float, seed: int) -> ImageSet:
     """Return the images that the discovery sees, and say how many it does not."""
     found, held_out = images.split(1 - hold_out, seed=seed) if hold_out else (images, images[:0])
-    labels = "" if images.labels is None else f", {len(set(images.labels))} labels"
-    _say(f"{len(images):,} images{labels}: {len(found):,} for the discovery, {len(held_out):,} held out", {})
+    labels = "" if images.labels is None else f", {counted(len(set(images.labels)), 'label')}"
+    said = f"{len(found):,} for the discovery, {len(held_out):,} held out"
+    _say(f"{counted(len(images), 'image')}{labels}: {said}", {})
     return found
 
 
 def _unseen(split: Disentanglement, seen: bool, images: str, count: int | None, *how: Any) -> ImageSet:
     """Return images that the discovery did not see, if there are any and ``seen`` ones are not wanted."""
-    from elude_nb.data.images import IMAGE_SETS
+    from elude_nb.data.folders import IMAGE_SETS
 
     if seen:
-        return _images(images, count, *how)
+        return _whole(_images(images, count, *how))
     whole = _images(images, max(400, 3 * (count or 0)) if images in IMAGE_SETS else None, *how)
     size = len(whole) if count is None else 3 * count  # of a large folder not all are opened
     while True:
-        pool = whole.sample(size)
-        counted = split.count_seen(pool)
-        if count is None or counted.total - (counted.count or 0) >= count or counted.total == len(whole):
+        pool = _whole(whole.sample(size))
+        known = split.count_seen(pool)
+        if count is None or known.total - (known.count or 0) >= count or known.total == len(whole):
             break
         size *= 2
-    if counted.count and counted.count < counted.total:
-        _say(f"{counted}, and left out; --seen takes them in", {})
+    if known.count and known.count < known.total:
+        _say(f"{known}, and left out; --seen takes them in", {})
         pool = split.unseen(pool)
     return pool if count is None else pool.sample(count)
 
 
-def _value_range(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(number) for number in text.split(","))
-    except ValueError:
-        raise ValueError(f"--value-range {text!r}: give two numbers, as in 0,4095.") from None
-    return low, high
+def _whole(images: ImageSet) -> ImageSet:
+    """Return images that can all be opened: a broken one is found out now, not after minutes of forward passes.
 
+    A picture takes about a tenth of the time of a forward pass of DINOv2 on a CPU.
+    """
+    from elude_nb.errors import ImageError
 
-def _number_or_all(option: str, given: str) -> int | Literal["all"]:
-    if given != "all" and not given.isdecimal():
-        raise ValueError(f"{option} {given!r}: give a whole number or 'all'.")
-    return "all" if given == "all" else int(given)
+    broken = list(images.find_broken(progress=True).values())
+    if len(broken) > 1:
+        raise ImageError(
+            f"{len(broken)} of {counted(len(images), 'image')} cannot be used; --skip-broken leaves them out. The "
+            f"first: {broken[0]}"
+        )
+    if broken:
+        raise ImageError(broken[0])
+    return images
 
 
 def _load_model(name: str | None, *how: Any, of: Path | None = None) -> Model:
@@ -411,8 +509,10 @@ def _load_model(name: str | None, *how: Any, of: Path | None = None) -> Model:
 
     names = ("architecture", "image_size", "device", "dtype", "pretrained")
     given = {key: value for key, value in zip(names, how, strict=True) if value is not None}
-    readers = {"image_size": _image_size, "dtype": _dtype}
-    given |= {key: read(given[key]) for key, read in readers.items() if key in given}
+    if "dtype" in given:
+        import torch
+
+        given["dtype"] = getattr(torch, given["dtype"])
     return load_model_of(of, name, **given) if of else en.load_model(str(name), **given)
 
 
@@ -425,38 +525,52 @@ def _load_split(file: Path, model: str | None, *how: Any) -> Disentanglement:
     return en.Disentanglement.load(file, _load_model(model, *how, of=file))
 
 
-def _image_size(text: str) -> int | tuple[int, ...]:
-    sides = text.lower().split("x")
-    if not all(side.isdecimal() for side in sides) or len(sides) > 2:
-        raise ValueError(f"--image-size {text!r}: give a whole number, or two as in 224x336 (height and width).")
-    return int(text) if len(sides) == 1 else tuple(int(side) for side in sides)
-
-
-def _dtype(text: str) -> Any:
-    import torch
-
-    found = getattr(torch, text, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"--dtype {text!r}: give float32, float64, float16 or bfloat16.")
-    return found
-
-
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line; an expected error becomes one line on standard error and exit status 2.
+    """Run the command line and exit; the codes are in its help and in docs/shell.md.
 
     The library's errors name Python's arguments; here the options of the command stand in their place.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths that are not UTF-8 are printed as they are
-    words = sys.argv[1:] if arguments is None else arguments
-    options = _options_of(words)
+    return sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(words: list[str]) -> int:  # noqa: PLR0911 - one for each code
+    """Run a command and return its exit code; an expected error becomes one line on standard error."""
+    command, options = typer.main.get_command(app), _options_of(words)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda said, *_, **__: _say(f"warning: {said}", options)
-            return app(words, prog_name="elude-nb")
+            # Not app(...), which exits with 1 of its own accord where a pipe is closed.
+            with command.make_context("elude-nb", list(words)) as context:
+                command.invoke(context)
+    except typer.Exit as asked:
+        return int(asked.exit_code)
+    except USAGE_ERROR as error:
+        if words:  # else the help has been printed
+            _say(error.format_message(), options)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        _say("interrupted.", options)
+        return 130
+    except BrokenPipeError:  # as of `elude-nb models | head`
+        _hush()
+        return 141
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         _say(str(error), options)
-        return sys.exit(2)
+        return 2
+    except Exception:  # noqa: BLE001 - whatever it is, it is not verify's 1
+        traceback.print_exc()
+        _say("this is a fault of elude-nb; please report it with the lines above.", {})
+        return 70
+    return 0
+
+
+def _hush() -> None:
+    """Send what is still to be written nowhere, or Python would complain at its end that nobody reads it."""
+    with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _say(message: str, options: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -29,18 +30,23 @@ def write_comparison(compared: Compared, out: Path) -> list[Path]:
     list of Path
         The files.
     """
-    # Not pandas' to_json: it rounds to a number of decimals, and a method may lose less than the last of them.
-    rows = compared.table.astype(object).where(compared.table.notna(), None).to_dict(orient="records")
     texts = {
         "compare.csv": compared.table.to_csv(index=False),
         "units.csv": compared.units.to_csv(index=False),
-        "compare.json": json.dumps({"settings": dict(compared.settings), "rows": rows}, indent=1),
+        "compare.json": json.dumps(as_records(compared), indent=1),
         "compare.html": comparison_page(compared),
     }
     for name, text in texts.items():
         with atomic_write(out / name) as part:
             part.write_text(as_text(text), encoding="utf-8")
     return [out / name for name in texts]
+
+
+def as_records(compared: Compared) -> dict[str, Any]:
+    """Return the settings and the rows of the table as JSON has them."""
+    # Not pandas' to_json: it rounds to a number of decimals, and a method may lose less than the last of them.
+    rows = compared.table.astype(object).where(compared.table.notna(), None).to_dict(orient="records")
+    return {"settings": dict(compared.settings), "rows": rows}
 
 
 def comparison_page(compared: Compared) -> str:

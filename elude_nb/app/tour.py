@@ -16,6 +16,7 @@ from elude_nb._util.checks import near_matches
 from elude_nb._util.files import atomic_write, check_writable
 from elude_nb._util.html import render
 from elude_nb._util.progress import TEXT_BARS, announced, progress_bar, say
+from elude_nb._util.words import counted
 from elude_nb.errors import TourError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def run_tour(out: Path, *, only: Sequence[str] | None = None, progress: bool = T
     cells = sum(cell.cell_type == "code" for _, notebook in notebooks for cell in notebook.cells)
     pages = []
     with progress_bar(description="tour", total=cells, show=progress, unit="cell") as bar:
-        what = f"tour: {len(notebooks)} notebooks"
+        what = f"tour: {counted(len(notebooks), 'notebook')}"
         for path, notebook in announced(notebooks, what, lambda first: first * len(notebooks), show=progress):
             bar.set_description(path.stem)
             _execute(notebook, path, bar)

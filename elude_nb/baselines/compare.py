@@ -14,9 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_kind, check_number
 from elude_nb._util.progress import announced, progress_bar
+from elude_nb._util.words import counted
 from elude_nb.baselines.base import Method
 from elude_nb.baselines.evaluate import Fidelity, FittedMethod, Halves
 from elude_nb.baselines.registry import METHODS, Plan
@@ -24,11 +26,11 @@ from elude_nb.core.clustering import cluster_directions
 from elude_nb.core.concepts import suggest_concepts
 from elude_nb.core.recording import Recording, record
 from elude_nb.data.images import Images, ImageSet
-from elude_nb.models.find_sites import find_site
+from elude_nb.models.default_site import choose_site
 from elude_nb.models.forward import overheard
 from elude_nb.models.hooks import check_pristine
 from elude_nb.models.load import Model, check_model
-from elude_nb.models.sites import STREAM, Site
+from elude_nb.models.sites import Site
 from elude_nb.scores.verdict import HIGHER_IS_BETTER, Verdict, verdict_on
 
 SIZES = {
@@ -160,7 +162,7 @@ class Compared:
         check_choice("score", score, single)
         units = self.units[self.units["size"] == size]
         values = {str(method): units.loc[units["method"] == method, score] for method in self.methods}
-        numbers = f"{self.settings['equal_units']} units each, " if size != "own" else ""
+        numbers = f"{counted(self.settings['equal_units'], 'unit')} each, " if size != "own" else ""
         basis = f"{numbers}{self.settings['k']} best of {self.settings['scored_images']} images that no method has seen"
         return verdict_on(values, mine[score], score, basis=basis)
 
@@ -179,8 +181,8 @@ class Compared:
         own = self._of_size("own")["units"].to_dict()
         fewest = min(own, key=lambda name: own[name])
         return [
-            f"{given} units each, though {asked} were asked for: {fewest!r} has no more live ones on these images "
-            f"(above their smallest value on {self.settings['k']} images at least)."
+            f"{counted(given, 'unit')} each, though {asked} were asked for: {fewest!r} has no more live ones on these "
+            f"images (above their smallest value on {self.settings['k']} images at least)."
         ]
 
     def _of_size(self, size: str) -> pd.DataFrame:
@@ -194,7 +196,7 @@ class Compared:
         return "".join(table_of_methods(self.table, size) + words[size] for size in there) + notes
 
     def __repr__(self) -> str:
-        named = f"Compared({', '.join(self.methods)}; {self.settings['equal_units']} units each)"
+        named = f"Compared({', '.join(self.methods)}; {counted(self.settings['equal_units'], 'unit')} each)"
         return "\n".join([named, *map(str, self.verdicts()), *self.notes()])
 
 
@@ -202,11 +204,12 @@ def _best_row(table: pd.DataFrame, score: str) -> str:
     return str(table[score].idxmax() if HIGHER_IS_BETTER[score] else table[score].idxmin())
 
 
+@knows_arguments
 @own_arithmetic()
 def compare(
     model: Model,
     images: Images,
-    site: str = STREAM,
+    site: str | None = None,
     *,
     methods: Sequence[str | Method] = DEFAULT_METHODS,
     n_units: int = 128,
@@ -217,7 +220,7 @@ def compare(
     sub_units: int = 8,
     shared: float | None = None,
     sparsity: int = 8,
-    tokens: str = "patch",
+    tokens: str | None = None,
     tokens_per_image: int | None = 24,
     k: int = 10,
     embeddings: Tensor | None = None,
@@ -258,7 +261,7 @@ def compare(
     sparsity
         How many latents of a sparse autoencoder are active at a token.
     tokens, tokens_per_image
-        Which tokens are recorded, and how many of each image.
+        Which tokens are recorded (by default patches, where there are any, or all) and how many of each image.
     k
         How many best images of each unit are compared, at least 4; at least 8 images are needed to score on. The
         MS-Score is of a tenth of the scored images, but of ``k`` at least and 100 at most.
@@ -282,7 +285,7 @@ def compare(
     """
     if units is not None:
         message = "units= of compare is now n_units=; the old name goes with version 0.4."
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        warnings.warn(message, DeprecationWarning, stacklevel=4)
         n_units = units
     check_model(model)
     given, model = model, model.using(batch_size=batch_size, progress=progress)
@@ -290,11 +293,14 @@ def compare(
     _check_counts(n_units, tokens_per_image, k, fidelity_images)
     seed = check_count("seed", seed, 0, 2**32 - 1)
     check_pristine(model.network, "compare")
-    place = find_site(model, site, blocks=blocks)
+    place = choose_site(model, site, blocks=blocks, tokens=tokens, purpose="compare")
+    tokens = tokens or place.layout.usual
     of_rows = labels is not None or embeddings is not None  # which the caller has for every image
     discovery, scored = _split(model, images, held_out, labels, seed, copies=of_rows)
     if len(scored) < max(k + 1, 2 * _FEWEST_BEST):
-        raise ValueError(f"{len(scored)} images to score on are too few for the k={k} best; use more, or a smaller k.")
+        raise ValueError(
+            f"{counted(len(scored), 'image')} to score on: too few for the k={k} best; use more, or a smaller k."
+        )
     each = len(place.layout.positions(tokens))
     each = min(each, tokens_per_image or each)
     g = suggest_concepts(len(discovery) * each) if concepts is None else check_count("concepts", concepts, 2)
@@ -308,7 +314,7 @@ def compare(
     few = scored.sample(fidelity_images, seed=seed)
     parts = announced(
         record(model, discovery, place, **how, announce=False),
-        f"compare: {len(chosen)} methods on {len(discovery) + len(scored):,} images",
+        f"compare: {counted(len(chosen), 'method')} on {counted(len(discovery) + len(scored), 'image')}",
         partial(_expected_seconds, model.batch_size, len(discovery), len(scored), len(few), len(chosen)),
         show=model.progress,
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from elude_nb._util.checks import check_count, check_kind
+from elude_nb._util.words import counted
 from elude_nb.baselines.base import Method, both_signs, one_sign
 from elude_nb.core.clustering import cluster_directions
 from elude_nb.core.recording import Recording
@@ -395,7 +396,7 @@ def tokens_of(recording: Recording) -> Tensor:
     check_kind("recording", recording, Recording, "a Recording, such as split.recording(images)")
     channels = recording.channels
     if len(channels) < 2:
-        raise ValueError(f"{len(channels)} tokens are too few to fit on; record more images or tokens.")
+        raise ValueError(f"{counted(len(channels), 'token')}: too few to fit on; record more images or tokens.")
     if not channels.isfinite().all():
         raise ValueError("The recorded channels hold NaN or infinite values; look at the model and its preprocessing.")
     if torch.equal(channels.amax(0), channels.amin(0)):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from elude_nb._util.words import counted
 from elude_nb.core.clustering import cluster_directions, unit_vectors
 from elude_nb.core.recording import Recording
 
@@ -90,7 +91,7 @@ class ConceptBook:
         return unit_vectors(self.mean_channels())
 
     def __repr__(self) -> str:
-        return f"ConceptBook({len(self)} concepts from {int(self.counts.sum()):,} tokens)"
+        return f"ConceptBook({counted(len(self), 'concept')} from {counted(int(self.counts.sum()), 'token')})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +176,7 @@ class BookBuilder:
         seen = 0 if self._moments is None else self._moments.tokens
         if self._moments is None or seen < concepts:
             raise ValueError(
-                f"{seen} tokens are too few for {concepts} concepts; use more images, more tokens_per_image, "
+                f"{counted(seen, 'token')}: too few for {concepts} concepts; use more images, more tokens_per_image, "
                 "tokens='patch', or fewer concepts."
             )
         points, weights = self._points()

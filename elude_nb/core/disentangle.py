@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_number
 from elude_nb._util.progress import in_words, say
+from elude_nb._util.words import counted
 from elude_nb.core.clustering import cluster_directions, unit_vectors
 from elude_nb.core.concepts import BookBuilder, ConceptBook, suggest_concepts
 from elude_nb.core.elude import EludeRouting, Instances
@@ -22,10 +24,10 @@ from elude_nb.core.result import Disentanglement, Settings
 from elude_nb.core.routing import CONTRIBUTIONS_AT_ONCE, NO_CONCEPT, Routing, shuffled
 from elude_nb.core.strategies import RandomRouting, RoutingStrategy, check_routing_settings, find_routing
 from elude_nb.data.images import Images, ImageSet
-from elude_nb.models.find_sites import find_site
+from elude_nb.models.default_site import choose_site
 from elude_nb.models.hooks import check_pristine, for_analysis
-from elude_nb.models.load import Model, check_model
-from elude_nb.models.sites import STREAM, TOKENS, Site
+from elude_nb.models.load import Model, as_model, check_model
+from elude_nb.models.sites import TOKENS, Site
 
 _GIB = 1 << 30
 _FEW_TOKENS = 20
@@ -59,17 +61,18 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"{self.tokens:,} tokens with {self.sources:,} sources each, "
-            f"{self.concepts:,} concepts of {self.tokens / self.concepts:.0f} tokens on average: "
+            f"{counted(self.tokens, 'token')} with {self.sources:,} sources each, "
+            f"{counted(self.concepts, 'concept')} of {self.tokens / self.concepts:.0f} tokens on average: "
             f"{in_words(self.seconds)} and {self.memory / _GIB:.1f} GiB"
         )
 
 
+@knows_arguments
 @own_arithmetic()
 def disentangle(
-    model: Model,
+    model: Model | nn.Module,
     images: Images,
-    site: str = STREAM,
+    site: str | None = None,
     *,
     blocks: int | Literal["all"] = "all",
     concepts: int | None = None,
@@ -91,12 +94,13 @@ def disentangle(
     Parameters
     ----------
     model
-        From `load_model` or `wrap_network`.
+        From `load_model` or `wrap_network`; a network by itself is wrapped, and that is said.
     images
         From `load_images`, any sequence of PIL images, or a source that `load_images` takes.
     site
         ``"stream"`` (the residual stream after the last block), ``"stream:8"`` (after block 8), or the path of a linear
-        layer or convolution; `find_sites` lists them.
+        layer or convolution; `find_sites` lists them. By default the stream, or where there is none the deepest layer
+        before the classifier that has patches, and 16 sources a channel; which one is said.
     blocks
         For a stream: how many of the blocks before the site bring the sources, or ``"all"``.
     concepts
@@ -115,8 +119,9 @@ def disentangle(
         (ours), ``"channel-clusters"``, ``"random"``, or an object with ``name`` and ``route()``.
     tokens, tokens_per_image
         Which tokens count (``"class"``, ``"registers"``, ``"patch"``, ``"all"``; by default ``"all"`` for
-        ``routing="elude"``, as in the paper, and ``"patch"`` otherwise) and how many are drawn for each image
-        (``None``: every one). What is to be read at the class token is found better on class tokens (docs/method.md).
+        ``routing="elude"``, as in the paper, and where there are no patches, and ``"patch"`` otherwise) and how many
+        are drawn for each image (``None``: every one). What is to be read at the class token is found better on class
+        tokens (docs/method.md).
     seed
         Of the drawing and the clustering; the same seed gives the same result.
     batch_size
@@ -137,11 +142,11 @@ def disentangle(
         If the site cannot be split, a setting is out of range, there are too few tokens for the concepts, or
         ``max_memory`` is too small.
     """
-    check_model(model)
-    given_model, model = model, model.using(batch_size=batch_size, progress=progress)
+    given_model = as_model(model, "disentangle", progress=progress)
+    model = given_model.using(batch_size=batch_size, progress=progress)
     strategy = find_routing(routing, seed)
     elude = _elude_of(strategy)
-    tokens = tokens or ("patch" if elude is None else "all")
+    tokens = tokens or (None if elude is None else "all")
     seed = check_count("seed", seed, 0, 2**32 - 1)  # what scikit-learn takes
     blocks = blocks if blocks == "all" else check_count("blocks", blocks)
     given: dict[str, object] = {"concepts": concepts, "units": units, "shared": shared}
@@ -155,7 +160,8 @@ def disentangle(
     concepts, tokens_per_image = _check_counts(concepts, tokens, tokens_per_image, max_memory)
     chosen = model.inputs(images)
     check_pristine(model.network, "disentangle")
-    place = find_site(model, site, blocks=blocks)
+    place = choose_site(model, site, blocks=blocks, tokens=tokens, purpose="disentangle")
+    tokens = tokens or place.layout.usual
     fewest = elude.micro_clusters if elude is not None and elude.instances == "micro-clusters" else 0
     plan = _plan(model, chosen, place, concepts, sub_units, tokens, tokens_per_image, max_memory, fewest)
     seconds = 0.0
@@ -337,16 +343,17 @@ def unit_shares(weight: Tensor, routing: Routing, covariance: Tensor, variance: 
     return shares
 
 
+@knows_arguments
 @own_arithmetic()
 def estimate(
     model: Model,
     images: Images,
-    site: str = STREAM,
+    site: str | None = None,
     *,
     blocks: int | Literal["all"] = "all",
     concepts: int | None = None,
     units: int = 8,
-    tokens: str = "patch",
+    tokens: str | None = None,
     tokens_per_image: int | None = 24,
     batch_size: int | None = None,
     max_memory: float | None = None,
@@ -363,16 +370,19 @@ def estimate(
     model = model.using(batch_size=batch_size)
     concepts, tokens_per_image = _check_counts(concepts, tokens, tokens_per_image, max_memory)
     units, _ = check_routing_settings(units, None)
-    chosen, place = model.inputs(images), find_site(model, site, blocks=blocks)
+    chosen = model.inputs(images)
+    place = choose_site(model, site, blocks=blocks, tokens=tokens, purpose="estimate")
+    tokens = tokens or place.layout.usual
     plan = _plan(model, chosen, place, concepts, units, tokens, tokens_per_image, max_memory)
     return replace(plan, seconds=_expected_seconds(model, chosen, place, plan, tokens, tokens_per_image))
 
 
 def _check_counts(
-    concepts: int | None, tokens: str, tokens_per_image: int | None, max_memory: float | None
+    concepts: int | None, tokens: str | None, tokens_per_image: int | None, max_memory: float | None
 ) -> tuple[int | None, int | None]:
     """Return the counts as plain numbers, before any forward pass; raise if a setting is out of range."""
-    check_choice("tokens", tokens, TOKENS)
+    if tokens is not None:
+        check_choice("tokens", tokens, TOKENS)
     if max_memory is not None and not check_number("max_memory", max_memory) > 0:
         raise ValueError(f"max_memory={max_memory} must be a positive number of GiB.")
     return (
@@ -404,8 +414,9 @@ def _plan(
     concepts = suggest_concepts(total) if concepts is None else concepts
     if total < concepts:
         raise ValueError(
-            f"{len(images)} images with {per_image} {tokens} tokens each are {total} tokens, too few for "
-            f"concepts={concepts}; use more images, more tokens_per_image, or fewer concepts."
+            f"{counted(len(images), 'image')} with {counted(per_image, f'{tokens} token')} each: "
+            f"{counted(total, 'token')}, too few for concepts={concepts}; use more images, more "
+            "tokens_per_image, or fewer concepts."
         )
     item = max(4, model.dtype.itemsize)
     at_once = per_image * model.batch_size

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.checks import check_choice, shortly
+from elude_nb._util.words import counted
 from elude_nb.errors import EditError
 from elude_nb.models.sites import TOKENS
 
@@ -79,7 +81,9 @@ class Change:
             if not low <= high or (math.isinf(low) and math.isinf(high)):
                 raise EditError(f"clamp needs low <= high, one of them finite, not low={low}, high={high}.")
         elif len(self.values) not in {1, len(self.units)}:
-            raise EditError(f"{len(self.values)} values were given for {len(self.units)} units; give one, or one each.")
+            raise EditError(
+                f"{counted(len(self.values), 'value')} for {counted(len(self.units), 'unit')}; give one, or one each."
+            )
         if self.kind == "add" and self.about != "mean":
             raise EditError("What is added is counted from nothing; leave about out.")
         if self.exclusive is not None and not 0 < self.exclusive <= 1:
@@ -155,6 +159,7 @@ class Edit:
     made_for: str | None = field(default=None)
 
     @staticmethod
+    @knows_arguments
     def scale(
         *,
         by: float | Sequence[float],
@@ -199,6 +204,7 @@ class Edit:
         return _edit("scale", _numbers("by", by), concept, unit, about, tokens, mask, strength, exclusive)
 
     @staticmethod
+    @knows_arguments
     def ablate(
         *,
         to: str | float | Sequence[float] = "mean",
@@ -226,6 +232,7 @@ class Edit:
         return _edit("set", _numbers("to", to), concept, unit, about, tokens, mask, strength, exclusive)
 
     @staticmethod
+    @knows_arguments
     def clamp(
         *,
         low: float | None = None,
@@ -252,6 +259,7 @@ class Edit:
         return _edit("clamp", bounds, concept, unit, about, tokens, mask, strength, exclusive)
 
     @staticmethod
+    @knows_arguments
     def add(
         *,
         by: float | Sequence[float],

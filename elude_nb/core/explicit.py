@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb._util.arithmetic import run_network
+from elude_nb._util.words import counted
 from elude_nb.core.partition import proportional_shares
 from elude_nb.core.routing import Routing
 from elude_nb.errors import PartitionError, SiteError
@@ -41,7 +42,7 @@ class Merge(nn.Module):
 
     def extra_repr(self) -> str:
         """Say how many units become how many channels."""
-        return f"{len(self.channels)} units -> {self.width} channels"
+        return f"{counted(len(self.channels), 'unit')} -> {counted(self.width, 'channel')}"
 
 
 class SplitLayer(nn.Module):

@@ -99,6 +99,16 @@ class Lens(Tap):
         return self._readout.offset.expand(*tokens.shape[:2], -1).clone()
 
 
+FLAT = 0.01
+"""A unit that varies less than this share of its channel has no top-activating images: they would be any images."""
+
+
+def is_flat(values: Tensor, channel: Tensor) -> bool:
+    """Say whether a unit's activations are the same everywhere, beside those of its channel; NaN is no token."""
+    ranges = [float(each.max() - each.min()) for each in (v[~v.isnan()] for v in (values, channel))]
+    return ranges[0] <= FLAT * ranges[1]
+
+
 @own_arithmetic()
 def read_out(
     model: Model,

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
+from elude_nb._util.words import counted
+from elude_nb.data.images import Images
 from elude_nb.models.forward import check_finite
 from elude_nb.models.hooks import Tap, evaluating, for_analysis
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import Site
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +47,8 @@ class Recording:
 
     def __repr__(self) -> str:
         d, s = self.channels.shape[1], self.sources.shape[1]
-        return f"Recording({len(self):,} tokens of {len(self.images.unique()):,} images, d={d:,}, s={s:,})"
+        of = counted(len(self.images.unique()), "image")
+        return f"Recording({counted(len(self), 'token')} of {of}, d={d:,}, s={s:,})"
 
     def rows(self, chosen: Tensor) -> Recording:
         """Return some tokens, by a mask (t,) or by their numbers."""
@@ -146,9 +146,10 @@ def find_largest(values: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([part.values for part in parts]), torch.stack([part.indices for part in parts]) + starts
 
 
+@knows_arguments
 def record(
     model: Model,
-    images: Sequence[Image.Image],
+    images: Images,
     site: Site,
     *,
     tokens: str = "patch",
@@ -192,7 +193,7 @@ def record(
         check_count("tokens_per_image", tokens_per_image)
     candidates = site.layout.positions(tokens)
     start = 0
-    model = model.using(batch_size=batch_size, progress=progress)
+    model, images = model.using(batch_size=batch_size, progress=progress), model.inputs(images)
     for batch in model.batches(images, announce=announce):
         real = real_tokens_at(model, batch, site, candidates)
         rows, positions = draw_tokens(candidates, real, tokens_per_image, range(start, start + len(batch)), seed)

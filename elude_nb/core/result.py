@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import html
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,29 +16,51 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_fraction, check_kind, check_unit
 from elude_nb._util.files import sha256_of_tensors
 from elude_nb._util.progress import say
+from elude_nb._util.words import counted
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.distinct import THRESHOLD, choose_covering, choose_unlike, count_copies, spread, standardise
 from elude_nb.core.edit import Edit
 from elude_nb.core.explicit import check_explicit, explicit_network
 from elude_nb.core.names import UniqueNames
 from elude_nb.core.plan import check_splittable
-from elude_nb.core.readout import Lens, Readout, read_largest, read_out
+from elude_nb.core.readout import Lens, Readout, is_flat, read_largest, read_out
 from elude_nb.core.recording import Recording, record
 from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts, values_on_groups
 from elude_nb.core.saving import Settings, Stamp, read_split, write_split
 from elude_nb.core.seen import Seen
 from elude_nb.core.steer import Steering
-from elude_nb.core.tables import channel_table, concepts_of, contribution_table, distinct_table, summary, unit_table
+from elude_nb.core.tables import (
+    channel_table,
+    concepts_of,
+    contribution_table,
+    distinct_table,
+    summary,
+    top_table,
+    unit_table,
+)
+from elude_nb.data.copies import check_enough
 from elude_nb.data.images import Images, ImageSet
+from elude_nb.models.forward import overheard
 from elude_nb.models.hooks import check_pristine, for_analysis
 from elude_nb.models.load import Model
 from elude_nb.models.sites import STREAM, Site
 
-_NAMELESS = {"weight", "identity", "means_on_concepts", "signs", "_all_concepts", "_all_units", "copies", "_on_groups"}
+_NAMELESS = {
+    "weight",
+    "identity",
+    "means_on_concepts",
+    "signs",
+    "_all_concepts",
+    "_all_units",
+    "copies",
+    "_on_groups",
+    "_places",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +82,8 @@ class Disentanglement:
         Share of its channel's variance that each unit carries, (d, k + 1): the covariance of unit and channel over the
         variance of the channel. Shares of a channel add up to 1; a unit that works against the others is negative.
     names
-        Names of concepts, from `with_names`; empty at first. They are saved with the rest.
+        Names of concepts, from `with_names`; empty at first. They are saved with the rest, and so are
+        ``names.descriptions``, shown where a concept has no name.
     seen
         Hashes of the images of the discovery, (n,), or ``None`` if they are not known: see `count_seen`.
     stamp
@@ -81,6 +105,7 @@ class Disentanglement:
         if self.stamp is None:  # copies with other names or settings keep that of the original
             vars(self)["stamp"] = Stamp(self.model)
 
+    @knows_arguments
     def check_model(self, purpose: str = "", *, thorough: bool = False) -> None:
         """Check that the model is still the one that was split, and with a ``purpose``, that no edit is active on it.
 
@@ -161,6 +186,7 @@ class Disentanglement:
         """The rows of `units` that are live sub-units: see `Routing.live`."""
         return self._unit_table[self.routing.live()[self.routing.rows()].numpy()].copy()
 
+    @knows_arguments
     @own_arithmetic()
     def distinct_units(
         self,
@@ -244,6 +270,7 @@ class Disentanglement:
     def _channel_table(self) -> pd.DataFrame:
         return channel_table(self.routing, self.channel_variance)
 
+    @knows_arguments
     @own_arithmetic()
     def contributions(
         self,
@@ -280,17 +307,20 @@ class Disentanglement:
 
     # --------------------------------------------------------------- names
 
+    @knows_arguments
     def using(self, *, batch_size: int | None = None, progress: bool | None = None) -> Disentanglement:
         """Return the same disentanglement whose model runs with other settings: see `Model.using`."""
         return self._with(model=self.model.using(batch_size=batch_size, progress=progress))
 
+    @knows_arguments
     def with_names(self, names: Mapping[int, str], labels: Mapping[int, str] | None = None) -> Disentanglement:
         """Return the same disentanglement with these concepts named (or renamed); ``""`` takes a name away.
 
         Parameters
         ----------
         names
-            One name for each of these concepts; such as ``name_concepts(...).names``.
+            One name for each of these concepts; such as ``name_concepts(...).names``, which bring descriptions of
+            the other concepts along, or ``describe_concepts(...)``, which are descriptions alone.
         labels
             Which label a name stands for, where it is another text: see `concepts_named`. By default what ``names``
             brings along, as those of `name_concepts` do.
@@ -307,6 +337,18 @@ class Disentanglement:
         """
         return self._with(names=self.names.updated(names, labels, len(self.book)))
 
+    def concept_title(self, concept: int, *, number: bool = False) -> str:
+        """Return how a concept is called in menus, figures and tables: its name, else what describes it.
+
+        Without either it is ``"concept 35"``; with ``number``, ``"concept 35: rocket-like, 4 of 6 images"``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such concept.
+        """
+        return self.names.title(check_count("concept", concept, 0, len(self.book) - 1), number=number)
+
     @property
     def labels(self) -> dict[int, str]:
         """Which label the name of each concept stands for; where no label is known, the name itself."""
@@ -318,6 +360,7 @@ class Disentanglement:
         vars(made).update({name: value for name, value in vars(self).items() if name in _NAMELESS})
         return made
 
+    @knows_arguments
     def concepts_named(self, name: str) -> list[int]:
         """Return the concepts whose name stands for this label: ``"cat"``, ``"cat (2)"`` and so on for ``"cat"``.
 
@@ -335,6 +378,7 @@ class Disentanglement:
 
     # ----------------------------------------------------------- activations
 
+    @knows_arguments
     @own_arithmetic()
     def activations(
         self,
@@ -361,6 +405,72 @@ class Disentanglement:
         readout = self.unit_readout(units)
         return self._read(readout, images, tokens, batch_size, progress)
 
+    @knows_arguments
+    @own_arithmetic()
+    def top_images(
+        self,
+        channel: int,
+        unit: int,
+        images: Images,
+        k: int = 9,
+        *,
+        tokens: str | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> pd.DataFrame:
+        """Return the images on which a unit is highest, or lowest if its `signs` entry is -1, the best first.
+
+        Of images that are copies, the first counts; a warning says how many there are. `elude_nb.find_exemplars` finds
+        the same images, with heat maps, if both look at patches.
+
+        Parameters
+        ----------
+        channel, unit
+            The unit.
+        images
+            Where to look.
+        k
+            How many.
+        tokens
+            At which tokens; by default those of the discovery.
+        batch_size, progress
+            In place of the model's own settings.
+
+        Returns
+        -------
+        DataFrame
+            One row an image: ``rank`` (1 is the best), ``image`` (its number in the set), ``file`` (its name),
+            ``label`` (if there are any), ``value`` (the activation at the token where it is highest, or lowest),
+            ``position`` (of that token among all of the image, as `Recording` has it), and its ``patch_row`` and
+            ``patch_column``, if it is a patch. No rows, and a warning, if the unit is the same everywhere.
+
+        Raises
+        ------
+        ValueError
+            If there is no such unit, or there are fewer than ``k`` different images.
+
+        Examples
+        --------
+        ``split.top_images(17, 3, images)``
+        """
+        self._rows_of([(channel, unit)])
+        photos = self.model.inputs(images)
+        check_count("k", k, 1, len(photos))
+        which = self.settings.tokens if tokens is None else tokens
+        every = [number for number in range(self.routing.units + 1) if (channel, number) in self._places]
+        model = self.model.using(batch_size=batch_size, progress=progress)
+        with overheard(model, wanted=False) as outputs:
+            readout = self.unit_readout([(channel, number) for number in every])
+            values = read_out(model, photos, self.site, readout, tokens=which)  # (n, t, u)
+        own = values[..., every.index(unit)]
+        if is_flat(own, values.sum(-1)):
+            warnings.warn(f"Unit {(channel, unit)} is the same in every image, so it has no best ones.", stacklevel=4)
+            k = 0
+        distinct = outputs.distinct(photos)
+        check_enough("k", k, len(distinct), len(photos))
+        return top_table(photos, distinct, own, int(self.signs[channel, unit]), self.site, which, k)
+
+    @knows_arguments
     @own_arithmetic()
     def concept_activations(
         self, images: Images, *, tokens: str | None = None, batch_size: int | None = None, progress: bool | None = None
@@ -379,6 +489,7 @@ class Disentanglement:
         self.check_model()
         return self._read(self.concept_readout(), images, tokens, batch_size, progress)
 
+    @knows_arguments
     @own_arithmetic()
     def unit_readout(self, units: Sequence[tuple[int, int]] | None = None) -> Readout:
         """Return the read-out of chosen units (all, if ``None``): a linear map of the sources."""
@@ -397,6 +508,7 @@ class Disentanglement:
             entering = torch.full_like(entering, -1)
         return Readout(matrix, offset, entering)
 
+    @knows_arguments
     @own_arithmetic()
     def live_readout(self) -> Readout:
         """Return the read-out of the live sub-units, in the order of `live_units`.
@@ -408,6 +520,7 @@ class Disentanglement:
         matrix = self.routing.masked(self.weight, *rows).T * self.signs[rows]  # (s * kernel, u)
         return Readout(matrix, -(self.book.source_mean() @ matrix), torch.full_like(rows[0], -1))
 
+    @knows_arguments
     def concept_readout(self) -> Readout:
         """Return the read-out of all concepts, a linear map of the centred sources: the matrix is (s * kernel, g).
 
@@ -437,6 +550,7 @@ class Disentanglement:
         nothing = torch.full((len(self.book),), -1)
         return Readout(matrix, -(self.book.source_mean() @ matrix), nothing)
 
+    @knows_arguments
     @own_arithmetic()
     def encode(self, recording: Recording) -> Tensor:
         """Return all units at the recorded tokens, (t, u), in the order of ``self.units``."""
@@ -444,6 +558,7 @@ class Disentanglement:
         values = recording.sources @ readout.matrix + readout.offset
         return values + recording.entering[:, readout.entering.clamp(min=0)] * (readout.entering >= 0)
 
+    @knows_arguments
     def decode(self, units: Tensor) -> Tensor:
         """Return the channels (t, d) that units (t, u) add up to; of `encode`, the model's own up to rounding."""
         channels, _ = self.routing.rows()
@@ -454,6 +569,7 @@ class Disentanglement:
             )
         return units.new_zeros(*units.shape[:-1], self.site.channels).index_add(-1, channels, units)
 
+    @knows_arguments
     @own_arithmetic()
     def explicit(self, channels: Sequence[int] | None = None) -> nn.Module:
         """Return a new network, without hooks, in which the site is split by ordinary modules.
@@ -470,6 +586,7 @@ class Disentanglement:
         check_explicit(self.model, made, self.site)
         return made
 
+    @knows_arguments
     @own_arithmetic()
     def lens(self, units: Sequence[tuple[int, int]] | None = None) -> Lens:
         """Return a `Lens`: in ``with split.lens() as lens:`` the model runs as it is; ``lens.values`` has the units.
@@ -481,6 +598,7 @@ class Disentanglement:
         readout = self.concept_readout() if units is None else self.unit_readout(units)
         return Lens(self.model.network, self.site, readout)
 
+    @knows_arguments
     @own_arithmetic()
     def recording(self, images: Images, **settings: Any) -> Recording:
         """Record channels and sources of this site on new images, as one `Recording`.
@@ -526,6 +644,7 @@ class Disentanglement:
 
     # ------------------------------------------------------------- steering
 
+    @knows_arguments
     @own_arithmetic()
     def edit(self, edit: Edit) -> Steering:
         """Return a context in which the model runs with an edit: ``with split.edit(en.Edit.scale(concept=12, by=0)):``.
@@ -545,6 +664,7 @@ class Disentanglement:
 
     # ----------------------------------------------------------- save, load
 
+    @knows_arguments
     @own_arithmetic()
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything but the model to one safetensors file; the model's identity and hash go with it.
@@ -563,6 +683,7 @@ class Disentanglement:
         })  # fmt: skip
 
     @staticmethod
+    @knows_arguments
     @own_arithmetic()
     def load(path: str | os.PathLike[str], model: Model | None = None) -> Disentanglement:
         """Read a saved result and attach it to its model; without ``model``, the one that the file names is loaded.
@@ -583,8 +704,8 @@ class Disentanglement:
         split = int(self.routing.is_split().sum())
         return (
             f"Disentanglement({self.model.name!r}, {self.site.name}: {split} of {self.site.channels} channels in "
-            f"{int((self.routing.sizes()[:, 1:] > 0).sum()):,} sub-units over {self.site.sources:,} sources, "
-            f"{len(self.book)} concepts)"
+            f"{counted(int((self.routing.sizes()[:, 1:] > 0).sum()), 'sub-unit')} over {self.site.sources:,} sources, "
+            f"{counted(len(self.book), 'concept')})"
         )
 
     def _repr_html_(self) -> str:
@@ -612,7 +733,7 @@ class Disentanglement:
         return values[:, 0] if values.shape[1] == 1 else values
 
     def _rows_of(self, units: Sequence[tuple[int, int]]) -> list[int]:
-        place = {pair: row for row, pair in enumerate(zip(*(x.tolist() for x in self.routing.rows()), strict=True))}
+        place = self._places
         pairs = [check_unit(unit) for unit in units]
         for channel, number in pairs:
             if (channel, number) not in place:
@@ -621,6 +742,11 @@ class Disentanglement:
                 hint = f"channel {channel} has units {has}" if has else f"channels go from 0 to {last}"
                 raise ValueError(f"There is no unit {(channel, number)}; {hint}. See .units for all.")
         return [place[pair] for pair in pairs]
+
+    @cached_property
+    def _places(self) -> dict[tuple[int, int], int]:
+        """Return the row of each unit, by its channel and number."""
+        return {pair: row for row, pair in enumerate(zip(*(x.tolist() for x in self.routing.rows()), strict=True))}
 
     @cached_property
     @own_arithmetic()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count
+from elude_nb._util.words import counted
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.partition import equal_share
 
@@ -218,7 +219,7 @@ class Routing:
 
     def __repr__(self) -> str:
         d, s = self.routes.shape
-        return f"Routing(d={d}, s={s:,}, k={self.units}, {int(self.is_split().sum())} channels split)"
+        return f"Routing(d={d}, s={s:,}, k={self.units}, {counted(int(self.is_split().sum()), 'channel')} split)"
 
 
 def pack_bits(members: Tensor) -> Tensor:

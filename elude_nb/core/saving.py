@@ -157,6 +157,7 @@ def write_split(
         "reasons": list(routing.reasons),
         "names": {str(concept): name for concept, name in names.items()},
         "labels": {str(concept): label for concept, label in names.labels.items()},
+        "descriptions": {str(concept): text for concept, text in names.descriptions.items()},
     }
     save_result(path, KIND, tensors, manifest)
 
@@ -184,7 +185,7 @@ def read_split(path: str | os.PathLike[str], model: Model | None) -> dict[str, A
     except (TypeError, ValueError) as error:  # a SiteError is one, too
         raise StoreError(f"{os.fspath(path)!r} holds no disentanglement of this model ({error})") from error
     book = ConceptBook(tensors["counts"], tensors["channel_sums"], tensors["source_sums"])
-    names = _read_names(manifest.get("names"), manifest.get("labels", {}), len(book), os.fspath(path))
+    names = _read_names(manifest, len(book), os.fspath(path))
     rest = {name: tensors[name] for name in ("channel_variance", "unit_shares")}
     return {
         "model": model,
@@ -198,14 +199,16 @@ def read_split(path: str | os.PathLike[str], model: Model | None) -> dict[str, A
     }
 
 
-def _read_names(names: Any, labels: Any, n_concepts: int, path: str) -> UniqueNames:
-    """Return the names of a file; those of version 0.2 have no labels."""
+def _read_names(manifest: dict[str, Any], n_concepts: int, path: str) -> UniqueNames:
+    """Return the names of a file; those of version 0.2 have no labels, and no descriptions."""
+    kinds = manifest.get("names"), manifest.get("labels", {}), manifest.get("descriptions", {})
     try:
-        known = {int(concept): label for concept, label in labels.items()}
-        found = UniqueNames().updated({int(concept): name for concept, name in names.items()}, known, n_concepts)
+        # Whatever is no mapping is damaged: it has no items.
+        names, labels, texts = ({int(c): text for c, text in kind.items()} for kind in kinds)  # type: ignore[union-attr]
+        found = UniqueNames().updated(UniqueNames(names, None, texts), labels, n_concepts)
     except (AttributeError, TypeError, ValueError) as error:
         raise StoreError(f"{path!r}: the names of its concepts are damaged ({error}); make the file anew.") from error
-    return UniqueNames(found, {concept: found.labels[concept] for concept in known})
+    return UniqueNames(found, {concept: found.labels[concept] for concept in labels}, found.descriptions)
 
 
 class Stamp:
@@ -281,7 +284,7 @@ def difference_of_models(model: Model, manifest: dict[str, Any], probe: Tensor |
     settings = {"dtype": str(model.dtype), "input_size": list(model.input_size)}
     for name, here in settings.items():
         if manifest.get(name) != here:
-            return f"its {name} is {here}, not {manifest.get(name)}"
+            return f"its {name.replace('_', ' ')} is {here}, not {manifest.get(name)}"
     fingerprint = model.fingerprint()
     if manifest.get("fingerprint") != fingerprint:
         return f"its weights have SHA-256 {fingerprint[:12]}, not {str(manifest.get('fingerprint'))[:12]}"

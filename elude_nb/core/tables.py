@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
+from elude_nb._util.words import counted
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.distinct import coverage_gains, find_copies
+from elude_nb.core.names import UniqueNames
 from elude_nb.core.routing import NO_CONCEPT, Routing
 from elude_nb.core.saving import Settings
+from elude_nb.data.images import ImageSet
 from elude_nb.models.sites import Site
 
 
@@ -19,7 +21,7 @@ def concepts_of(routing: Routing, channels: Tensor, units: Tensor) -> Tensor:
     return routing.concepts[channels, (units - 1).clamp(min=0)].masked_fill(units == 0, NO_CONCEPT)
 
 
-def unit_table(routing: Routing, shares: Tensor, means: Tensor, names: Mapping[int, str]) -> pd.DataFrame:
+def unit_table(routing: Routing, shares: Tensor, means: Tensor, names: UniqueNames) -> pd.DataFrame:
     """Return one row a unit; see `elude_nb.Disentanglement.units`.
 
     Parameters
@@ -29,7 +31,7 @@ def unit_table(routing: Routing, shares: Tensor, means: Tensor, names: Mapping[i
     shares, means
         Share of the channel's variance, and mean on the concept, of each unit, (d, k + 1).
     names
-        Names of concepts; without any the table has no column for them.
+        Names and descriptions of concepts; what there is none of has no column.
     """
     channels, units = routing.rows()
     concepts = concepts_of(routing, channels, units)
@@ -44,8 +46,8 @@ def unit_table(routing: Routing, shares: Tensor, means: Tensor, names: Mapping[i
         }
     )
     table.loc[table["concept"] == NO_CONCEPT, ["concept", "mean_on_concept"]] = pd.NA
-    if names:
-        table.insert(3, "name", [names.get(concept, "") for concept in concepts.tolist()])
+    for place, (column, texts) in enumerate(names.columns(concepts.tolist()).items(), 3):
+        table.insert(place, column, texts)
     if routing.owner_sets is not None:
         table["exclusive_sources"] = routing.exclusive_sizes()[channels, units].numpy()
     return table
@@ -78,7 +80,7 @@ def distinct_table(live: pd.DataFrame, standard: Tensor, chosen: Tensor, thresho
     threshold
         Correlation above which a sub-unit of another channel is a copy.
     """
-    named = [name for name in ("channel", "unit", "concept", "name") if name in live]
+    named = [name for name in ("channel", "unit", "concept", "name", "description") if name in live]
     table = live.iloc[chosen.tolist()][named].reset_index(drop=True)
     pairs = list(zip(live["channel"].tolist(), live["unit"].tolist(), strict=True))
     copies = [
@@ -108,6 +110,43 @@ def contribution_table(network: nn.Module, site: Site, products: Tensor, share: 
     return table[share.numpy() > 0].sort_values("contribution", key=abs, ascending=False)
 
 
+def top_table(
+    images: ImageSet, distinct: Tensor, values: Tensor, sign: int, site: Site, tokens: str, k: int
+) -> pd.DataFrame:
+    """Return one row an image, the best first; see `elude_nb.Disentanglement.top_images`.
+
+    Parameters
+    ----------
+    images, distinct
+        The images, and the numbers of those that are no copies, (m,).
+    values
+        The unit's activation at each of the chosen tokens, (n, t); NaN where a sentence has none.
+    sign
+        -1 if the unit is low on its concept, else 1.
+    site, tokens
+        Where the tokens are.
+    k
+        How many rows.
+    """
+    turned = sign * values
+    highest, where = turned.masked_fill(turned.isnan(), -torch.inf).max(1)
+    best = distinct[highest[distinct].topk(k).indices]
+    layout = site.layout
+    positions = layout.positions(tokens)[where[best]]
+    numbers = best.tolist()
+    table = pd.DataFrame({"rank": range(1, k + 1), "image": numbers, "file": [images.names[i] for i in numbers]})
+    if images.labels is not None:
+        table["label"] = [images.labels[i] for i in numbers]
+    table["value"] = (sign * highest[best]).numpy()
+    table["position"] = positions.numpy()
+    if layout.grid is not None:
+        patches = positions - layout.classes - layout.registers
+        for name, part in (("patch_row", patches // layout.grid[1]), ("patch_column", patches % layout.grid[1])):
+            table[name] = pd.array(part.numpy(), dtype="Int64")
+            table.loc[patches.numpy() < 0, name] = pd.NA
+    return table
+
+
 def summary(model: str, site: Site, routing: Routing, book: ConceptBook, settings: Settings) -> dict[str, str]:
     """Return what a split is, as rows of a small table."""
     split = int(routing.is_split().sum())
@@ -119,8 +158,8 @@ def summary(model: str, site: Site, routing: Routing, book: ConceptBook, setting
     return {
         "model": model,
         "site": f"{site.name}, {site.channels} channels, {site.sources:,} sources",
-        "split": f"{split} channels in {units:,} sub-units; {site.channels - split} not split",
-        "concepts": f"{len(book)} from {int(book.counts.sum()):,} {settings.tokens} tokens of {settings.images} images "
-        f"({settings.images_from})",
+        "split": f"{counted(split, 'channel')} in {counted(units, 'sub-unit')}; {site.channels - split} not split",
+        "concepts": f"{len(book)} from {int(book.counts.sum()):,} {settings.tokens} tokens of "
+        f"{counted(settings.images, 'image')} ({settings.images_from})",
         "routing": rule,
     }

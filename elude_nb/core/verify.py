@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count
 from elude_nb._util.progress import announced
+from elude_nb._util.words import counted
 from elude_nb.core.explicit import weights_add_up
 from elude_nb.core.readout import Lens, Readout
 from elude_nb.core.result import Disentanglement, check_split
@@ -216,7 +218,7 @@ class Certificate:
             ),
             (
                 "measured on",
-                f"{_some_of(self.images, self.images_given)} images ({self.images_float64} in float64), {self.dtype}, "
+                f"{_some_of(self.images, self.images_given)} ({self.images_float64} in float64), {self.dtype}, "
                 f"{self.device}, {self.threads} threads, torch {self.torch}",
             ),
         ]
@@ -230,6 +232,7 @@ class Certificate:
         return f"<table><caption>Certificate of exactness</caption>{body}</table>"
 
 
+@knows_arguments
 @own_arithmetic()
 def verify(
     split: Disentanglement,
@@ -296,7 +299,7 @@ def verify(
         passes = _seconds_a_batch(network, explicit, first) * -(-len(photos) // model.batch_size)
         doubles = announced(
             model.using(batch_size=1).batches(photos[:images_float64], ""),  # one at a time, to spare memory
-            f"verify: {_some_of(len(photos), len(given))} images",
+            f"verify: {_some_of(len(photos), len(given))}",
             lambda one: one * min(images_float64, len(photos)) + passes,
             show=model.progress,
         )
@@ -339,7 +342,7 @@ def verify(
 
 
 def _some_of(count: int, total: int) -> str:
-    return f"{count:,}" if count == total else f"{count:,} of {total:,}"
+    return f"{'' if count == total else f'{count:,} of '}{counted(total, 'image')}"
 
 
 def _lens_readout(split: Disentanglement) -> Readout:

@@ -115,9 +115,14 @@ def scale(pixels: np.ndarray[Any, Any], limits: Range, name: str, *, clip: bool 
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ImageError(f"{name!r} has pixels that are NaN or infinite; leave it out, or put numbers in their place.")
     if not (clip or (low >= min(limits) and high <= max(limits))):
+        cure = "state which are black and white in all pictures, for example value_range=(0, 255)."
+        if low < 0:
+            cure = (
+                "they look normalised, and a model prepares pictures itself. Give them as they were before (a data set "
+                "with transform=None), or state which values are black and white: value_range=(-1, 1)."
+            )
         raise ImageError(
-            f"{name!r} has values from {low:.6g} to {high:.6g}, not {min(limits):.6g} to {max(limits):.6g}; state "
-            "which are black and white in all pictures, for example value_range=(0, 255)."
+            f"{name!r} has values from {low:.6g} to {high:.6g}, not {min(limits):.6g} to {max(limits):.6g}; {cure}"
         )
     values: Any = pixels.astype(np.float64 if pixels.dtype.itemsize > 2 else np.float32)
     shares: np.ndarray[Any, Any] = np.clip((values - limits[0]) / (limits[1] - limits[0]), 0, 1)

@@ -6,7 +6,30 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from elude_nb._util.words import counted
 from elude_nb.data.decode import is_picture
+from elude_nb.errors import ImageError
+
+IMAGE_SETS = ("photographs", "shapes")
+"""Names that stand for a set of images, and for no folder."""
+
+
+def list_pictures(folder: Path) -> tuple[list[str], list[str]]:
+    """Return what `find_pictures` does.
+
+    Raises
+    ------
+    FileNotFoundError, ImageError
+        If there is no such folder, or no picture below it.
+    """
+    if not os.path.isdir(folder):  # noqa: PTH112 - unlike Path.is_dir, False for a name that is too long
+        sets = " or ".join(repr(name) for name in IMAGE_SETS)
+        raise FileNotFoundError(f"There is no folder {str(folder)!r:.500}; name a folder, or {sets}, which need none.")
+    paths, left_out = find_pictures(folder)
+    if not paths:
+        said = name_left_out(left_out) if left_out else "it is empty"
+        raise ImageError(f"No image lies below {str(folder)!r}; {said}.")
+    return paths, left_out
 
 
 def find_pictures(folder: Path) -> tuple[list[str], list[str]]:
@@ -43,4 +66,4 @@ def name_left_out(left_out: Sequence[str]) -> str:
     '2 files left out: notes.txt, scan.dcm'
     """
     names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
-    return f"{len(left_out)} file{'s' if len(left_out) > 1 else ''} left out: {names}"
+    return f"{counted(len(left_out), 'file')} left out: {names}"

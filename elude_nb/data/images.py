@@ -8,32 +8,45 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Protocol, Self, overload
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_fraction, check_kind, shortly
-from elude_nb._util.words import as_text
+from elude_nb._util.progress import progress_bar
+from elude_nb._util.words import as_text, counted
 from elude_nb.data.arrays import as_array, check_dtype, one_picture, show_picture, split_pictures
 from elude_nb.data.copies import NEAR, distinct_numbers, find_originals, hash_image, sketch
+from elude_nb.data.datasets import (
+    check_single,
+    check_steady,
+    check_transform,
+    is_dataset,
+    labels_of,
+    map_style,
+    name_of,
+    names_of,
+    open_item,
+)
 from elude_nb.data.decode import Range, check_value_range, open_rgb, upright_rgb
-from elude_nb.data.folders import find_pictures, name_left_out
+from elude_nb.data.folders import IMAGE_SETS, list_pictures, name_left_out
 from elude_nb.data.photographs import PHOTOGRAPHS, factors_of_crops, open_crop, photograph, sample_crops
 from elude_nb.data.synthetic import draw_scene, sample_scenes
 from elude_nb.errors import ImageError
 
 __all__ = ["ImageSet", "Images", "as_image_set", "load_images", "photograph"]
 
-IMAGE_SETS = ("photographs", "shapes")
 _SMALL = 128
 
 
@@ -71,7 +84,9 @@ class ImageSet(Sequence[Image.Image]):
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self):
-            raise ValueError(f"{len(self.labels)} labels were given for {len(self)} images; give one an image.")
+            raise ValueError(
+                f"{counted(len(self.labels), 'label')} for {counted(len(self), 'image')}; give one an image."
+            )
         if not self._places:
             vars(self)["_places"] = range(len(self))
 
@@ -130,6 +145,7 @@ class ImageSet(Sequence[Image.Image]):
             _places=[self._places[i] for i in places],
         )
 
+    @knows_arguments
     def split(self, fraction: float = 0.5, *, seed: int = 0) -> tuple[Self, Self]:
         """Split at random into two sets, the first with about ``fraction`` of each label's images.
 
@@ -154,9 +170,12 @@ class ImageSet(Sequence[Image.Image]):
         taken = np.diff(np.floor(np.arange(len(self) + 1) * fraction + 0.5)) > 0
         first, second = np.sort(order[taken]), np.sort(order[~taken])
         if not len(first) or not len(second):
-            raise ValueError(f"{len(self)} images cannot be split at fraction={fraction}: one part would be empty.")
+            raise ValueError(
+                f"{counted(len(self), 'image')} cannot be split at fraction={fraction}: one part would be empty."
+            )
         return self.subset(first), self.subset(second)
 
+    @knows_arguments
     def sample(self, count: int, *, seed: int = 0) -> Self:
         """Draw ``count`` images at random, as many of each label as of any other; the order of the set is kept.
 
@@ -211,21 +230,26 @@ class ImageSet(Sequence[Image.Image]):
             check_choice("label", label, sorted(set(self.labels)))
         return np.array([label in wanted for label in self.labels], dtype=bool)
 
-    def without_broken(self) -> Self:
+    def without_broken(self, *, progress: bool = False) -> Self:
         """Open every image once and return those that can be used; a warning names the others."""
-        whole, broken = [], []
-        for index in range(len(self)):
+        broken = self.find_broken(progress=progress)
+        if broken:
+            shown = "\n  ".join([*broken.values()][:10])
+            warnings.warn(f"{len(broken)} of {counted(len(self), 'image')} left out:\n  {shown}", stacklevel=2)
+        whole = [index for index in range(len(self)) if index not in broken]
+        return replace(self.subset(whole), left_out=self.left_out + tuple(self.names[index] for index in broken))
+
+    def find_broken(self, *, progress: bool = False) -> dict[int, str]:
+        """Open every image once and return what is wrong with those that cannot be used, by their numbers."""
+        broken = dict[int, str]()
+        for index in progress_bar(range(len(self)), description="opening images", unit="image", show=progress):
             try:
                 self[index]
-                whole.append(index)
             except ImageError as error:
-                broken.append(str(error))
-        if broken:
-            shown = "\n  ".join(broken[:10])
-            warnings.warn(f"{len(broken)} of {len(self)} images were left out:\n  {shown}", stacklevel=2)
-        names = tuple(self.names[i] for i in sorted({*range(len(self))} - {*whole}))
-        return replace(self.subset(whole), left_out=self.left_out + names)
+                broken[index] = str(error)
+        return broken
 
+    @knows_arguments
     @own_arithmetic()
     def without_copies(self, of: ImageSet | None = None, *, near: bool = False) -> Self:
         """Open every image once and return the first of those with the same pixels; a warning counts the others.
@@ -243,17 +267,27 @@ class ImageSet(Sequence[Image.Image]):
         return self if len(kept) == len(self) else self.subset(kept.numpy())
 
     def __repr__(self) -> str:
-        labels = f", {len(set(self.labels))} labels" if self.labels is not None else ""
+        labels = f", {counted(len(set(self.labels)), 'label')}" if self.labels is not None else ""
         left_out = f"; {name_left_out(self.left_out)}" if self.left_out else ""
-        return f"ImageSet({len(self)} images from {self.source}{labels}{left_out})"
+        return f"ImageSet({counted(len(self), 'image')} from {self.source}{labels}{left_out})"
 
 
-Images = ImageSet | str | os.PathLike[str] | Sequence[Any] | np.ndarray[Any, Any]
+class Items(Protocol):
+    """A data set of any library: a length, and items by number."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+Source = str | os.PathLike[str] | Sequence[Any] | np.ndarray[Any, Any] | Tensor | Dataset[Any] | DataLoader[Any] | Items
+"""What `load_images` takes."""
+Images = ImageSet | Source
 """What public functions take for images: a set, or any source that `load_images` takes."""
 
 
+@knows_arguments
 def load_images(
-    source: str | os.PathLike[str] | Sequence[Any] | np.ndarray[Any, Any],
+    source: Images,
     *,
     labels: Sequence[str] | None = None,
     count: int | None = None,
@@ -270,10 +304,13 @@ def load_images(
         * a list, array or table column of paths, or a list of PIL images, arrays or tensors, one an image;
         * an array or tensor (n, h, w, c) or (n, c, h, w), the channels on the shorter of the two axes, or n grey images
           (n, h, w), but (3, h, w) and (h, w, 3) are one image: uint8, or floats in [0, 1];
+        * a data set with items by number, of torch, torchvision, Hugging Face or your own, or a ``DataLoader`` of all
+          of one: items are an image, a pair (image, label), or a dictionary with ``"image"`` and ``"label"``, and the
+          names of classes are taken where the data set has them. Its transform must not normalise or draw at random;
         * ``"photographs"``: crops of ten colour photographs, the label says of which;
         * ``"shapes"``: drawn scenes whose factors are known.
     labels
-        For lists and arrays: one label an image.
+        For lists, arrays and data sets: one label an image.
     count
         For the two sets by name: how many images (400 by default). For others: draw so many with `ImageSet.sample`.
     seed
@@ -294,6 +331,8 @@ def load_images(
     ImageError, FileNotFoundError
         If there is nothing usable at ``source``. A single broken file raises when it is opened, with its path;
         `ImageSet.without_broken` leaves such files out beforehand.
+    TypeError, ValueError
+        If ``source`` is no kind of images, such as an ``IterableDataset``, or there are not as many labels as images.
 
     Examples
     --------
@@ -313,14 +352,24 @@ def load_images(
         images = _from_folder(Path(source), value_range)
     elif isinstance(source, Image.Image):
         raise TypeError("One PIL image is no set; give a list, for example load_images([image]).")
+    elif isinstance(source, ImageSet):
+        if value_range is not None:
+            raise ValueError("These images are loaded already; give value_range= where they are loaded first.")
+        images = source if labels is None else source.with_labels(labels)
+    elif isinstance(source, Mapping):
+        keys = ", ".join(map(repr, list(source)[:4]))
+        raise TypeError(f"source is a {type(source).__name__}, not a set of images; choose one of its parts: {keys}.")
     elif hasattr(source, "__array__"):
         array = as_array(source)
         of_items = array.dtype.kind in "OUT"
         items = array.ravel().tolist() if of_items else []
         images = _from_list(items, labels, value_range) if of_items else _from_array(array, labels, value_range)
+    elif is_dataset(source):
+        images = _from_dataset(map_style(source), labels, value_range)
     else:
-        check_kind("source", source, Iterable, "a folder, images, paths of images, or an array")
-        images = _from_list(list(source), labels, value_range)
+        check_kind("source", source, Iterable, "a folder, a list of images or paths, an array, or a data set")
+        items = [*source]  # type: ignore[misc] # an iterable, as was just checked
+        images = (_from_dataset if is_dataset(items) else _from_list)(items, labels, value_range)
     return images if count is None else images.sample(count, seed=seed)
 
 
@@ -344,15 +393,10 @@ def _as_labels(labels: Iterable[Any] | None) -> tuple[str, ...] | None:
 
 
 def _from_folder(folder: Path, value_range: Range | None) -> ImageSet:
-    if not os.path.isdir(folder):  # noqa: PTH112 - unlike Path.is_dir, False for a name that is too long
-        sets = " or ".join(repr(name) for name in IMAGE_SETS)
-        raise FileNotFoundError(f"There is no folder {str(folder)!r:.500}; name a folder, or {sets}, which need none.")
-    paths, left_out = find_pictures(folder)
-    said = f"; {name_left_out(left_out)}" if left_out else ""
-    if not paths:
-        raise ImageError(f"No image lies below {str(folder)!r}{said or '; it is empty'}.")
+    paths, left_out = list_pictures(folder)
     if left_out:
-        warnings.warn(f"{len(paths)} images lie below {str(folder)!r}{said}", stacklevel=3)
+        there = f"{len(paths):,} images lie" if len(paths) > 1 else "1 image lies"
+        warnings.warn(f"{there} below {str(folder)!r}; {name_left_out(left_out)}", stacklevel=4)
     names = [as_text(os.path.relpath(path, folder)) for path in paths]
     labels = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
     known = tuple(labels) if any(labels) else None
@@ -368,6 +412,7 @@ def _from_list(items: list[Any], labels: Sequence[str] | None, value_range: Rang
         of_path = isinstance(item, str | os.PathLike)
         if not hasattr(item, "__array__"):  # which a PIL image may have, too
             check_kind(f"Item {number}", item, str | os.PathLike | Image.Image, "a path, a PIL image or an array")
+        check_single(f"Item {number}", item)
         names.append(as_text(os.fspath(item)) if of_path else f"image {number}")
         held.append(item if of_path else (item, names[-1]))
     opener = partial(open_image, value_range=value_range)
@@ -386,6 +431,24 @@ def open_image(item: Any, value_range: Range | None = None) -> Image.Image:
         return upright_rgb(image, name, value_range)
     shown: Image.Image = show_picture(one_picture(as_array(image)), name, value_range)  # or a tensor
     return shown
+
+
+def _from_dataset(dataset: Any, labels: Sequence[str] | None, value_range: Range | None) -> ImageSet:
+    if not len(dataset):
+        raise ImageError(f"{name_of(dataset)} is empty.")
+    check_transform(dataset, normalised=value_range is not None)
+    names = names_of(dataset)
+    found = _as_labels(labels_of(dataset, names) if labels is None else labels)
+    source = f"a list of {len(dataset)}" if isinstance(dataset, list) else f"data set {name_of(dataset)}"
+    opener = partial(_open_item, dataset=dataset, value_range=value_range)
+    images = ImageSet(tuple(names), found, source, None, list(enumerate(names)), opener)
+    check_steady(images, dataset)
+    return images
+
+
+def _open_item(item: tuple[int, str], dataset: Any, value_range: Range | None) -> Image.Image:
+    image, _ = open_item(dataset, *item)
+    return open_image(image if isinstance(image, str | os.PathLike) else (image, item[1]), value_range)
 
 
 def _from_array(pixels: np.ndarray[Any, Any], labels: Sequence[str] | None, value_range: Range | None) -> ImageSet:

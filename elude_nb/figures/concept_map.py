@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from elude_nb._util.checks import check_count
+from elude_nb._util.words import counted
 from elude_nb.figures.html import data_uri
 from elude_nb.figures.theme import dress, nth_colour, shade, words_for_plotly
 from elude_nb.interpret.concept_map import Atlas, lay_out, spread
@@ -129,8 +130,8 @@ def _describe_concepts(atlas: Atlas) -> list[str]:
     for concept, row in enumerate(atlas.concepts.to_dict("records")):
         best = f"<br>strongest in images {', '.join(map(str, atlas.best[concept].tolist()))}" if atlas.best.size else ""
         texts.append(
-            f"<b>{_title(atlas, concept)}</b><br>{row['tokens']:,} tokens ({row['share']:.1%})<br>"
-            f"{row['sub_units']} sub-units in {row['channels']} channels{best}"
+            f"<b>{_title(atlas, concept)}</b><br>{counted(row['tokens'], 'token')} ({row['share']:.1%})<br>"
+            f"{counted(row['sub_units'], 'sub-unit')} in {counted(row['channels'], 'channel')}{best}"
         )
     return texts
 
@@ -141,5 +142,4 @@ def _describe_units(atlas: Atlas) -> list[str]:
 
 
 def _title(atlas: Atlas, concept: int) -> str:
-    name = atlas.concepts["name"].iloc[concept]
-    return f"concept {concept}" + (f": {words_for_plotly(name)}" if name else "")
+    return words_for_plotly(atlas.concepts["title"].iloc[concept])

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from elude_nb._util.checks import check_kind, check_whole
+from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.figures.theme import Picture, house_style, nth_colour, shade, words
@@ -60,7 +61,9 @@ def contributions_by_block(split: Disentanglement, channel: int, units: Sequence
         for number, (place, unit, table) in enumerate(zip(axes, units, tables, strict=True)):
             colour, concept = nth_colour(number), int(split.routing.concepts[channel, unit - 1])
             draw_depth(place, table, colour)
-            name = f"sub-unit {unit}" + (f"\nconcept {concept}" if concept != NO_CONCEPT else "")
+            name = f"sub-unit {unit}" + (
+                f"\n{words(split.concept_title(concept), 24)}" if concept != NO_CONCEPT else ""
+            )
             place.set_ylabel(name, rotation=0, ha="right", va="center", color=colour, fontweight="bold")
         axes[-1].set_xlabel("block in which the contribution arises")
         axes[0].set_title(f"Channel {channel}: what each sub-unit is made of (mean contribution on its concept)")
@@ -68,7 +71,7 @@ def contributions_by_block(split: Disentanglement, channel: int, units: Sequence
         for handle in legend.legend_handles:
             handle.set_facecolor(shade("faint"))
         picture.align_ylabels(axes)
-    picture.alt = f"Bars of mean contributions by block for {len(units)} sub-units of channel {channel}"
+    picture.alt = f"Bars of mean contributions by block for {counted(len(units), 'sub-unit')} of channel {channel}"
     return picture
 
 
@@ -106,17 +109,17 @@ def concept_profile(of: Gallery | Disentanglement, concept: int, *, maps: Tensor
         if not len(of):
             raise ValueError("No image is ready; call .fill() first.")
         maps = of.concept_maps[..., concept]
-    name = split.names.get(concept)
+    title = words(split.concept_title(concept, number=True), 75).capitalize()
     with house_style():
         picture = Picture(figsize=(8.4, 3.0))
-        picture.alt = f"Concept {concept}: contributions by block, most from block {table.sum(axis=1).idxmax()}"
+        picture.alt = f"{title}: contributions by block, most from block {table.sum(axis=1).idxmax()}"
         if maps is None:
             place = picture.subplots()
         else:
             place, space = picture.subplots(1, 2, gridspec_kw={"width_ratios": [2.4, 1], "wspace": 0.12})
             picture.alt += _draw_space(picture, space, spatial_profile(split, maps).numpy(), len(maps))
         draw_depth(place, table)
-        place.set_title(f"Concept {concept}" + (f": {words(name)}" if name else "") + ", over all channels")
+        place.set_title(f"{title}, over all channels")
         place.set_xlabel("block in which the contribution arises" if len(table) > 1 else "")
         place.set_ylabel("contribution, in standard\ndeviations of the channels")
         if table.shape[1] > 1:
@@ -129,10 +132,10 @@ def _draw_space(picture: Picture, place: Axes, mean: np.ndarray[Any, Any], count
     shown = place.imshow(mean, cmap="cividis")
     place.set(xticks=[], yticks=[])
     place.spines[:].set_visible(False)
-    place.set_title(f"where in the image:\nmean of {count} images", loc="center", fontsize=9)
+    place.set_title(f"where in the image:\nmean of {counted(count, 'image')}", loc="center", fontsize=9)
     bar: Any = picture.colorbar(shown, ax=place, shrink=0.8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7.5)
     bar.set_label("read-out", fontsize=8)
     row, column = np.unravel_index(mean.argmax(), mean.shape)
-    return f"; mean over {count} images, highest in row {row + 1}, column {column + 1} of {mean.shape}"
+    return f"; mean over {counted(count, 'image')}, highest in row {row + 1}, column {column + 1} of {mean.shape}"

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_flag, check_fraction, check_kind, check_number, check_whole
-from elude_nb._util.words import one_line
+from elude_nb._util.words import counted, one_line
 from elude_nb.data.arrays import as_rgb
 from elude_nb.data.images import ImageSet, as_image_set
 from elude_nb.figures.html import darken, enlarge
@@ -71,7 +71,7 @@ def contact_sheet(images: ImageSet, count: int = 20, columns: int = 10) -> Pictu
             show_image(axes[index], square_thumbnail(images[index]), title=title)
         for place in axes[count:]:
             place.axis("off")
-    picture.alt = f"{count} images from {one_line(images.source)}"
+    picture.alt = f"{counted(count, 'image')} from {one_line(images.source)}"
     return picture
 
 
@@ -144,12 +144,12 @@ def draw_exemplar(
 def _write_name(picture: Picture, name: str, similarity: float, middle: float, colour: str) -> None:
     """Write the name of a row at the left, its labels and similarity below it; ``middle`` is in inches from the top."""
     title, _, labels = name.partition("\n")
-    title = title.replace(", ", "\n")
+    title = "\n".join(words(part, 28) for part in title.split(", "))  # the photographs begin beside it
     lines, line, high = title.count("\n") + 1, 0.165, picture.get_figheight()
     start = middle - line * (lines + (1 if labels else 0) + 1) / 2
     picture.text(0, 1 - start / high, title, fontsize=9, fontweight="bold", color=colour, va="top", linespacing=1.25)
     wrapped = labels.replace(", ", "\n", 1) if len(labels) > 24 else labels
-    wrapped = "\n".join(words(line, 28) for line in wrapped.split("\n"))  # the photographs begin beside it
+    wrapped = "\n".join(words(line, 28) for line in wrapped.split("\n"))
     below = "\n".join(text for text in (wrapped, "" if math.isnan(similarity) else f"alike: {similarity:.2f}") if text)
     under = 1 - (start + 1.05 * lines * line) / high
     picture.text(0, under, below, fontsize=7.5, color=shade("faint"), va="top", linespacing=1.3)
@@ -290,8 +290,7 @@ def _find_summands(gallery: Gallery, view: ChannelView, image: int, chosen: list
 
 
 def _name_unit(table: pd.DataFrame, unit: int) -> str:
-    row: Any = table.loc[unit]
-    meaning = words(row["name"], 18) or ("" if pd.isna(row["concept"]) else f"concept {row['concept']}")
+    meaning = words(table["title"].loc[unit], 18)
     return (f"sub-unit {unit}" if unit else REST) + (f", {meaning}" if meaning else "")
 
 

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 
 from elude_nb._util.checks import check_choice, check_count, check_flag
 from elude_nb.core.result import Disentanglement, check_split
+from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.figures.depth import HATCHES, name_part
 from elude_nb.figures.theme import (
     SEQUENCE,
@@ -134,7 +135,7 @@ def _name_unit(split: Disentanglement, channel: int, unit: int) -> str:
     if unit == 0:
         return REST
     concept = int(split.routing.concepts[channel, unit - 1])
-    name = split.names.get(concept, "") or (f"concept {concept}" if concept >= 0 else "")
+    name = split.concept_title(concept) if concept != NO_CONCEPT else ""
     return f"sub-unit {unit}" + (f": {words(name)}" if name else "")
 
 

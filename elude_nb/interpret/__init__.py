@@ -7,10 +7,12 @@
 
 from elude_nb.interpret.attribution import Attribution, attribute
 from elude_nb.interpret.concept_map import Atlas, lay_out
+from elude_nb.interpret.descriptions import describe_concepts
+from elude_nb.interpret.encoders import open_clip_encoder, transformers_encoder
 from elude_nb.interpret.exemplars import Exemplars, find_exemplars
 from elude_nb.interpret.find_units import find_units
 from elude_nb.interpret.gallery import Gallery, look
-from elude_nb.interpret.naming import ConceptNames, name_concepts, name_concepts_by_text, open_clip_encoder
+from elude_nb.interpret.naming import ConceptNames, name_concepts, name_concepts_by_text
 from elude_nb.interpret.neighbours import Neighbours, find_neighbours
 from elude_nb.interpret.profiles import depth_profile, find_contributors, route_table, spatial_profile
 from elude_nb.interpret.quiz import Question, Quiz, make_questions
@@ -28,6 +30,7 @@ __all__ = [
     "Quiz",
     "attribute",
     "depth_profile",
+    "describe_concepts",
     "find_contributors",
     "find_exemplars",
     "find_neighbours",
@@ -41,4 +44,5 @@ __all__ = [
     "route_table",
     "spatial_profile",
     "trace_channel",
+    "transformers_encoder",
 ]

@@ -16,8 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count
+from elude_nb._util.words import counted
 from elude_nb.core.edit import Edit
 from elude_nb.core.plan import Plan, plan_edit
 from elude_nb.core.result import Disentanglement, check_split
@@ -87,13 +89,14 @@ class Attribution:
         return "\n".join([*lines, f"the rest of the network is {'' if self.exact else 'not '}linear here"])
 
     def __repr__(self) -> str:
-        return f"Attribution({len(self.concepts)} concepts, {len(self.units):,} sub-units)"
+        return f"Attribution({counted(len(self.concepts), 'concept')}, {counted(len(self.units), 'sub-unit')})"
 
     def _repr_html_(self) -> str:
         table = self.concepts.head(10).to_html(index=False, float_format="{:.3f}".format)
         return f"{table}<pre>{html.escape(str(self))}</pre>"
 
 
+@knows_arguments
 @own_arithmetic()
 def attribute(
     split: Disentanglement,
@@ -293,8 +296,7 @@ class _Found:
         self._groups = len(split.book)
         present = sorted(set(self._owners.tolist()) - {NO_CONCEPT})
         self._present = pd.DataFrame({"concept": pd.Series(present, dtype="int64")})
-        if split.names:
-            self._present["name"] = [split.names.get(concept, "") for concept in present]
+        self._present = self._present.assign(**split.names.columns(present))
         summed = {name: torch.cat([units[name] for units, _ in parts]) for name in parts[0][0]}  # (n, d, k + 1)
         self._units = {name: values[:, where[0], where[1]] for name, values in summed.items()}
         self._concepts = {name: self._by_concept(values) for name, values in self._units.items()}

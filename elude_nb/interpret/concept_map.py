@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from elude_nb._util.checks import check_count, check_kind
+from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.interpret.exemplars import crop_at
 from elude_nb.interpret.gallery import Gallery, Pictures
@@ -32,8 +33,8 @@ class Atlas:
     positions
         Of each concept, (g, 2), centred, the larger extent being 1.
     concepts
-        One row a concept: ``name``, ``tokens`` of the discovery, their ``share``, and in how many ``sub_units`` of how
-        many ``channels`` it is.
+        One row a concept: ``name``, ``title`` (see `Disentanglement.concept_title`), ``tokens`` of the
+        discovery, their ``share``, and in how many ``sub_units`` of how many ``channels`` it is.
     units
         One row a sub-unit that belongs to a concept: ``channel``, ``unit``, ``concept``.
     best
@@ -52,7 +53,8 @@ class Atlas:
         return len(self.positions)
 
     def __repr__(self) -> str:
-        return f"Atlas({len(self)} concepts, {len(self.units):,} sub-units, {len(self.thumbnails)} thumbnails)"
+        numbers = {"concept": len(self), "sub-unit": len(self.units), "thumbnail": len(self.thumbnails)}
+        return f"Atlas({', '.join(counted(number, noun) for noun, number in numbers.items())})"
 
 
 def lay_out(
@@ -140,6 +142,7 @@ def _concepts(split: Disentanglement, units: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "name": [split.names.get(concept, "") for concept in every],
+            "title": [split.concept_title(concept, number=True) for concept in every],
             "tokens": tokens,
             "share": tokens / max(int(tokens.sum()), 1),
             "sub_units": grouped.size().reindex(every, fill_value=0).to_numpy(),

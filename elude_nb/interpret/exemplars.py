@@ -13,10 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_whole
-from elude_nb._util.words import one_line
+from elude_nb._util.words import counted, one_line
 from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.names import UniqueNames
+from elude_nb.core.readout import is_flat
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.copies import check_enough
@@ -28,7 +31,6 @@ from elude_nb.scores.similarity import best_images, top_similarity
 
 WHOLE_CHANNEL = -1
 REST = "rest (unit 0)"
-_CONSTANT = 0.01  # a unit that varies less than this share of its channel has no top-activating images
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -83,9 +85,11 @@ class Exemplars:
     similarity: tuple[float, ...]
 
     def __repr__(self) -> str:
-        return f"Exemplars(channel {self.channel}: {len(self.rows)} rows of {len(self.rows[0])} images)"
+        rows = f"{counted(len(self.rows), 'row')} of {counted(len(self.rows[0]), 'image')}"
+        return f"Exemplars(channel {self.channel}: {rows})"
 
 
+@knows_arguments
 @own_arithmetic()
 def find_exemplars(
     split: Disentanglement,
@@ -177,7 +181,7 @@ def read_channel(
     maps = [signs[unit] * (values[..., every.index(unit)] - mean * (unit == 0)) for unit in chosen]
     concepts = [NO_CONCEPT, *split.routing.concepts[channel].tolist()]
     share = float(split.unit_shares[channel, 0])
-    names = [name_of_unit(unit, concepts[unit], low=signs[unit] < 0, share=share) for unit in chosen]
+    names = [name_of_unit(unit, concepts[unit], split.names, low=signs[unit] < 0, share=share) for unit in chosen]
     return chosen, ["whole channel", *names], [values.sum(-1) - mean, *maps]
 
 
@@ -202,8 +206,8 @@ def arrange_exemplars(
     count = min(count, len(distinct))
     rows, similarity, titles = list[tuple[Exemplar, ...]](), list[float](), list[str]()
     for name, heat in zip(names, maps, strict=True):
-        if rows and float(heat.amax() - heat.amin()) <= _CONSTANT * float(maps[0].amax() - maps[0].amin()):
-            rows.append(())  # its highest images would be any images
+        if rows and is_flat(heat, maps[0]):
+            rows.append(())
             similarity.append(math.nan)
             titles.append(f"{name}\nthe same in every image")
             continue
@@ -248,14 +252,16 @@ def choose_among(table: pd.DataFrame, book: ConceptBook, number: int) -> list[in
     return [units[i] for i in chosen]
 
 
-def name_of_unit(unit: int, concept: int, *, low: bool = False, share: float = math.nan) -> str:
-    """Return a unit's name: ``"sub-unit 3, concept 12"``; ``(low)`` if it is low where its concept is.
+def name_of_unit(unit: int, concept: int, names: UniqueNames, *, low: bool = False, share: float = math.nan) -> str:
+    """Return a unit's name: ``"sub-unit 3, concept 12"``, with what the concept is called; ``(low)`` if it is low.
 
     Unit 0 has its ``share`` of the channel's variance in its name, if that is given.
     """
     if unit == 0:
         return REST + ("" if math.isnan(share) else f", {share:.1%} of the variance".replace("-0.0%", "0.0%"))
-    return f"sub-unit {unit}" + (f", concept {concept}{' (low)' if low else ''}" if concept != NO_CONCEPT else "")
+    return f"sub-unit {unit}" + (
+        f", {names.title(concept, number=True)}{' (low)' if low else ''}" if concept != NO_CONCEPT else ""
+    )
 
 
 def count_labels(labels: Iterable[str]) -> str:

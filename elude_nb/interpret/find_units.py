@@ -15,11 +15,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_fraction
 from elude_nb.core.readout import Lens, Readout
 from elude_nb.core.recording import pool_tokens, real_tokens_at
 from elude_nb.core.result import Disentanglement, check_split
+from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.models.hooks import evaluating
 from elude_nb.scores.inputs import is_constant
@@ -36,6 +38,7 @@ Readouts = Sequence[tuple[Readout, Tensor]]
 """What is read, and with which sign, (u,) or (): a unit that is low on its concept is turned round."""
 
 
+@knows_arguments
 @own_arithmetic()
 def find_units(
     split: Disentanglement,
@@ -90,7 +93,8 @@ def find_units(
         One row a concept or sub-unit. The significant ones come first; among these, and among the rest, the order is
         that of the choosing part, so that the check is not used to choose a second time.
 
-        ``kind`` ("concept" or "unit"), ``concept``, ``channel``, ``unit``, ``name`` of the concept (if it has one);
+        ``kind`` ("concept" or "unit"), ``concept``, ``channel``, ``unit``, ``name`` of the concept (if it has one),
+        and ``description`` (if any has one);
         ``copies``, how many sub-units of other channels copy this one (see `Disentanglement.distinct_units`);
         ``rank`` on the choosing part, 1 the best: by AUROC, and of equal ones by how many standard deviations the
         means of the two sets lie apart; ``direction``, "higher" or "lower" on the positive images;
@@ -203,7 +207,8 @@ def _candidates(split: Disentanglement, kind: str) -> tuple[pd.DataFrame, Readou
         raise ValueError(f"kind={kind!r}: no channel was split, so there are no sub-units; see .channels for why.")
     columns = ["kind", "concept", "channel", "unit"]
     table = pd.concat(tables, ignore_index=True).reindex(columns=columns).astype(dict.fromkeys(columns[1:], "Int64"))
-    table["name"] = [split.names.get(concept, "") for concept in table["concept"].fillna(-1).tolist()]
+    table["name"] = ""
+    table = table.assign(**split.names.columns(table["concept"].fillna(NO_CONCEPT).tolist()))
     is_unit = (table["kind"] == "unit").to_numpy()
     table["copies"] = pd.array([pd.NA] * len(table), dtype="Int64")
     table.loc[is_unit, "copies"] = split.copies[split.routing.live_rows()].numpy()[: is_unit.sum()]

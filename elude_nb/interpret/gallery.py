@@ -19,6 +19,7 @@ from torch import Tensor
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_number
 from elude_nb._util.progress import announced, progress_bar
+from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT, Routing, means_on_concepts
 from elude_nb.core.seen import Seen
@@ -26,6 +27,7 @@ from elude_nb.core.strategies import check_routing_settings, read_strategy, rout
 from elude_nb.data.copies import distinct_numbers, find_originals, sketch
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
+from elude_nb.interpret.descriptions import described
 from elude_nb.interpret.exemplars import Exemplars, Pixels, add_rest, arrange_exemplars, choose_among, name_of_unit
 from elude_nb.interpret.profiles import Places, mean_contributions, places_of_sources, sum_by_place
 from elude_nb.models.forward import check_finite, output_and_patches
@@ -74,8 +76,9 @@ class ChannelView:
     channel
         Its number.
     units
-        One row a unit: ``unit``, ``concept``, ``name``, ``sources``, ``share_of_variance`` (over the gallery's patches)
-        and ``mean_on_concept``. Without sub-units, unit 0 is the whole channel.
+        One row a unit: ``unit``, ``concept``, ``name``, ``title`` (of the concept), ``sources``,
+        ``share_of_variance`` (over the gallery's patches) and ``mean_on_concept``. Without sub-units, unit 0 is
+        the whole channel.
     maps
         Activations of these units at every patch, (n, t, u), in the order of the rows. Sub-units are counted from their
         mean over the discovery; unit 0 holds the rest, so that the sum is the channel.
@@ -135,7 +138,7 @@ class Gallery:
         fit = int(max_memory * _GIB / (2 * width * tokens)) if check_number("max_memory", max_memory) > 0 else 0
         if fit < 2 or not len(photos):
             raise ValueError(
-                f"A gallery of {len(photos)} images within max_memory={max_memory} GiB: {fit} fit; "
+                f"A gallery of {counted(len(photos), 'image')} within max_memory={max_memory} GiB: {fit} fit; "
                 "give images, and room for two at least."
             )
         self.split, self.grid = split, layout.grid
@@ -207,7 +210,7 @@ class Gallery:
         with progress_bar(description="gallery", total=left, show=model.progress, unit="image") as bar:
             steps = announced(
                 self.steps(model.batch_size),
-                f"gallery: {left:,} images",
+                f"gallery: {counted(left, 'image')}",
                 lambda first: first * -(-left // model.batch_size),
                 show=model.progress,
             )
@@ -231,6 +234,8 @@ class Gallery:
                 self._outputs.append(seen.outputs)
                 self._features.append(seen.features)
                 self.ready = stop
+                if stop == len(self.images) and self.has_concepts:
+                    self.split = described(self.split, self._concepts.amax(1), self.distinct, self.images)
             yield len(seen.pictures)
 
     # ------------------------------------------------------------- one channel
@@ -294,7 +299,7 @@ class Gallery:
             concept = table["concept"].fillna(NO_CONCEPT).tolist()[row]
             low = table["mean_on_concept"].tolist()[row] < 0  # not if there is no concept: NaN
             maps.append(view.maps[..., row] * (-1 if low else 1) - (mean if unit == 0 else 0))
-            names.append(name_of_unit(unit, concept, low=low, share=share))
+            names.append(name_of_unit(unit, concept, self.split.names, low=low, share=share))
         return arrange_exemplars(
             view.channel,
             chosen,
@@ -379,7 +384,7 @@ class Gallery:
     def __repr__(self) -> str:
         size = self._sources.numel() * 2 / _GIB
         sample = f", a sample of {self.total:,}" if len(self.images) < self.total else ""
-        return f"Gallery({self.ready} of {len(self.images)} images ready{sample}, {size:.2f} GiB)"
+        return f"Gallery({self.ready} of {counted(len(self.images), 'image')} ready{sample}, {size:.2f} GiB)"
 
 
 def look(split: Disentanglement, images: Sequence[Image.Image]) -> Sight:
@@ -441,6 +446,7 @@ def _view(split: Disentanglement, channel: int, routing: Routing, sources: Tenso
             "unit": numbers,
             "concept": pd.Series(concepts, dtype="Int64").where(owned),
             "name": [split.names.get(concept, "") for concept in concepts],
+            "title": ["" if concept == NO_CONCEPT else split.concept_title(concept) for concept in concepts],
             "sources": sizes[numbers].tolist(),
             "share_of_variance": ((moved * moved.sum(1, keepdim=True)).mean(0) / variance).tolist(),
             "mean_on_concept": means.where(owned),

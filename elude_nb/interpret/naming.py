@@ -7,18 +7,17 @@ concepts and all words that were tried; a concept without such evidence gets no 
 from __future__ import annotations
 
 import html
-import importlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_fraction, check_kind
 from elude_nb._util.progress import progress_bar
@@ -26,11 +25,11 @@ from elude_nb.core.names import UniqueNames
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.data.copies import check_enough
 from elude_nb.data.images import Images, ImageSet, as_image_set
-from elude_nb.interpret.find_units import Numbers, holm, pool_readouts
-from elude_nb.models.forward import overheard
+from elude_nb.interpret.descriptions import as_words, describe, read_concepts
+from elude_nb.interpret.encoders import TextImageEncoder
+from elude_nb.interpret.find_units import Numbers, holm
 from elude_nb.models.load import Model
 from elude_nb.scores.inputs import as_codes, is_constant, unit_vectors
-from elude_nb.scores.judges import ClipJudge
 from elude_nb.scores.labels import Labels
 from elude_nb.scores.similarity import best_images
 
@@ -45,8 +44,9 @@ class ConceptNames:
     Attributes
     ----------
     table
-        One row a concept: ``concept``, ``name`` ("" where nothing is significant), what fits best, how well,
-        ``p_corrected``, and the ``evidence`` in words.
+        One row a concept: ``concept``, ``name`` ("" where nothing is significant), ``description`` (what is shown in
+        place of a name, see `describe_concepts`), what fits best, how well, ``p_corrected``, the ``evidence`` in words,
+        and the ``reason`` why there is no name.
     source
         What the names come from: "labels" or "texts".
     top
@@ -64,21 +64,27 @@ class ConceptNames:
     def names(self) -> UniqueNames:
         """The concepts that have a name: ``split.with_names(found.names)``.
 
-        No two have the same; ``names.labels`` has the label or text that each stands for.
+        No two have the same; ``names.labels`` has the label or text that each stands for, and ``names.descriptions``
+        what is shown for concepts that have no name.
         """
         named = self.table[self.table["name"] != ""]
         concepts = named["concept"].tolist()
         names, labels = (named[column].tolist() for column in ("name", self.source.removesuffix("s")))
-        return UniqueNames(dict(zip(concepts, names, strict=True)), dict(zip(concepts, labels, strict=True)))
+        known, stand_for = (dict(zip(concepts, texts, strict=True)) for texts in (names, labels))
+        described = zip(self.table["concept"].tolist(), self.table["description"].tolist(), strict=True)
+        return UniqueNames(known, stand_for, {concept: text for concept, text in described if text})
 
     def __repr__(self) -> str:
-        return f"ConceptNames({len(self.names)} of {len(self.table)} concepts named by {self.source})"
+        kinds = self.table["reason"].str.partition(":")[0].value_counts().drop("", errors="ignore")
+        why = "".join(f"; {count}: {kind}" for kind, count in kinds.items())
+        return f"ConceptNames({len(self.names)} of {len(self.table)} concepts named by {self.source}{why})"
 
     def _repr_html_(self) -> str:
         table: str = self.table.to_html(index=False, float_format="{:.3g}".format)
         return f"<p>{html.escape(repr(self))}</p>{table}"
 
 
+@knows_arguments
 @own_arithmetic()
 def name_concepts(
     split: Disentanglement,
@@ -86,7 +92,7 @@ def name_concepts(
     *,
     labels: Labels | None = None,
     tokens: str | None = None,
-    top: int = 20,
+    top: int | None = None,
     level: float = 0.05,
     batch_size: int | None = None,
     progress: bool | None = None,
@@ -112,7 +118,8 @@ def name_concepts(
     tokens
         By default those of the discovery. An image counts as its highest token.
     top
-        How many of a concept's top-activating images to judge it by.
+        How many of a concept's top-activating images to judge it by. By default at most 20 and a quarter of the images,
+        and as many as tell labels best from chance: so that the smallest share of them must have a label.
     level
         Largest acceptable chance of any wrong name.
     batch_size, progress
@@ -122,7 +129,8 @@ def name_concepts(
     -------
     ConceptNames
         The table has ``label``, ``images`` (how many of the top images have it), ``share``, ``lift`` (both: higher is
-        better) and ``p``; where there is no name, they are those of the label with the smallest p.
+        better) and ``p``; where there is no name, they are those of the label with the smallest p, and ``reason`` says
+        how many images of it would have sufficed.
 
     Raises
     ------
@@ -139,15 +147,22 @@ def name_concepts(
     check_fraction("level", level, open_ends=True)
     photos = split.model.inputs(images)
     codes, words = _as_labels(photos.labels if labels is None else labels, len(photos))
-    check_count("top", top, 1, len(photos) - 1)
-    best, constant, once = _top_images(split, photos, tokens, top)
-    codes = codes[once]
     naming = np.array([bool(word) for word in words])
+
+    def count(once: Whole) -> Whole:
+        """Return how many of these images have each label, (l,)."""
+        found: Whole = np.bincount(codes[once], minlength=len(naming))[naming]
+        return found
+
+    def usual(once: Whole) -> int:
+        return _usual_top(count(once), len(once), level / (len(split.book) * int(naming.sum())))
+
+    seen = _see(split, photos, tokens, top, [words[code] for code in codes], usual)
+    totals, codes, best, top = count(seen.once), codes[seen.once], seen.best, seen.best.shape[1]
     words = [word for word in words if word]
-    totals = np.bincount(codes, minlength=len(naming))[naming]  # (l,)
     counts = (codes[best][:, :, None] == np.flatnonzero(naming)).sum(1)  # (g, l)
     p = _enrichment(counts, totals, len(codes), top)
-    p[constant] = 1
+    p[seen.constant] = 1
     corrected, lift = holm(p), counts / top / (totals / len(codes))
     row = np.arange(len(p))
     place = [_choose(p[g], corrected[g] <= level, counts[g], lift[g]) for g in row]
@@ -163,17 +178,17 @@ def name_concepts(
         }
     )
     found = [f"{row.images} of {top} top images, {row.lift:.1f} times the base rate" for row in table.itertuples()]
-    return ConceptNames(_with_names(table, found, constant, table["p"], level), "labels", top, level)
-
-
-class TextImageEncoder(Protocol):
-    """Whatever puts images and texts into one space; `ClipJudge` and `open_clip_encoder` do."""
-
-    def encode_images(self, images: Sequence[Image.Image], /) -> Tensor:
-        """Return embeddings of images, (n, e)."""
-
-    def encode_texts(self, texts: Sequence[str], /) -> Tensor:
-        """Return embeddings of texts, (m, e)."""
+    needed = _fewest(totals, len(codes), top, level / max(1, p.size - int((corrected <= level).sum())))
+    doubts = []
+    for i, word, many, bare in zip(place, table["label"], table["images"], (~naming)[codes[best]].sum(1), strict=True):
+        if (needed > np.minimum(totals, top)).all():
+            doubts.append(f"no label can be told from chance with {len(codes)} images")
+        elif bare > top / 2:
+            doubts.append(f"most top images have no label: {bare} of {top}")
+        else:
+            short = f"{needed[i]} needed" if needed[i] <= min(totals[i], top) else "too rare a label to tell"
+            doubts.append(f"no label commoner than by chance: best {word!r}, {many} of {top} top images, {short}")
+    return _conclude(table, seen, found, doubts, table["p"], level)
 
 
 @own_arithmetic()
@@ -185,7 +200,7 @@ def name_concepts_by_text(
     *,
     template: str = "{}",
     tokens: str | None = None,
-    top: int = 20,
+    top: int | None = None,
     level: float = 0.05,
     draws: int = 10_000,
     seed: int = 0,
@@ -203,12 +218,12 @@ def name_concepts_by_text(
     Parameters
     ----------
     split, images, tokens, top, level, batch_size, progress
-        As for `name_concepts`.
+        As for `name_concepts`; images need no labels. ``top`` is by default 20, or a quarter of the images if fewer.
     texts
         Words or phrases to choose from; those that fit become the names.
     encoder
-        CLIP or its like: `open_clip_encoder`, a `ClipJudge`, or an object of yours with the two methods of
-        `TextImageEncoder`.
+        CLIP or its like: `open_clip_encoder`, `transformers_encoder`, a `ClipJudge`, or an object of yours with the two
+        methods of `TextImageEncoder`.
     template
         What the encoder reads of a text, such as ``"a photo of a {}"``.
     draws, seed
@@ -232,22 +247,22 @@ def name_concepts_by_text(
     split = split.using(batch_size=batch_size, progress=progress)
     check_fraction("level", level, open_ends=True)
     words, photos = _as_texts(texts), as_image_set(images)
-    check_count("top", top, 1, len(photos) - 1)
     _check_encoder(encoder, template)
     fewest = int(np.ceil(len(split.book) / level))
     if check_count("draws", draws) + 1 < fewest:
         raise ValueError(
             f"draws={draws} are too few to tell level={level} with {len(split.book)} concepts; give at least {fewest}."
         )
-    best, constant, once = _top_images(split, photos, tokens, top)
-    photos = photos.subset(once)
+    labels = None if photos.labels is None else list(photos.labels)
+    seen = _see(split, photos, tokens, top, labels, lambda once: _most_top(len(once)))
+    photos, best, top = photos.subset(seen.once), seen.best, seen.best.shape[1]
     cosines = _cosines(split.model, encoder, photos, [template.replace("{}", word) for word in words])  # (n, m)
     standard = _standard(cosines, top)
     z = standard[best].mean(1)  # (g, m)
     place, row = z.argmax(1), np.arange(len(z))
     null = _largest_by_chance(standard, top, draws, seed)
     p = (1 + (null >= z.max(1)[:, None] - _ROUNDING).sum(1)) / (draws + 1)
-    p[constant] = 1
+    p[seen.constant] = 1
     cosine = cosines[best].mean(1)[row, place]
     table = pd.DataFrame(
         {
@@ -262,65 +277,66 @@ def name_concepts_by_text(
     )
     pairs = zip(table["above_all"], table["z"], strict=True)
     found = [f"cosine {score:+.3f} against all images, z = {size:.1f}" for score, size in pairs]
-    return ConceptNames(_with_names(table, found, constant, -table["z"], level), "texts", top, level)
-
-
-def open_clip_encoder(name: str, pretrained: str | None = None) -> TextImageEncoder:
-    """Return an encoder of the open_clip library, for `name_concepts_by_text`; its weights are fetched if need be.
-
-    Parameters
-    ----------
-    name
-        Such as ``"ViT-B-32"``; or with weights of its own, ``"hf-hub:..."`` or ``"local-dir:..."``.
-    pretrained
-        Which weights: a tag such as ``"openai"``, or the path of a file.
-
-    Raises
-    ------
-    ImportError
-        If open_clip is not installed.
-    ValueError
-        If no weights are named: the model would be random, and so would the names.
-    """
-    try:
-        open_clip = importlib.import_module("open_clip")
-    except ImportError as error:
-        raise ImportError(f"open_clip_encoder needs open_clip ({error}): pip install open_clip_torch") from error
-    if pretrained is None and ":" not in name:
-        tags = [tag for model, tag in open_clip.list_pretrained() if model == name]
-        known = f"one of {tags}" if tags else "see open_clip.list_pretrained()"
-        raise ValueError(f"{name!r} without weights is random; give pretrained=, {known}.")
-    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
-    # A judge needs phrases to describe by; as an encoder it does not describe.
-    return ClipJudge.from_open_clip(model.eval(), preprocess, open_clip.get_tokenizer(name), ("an image",))
+    doubts = [
+        f"no text nearer than by chance: best {w!r}, {said}" for w, said in zip(table["text"], found, strict=True)
+    ]
+    return _conclude(table, seen, found, doubts, -table["z"], level)
 
 
 # ---------------------------------------------------------------- of both
 
+_FEW_TOKENS = 20  # a concept that was found on fewer may be an accident
 
-def _top_images(split: Disentanglement, images: ImageSet, tokens: str | None, top: int) -> tuple[Whole, Flags, Whole]:
-    """Return each concept's top-activating images, (g, top), which concepts are constant, (g,), and of which images.
 
-    The last are the numbers of the images that are no copies of earlier ones, (m,); the first counts among these.
+@dataclass(frozen=True)
+class _Seen:
+    """What concepts are judged by: their top images (g, top), numbered among the images that are no copies.
+
+    ``once`` (m,) are the numbers of these, ``constant`` (g,) says which concepts are the same on all images, ``tokens``
+    (g,) is how many they were found on, and ``names`` describes them.
     """
-    with overheard(split.model, wanted=False) as heard:
-        values = pool_readouts(split, images, [(split.concept_readout(), torch.tensor(1))], tokens)  # (n, g)
-    once = heard.distinct(images)
+
+    best: Whole
+    once: Whole
+    constant: Flags
+    tokens: list[int]
+    names: UniqueNames
+
+
+def _see(
+    split: Disentanglement,
+    images: ImageSet,
+    tokens: str | None,
+    top: int | None,
+    labels: list[str] | None,
+    usual: Callable[[Whole], int],
+) -> _Seen:
+    if top is not None:
+        check_count("top", top, 1, len(images) - 1)
+    values, once = read_concepts(split, images, tokens)
+    top = usual(once.numpy()) if top is None else top
     check_enough("top", top, len(once), len(images), more=True)
-    return best_images(values[once], top).T.numpy(), is_constant(values).numpy(), once.numpy()
+    best, constant = best_images(values[once], top).T.numpy(), is_constant(values).numpy()
+    names = describe(values, once, labels, images.names)
+    return _Seen(best, once.numpy(), constant, split.book.counts.tolist(), names)
 
 
-def _with_names(
-    table: pd.DataFrame, evidence: list[str], constant: Flags, order: pd.Series[float], level: float
-) -> pd.DataFrame:
-    """Return the table with a name where the evidence suffices, the smallest of ``order`` first, and the evidence."""
+def _conclude(
+    table: pd.DataFrame, seen: _Seen, evidence: list[str], doubts: list[str], order: pd.Series[float], level: float
+) -> ConceptNames:
+    """Return names where the evidence suffices, the smallest of ``order`` first; and why there is none elsewhere."""
     kind = str(table.columns[1])
     sure = table["p_corrected"] <= level
     names = _without_doubles(table[kind].where(sure, "").tolist(), np.argsort(order.to_numpy(), kind="stable"))
     table.insert(1, "name", names)
-    doubts = [f"no {kind} stands out; best {word!r}: {text}" for word, text in zip(table[kind], evidence, strict=True)]
-    said = np.where(sure, evidence, doubts)
-    return table.assign(evidence=np.where(constant, "no name: the same on all images", said))
+    table.insert(2, "description", [seen.names.descriptions.get(concept, "") for concept in table["concept"]])
+    why = [
+        f"few tokens, {doubt}; found on {n} tokens" if n < _FEW_TOKENS and "can be told" not in doubt else doubt
+        for n, doubt in zip(seen.tokens, doubts, strict=True)
+    ]
+    reasons = np.where(seen.constant, "the same on all images", why)
+    table = table.assign(evidence=evidence, reason=np.where(sure, "", reasons))
+    return ConceptNames(table, f"{kind}s", seen.best.shape[1], level)
 
 
 def _without_doubles(words: list[str], order: Whole) -> list[str]:
@@ -344,9 +360,10 @@ def _without_doubles(words: list[str], order: Whole) -> list[str]:
 def _as_labels(labels: Labels | None, n: int) -> tuple[Whole, list[str]]:
     """Return the labels' codes (n,) and their names in sorted order, without blanks at the ends."""
     if labels is None:
-        raise ValueError("The images have no labels; give labels=, one an image, or use name_concepts_by_text.")
-    given = pd.Series(list(labels.cpu().numpy() if isinstance(labels, Tensor) else labels), dtype=object)
-    codes, words = as_codes(given.where(given.isna(), given.astype(str).str.strip()), n, classes=2)
+        raise ValueError(
+            "The images have no labels; give labels=, one an image, or use name_concepts_by_text or describe_concepts."
+        )
+    codes, words = as_codes(as_words(labels), n, classes=2)
     return codes.numpy(), words
 
 
@@ -356,6 +373,34 @@ def _enrichment(counts: Whole, totals: Whole, n: int, top: int) -> Numbers:
 
     p: Numbers = hypergeom.sf(counts - 1, n, totals, top)
     return p
+
+
+def _fewest(totals: Whole, n: int, top: int, level: float) -> Whole:
+    """Return how many of ``top`` images must have a label for its p-value to be at most ``level``, (l,).
+
+    More than there are of the label (or than ``top``) where no number suffices.
+    """
+    counts = np.arange(1, top + 1)
+    found: Whole = 1 + (_enrichment(counts, totals[:, None], n, top) > level).sum(1)
+    return found
+
+
+def _most_top(n: int) -> int:
+    return max(1, min(20, n // 4))
+
+
+def _usual_top(totals: Whole, n: int, level: float) -> int:
+    """Return of how many images, at most `_most_top`, the smallest share must have a label to be told from chance.
+
+    The share is the mean over the labels, of the most images that can have the label. What no number of images tells
+    counts a little more than all of them.
+    """
+
+    def share(top: int) -> float:
+        needed, most = _fewest(totals, n, top, level), np.minimum(totals, top)
+        return float(np.where(needed <= most, needed / np.maximum(most, 1), 1.05).mean().round(9))
+
+    return min(range(_most_top(n), 0, -1), key=share)
 
 
 def _choose(p: Numbers, significant: Flags, counts: Whole, lift: Numbers) -> int:

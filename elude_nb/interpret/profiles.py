@@ -183,8 +183,9 @@ def find_contributors(split: Disentanglement, sources: Tensor, *, count: int = 1
     Returns
     -------
     DataFrame
-        ``channel``, ``unit``, ``concept``, ``name``, ``activation`` (turned round for a sub-unit that is low on its
-        concept) and ``deviations``: the activation over the standard deviation of its channel; rows are sorted by it.
+        ``channel``, ``unit``, ``concept``, ``name``, ``title`` (of the concept), ``activation`` (turned round for
+        a sub-unit that is low on its concept) and ``deviations``: the activation over the standard deviation of its
+        channel; rows are sorted by it.
 
     Raises
     ------
@@ -208,6 +209,9 @@ def find_contributors(split: Disentanglement, sources: Tensor, *, count: int = 1
             "unit": (places + 1).tolist(),
             "concept": pd.array([None if c == NO_CONCEPT else c for c in concepts], dtype="Int64"),
             "name": [split.names.get(concept, "") for concept in concepts],
+            "title": [
+                "" if concept == NO_CONCEPT else split.concept_title(concept, number=True) for concept in concepts
+            ],
             "activation": values[channels, places].tolist(),
             "deviations": deviations[channels, places].tolist(),
         }

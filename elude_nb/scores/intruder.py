@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_kind
+from elude_nb._util.words import counted
 from elude_nb.scores.inputs import Array, as_activations, as_embeddings, as_matrix, unit_vectors
 from elude_nb.scores.intervals import Interval, mean_interval
 from elude_nb.scores.similarity import best_images
@@ -255,7 +256,8 @@ class IntruderResult:
 
     def __str__(self) -> str:
         left_out = f", {self.accuracy.missing} without a trial" if self.accuracy.missing else ""
-        return f"odd one found: {self.accuracy} (chance {self.chance:.3f}, {self.accuracy.count} units{left_out})"
+        units = counted(self.accuracy.count, "unit")
+        return f"odd one found: {self.accuracy} (chance {self.chance:.3f}, {units}{left_out})"
 
 
 def intruder_result(accuracies: pd.Series[float], *, size: int = 5, seed: int = 0) -> IntruderResult:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count, check_fraction
+from elude_nb._util.words import counted
 from elude_nb.scores.inputs import Array, as_activations, as_codes, as_numbers, check_table, is_constant, per_unit, rank
 
 Labels = Sequence[Any] | Array | pd.Series
@@ -367,8 +368,8 @@ def _choosing_half(codes: Tensor, names: list[Any], seed: int, choose: Array | S
     few = [names[i] for i in (counts.amin(0) < FEWEST).nonzero().flatten().tolist()]
     if few:
         raise ValueError(
-            f"{len(few)} labels have fewer than {FEWEST} images in one half: {few[:10]}. Leave out labels with fewer "
-            f"than {2 * FEWEST} images, or choose other halves."
+            f"{counted(len(few), 'label')} with fewer than {FEWEST} images in one half: {few[:10]}. Leave out labels "
+            f"with fewer than {2 * FEWEST} images, or choose other halves."
         )
     return first
 

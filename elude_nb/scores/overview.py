@@ -9,9 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count
 from elude_nb._util.progress import announced
+from elude_nb._util.words import counted
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.distinct import choose_covering, standardise
 from elude_nb.core.recording import find_largest, record
@@ -39,6 +41,7 @@ NO_SCORES = {"kind", "channel", "unit", "distinct", "redundancy_distinct"}
 """Columns of `score` that are no scores of their own."""
 
 
+@knows_arguments
 @own_arithmetic()
 def score(
     split: Disentanglement,
@@ -118,7 +121,7 @@ def score(
         how: dict[str, Any] = {"tokens": which, "tokens_per_image": tokens_per_image, "seed": seed, "announce": False}
         parts = announced(
             record(split.model, photos, split.site, **how),
-            f"score: {len(photos):,} images",
+            f"score: {counted(len(photos), 'image')}",
             lambda first: first * -(-len(photos) // split.model.batch_size) + of_weights,
             show=split.model.progress,
         )

@@ -91,7 +91,8 @@ def judge_pairs(
     check_count("pairs", pairs)
     check_count("draws", draws)
     check_count("seed", seed, 0)
-    photos, numbers = as_image_set(images), _checked(best, len(as_image_set(images)))
+    photos = as_image_set(images)
+    numbers = _checked(best, len(photos))
     panel = list(judges) if isinstance(judges, Sequence) else [judges]
     if not panel:
         raise ValueError("judges is empty; give at least one, such as EmbeddingJudge.of(model, images).")

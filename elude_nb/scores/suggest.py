@@ -15,16 +15,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count
+from elude_nb._util.words import counted
 from elude_nb.core.concepts import BookBuilder, ConceptBook, suggest_concepts
 from elude_nb.core.recording import Recording, pool_recorded, record
 from elude_nb.core.strategies import RoutingStrategy, check_routing_settings, find_routing
 from elude_nb.data.images import Images
-from elude_nb.models.find_sites import find_site
+from elude_nb.models.default_site import choose_site
 from elude_nb.models.hooks import check_pristine, for_analysis
 from elude_nb.models.load import Model, check_model
-from elude_nb.models.sites import STREAM
 from elude_nb.scores.overview import read_sub_units
 from elude_nb.scores.similarity import sibling_similarity, top_centres, top_similarity
 
@@ -62,18 +63,19 @@ class Suggestion:
         return f"Suggestion(concepts={self.concepts}, units={self.units}, shared={self.shared})"
 
 
+@knows_arguments
 @own_arithmetic()
 def suggest_settings(
     model: Model,
     images: Images,
-    site: str = STREAM,
+    site: str | None = None,
     *,
     blocks: int | Literal["all"] = "all",
     routing: str | RoutingStrategy = "concepts",
     concepts: int | None = None,
     units: int | None = None,
     shared: float | None = None,
-    tokens: str = "patch",
+    tokens: str | None = None,
     tokens_per_image: int | None = 24,
     seed: int = 0,
     batch_size: int | None = None,
@@ -103,7 +105,8 @@ def suggest_settings(
     model = model.using(batch_size=batch_size, progress=progress)
     check_pristine(model.network, "suggest_settings")
     strategy, chosen = find_routing(routing, seed), model.inputs(images)
-    place = find_site(model, site, blocks=blocks)
+    place = choose_site(model, site, blocks=blocks, tokens=tokens, purpose="suggest_settings")
+    tokens = tokens or place.layout.usual
     each = len(place.layout.positions(tokens))
     found = suggest_concepts(len(chosen) * min(each, tokens_per_image or each))
     g = found if concepts is None else check_count("concepts", concepts, 2)
@@ -113,7 +116,8 @@ def suggest_settings(
     few = chosen.sample(_IMAGES, seed=seed)
     if len(few) < 2 * _BEST:
         raise ValueError(
-            f"{len(few)} images are too few to choose settings from; give at least {2 * _BEST}, or a number for units."
+            f"{counted(len(few), 'image')}: too few to choose settings from; give at least {2 * _BEST}, or a number "
+            "for units."
         )
     parts = record(model, few, place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
     trial = _Trial(Recording.join(list(parts)), for_analysis(place.weight(model.network)), place.kernel, strategy, seed)

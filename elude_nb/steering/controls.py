@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elude_nb._util.words import counted
 from elude_nb.baselines.sae import SparseAutoencoder, TopK
 from elude_nb.core.edit import Change, Edit
 from elude_nb.core.plan import Plan, plan_edit, token_weights, units_of
@@ -84,7 +85,7 @@ def describe_edit(split: Disentanglement, edit: Edit) -> Intervention:
     """Return an edit as an intervention, with the number of its sub-units and concepts in words."""
     concepts = edited_concepts(split, edit)
     of = f" of concept {concepts[0]}" if len(concepts) == 1 else f" of {len(concepts)} concepts" if concepts else ""
-    return Intervention("edit", f"{len(edited_units(split, edit))} sub-units{of}", (plan_edit(split, edit),))
+    return Intervention("edit", f"{counted(len(edited_units(split, edit)), 'sub-unit')}{of}", (plan_edit(split, edit),))
 
 
 # ---------------------------------------------------------------- single controls

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, shortly
 from elude_nb.baselines.sae import SparseAutoencoder
@@ -96,6 +97,7 @@ class Effect:
         )
 
 
+@knows_arguments
 @own_arithmetic()
 def effect(
     split: Disentanglement,

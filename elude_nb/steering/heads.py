@@ -12,8 +12,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count
+from elude_nb._util.words import counted
 from elude_nb.data.images import Images
 from elude_nb.models.forward import features
 from elude_nb.models.hooks import check_pristine, evaluating, for_analysis
@@ -141,6 +143,7 @@ class OwnClassifier:
         return outputs.softmax(1)
 
 
+@knows_arguments
 @own_arithmetic()
 def fit_head(
     model: Model,
@@ -205,7 +208,7 @@ def fit_on_outputs(
     check_choice("kind", kind, HEADS)
     classes = _classes(labels)
     if len(labels) != len(outputs):
-        raise ValueError(f"{len(labels)} labels were given for {len(outputs)} outputs; give one an image.")
+        raise ValueError(f"{counted(len(labels), 'label')} for {counted(len(outputs), 'output')}; give one an image.")
     codes = torch.tensor([classes.index(label) for label in labels])
     if kind == "knn":
         check_count("k", k, 1, len(outputs))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from elude_nb._util.arithmetic import own_arithmetic, run_network
+from elude_nb._util.words import counted
 from elude_nb.core.edit import Edit
 from elude_nb.core.explicit import replace_module, take_branch
 from elude_nb.core.plan import Plan, increment
@@ -52,7 +53,7 @@ class EditStep(nn.Module):
 
     def extra_repr(self) -> str:
         """Say what is done to how many activations."""
-        return f"{self.kind} of {len(self.rows)} sub-units"
+        return f"{self.kind} of {counted(len(self.rows), 'sub-unit')}"
 
 
 class EditRule(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from elude_nb._util.checks import check_count
+from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement
 from elude_nb.interpret.exemplars import count_labels, read_channel
 from elude_nb.scores.similarity import best_images
@@ -98,7 +99,9 @@ class TopSentences:
         return pd.DataFrame(found, columns=["unit", "rank", "word", "value", "label", "sentence"])
 
     def __repr__(self) -> str:
-        return f"TopSentences({self.title}: {len(self.rows)} rows of {len(self.rows[0])} sentences)"
+        return (
+            f"TopSentences({self.title}: {counted(len(self.rows), 'row')} of {counted(len(self.rows[0]), 'sentence')})"
+        )
 
     def _repr_html_(self) -> str:
         left = 'style="text-align:left;vertical-align:top;padding:6px 10px"'
@@ -168,7 +171,7 @@ def top_sentences(
         if not chosen:
             raise ValueError("concepts=[] is empty; name at least one.")
         values = split.concept_activations(found, tokens="patch")  # (n, t, g)
-        names = [split.names.get(concept) or f"concept {concept}" for concept in chosen]
+        names = [split.concept_title(concept) for concept in chosen]
         maps = [values[..., concept] for concept in chosen]
         title = f"concepts of {split.site.name}"
     rows = tuple(_top_readings(model, found, heat, count) for heat in maps)

@@ -11,6 +11,7 @@ from typing import Any
 
 from elude_nb._util.checks import check_count
 from elude_nb._util.files import existing_file
+from elude_nb._util.words import counted
 from elude_nb.data.images import ImageSet
 from elude_nb.errors import SentenceError
 
@@ -29,8 +30,8 @@ class SentenceSet(ImageSet):
     """
 
     def __repr__(self) -> str:
-        labels = f", {len(set(self.labels))} labels" if self.labels is not None else ""
-        return f"SentenceSet({len(self)} sentences from {self.source}{labels})"
+        labels = f", {counted(len(set(self.labels)), 'label')}" if self.labels is not None else ""
+        return f"SentenceSet({counted(len(self), 'sentence')} from {self.source}{labels})"
 
 
 def load_sentences(
@@ -84,7 +85,7 @@ def load_sentences(
     if not found:
         raise SentenceError("There are no sentences.")
     if named is not None and len(named) != len(found):
-        raise ValueError(f"{len(named)} labels were given for {len(found)} sentences; give one a sentence.")
+        raise ValueError(f"{counted(len(named), 'label')} for {counted(len(found), 'sentence')}; give one a sentence.")
     sentences = SentenceSet(
         names=tuple(found),
         labels=None if named is None else tuple(named),

@@ -10,7 +10,9 @@ import pandas as pd
 import traitlets
 from markupsafe import Markup
 
+from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement
+from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.core.strategies import agreement_of, strongest_concepts
 from elude_nb.data.images import Images
 from elude_nb.figures.html import GREY, PALETTE, depth_chart, exemplar_grid
@@ -148,7 +150,7 @@ class ChannelExplorer(GalleryPanel):
                 return
         self._list([channel for channel in self.orders[self.order] if channel in allowed])
         self.channel = self._listed[0]
-        self.say(f"{len(self._listed)} channels" + (f" with sub-units of {text!r}" if text else ""))
+        self.say(counted(len(self._listed), "channel") + (f" with sub-units of {text!r}" if text else ""))
 
     def reset(self) -> None:
         """Set K and rho back to what they were in the discovery."""
@@ -215,9 +217,13 @@ class ChannelExplorer(GalleryPanel):
         reason = f": {view.reason}" if whole else ""
         title = Markup('<h4 style="margin:0.4em 0">Channel {}{}</h4>').format(self.channel, reason)
         self._grid.value = title + exemplar_grid(found, colours)
+        concepts = view.units["concept"].fillna(NO_CONCEPT).tolist()
+        titles = [
+            "" if c == NO_CONCEPT else gallery.split.concept_title(c, number=True)[len("concept ") :] for c in concepts
+        ]
         self._table.value = parts.fill(
             "units.html",
-            units=view.units.assign(concept=view.units["concept"].astype(object).fillna("")).to_dict("records"),
+            units=view.units.assign(title=titles).to_dict("records"),
             colours=dict(zip(found.units, colours, strict=True)),
             similarity={
                 u: alike for u, alike, row in zip(found.units, found.similarity, found.rows, strict=True) if row
@@ -230,7 +236,7 @@ class ChannelExplorer(GalleryPanel):
         shown, self._painting = self.shared, True  # new options make the control choose the first of them
         self._rho.options, self._rho.value = _left_over(shown), shown
         self._painting = False
-        what = "not split" if whole else f"{len(view.units) - 1} sub-units"
+        what = "not split" if whole else counted(len(view.units) - 1, "sub-unit")
         self.say(f"Channel {self.channel}: {what}, on {self.describe_images()}.")
 
     def static_html(self) -> Markup:

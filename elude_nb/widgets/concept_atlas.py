@@ -73,8 +73,6 @@ class ConceptAtlas(GalleryPanel):
         if not self.gallery.has_concepts:
             raise ValueError("These sub-units belong to no concepts across channels; there is no map of them.")
         self._count = count
-        self.split = self.gallery.split
-        self.set_trait("names", dict(self.split.names))
         self._atlas = lay_out(self.split, seed=seed)
         self._thumbnails: list[str] = []
         self._build()
@@ -83,12 +81,17 @@ class ConceptAtlas(GalleryPanel):
         self.observe(self._show, "selected")
         self.begin()
 
+    @property
+    def split(self) -> Disentanglement:
+        """The split with these names, as all panels on the gallery have it."""
+        return self.gallery.split
+
     def _build(self) -> None:
         narrow = {"style": {"description_width": "70px"}}
         text: dict[str, Any] = {"continuous_update": False, **narrow}
         self.map = ConceptMap()
         self._choice = parts.make(
-            ipywidgets.Dropdown, "concept", "concept", self._choose, options=self._options(), **narrow
+            ipywidgets.Dropdown, "concept", "concept", self._choose, options=self._titles(), **narrow
         )
         self._name = parts.make(ipywidgets.Text, "name", "name", placeholder="what is it?", **text)
         self._path = parts.make(ipywidgets.Text, "save as", "path", value="named.safetensors", **text)
@@ -115,14 +118,7 @@ class ConceptAtlas(GalleryPanel):
         TypeError, ValueError
             If there is no such concept, or another bears the name.
         """
-        self.split = self.split.with_names({concept: name})
-        self.gallery.split = self.split  # so that other panels on this gallery know the name
-        self.set_trait("names", dict(self.split.names))
-        chosen = list(self.selected)
-        self._choice.options = self._options()
-        self.selected = chosen
-        self._paint_map()
-        self._paint_chosen()
+        self.rename({concept: name})
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Save the split with its names; return the path.
@@ -169,6 +165,14 @@ class ConceptAtlas(GalleryPanel):
     def refresh(self) -> None:
         """Paint the map, with thumbnails from the images that are ready, and the chosen concepts."""
         self._thumbnails = [data_uri(crop, None) for crop in cut_thumbnails(self.gallery, 1, 64)[1]]
+        self.retitle()
+
+    def retitle(self) -> None:
+        """Paint what concepts are called now."""
+        self.set_trait("names", dict(self.split.names))
+        chosen = list(self.selected)
+        self._choice.options = self._titles()  # it then chooses one by itself
+        self.selected = chosen
         self._paint_map()
         self._paint_chosen()
 
@@ -213,10 +217,9 @@ class ConceptAtlas(GalleryPanel):
         return top_images(self.gallery, maps, self._count, colour=PALETTE[place % len(PALETTE)])
 
     def _title(self, concept: int) -> str:
-        name = self.names.get(concept)
-        return f"concept {concept}" + (f": {words(name)}" if name else "")
+        return words(self.split.concept_title(concept, number=True), 75)
 
-    def _options(self) -> list[tuple[str, int]]:
+    def _titles(self) -> list[tuple[str, int]]:
         return [(self._title(concept), concept) for concept in range(len(self.split.book))]
 
     def static_html(self) -> Markup:

@@ -12,6 +12,7 @@ import traitlets
 from markupsafe import Markup
 from PIL import Image
 
+from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement
 from elude_nb.data.decode import endings, read_rgb
 from elude_nb.data.images import Images, open_image
@@ -198,7 +199,9 @@ class ImageInspector(GalleryPanel):
                 self._list.value = self.unit
             self._others.value = self._top_images(*self.unit)
             where = f"row {self.row + 1}, column {self.column + 1}"
-            self.say(f"{self._title()}, {where}: {len(self._list.options)} sub-units; {self.describe_images()}.")
+            self.say(
+                f"{self._title()}, {where}: {counted(len(self._list.options), 'sub-unit')}; {self.describe_images()}."
+            )
 
     def _top_images(self, channel: int, unit: int) -> Markup:
         """Return where a sub-unit is active in this image, and the images of the gallery on which it is highest."""
@@ -241,5 +244,5 @@ class ImageInspector(GalleryPanel):
 
 
 def _describe(row: dict[Any, Any]) -> str:
-    meaning = "" if pd.isna(row["concept"]) else f", concept {row['concept']} {words(row['name'])}".rstrip()
+    meaning = f", {words(row['title'])}" if row["title"] else ""
     return f"channel {row['channel']}, sub-unit {row['unit']}{meaning}: {row['deviations']:.1f} standard deviations"

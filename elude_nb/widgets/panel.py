@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import ipywidgets
 import traitlets
@@ -81,8 +82,20 @@ class GalleryPanel(Panel):
         self._task: asyncio.Task[None] | None = None
         self._failure = ""  # why the task ended before all images were ready
 
+    def rename(self, names: Mapping[int, str]) -> None:
+        """Name concepts of the gallery's split, and paint all panels on the gallery anew."""
+        self.gallery.split = self.gallery.split.with_names(names)
+        for panel in list(_ON_GALLERY[self.gallery]):
+            with panel.guarded():
+                panel.retitle()
+
+    def retitle(self) -> None:
+        """Paint what concepts are called now."""
+        self.refresh()
+
     def begin(self) -> None:
         """Run enough images for a first paint, paint, and run the others."""
+        _ON_GALLERY.setdefault(self.gallery, WeakSet()).add(self)
         steps = self.gallery.steps(4)
         while self.gallery.ready < min(FIRST_IMAGES, len(self.gallery.images)):
             next(steps)
@@ -130,6 +143,9 @@ class GalleryPanel(Panel):
             self.say(self.describe_images(), error=True)
             if not isinstance(error, EXPECTED):
                 raise error
+
+
+_ON_GALLERY: WeakKeyDictionary[Gallery, WeakSet[GalleryPanel]] = WeakKeyDictionary()
 
 
 def _describe(error: BaseException) -> str:

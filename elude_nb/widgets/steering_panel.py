@@ -114,7 +114,7 @@ class SteeringPanel(GalleryPanel):
         self._seen: dict[int | None, tuple[Seen, Markup]] = {}  # with its tile; None is the user's own picture
         self._tiles: dict[int, Markup] = {}
         self._rows: dict[int, tuple[ipywidgets.FloatSlider, ipywidgets.HBox]] = {}
-        self._listed: tuple[int | None, frozenset[int]] | None = None
+        self._listed: tuple[object, ...] | None = None
         self._following = False  # while the panel itself sets its controls
         self._sliding = False  # while a slider was moved and the panel waits for it to rest
         self.set_trait("edit", Edit())
@@ -136,7 +136,7 @@ class SteeringPanel(GalleryPanel):
         self._image = parts.make(
             ipywidgets.IntSlider, "image", "image", take_image, min=0, max=last, disabled=last == 0
         )
-        self._concept = parts.make(ipywidgets.Dropdown, "concept", "concept")
+        self._concept = parts.make(ipywidgets.Dropdown, "concept", "concept", layout={"width": "440px"})
         hint = "put a slider on this concept"
         self._add = parts.make_button("add", "add", lambda: self.add(self._concept.value), tooltip=hint)
         self._reset = parts.make_button("reset", "reset", self.reset, tooltip="all sliders to 1: unchanged")
@@ -157,15 +157,16 @@ class SteeringPanel(GalleryPanel):
     def _row(self, concept: int) -> tuple[ipywidgets.FloatSlider, ipywidgets.HBox]:
         """Return the slider of a concept, and it beside the button that removes it."""
         if concept not in self._rows:
-            name, remove = self._name(concept), partial(self.remove, concept)
-            look: dict[str, Any] = {"layout": {"width": "440px"}, "style": {"description_width": "180px"}}
+            look: dict[str, Any] = {"layout": {"width": "560px"}, "style": {"description_width": "300px"}}
             ends: dict[str, Any] = {"value": UNCHANGED, "max": STRONGEST, "step": 0.05}
-            said = name.replace("$", "\uff04")  # ipywidgets reads mathematics between dollar signs of a description
-            slider = parts.make(ipywidgets.FloatSlider, said, f"strength-{concept}", self._slide, **ends, **look)
-            look = {"tooltip": f"remove {name}", "layout": {"width": "auto"}}
-            button = parts.make_button("remove", f"remove-{concept}", remove, **look)
+            slider = parts.make(ipywidgets.FloatSlider, "", f"strength-{concept}", self._slide, **ends, **look)
+            remove = partial(self.remove, concept)
+            button = parts.make_button("remove", f"remove-{concept}", remove, layout={"width": "auto"})
             self._rows[concept] = slider, ipywidgets.HBox([slider.add_class("elude-strength"), button])
-        return self._rows[concept]
+        (slider, row), name = self._rows[concept], self._name(concept)
+        # ipywidgets reads mathematics between dollar signs of a description.
+        slider.description, row.children[1].tooltip = name.replace("$", "\uff04"), f"remove {name}"
+        return slider, row
 
     def _slide(self, _: object) -> None:
         if not self._following:
@@ -173,8 +174,7 @@ class SteeringPanel(GalleryPanel):
             self._take_sliders_soon()
 
     def _name(self, concept: int) -> str:
-        name = self.gallery.split.names.get(concept, "")
-        return f"concept {concept}" + (f": {words(name)}" if name else "")
+        return words(self.gallery.split.concept_title(concept, number=True), 75)
 
     # ------------------------------------------------------------------ actions
 
@@ -260,6 +260,7 @@ class SteeringPanel(GalleryPanel):
     def refresh(self) -> None:
         """Compute and paint what the sliders do to the image."""
         began = time.perf_counter()
+        self._live.split = self.gallery.split  # which may have other names
         with self.guarded():
             steered = self._live.steer(self._look(), self.strengths)
             before, after = self._nearest(steered.before), self._nearest(steered.after)
@@ -308,7 +309,7 @@ class SteeringPanel(GalleryPanel):
             rows = tuple(self._row(concept)[1] for concept in self.strengths)
             if rows != self._sliders.children:
                 self._sliders.children = rows
-            listed = self._key, frozenset(self.strengths)
+            listed = self._key, frozenset(self.strengths), self.gallery.split
             if listed != self._listed:  # else a choice that was made already would be lost
                 free = [concept for concept in self._by_presence() if concept not in self.strengths]
                 self._concept.options = [(self._name(concept), concept) for concept in free]

@@ -9,6 +9,7 @@ import ipywidgets
 import traitlets
 from markupsafe import Markup
 
+from elude_nb._util.words import counted
 from elude_nb.core.disentangle import disentangle
 from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import ImageSet, load_images
@@ -106,7 +107,7 @@ class Workbench(Panel):
                 model = load_model(self._model.value)
                 photos = load_images(self._images.value, count=self._count.value)
                 discover, held_out = photos.without_copies().split(0.5, seed=self._seed)
-                self.say(f"{model.name}: disentangling on {len(discover)} images …")
+                self.say(f"{model.name}: disentangling on {counted(len(discover), 'image')} …")
                 split = disentangle(
                     model, discover, concepts=self._concepts.value, units=self._units.value, seed=self._seed
                 )
@@ -121,8 +122,8 @@ class Workbench(Panel):
         """Return a filled gallery of a split whose concepts are named after the labels, if there are labels."""
         if discover.labels is not None and len(set(discover.labels)) > 1:
             self.say("Naming concepts after the labels …")
-            split = split.with_names(name_concepts(split, discover, top=min(20, max(1, len(discover) // 4))).names)
-        self.say(f"Running {len(held_out)} images to look at …")
+            split = split.with_names(name_concepts(split, discover).names)
+        self.say(f"Running {counted(len(held_out), 'image')} to look at …")
         return Gallery(split, held_out).fill()
 
     def take(self, gallery: Gallery) -> None:
@@ -134,7 +135,7 @@ class Workbench(Panel):
         self._tabs.titles = tuple(makers)
         self._tabs.selected_index = 0
         self._open_tab(0)
-        self.say(f"{gallery.split.model.name}, {len(gallery.images)} images from {gallery.images.source}")
+        self.say(f"{gallery.split.model.name}, {counted(len(gallery.images), 'image')} from {gallery.images.source}")
 
     def _makers(self) -> dict[str, Callable[[], Panel]]:
         gallery: Any = self.gallery

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import io
 import sys
 
 import pytest
+from tqdm import tqdm
 
 from elude_nb._util.progress import TEXT_BARS, progress_bar
+
+
+class Terminal(io.StringIO):
+    """What is written to it is kept; it says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture(params=["text", "auto"])
@@ -17,17 +26,43 @@ def _each_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("_each_kind")
 def test_a_bar_hands_the_items_through_and_shows_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress_bar([3, 1, 2], description="crops", file=sys.stderr, delay=0)) == [3, 1, 2]
-    shown = capsys.readouterr()
-    assert "crops" in shown.err
-    assert "3/3" in shown.err
-    assert not shown.out
+    terminal = Terminal()
+    assert list(progress_bar([3, 1, 2], description="crops", file=terminal, delay=0)) == [3, 1, 2]
+    assert "crops: 100%" in terminal.getvalue()
+    assert "3/3" in terminal.getvalue()
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("_each_kind")
-def test_what_is_over_in_a_moment_shows_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress_bar([3, 1, 2], description="crops", file=sys.stderr)) == [3, 1, 2]
-    assert "crops" not in capsys.readouterr().err
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_what_is_over_in_a_moment_shows_no_bar(kind: type[io.StringIO]) -> None:
+    written = kind()
+    assert list(progress_bar([3, 1, 2], description="crops", file=written)) == [3, 1, 2]
+    assert "crops" not in written.getvalue()
+
+
+def test_in_a_file_there_is_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TEXT_BARS, raising=False)
+    clock, written = [0.0], io.StringIO()
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    for number in progress_bar(range(5), description="score", unit="image", file=written):
+        clock[0] += 8
+        if number == 2:
+            tqdm.write("said", file=written)
+    expected = """\
+score: 2 of 5 images, 16 s, about 24 s left
+said
+score: 4 of 5 images, 32 s, about 8 s left
+score: 5 of 5 images, 40 s
+"""
+    assert written.getvalue() == expected
+    written.truncate(0)
+    with progress_bar(description="score", total=1500, unit="batch", file=written) as bar:
+        bar.set_description("all", refresh=False)
+        clock[0] += 100
+        bar.update(1000)
+        bar.set_postfix_str("inner")
+    assert "all: 1,000 of 1,500 batches, 100 s, about 50 s left\n" in written.getvalue()
 
 
 @pytest.mark.usefixtures("_each_kind")

@@ -105,8 +105,8 @@ def test_the_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["disentangle", "--model", "dinov2-smal", "--out", "x"], "Did you mean 'dinov2-small'"),
         (["disentangle", "--images", "no/such/folder", "--out", "x"], "no folder 'no/such/folder'"),
-        (["disentangle", "--units", "1", "--out", "x"], "--units 1 is out of range"),
-        (["disentangle", "--blocks", "some", "--out", "x"], "a whole number or 'all'"),
+        (["disentangle", "--units", "1", "--out", "x"], "'--units': 1; give a whole number from 2 to 255"),
+        (["disentangle", "--blocks", "some", "--out", "x"], "a whole number from 1, or 'all'"),
         (["verify", "missing.safetensors"], "There is no file 'missing.safetensors'"),
         (["score", "missing.safetensors"], "There is no file 'missing.safetensors'"),
         (["report", "missing.safetensors", "--out", "x.html"], "There is no file 'missing.safetensors'"),
@@ -132,24 +132,6 @@ def test_an_error_is_one_line_and_leaves_nothing(
 
 
 # ------------------------------------------------------------------ on a tiny network
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Whatever model and images are named, a tiny network and noise are loaded; what was asked for is kept."""
-    asked: dict[str, object] = {}
-
-    def model(name: str) -> en.Model:
-        asked["model"] = name
-        return tiny_vit(torch.float32)
-
-    def pictures(name: str, *, count: int | None = None) -> en.ImageSet:
-        asked["images"], asked["count"] = name, count
-        return random_images(count or 40, 32)
-
-    monkeypatch.setattr(en, "load_model", model)
-    monkeypatch.setattr(en, "load_images", pictures)
-    return asked
 
 
 def finetuned(folder: Path) -> Path:
@@ -188,10 +170,10 @@ def test_a_checkpoint_on_the_command_line(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--image-size", "big", "--image-size 'big': give a whole number, or two"),
+        ("--image-size", "big", "'--image-size': 'big'; give a whole number, or two"),
         ("--image-size", "65", "--image-size 65 is no multiple of the patch side 16; take 64."),
-        ("--image-size", "0", "--image-size 0 is out of range"),
-        ("--dtype", "int8", "--dtype 'int8': give float32"),
+        ("--image-size", "0", "'--image-size': '0'; give a whole number"),
+        ("--dtype", "int8", "'--dtype': 'int8' is not known; choose one of 'float32'"),
         ("--device", "moon", "--device moon cannot be used here"),
         ("--architecture", "test_vitt", "See `elude-nb models` for all names"),
     ],
@@ -249,12 +231,12 @@ def test_compare_takes_the_usual_methods_and_as_many_concepts_as_fit(tmp_path: P
 
 
 @pytest.mark.usefixtures("tiny")
-def test_score_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_score_prints_a_table_or_json(split_file: str, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     split = en.disentangle(tiny_vit(torch.float32), random_images(40, 32), concepts=5, units=3, progress=False)
     monkeypatch.setattr(en.Disentanglement, "load", lambda _: split)
-    assert run("score", str(tmp_path / "any"), "--k", "4", "--json") == 0
+    assert run("score", split_file, "--k", "4", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert run("score", str(tmp_path / "any"), "--k", "4") == 0
+    assert run("score", split_file, "--k", "4") == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1 + len(rows) + 2  # and two verdicts in words
     kinds = ("channel", "sub-unit", "random route")
@@ -267,36 +249,43 @@ def test_score_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixt
      (["--count", "20", "--verify-images", "3"], 3, 20)],
 )  # fmt: skip
 def test_verify_runs_sixteen_images_or_what_is_asked_for(
-    tiny, arguments: list[str], run_on: int, given: int, capsys: pytest.CaptureFixture[str], monkeypatch
+    tiny,
+    split_file: str,
+    arguments: list[str],
+    run_on: int,
+    given: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch,
 ) -> None:
     split = en.disentangle(tiny_vit(torch.float32), random_images(20, 32), concepts=5, units=3, progress=False)
     monkeypatch.setattr(en.Disentanglement, "load", lambda _: split)
     monkeypatch.setattr("elude_nb._util.progress._LONG", 0.0)
-    assert run("verify", "any", "--json", *arguments) == 0
+    assert run("verify", split_file, "--json", *arguments) == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)  # nothing else is on standard output
     assert (found["images"], found["images_given"]) == (run_on, given)
     said = f"verify: {run_on} of {given} images, about" if run_on < given else f"verify: {run_on} images, about"
     assert said in printed.err
-    assert run("verify", "any", "--verify-images", "some") == 2
-    assert "--verify-images 'some': give a whole number or 'all'" in capsys.readouterr().err
+    assert run("verify", split_file, "--verify-images", "some") == 2
+    assert "'--verify-images': 'some'; give a whole number from 1, or 'all'" in capsys.readouterr().err
 
 
-def test_report_writes_the_page_of_the_library(tiny, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_report_writes_the_page_of_the_library(tiny, split_file: str, tmp_path: Path, capsys, monkeypatch) -> None:
     split = en.disentangle(tiny_vit(torch.float32), random_images(40, 32), concepts=5, units=3, progress=False)
     monkeypatch.setattr(en.Disentanglement, "load", lambda _: split)
     out = tmp_path / "report.html"
-    what = ["--images", "my folder", "--count", "12", "--channels", "2", "--title", "<My> title", "--seen"]
-    assert run("report", str(tmp_path / "any"), *what, "--out", str(out)) == 0
-    assert tiny == {"images": "my folder", "count": 12}
+    random_images(1, 16)[0].save(tmp_path / "a.png")
+    what = ["--images", str(tmp_path), "--count", "12", "--channels", "2", "--title", "<My> title", "--seen"]
+    assert run("report", split_file, *what, "--out", str(out)) == 0
+    assert tiny == {"images": str(tmp_path), "count": 12}
     assert capsys.readouterr().out.splitlines() == [f"Done. Open {out.resolve()}"]
     page = out.read_text(encoding="utf-8")
     assert "<h1>&lt;My&gt; title</h1>" in page
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert (len(data["channels"]), len(data["concepts"])) == (2, 5)
     assert page.count("data:image/jpeg") == 12
-    assert run("report", str(tmp_path / "any"), "--max-memory", "0", "--out", str(out)) == 2
-    assert "--max-memory 0" in capsys.readouterr().err
+    assert run("report", split_file, "--max-memory", "0", "--out", str(out)) == 2
+    assert "'--max-memory': '0'; give a positive number" in capsys.readouterr().err
     assert out.read_text(encoding="utf-8") == page
 
 
@@ -304,10 +293,10 @@ def test_report_writes_the_page_of_the_library(tiny, tmp_path: Path, capsys, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "PCA,PCA"], "['PCA', 'PCA']"),
-        (["--methods", ""], "method '' is not known"),
-        (["--k", "30"], "20 images to score on are too few for the --k 30 best"),
-        (["--blocks", "two"], "a whole number or 'all'"),
+        (["--methods", "PCA,PCA"], "'PCA' is there twice"),
+        (["--methods", ""], "'' is not known"),
+        (["--k", "30"], "20 images to score on: too few for the --k 30 best"),
+        (["--blocks", "two"], "a whole number from 1, or 'all'"),
         (["--tokens", "patches"], "Did you mean 'patch'"),
         (["--max-memory", "0.000001"], "more than --max-memory"),
         (["--site", "steam"], "stream"),
@@ -338,7 +327,7 @@ def test_a_folder_that_cannot_be_is_found_out_first(tmp_path: Path, capsys, monk
     [["disentangle", "--out", "x"], ["compare", "--out", "x"], ["tour", "--out", "x"], ["report", "f", "--out", "x"]],
 )
 def test_a_folder_that_cannot_be_written_is_found_out_first(
-    arguments: list[str], tmp_path: Path, capsys, monkeypatch
+    arguments: list[str], split_file: str, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     def read_only(*, dir: Path) -> None:  # noqa: A002 - as tempfile names it
         raise OSError(errno.EROFS, "Read-only file system", f"{dir}/part")
@@ -390,7 +379,7 @@ def test_scores_are_on_images_that_the_discovery_did_not_see(
 
 @pytest.mark.parametrize("command", ["disentangle", "verify", "score", "compare", "report"])
 def test_broken_images_are_left_out_on_request(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str, split_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[en.ImageSet] = []
 
@@ -406,17 +395,17 @@ def test_broken_images_are_left_out_on_request(
     monkeypatch.setattr("elude_nb.app.report.build.write_report", stop)
     random_images(1, 16)[0].save(tmp_path / "a.png")
     (tmp_path / "b.png").touch()
-    file = [] if command in {"disentangle", "compare"} else ["any"]
+    file = [] if command in {"disentangle", "compare"} else [split_file]
     out = [] if command in {"verify", "score"} else ["--out", str(tmp_path / "out")]
     out += ["--hold-out", "0"] if command == "disentangle" else []
     with warnings.catch_warnings(action="always"):
-        assert run(command, *file, *out, "--images", str(tmp_path), "--skip-broken", "--count", "1") == 2
+        assert run(command, *file, *out, "--images", str(tmp_path), "--skip-broken", "--count", "2") == 2
     said = capsys.readouterr().err
     assert re.search(r"^elude-nb: warning: 1 of 2 .*\n.*b\.png", said)
     assert "far enough" in said
     assert taken[0].names == ("a.png",)
-    assert run(command, *file, *out, "--images", str(tmp_path / "b.png"), "--value-range", "low") == 2
-    assert "--value-range 'low': give two numbers" in capsys.readouterr().err
+    assert run(command, *file, *out, "--images", str(tmp_path), "--value-range", "low") == 2
+    assert "'--value-range': 'low'; give two numbers" in capsys.readouterr().err
 
 
 def test_a_split_of_random_weights_is_read_back_with_no_pretrained(

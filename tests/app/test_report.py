@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from elude_nb import Disentanglement, Edit, ImageSet, disentangle, score, verify
+from elude_nb._util.words import one_line
 from elude_nb.app.report import build as report
 from elude_nb.app.report.build import write_report
 from elude_nb.app.report.charts import KINDS, LEFT, WIDTH, draw_distribution
@@ -283,7 +284,10 @@ def test_hostile_text_stays_text(page: Page, written: str) -> None:
     names = [entry["name"] for entry in data_of(page)["concepts"][:4]]
     assert names == [f"{concept} {name}" for concept, name in enumerate(HOSTILE)]
     for number, name in enumerate(names):
-        assert f"concept {number}, {name}" in page.text
+        assert f"concept {number}: {one_line(name)}" in page.text
+    others = [entry["title"] for entry in data_of(page)["concepts"][4:]]  # without a name: described by the images
+    assert others
+    assert all(re.fullmatch(r"concept \d: .+-like, \d of 5 images", title) for title in others)
     data = written.split('id="data">')[1].split("</script>", maxsplit=1)[0]
     assert not set(data) & set("<>&\u2028\u2029")
 
@@ -516,7 +520,7 @@ def test_the_model_is_as_it_was(split: Disentanglement, images: ImageSet, tmp_pa
 
 
 def test_bars_are_shown_unless_they_are_not_wanted(split, images, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("elude_nb._util.progress._DELAY", 0.0)
+    monkeypatch.setattr("elude_nb._util.progress._EVERY", 1e-9)
     write_report(split, images[:4], tmp_path / "r.html", count=2, channels=1, progress=False)
     assert capsys.readouterr().err == ""
     write_report(split, images[:4], tmp_path / "r.html", count=2, channels=1)

@@ -381,7 +381,7 @@ def test_planted_sources_are_found_from_labels() -> None:
         (None, "labels"),
         (LABELS[1:], "59 .* 60 tokens"),
         (["same"] * T, "'same'"),
-        ([None, *LABELS[1:]], "1 labels"),
+        ([None, *LABELS[1:]], "1 label "),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels, message) -> None:

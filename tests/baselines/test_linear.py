@@ -117,7 +117,7 @@ def test_a_method_that_was_not_fitted_says_so(make) -> None:
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_tokens_that_cannot_be_fitted_are_refused(make, wrong) -> None:
     seen = mixed()
-    with pytest.raises(ValueError, match="1 tokens"):
+    with pytest.raises(ValueError, match="1 token"):
         make(4).fit(next(seen.parts(1)))
     with pytest.raises(ValueError, match="5 tokens"):
         make(4).fit(recording_of(torch.ones(5, D), torch.rand(5, D)))

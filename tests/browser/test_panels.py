@@ -152,6 +152,16 @@ def use_concepts(page: Any) -> None:
     page.locator(".elude-rename").first.click()
     page.get_by_text(f"is called '{meaning}' now").wait_for(timeout=20_000)
     until(lambda: page.locator(".elude-map-name").all_inner_texts().count(meaning) == 1)
+    nodes.nth(2).click()
+    until(lambda: meaning not in heads.all_inner_texts()[0])
+    page.locator(".elude-name input").first.fill(meaning)  # a name that is taken
+    page.keyboard.press("Tab")
+    page.locator(".elude-rename").first.click()
+    page.get_by_text("would all be called").wait_for(timeout=20_000)
+    page.locator(".elude-path input").first.fill("/no such folder/named.safetensors")
+    page.keyboard.press("Tab")
+    page.locator(".elude-save").first.click()
+    page.get_by_text("no such folder").last.wait_for(timeout=20_000)
 
 
 def use_image(page: Any, folder: Path) -> None:

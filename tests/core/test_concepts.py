@@ -192,9 +192,9 @@ def test_copies_of_one_token_give_one_group(capacity) -> None:
 
 def test_too_few_tokens_are_refused_with_what_helps() -> None:
     channels, sources = random_tokens(5)
-    with pytest.raises(ValueError, match="5 tokens are too few for 6 concepts; use more images"):
+    with pytest.raises(ValueError, match="5 tokens: too few for 6 concepts; use more images"):
         built(channels, sources, 6, capacity=100, micro=100)
-    with pytest.raises(ValueError, match="0 tokens are too few"):
+    with pytest.raises(ValueError, match="0 tokens: too few"):
         BookBuilder().finish(2)
 
 

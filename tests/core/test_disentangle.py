@@ -121,7 +121,7 @@ def test_no_images_are_refused(vit) -> None:
 
 
 def test_too_few_tokens_are_refused_with_the_numbers(vit, images) -> None:
-    message = "2 images with 6 patch tokens each are 12 tokens, too few for concepts=13"
+    message = "2 images with 6 patch tokens each: 12 tokens, too few for concepts=13"
     with pytest.raises(ValueError, match=message):
         disentangle(vit, images[:2], **(QUICK | {"concepts": 13}))
     assert len(disentangle(vit, images[:2], **(QUICK | {"concepts": 12})).book) <= 12
@@ -129,7 +129,7 @@ def test_too_few_tokens_are_refused_with_the_numbers(vit, images) -> None:
 
 def test_tokens_that_the_site_lacks_are_refused(mlp, smallest_images) -> None:
     with pytest.raises(ValueError, match=r"tokens='patch': this site has none; it has \['class', 'all'\]"):
-        disentangle(mlp, smallest_images, "3", **QUICK)
+        disentangle(mlp, smallest_images, "3", tokens="patch", **QUICK)
 
 
 def test_unknown_site_is_refused(vit, images) -> None:
@@ -189,7 +189,7 @@ def test_estimate_counts_the_tokens_there_are(vit, conv, images, small_images) -
 
 
 def test_the_estimate_is_shown_beforehand(vit, images, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("elude_nb._util.progress._DELAY", 0.0)
+    monkeypatch.setattr("elude_nb._util.progress._EVERY", 1e-9)
     disentangle(vit, images, **(QUICK | {"progress": True}))
     shown = capsys.readouterr()
     assert "disentangle: 120 tokens with 360 sources each" in shown.out + shown.err

@@ -10,7 +10,7 @@ from elude_nb import Disentanglement
 from elude_nb._util.files import load_result, save_result
 from elude_nb.core.edit import Edit
 from elude_nb.core.names import UniqueNames
-from elude_nb.errors import StoreError
+from elude_nb.errors import EditError, StoreError
 
 
 def test_at_first_there_are_no_names(split) -> None:
@@ -196,6 +196,50 @@ def test_files_of_version_02_have_no_labels_and_guess_none(split, tmp_path) -> N
     again = Disentanglement.load(saved(old, tmp_path), split.model)  # saved anew it knows no more
     with pytest.warns(UserWarning, match=r"cat \(2\)"):
         again.concepts_named("cat")
+
+
+def test_a_title_is_the_name_else_the_description_else_the_number(split) -> None:
+    described = split.with_names(
+        UniqueNames(descriptions={3: "cat-like,\n4 of 6 images", 5: "cat-like, 2 of 6 images"})
+    )
+    named = described.with_names({5: "cat", 6: "sky"})
+    titles = [named.concept_title(concept) for concept in (3, 5, 6, 7)]
+    assert titles == ["cat-like, 4 of 6 images", "cat", "sky", "concept 7"]
+    numbered = [named.concept_title(concept, number=True) for concept in (3, 5, 7)]
+    assert numbered == ["concept 3: cat-like, 4 of 6 images", "concept 5: cat", "concept 7"]
+    assert named.with_names({5: ""}).concept_title(5) == "cat-like, 2 of 6 images"
+    with pytest.raises(ValueError, match="8"):
+        named.concept_title(8)
+
+
+def test_descriptions_are_no_names(split, images) -> None:
+    described = split.with_names(UniqueNames(descriptions={3: "cat", 5: "cat"}))  # several may be the same
+    assert described.names == {}
+    assert described.labels == {}
+    assert described.identity == split.identity
+    with pytest.raises(ValueError, match="'cat'"):
+        described.concepts_named("cat")
+    with pytest.raises(EditError, match="'cat'"), described.edit(Edit.scale(concept="cat", by=0.0)):
+        pass
+    table = described.units
+    assert list(table.columns[:4]) == ["channel", "unit", "concept", "description"]
+    assert set(table.loc[(table["concept"] == 3).fillna(value=False), "description"]) == {"cat"}
+    with pytest.raises(ValueError, match="8"):
+        split.with_names(UniqueNames(descriptions={8: "cat"}))
+
+
+def test_descriptions_are_saved_and_older_files_have_none(split, tmp_path) -> None:
+    path = saved(split.with_names(UniqueNames({1: "cat"}, descriptions={3: "dog-like, 4 of 6 images"})), tmp_path)
+    back = Disentanglement.load(path, split.model)
+    assert (back.names, back.names.descriptions) == ({1: "cat"}, {3: "dog-like, 4 of 6 images"})
+    tensors, manifest = load_result(path, "disentanglement")
+    for wrong in ({"8": "cat"}, {"1": 3}, ["cat"], None):
+        save_result(path, "disentanglement", tensors, manifest | {"descriptions": wrong})
+        with pytest.raises(StoreError, match="names of its concepts are damaged"):
+            Disentanglement.load(path, split.model)
+    del manifest["descriptions"]
+    save_result(path, "disentanglement", tensors, manifest)
+    assert Disentanglement.load(path, split.model).names.descriptions == {}
 
 
 @pytest.mark.parametrize("labels", [{"1": 3}, {"one": "cat"}, {"5": "cat"}, {"1": ""}, ["cat"], None])

@@ -366,7 +366,7 @@ def test_only_leaves_other_channels_whole() -> None:
 
 def test_routing_says_what_it_is() -> None:
     routing = Routing(torch.tensor([[0, 1], [0, 0]], dtype=torch.uint8), torch.zeros(2, 3, dtype=torch.int64), ("", ""))
-    assert repr(routing) == "Routing(d=2, s=2, k=3, 1 channels split)"
+    assert repr(routing) == "Routing(d=2, s=2, k=3, 1 channel split)"
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,8 @@ def test_a_copy_is_no_second_exemplar(split: Disentanglement, images: ImageSet, 
     found, expected = (find_exemplars(split, each, channel, count=6) for each in (with_copies, images))
     assert [[e.index for e in row] for row in found.rows] == [[e.index for e in row] for row in expected.rows]
     np.testing.assert_allclose(found.similarity, expected.similarity)
+    tables = [split.top_images(channel, 1, each, 6, progress=False) for each in (with_copies, images)]
+    assert tables[0]["image"].tolist() == tables[1]["image"].tolist()
     gallery, other = (Gallery(split, each).fill(progress=False) for each in (with_copies, images))
     assert gallery.distinct.tolist() == list(range(20))
     rows = [each.exemplars(each.channel(channel), count=6).rows for each in (gallery, other)]

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
+from torchvision.datasets import ImageFolder
 
 from elude_nb import load_images
 from elude_nb.data.cues import add_cue
@@ -34,6 +35,7 @@ def sets(tmp_path: Path) -> dict[str, ImageSet]:
         "folder": load_images(tmp_path),
         "list": load_images([drawn, opened, tmp_path / "cat" / "a.png"], labels=["x", "y", "z"]),
         "array": load_images(pixels),
+        "data set": load_images(ImageFolder(str(tmp_path))),
         "floats": load_images(pixels / 255),
         "photographs": load_images("photographs", count=4),
         "shapes": shapes,
@@ -50,7 +52,19 @@ def as_values(item: Image.Image | str) -> Any:
 
 @pytest.mark.parametrize(
     "name",
-    ["folder", "list", "array", "floats", "photographs", "shapes", "border", "two cues", "subset", "sentences"],
+    [
+        "folder",
+        "list",
+        "array",
+        "data set",
+        "floats",
+        "photographs",
+        "shapes",
+        "border",
+        "two cues",
+        "subset",
+        "sentences",
+    ],
 )
 def test_a_set_comes_back_from_its_pickle(sets: dict[str, ImageSet], name: str) -> None:
     images = sets[name]

@@ -28,7 +28,10 @@ def gallery(split, images) -> Gallery:
 def large(concepts: int, units: int) -> Atlas:
     """Return a made-up atlas without images."""
     rng = np.random.default_rng(0)
-    table = pd.DataFrame({"name": "", "tokens": rng.integers(1, 500, concepts), "share": 0.1}, index=range(concepts))
+    table = pd.DataFrame(
+        {"name": "", "title": "concept 0", "tokens": rng.integers(1, 500, concepts), "share": 0.1},
+        index=range(concepts),
+    )
     table["sub_units"] = table["channels"] = units
     owned = pd.DataFrame({"channel": 0, "unit": 1, "concept": np.repeat(np.arange(concepts), units)})
     places = rng.uniform(-0.5, 0.5, (concepts, 2))

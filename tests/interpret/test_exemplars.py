@@ -50,7 +50,44 @@ def test_exemplars_are_the_best_of_a_literal_search(request, name, pictures) -> 
             picture = split.model.picture(images[exemplar.index]).numpy()
             assert (exemplar.image == picture).all()
             assert exemplar.image.shape == (*split.model.input_size[1:], 3)
+        if unit == WHOLE_CHANNEL:
+            continue
+        table = split.top_images(channel, unit, images, k=4, tokens="patch", progress=False)
+        assert table["image"].tolist() == best
+        assert table["rank"].tolist() == [1, 2, 3, 4]
+        assert table["file"].tolist() == [images.names[i] for i in best]
+        assert table["label"].tolist() == [images.labels[i] for i in best]
+        own = split.activations(images, [(channel, unit)], tokens="patch")[..., 0]
+        first = split.site.layout.positions("patch")[0]
+        for place in table.to_dict("records"):
+            values = own[place["image"]]
+            lowest = split.signs[channel, unit] < 0
+            assert place["value"] == pytest.approx(float(values.min() if lowest else values.max()), rel=1e-9)
+            patch = place["patch_row"] * columns + place["patch_column"]
+            assert place["value"] == pytest.approx(float(values[patch]), rel=1e-9)
+            assert place["position"] == first + patch
     assert repr(found) == f"Exemplars(channel {channel}: {len(found.rows)} rows of 4 images)"
+
+
+def test_the_top_images_of_a_unit_at_tokens_that_are_no_patches(split, images, mlp_split, smallest_images) -> None:
+    unlabelled = load_images(list(images))
+    at_class = split.top_images(split_channel(split), 1, unlabelled, tokens="class", progress=False)
+    assert len(at_class) == 9
+    assert set(at_class["position"]) == {0}
+    assert at_class[["patch_row", "patch_column"]].isna().all(axis=None)
+    assert "label" not in at_class
+    of_vectors = mlp_split.top_images(split_channel(mlp_split), 1, smallest_images, k=3, progress=False)
+    assert list(of_vectors) == ["rank", "image", "file", "label", "value", "position"]
+
+
+def test_the_top_images_of_what_cannot_have_any_are_told_of(split, conv_split, images, small_images) -> None:
+    channel = split_channel(split)
+    with pytest.raises(ValueError, match=rf"no unit \({channel}, 99\)"):
+        split.top_images(channel, 99, images)
+    with pytest.raises(ValueError, match=r"k=21 .*between 1 and 20"):
+        split.top_images(channel, 1, images, k=21)
+    with pytest.warns(UserWarning, match="the same in every image"):  # the bias alone
+        assert not len(conv_split.top_images(split_channel(conv_split), 0, small_images))
 
 
 def test_similarity_is_that_of_the_images_shown(split, images) -> None:

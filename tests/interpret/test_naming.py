@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from elude_nb import disentangle, load_images
-from elude_nb.interpret.naming import ConceptNames, _choose, _enrichment, _top_images, _without_doubles, name_concepts
+from elude_nb.interpret.descriptions import describe_concepts
+from elude_nb.interpret.naming import ConceptNames, _choose, _enrichment, _usual_top, _without_doubles, name_concepts
 from tests.interpret.test_find_units import holm_literal
 from tests.tiny import hook_count, random_images
 
@@ -47,6 +48,14 @@ def test_the_tail_is_that_of_all_draws() -> None:
             assert found[label] == pytest.approx(np.mean([drawn[label] >= count for drawn in draws]), abs=1e-12)
 
 
+def fewest_literal(total: int, corrected: list[float]) -> int:
+    """Return how many of 10 top images a label must have for a p-value below the next bound of Holm's procedure."""
+    bound = 0.05 / (len(corrected) - sum(p <= 0.05 for p in corrected))
+    return next(
+        c for c in range(1, 12) if c > total or _enrichment(np.array([c]), np.array([total]), COUNT, 10)[0] <= bound
+    )
+
+
 @pytest.mark.parametrize(("name", "side"), [("split", 32), ("elude_split", 32), ("conv_split", 16), ("mlp_split", 8)])
 def test_every_number_is_that_of_a_literal_search(request, name, side) -> None:
     split = request.getfixturevalue(name)
@@ -78,7 +87,14 @@ def test_every_number_is_that_of_a_literal_search(request, name, side) -> None:
         assert shown["name"].startswith(word if sure else "")
         assert bool(shown["name"]) == bool(sure)
         evidence = f"{count} of 10 top images, {lift:.1f} times the base rate"
-        assert shown["evidence"] == (evidence if sure else f"no label stands out; best {word!r}: {evidence}")
+        assert shown["evidence"] == evidence
+        assert (shown["reason"] == "") == bool(sure)
+        needed = fewest_literal(labels.count(word), corrected)
+        short = f"{needed} needed" if needed <= min(10, labels.count(word)) else "too rare a label to tell"
+        assert (
+            sure
+            or f"no label commoner than by chance: best {word!r}, {count} of 10 top images, {short}" in shown["reason"]
+        )
     assert found.names[2] == "cat"
     assert found.table.loc[2, "images"] == 10
 
@@ -112,7 +128,7 @@ def test_a_common_label_is_no_evidence(split, pictures) -> None:
     found = name_concepts(split, pictures, labels=labels, top=10)
     assert found.names == {}
     assert (found.table["name"] == "").all()
-    assert found.table["evidence"].str.startswith("no label stands out; best ").all()
+    assert found.table["reason"].eq("no label can be told from chance with 60 images").all()
 
 
 def test_a_label_that_is_empty_gives_no_name(split, pictures) -> None:
@@ -178,21 +194,89 @@ def test_a_concept_that_never_changes_has_no_best_images(split, pictures) -> Non
     labels = ["first"] * 10 + ["other"] * (COUNT - 10)
     found = name_concepts(silent, pictures, labels=labels, top=10)
     assert 3 not in found.names
-    assert found.table.loc[3, "evidence"] == "no name: the same on all images"
+    assert found.table["reason"].eq("the same on all images").tolist() == [i == 3 for i in range(8)]
     assert found.table.loc[3, "p_corrected"] == 1
-    assert _top_images(silent, pictures, None, 10)[1].tolist() == [i == 3 for i in range(8)]
+    assert found.names.descriptions.keys() == set(range(8)) - {3}
+    assert silent.with_names(found.names).concept_title(3) == "concept 3"
 
 
 def test_it_says_in_short_what_it_is(split, pictures) -> None:
     found = name_concepts(split, pictures, labels=labels_for(split, pictures, 1, 12, "<b>"), top=10)
     assert isinstance(found, ConceptNames)
-    assert repr(found) == f"ConceptNames({len(found.names)} of 8 concepts named by labels)"
+    few = int((split.book.counts < 20).sum()) - int(split.book.counts[1] < 20)  # concept 1 has a name
+    kinds = {"few tokens, no label commoner than by chance": few, "no label commoner than by chance": 7 - few}
+    counted = [f"{count}: {kind}" for kind, count in sorted(kinds.items(), key=lambda pair: -pair[1]) if count]
+    assert repr(found) == f"ConceptNames(1 of 8 concepts named by labels; {'; '.join(counted)})"
     page = found._repr_html_()
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert (found.source, found.top, found.level) == ("labels", 10, 0.05)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.top = 3  # type: ignore[misc]
+
+
+def test_so_few_images_are_judged_by_fewer_of_them(split, pictures) -> None:
+    """Of 24 images, 20 are nearly all, and no label can be commoner among them than among all."""
+    few = pictures[:24].with_labels(labels_for(split, pictures[:24], concept=1, count=6))
+    assert name_concepts(split, few).top == 6
+    assert name_concepts(split, few).names[1] == "cat"
+    assert name_concepts(split, few, top=20).table["reason"].eq("no label can be told from chance with 24 images").all()
+
+
+@pytest.mark.parametrize("totals", [[6] * 4, [16, 16, 16, 12], [6] * 10, [30, 30], [58, 2], [2] * 15])
+def test_by_default_the_smallest_share_of_top_images_tells_labels_from_chance(totals) -> None:
+    """All numbers up to a quarter of the images are tried, at the bound of Holm's first step for 8 concepts."""
+    n, bound = sum(totals), 0.05 / (8 * len(totals))
+    shares = {}
+    for top in range(1, n // 4 + 1):
+        found = []
+        for total in totals:
+            most = min(top, total)
+            tails = [_enrichment(np.array([c]), np.array([total]), n, top)[0] for c in range(1, most + 1)]
+            found.append(next((c / most for c, p in enumerate(tails, 1) if p <= bound), 1.05))
+        shares[top] = np.mean(found)
+    best = min(shares.values())
+    assert _usual_top(np.array(totals), n, bound) == max(top for top, share in shares.items() if share <= best + 1e-12)
+
+
+def test_images_without_a_label_are_a_reason(split, pictures) -> None:
+    labels = labels_for(split, pictures, concept=1, count=12, word=" ")
+    found = name_concepts(split, pictures, labels=labels, top=10)
+    assert "most top images have no label: 10 of 10" in str(found.table.loc[1, "reason"])
+    assert "most top images have no label" in repr(found)
+
+
+# ------------------------------------------------------------- descriptions
+
+
+def test_a_description_is_the_commonest_label_of_the_top_images_with_its_count(split, pictures) -> None:
+    labels = labels_for(split, pictures, concept=2, count=12)
+    best = highest(split, pictures).argsort(0)[::-1][:6]  # (6, g)
+    found = name_concepts(split, pictures, labels=labels, top=10)
+    for concept in range(8):
+        label, count = Counter(labels[i] for i in best[:, concept].tolist()).most_common(1)[0]
+        assert found.names.descriptions[concept] == f"{label}-like, {count} of 6 images"
+    assert found.table["description"].tolist() == list(found.names.descriptions.values())
+    alone = describe_concepts(split, pictures.with_labels(labels))
+    assert (alone, alone.descriptions) == ({}, found.names.descriptions)
+
+
+def test_without_labels_it_is_the_first_of_the_top_images(split, pictures) -> None:
+    names = tuple(f"rockets/IMG_{i:04}.jpg" for i in range(COUNT))
+    best = highest(split, pictures).argmax(0).tolist()
+    unlabelled = dataclasses.replace(pictures, names=names, labels=None)
+    like = {concept: f"like IMG_{i:04}" for concept, i in enumerate(best)}
+    assert describe_concepts(split, unlabelled).descriptions == like
+    for labels in (names, [" "] * COUNT, [None] * COUNT):  # no two alike, or none
+        assert describe_concepts(split, unlabelled, labels=labels).descriptions == like
+    whole = dataclasses.replace(unlabelled, names=tuple(f"a / b.c {'x' * 60} {i}" for i in range(COUNT)))
+    assert describe_concepts(split, whole).descriptions[0] == f"like a / b.c {'x' * 31}…"  # not a file
+
+
+@pytest.mark.parametrize(("labels", "message"), [(["a", "b"], "2 labels .* 60 images"), ([], "0 labels")])
+def test_labels_that_do_not_fit_are_said(split, pictures, labels, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        describe_concepts(split, pictures, labels=labels)
 
 
 def test_the_model_is_left_as_it_was(vit, split, pictures) -> None:

@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from elude_nb.interpret.naming import _largest_by_chance, _standard, name_concepts_by_text, open_clip_encoder
+from elude_nb.interpret.encoders import open_clip_encoder, transformers_encoder
+from elude_nb.interpret.naming import _largest_by_chance, _standard, name_concepts_by_text
 from elude_nb.scores.judges import ClipJudge
 from tests.interpret.test_find_units import holm_literal
 from tests.interpret.test_naming import highest
 from tests.scores.test_judges import FakeClip
-from tests.tiny import random_images
+from tests.tiny import random_images, tiny_clip
 
 COUNT = 40
 TEXTS = ["cat", "photo", "noise", "grey"]
@@ -81,7 +82,8 @@ def test_every_number_is_that_of_a_literal_search(split, pictures) -> None:
     assert found.names[2] == "cat"
     row = found.table.loc[2]
     assert row["evidence"] == f"cosine {row['above_all']:+.3f} against all images, z = {row['z']:.1f}"
-    assert repr(found).endswith("concepts named by texts)")
+    assert "concepts named by texts; " in repr(found)
+    assert found.table["reason"].eq("").equals(found.table["name"].ne(""))
 
 
 def test_a_text_that_fits_everything_names_nothing(split, pictures) -> None:
@@ -92,7 +94,7 @@ def test_a_text_that_fits_everything_names_nothing(split, pictures) -> None:
     assert (rows.argmax(1) == 1).float().mean() > 0.9
     assert "photo" not in found.names.values()
     doubtful = found.table[found.table["name"] == ""]
-    assert doubtful["evidence"].str.startswith("no text stands out; best ").all()
+    assert doubtful["reason"].str.contains("no text nearer than by chance: best ").all()
     assert not found.table["z"].isna().any()  # "cat" is 0 for all images
 
 
@@ -258,3 +260,38 @@ def test_open_clip_that_is_missing_says_how_to_get_it(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ImportError, match="pip install open_clip_torch"):
         open_clip_encoder("ViT-B-32", "openai")
+
+
+# ------------------------------------------------------------ transformers
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    pytest.importorskip("transformers")
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+def test_a_clip_of_transformers_names_concepts(split, pictures, clip_folder) -> None:
+    encoder = transformers_encoder(clip_folder)
+    images = list(pictures[:3])
+    assert encoder.encode_images(images).shape == (3, 6)
+    words = ["cat", "a much longer text than sixteen letters"]  # cut, not refused
+    assert encoder.encode_texts(words).shape == (2, 6)
+    torch.testing.assert_close(encoder.encode_texts(words)[:1], encoder.encode_texts(words[:1]))
+    found = name_concepts_by_text(split, pictures, ["cat", "dog", "sea"], encoder, template="a {}", top=8, draws=300)
+    assert set(found.table["text"]) <= {"cat", "dog", "sea"}
+    again = name_concepts_by_text(split, pictures, ["cat", "dog", "sea"], encoder, template="a {}", top=8, draws=300)
+    pd.testing.assert_frame_equal(found.table, again.table)
+
+
+def test_what_is_no_clip_is_said(clip_folder, tmp_path, monkeypatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    only_images = transformers.CLIPVisionModel(transformers.CLIPModel.from_pretrained(clip_folder).vision_model.config)
+    only_images.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="CLIPVisionModel, which does not read both"):
+        transformers_encoder(tmp_path)
+    with pytest.raises(OSError, match="nowhere"):
+        transformers_encoder(tmp_path / "nowhere")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match="pip install transformers"):
+        transformers_encoder(clip_folder)

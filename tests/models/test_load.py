@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from elude_nb._util.files import sha256_of_tensors
+from elude_nb.app import cli
 from elude_nb.data.images import ImageSet, load_images
 from elude_nb.errors import WeightsError
 from elude_nb.models import weights
@@ -423,3 +425,10 @@ def test_dinov2_small_without_weights_needs_no_network(monkeypatch: pytest.Monke
     model = load_model("dinov2-small", pretrained=False, image_size=28, seed=2)
     assert model(torch.zeros(1, 3, 28, 28)).shape == (1, 384)
     assert model.provenance.source == "random weights, seed 2"
+
+
+def test_without_a_name_the_shells_default_is_loaded() -> None:
+    model = load_model(pretrained=False, image_size=28)
+    assert model.name == "dinov2-small"
+    shells = inspect.signature(cli.disentangle).parameters["model"].default
+    assert shells == model.name

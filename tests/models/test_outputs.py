@@ -97,7 +97,7 @@ def test_an_output_that_stands_for_nothing_is_refused_before_the_discovery() -> 
     images = random_images(16, 32)
     with pytest.raises(TypeError, match=r"puts out dict without any tensor of fractions; say which .* output=lambda"):
         en.disentangle(putting("whole numbers"), images, **QUICK)
-    with pytest.raises(ValueError, match=r"for 1 images is \(5, 1\); it must be a tensor with a row for each"):
+    with pytest.raises(ValueError, match=r"for 1 image is \(5, 1\); it must be a tensor with a row for each"):
         en.disentangle(putting("turned"), images, **QUICK)
     chosen = putting("turned", output=lambda out: out.T)
     assert en.embed(chosen, images).equal(en.embed(putting("tensor"), images))

@@ -259,7 +259,7 @@ def test_classifiers_refuse_what_does_not_fit(accuracy) -> None:
         accuracy(x, ["cat"] * 12, x, names)
     with pytest.raises(ValueError, match="equally many columns"):
         accuracy(x, names, x[:, :2], names)
-    with pytest.raises(ValueError, match="1 labels"):
+    with pytest.raises(ValueError, match="1 label "):
         accuracy(x, names, x, [None, *names[1:]])
     x[0, 0] = math.nan
     with pytest.raises(ValueError, match="NaN or infinite"):

@@ -335,7 +335,7 @@ def test_what_does_not_fit_is_refused(score) -> None:
         score(activations, y[1:])
     with pytest.raises(ValueError, match="'a'"):
         score(activations, ["a"] * 12)
-    with pytest.raises(ValueError, match="1 labels"):
+    with pytest.raises(ValueError, match="1 label "):
         score(activations, pd.Series([None, *y[1:]]))
     activations[3, 1] = math.nan
     with pytest.raises(ValueError, match="row 3, column 1"):
@@ -345,7 +345,7 @@ def test_what_does_not_fit_is_refused(score) -> None:
 @pytest.mark.parametrize("score", [best_unit_precision, feature_monosemanticity])
 def test_halves_that_are_too_small_are_refused(score) -> None:
     activations, y = drawn(12, 2)
-    with pytest.raises(ValueError, match=r"1 labels .*'rare'.* 4 "):
+    with pytest.raises(ValueError, match=r"1 label .*'rare'.* 4 "):
         score(torch.rand(15, 2), [*y, "rare", "rare", "rare"])
     with pytest.raises(ValueError, match="3 labels "):
         score(activations, y, choose=[True] * 12)

@@ -4,8 +4,12 @@ import pytest
 import traitlets
 
 from elude_nb import Disentanglement, disentangle
+from elude_nb.core.names import UniqueNames
 from elude_nb.interpret.gallery import Gallery
+from elude_nb.widgets.channel_explorer import ChannelExplorer
 from elude_nb.widgets.concept_atlas import ConceptAtlas
+from elude_nb.widgets.image_inspector import ImageInspector
+from elude_nb.widgets.steering_panel import SteeringPanel
 from tests.markup import Page
 
 
@@ -25,7 +29,8 @@ def test_first_paint(atlas, split) -> None:
 def test_the_map_has_each_concept_at_its_place_with_a_picture_and_its_numbers(atlas, split) -> None:
     units = split.units[split.units["concept"] == 3]
     label = atlas.map.concepts[3]["label"]
-    assert label.startswith("concept 3;")
+    assert label.startswith(f"{atlas.split.concept_title(3, number=True)};")
+    assert "-like, 2 of 2 images;" in label
     assert f"{len(units)} sub-units in {units['channel'].nunique()} channels" in label
     assert f"{int(split.book.counts[3]):,} tokens" in label
     assert all(concept["src"].startswith("data:image/jpeg;base64,") for concept in atlas.map.concepts)
@@ -38,7 +43,9 @@ def test_choosing_several_lists_their_sub_units(atlas, split) -> None:
     atlas.map.chosen = [1, 5]  # as the script of the map sets it
     assert atlas.selected == [1, 5]
     expected = split.units[split.units["concept"].isin([1, 5])].reset_index(drop=True)
-    assert atlas.sub_units.equals(expected)
+    shown = atlas.sub_units
+    assert shown is not None
+    assert shown[expected.columns].equals(expected)
     assert atlas._concepts.value.count("<img") == 8
     assert atlas._choice.value is None
     assert f"2 concepts, {len(expected)} sub-units" in atlas.message
@@ -84,6 +91,35 @@ def test_a_concept_is_named_and_saved(atlas, split, vit, tmp_path) -> None:
 def test_other_panels_on_the_gallery_know_the_name(atlas) -> None:
     atlas.name(1, "edge")
     assert atlas.gallery.split.names == {1: "edge"}
+
+
+def test_open_panels_on_the_gallery_show_the_name_at_once(atlas) -> None:
+    steering = SteeringPanel(atlas.gallery, concepts=[1, 2])
+    inspector = ImageInspector(atlas.gallery)
+    explorer = ChannelExplorer(atlas.gallery)
+    other = ConceptAtlas(atlas.gallery, count=2)
+    concepts = inspector.contributors["concept"].tolist()
+    explorer.channel = int(atlas.split.units.loc[atlas.split.units["concept"] == concepts[0], "channel"].iloc[0])
+    for concept in {1, concepts[0]}:
+        atlas.name(concept, f"edge {concept}")
+    assert steering._sliders.children[0].children[0].description == "concept 1: edge 1"
+    assert steering._sliders.children[0].children[1].tooltip == "remove concept 1: edge 1"
+    steering.add(f"edge {concepts[0]}")  # by its name
+    assert concepts[0] in steering.strengths
+    assert f"edge {concepts[0]}" in inspector._list.options[0][0]
+    assert f"edge {concepts[0]}" in explorer._table.value
+    assert other.names == atlas.names == atlas.gallery.split.names
+    assert ("concept 1: edge 1", 1) in other._choice.options
+
+
+def test_where_nothing_has_a_name_the_labels_of_the_images_describe(atlas, split) -> None:
+    assert atlas.names == split.names == {}
+    titles = [title for title, _ in atlas._choice.options]
+    assert titles == [atlas.split.concept_title(concept, number=True) for concept in range(8)]
+    assert all("-like, 2 of 2 images" in title or title.endswith(f"concept {i}") for i, title in enumerate(titles))
+    named = split.with_names(UniqueNames(descriptions={3: "of the discovery"}))
+    kept = ConceptAtlas(Gallery(named, atlas.gallery.images).fill(progress=False))
+    assert kept.split.names.descriptions == {3: "of the discovery"}
 
 
 def test_an_impossible_action_is_reported(atlas, tmp_path) -> None:

@@ -103,7 +103,9 @@ def test_sliders_come_and_go(panel, caplog) -> None:
     panel._concept.value = 5
     panel._add.click()
     assert panel.strengths == {0: 1.0, 2: 1.0, 5: 1.0}
-    assert [row.children[0].description for row in panel._sliders.children] == ["concept 0", "concept 2", "concept 5"]
+    titles = [panel.gallery.split.concept_title(concept, number=True) for concept in (0, 2, 5)]
+    assert [row.children[0].description for row in panel._sliders.children] == titles
+    assert "-like, " in titles[0]
     assert 5 not in [number for _, number in panel._concept.options]
     slider(panel, 5).value = 0.25
     panel._rows[5][1].children[1].click()

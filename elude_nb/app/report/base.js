@@ -7,7 +7,7 @@ const [ROWS, COLUMNS] = data.grid;
 const SHARP = Math.min(2, window.devicePixelRatio || 1);
 const byId = (id) => document.getElementById(id);
 const number = (value, digits = 3) => (value === null ? "–" : String(Number(value.toPrecision(digits))));
-const conceptName = (c) => `concept ${c}` + (data.concepts[c]?.name ? `, ${data.concepts[c].name}` : "");
+const conceptName = (c) => data.concepts[c]?.title ?? `concept ${c}`; // "concept 3: cat"
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 // ------------------------------------------------------------------ tiles

@@ -10,8 +10,9 @@ from time import perf_counter
 
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
-from elude_nb._util.files import atomic_write, check_writable
+from elude_nb._util.files import atomic_write, check_target
 from elude_nb._util.progress import in_words, say
+from elude_nb._util.words import counted
 from elude_nb.app.report.entries import best_entries, channel_entries, channel_table, concept_entries
 from elude_nb.app.report.images import ReportImages, run_images
 from elude_nb.app.report.page import fill_page
@@ -20,6 +21,7 @@ from elude_nb.core.saving import identity_of
 from elude_nb.core.verify import verify
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import ExactnessError, SiteError
+from elude_nb.interpret.descriptions import described
 from elude_nb.interpret.profiles import places_of_sources
 from elude_nb.scores.overview import score
 from elude_nb.scores.verdict import verdict
@@ -107,13 +109,15 @@ def write_report(
     start = perf_counter()
     seen = run_images(split, photos, max_memory=max_memory)
     shown, show_bars = seen.images, split.model.progress
+    if seen.concept_maps is not None:
+        split = described(split, seen.concept_maps.amax(1), seen.distinct, shown)
     if len(shown) < len(photos) and show_bars:
-        say(f"report: {len(shown)} of {len(photos)} images fit into max_memory={max_memory:g} GiB")
+        say(f"report: {len(shown)} of {counted(len(photos), 'image')} fit into max_memory={max_memory:g} GiB")
     count = min(count, len(shown))
     number = min(wanted, split.site.channels) if isinstance(wanted, int) else len(wanted)
     if show_bars:
         seconds = _expected_seconds(split, seen, perf_counter() - start, number, count, max_units)
-        say(f"report: {len(shown)} images, {number} channels, {in_words(seconds)}")
+        say(f"report: {counted(len(shown), 'image')}, {counted(number, 'channel')}, {in_words(seconds)}")
     k = min(k, max(2, len(seen.distinct) // 4))  # of few images the ten best are nearly all
     scores = score(split, shown, k=k, seed=seed, progress=show_bars)
     table = channel_table(split, scores)
@@ -158,29 +162,6 @@ def _expected_seconds(
     seen.channel(int(split.routing.is_split().int().argmax()), count, max_units)
     passes = 2.5 + _SCORES_AND_CERTIFICATE / len(seen.images)
     return gallery * passes + (perf_counter() - start) * channels
-
-
-def check_target(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a page to be written; raise now, not after minutes, if it cannot be.
-
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError, FileExistsError
-        If there is no such folder, or there is something else than an ordinary file.
-    OSError
-        If no file can be written in the folder.
-    """
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(
-            f"{str(target)!r} is a folder; name a file in it, such as {str(target / 'report.html')!r}."
-        )
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{str(target)!r}: there is no folder {str(target.parent)!r}.")
-    if target.exists() and not target.is_file():
-        raise FileExistsError(f"{str(target)!r} is no ordinary file; name another.")
-    check_writable(target.parent)
-    return target
 
 
 def _wanted(channels: int | Sequence[int] | None, there: int) -> int | list[int]:

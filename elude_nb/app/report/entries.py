@@ -27,9 +27,10 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 def concept_entries(split: Disentanglement, images: ReportImages, *, count: int) -> list[dict[str, Any]]:
     """Return one entry a concept, in the order of the book; none if no concept goes through all channels.
 
-    An entry has ``concept``, ``name``, ``tokens``, ``x`` and ``y`` in [0, 1], ``images`` (number, value, packed heat;
-    the highest first), ``alike`` (the concepts of the most similar directions), ``units`` (channel, unit, mean on the
-    concept, share of the channel's variance; the strongest first) and ``depth``, one number a block and part.
+    An entry has ``concept``, ``name``, ``title`` (see `Disentanglement.concept_title`), ``tokens``, ``x`` and ``y`` in
+    [0, 1], ``images`` (number, value, packed heat; the highest first), ``alike`` (the concepts of the most similar
+    directions), ``units`` (channel, unit, mean on the concept, share of the channel's variance; the strongest first)
+    and ``depth``, one number a block and part.
     """
     maps = images.concept_maps
     if maps is None:
@@ -43,6 +44,7 @@ def concept_entries(split: Disentanglement, images: ReportImages, *, count: int)
         {
             "concept": concept,
             "name": split.names.get(concept, ""),
+            "title": split.concept_title(concept, number=True),
             "tokens": int(counts[concept]),
             "x": round_to(places[concept, 0]),
             "y": round_to(places[concept, 1]),

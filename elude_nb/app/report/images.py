@@ -14,6 +14,7 @@ from elude_nb._util.progress import progress_bar
 from elude_nb.core.result import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, ImageSet, as_image_set
+from elude_nb.interpret.descriptions import described
 from elude_nb.interpret.exemplars import Exemplars, add_rest, arrange_exemplars, choose_units, name_of_unit
 from elude_nb.interpret.gallery import Gallery, picture_of
 from elude_nb.models.forward import overheard
@@ -84,7 +85,8 @@ def _run_whole_images(split: Disentanglement, images: ImageSet) -> ReportImages:
     pictures = np.stack([picture_of(split.model, image) for image in bar])
     maps = None
     if bool((split.routing.concepts != NO_CONCEPT).any()):
-        maps = _largest(split.concept_activations(images))[:, None]
+        largest = _largest(split.concept_activations(images))
+        maps, split = largest[:, None], described(split, largest, distinct, images)
 
     def channel(number: int, count: int, max_units: int) -> tuple[Exemplars, dict[int, pd.DataFrame]]:
         rows = (channels == number).nonzero().flatten()
@@ -95,7 +97,9 @@ def _run_whole_images(split: Disentanglement, images: ImageSet) -> ReportImages:
         whole = (values[:, rows] * signs[numbers]).sum(1) - mean
         parts = [values[:, rows[numbers.index(unit)]] - mean * (unit == 0) for unit in chosen]
         share = float(split.unit_shares[number, 0])
-        names = [name_of_unit(unit, concepts[unit], low=bool(signs[unit] < 0), share=share) for unit in chosen]
+        names = [
+            name_of_unit(unit, concepts[unit], split.names, low=bool(signs[unit] < 0), share=share) for unit in chosen
+        ]
         found = arrange_exemplars(
             number,
             chosen,

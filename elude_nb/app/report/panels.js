@@ -49,7 +49,7 @@ function openConcept(c) {
 }
 
 function unitRow(row, unit) {
-  const name = row.unit < 0 ? "Whole channel, before" : row.title.replace(/, concept \d+/, "");
+  const name = row.unit < 0 ? "Whole channel, before" : row.title.replace(`, ${unit ? conceptName(unit.concept) : ""}`, "");
   const what = make("div", { class: "name" }, capital(name));
   if (unit && unit.concept !== null) what.append(" ", make("small", {}, conceptLink(unit.concept)));
   if (unit && unit.copies) what.append(make("small", {}, `${unit.copies} ${unit.copies === 1 ? "copy" : "copies"} in other channels`));
