@@ -111,7 +111,11 @@ def score(
     check_count("n_distinct", n_distinct, 0)
     start = perf_counter()
     routings = {"sub-unit": split.routing, "random route": shuffled(split.routing, seed)}
-    routed = {kind: read_sub_units(split.weight, routing, split.book) for kind, routing in routings.items()}
+    signs = {
+        "sub-unit": split.signs[split.routing.live_rows()],
+        "random route": signs_of(split.weight, routings["random route"], split.book),
+    }
+    routed = {kind: read_sub_units(split.weight, routing, signs[kind]) for kind, routing in routings.items()}
     mean = split.book.source_mean()
     found: dict[str, list[tuple[Tensor, Tensor]]] = {"channel": [], **{kind: [] for kind in routed}}
     vectors, seen = list[Tensor](), 0
@@ -140,7 +144,7 @@ def score(
     every = torch.arange(split.site.channels)
     of_kind = {"channel": (every.repeat(2), torch.tensor([1, -1]).repeat_interleave(len(every)))}
     of_kind |= {kind: (channels, numbers) for kind, (channels, numbers, _) in routed.items()}
-    distinct = _choose_distinct(split, routings, n_distinct)
+    distinct = _choose_distinct(split, routings, signs, n_distinct)
     tables = []
     for kind, (channels, numbers) in of_kind.items():
         activations, rows = (torch.cat(parts)[once] for parts in zip(*found[kind], strict=True))
@@ -168,20 +172,29 @@ def images_of_ms(n: int, k: int) -> int:
     return min(_MS_IMAGES, max(k, n // 10))
 
 
-def _choose_distinct(split: Disentanglement, routings: dict[str, Routing], n: int) -> dict[str, Tensor]:
+def _choose_distinct(
+    split: Disentanglement, routings: dict[str, Routing], signs: dict[str, Tensor], n: int
+) -> dict[str, Tensor]:
     """Return equally many distinct units of each kind, by what they are over the groups of the book."""
     channels = split.book.mean_channels()
     values = {"channel": torch.cat([channels, -channels], dim=1)}
     for kind, routing in routings.items():
-        values[kind] = values_on_groups(split.weight, routing, split.book) * _signs(split.weight, routing, split.book)
+        values[kind] = values_on_groups(split.weight, routing, split.book) * signs[kind]
     n = min(n, *(each.shape[1] for each in values.values()))
     if not n:
         return dict.fromkeys(values, torch.zeros(0, dtype=torch.int64))
     return {kind: choose_covering(standardise(each, split.book.counts), n).msort() for kind, each in values.items()}
 
 
-def read_sub_units(weight: Tensor, routing: Routing, book: ConceptBook) -> tuple[Tensor, Tensor, Tensor]:
+def read_sub_units(weight: Tensor, routing: Routing, signs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the linear read-out of all live sub-units, of centred sources; unit 0 is left out.
+
+    Parameters
+    ----------
+    weight, routing
+        W (d, s * kernel), and which unit has which contribution.
+    signs
+        From `signs_of`.
 
     Returns
     -------
@@ -191,10 +204,10 @@ def read_sub_units(weight: Tensor, routing: Routing, book: ConceptBook) -> tuple
         (s * kernel, u), with the sign with which each sub-unit is high on its concept.
     """
     channels, numbers = routing.live_rows()
-    return channels, numbers, routing.masked(weight, channels, numbers).T * _signs(weight, routing, book)
+    return channels, numbers, routing.masked(weight, channels, numbers).T * signs
 
 
-def _signs(weight: Tensor, routing: Routing, book: ConceptBook) -> Tensor:
+def signs_of(weight: Tensor, routing: Routing, book: ConceptBook) -> Tensor:
     """Return for each live sub-unit -1 where it is low on its concept, else 1, (u,)."""
     return torch.where(means_on_concepts(weight, routing, book)[routing.live_rows()] < 0, -1, 1)
 

@@ -26,7 +26,7 @@ from elude_nb.data.images import Images
 from elude_nb.models.default_site import choose_site
 from elude_nb.models.hooks import check_pristine, for_analysis
 from elude_nb.models.load import Model, check_model
-from elude_nb.scores.overview import read_sub_units
+from elude_nb.scores.overview import read_sub_units, signs_of
 from elude_nb.scores.similarity import sibling_similarity, top_centres, top_similarity
 
 UNITS = (2, 4, 8, 16)
@@ -158,7 +158,7 @@ class _Trial:
         """Return the mean similarity inside sub-units and between siblings, on the second half."""
         kernels = self._weight.unflatten(1, (-1, self._kernel))
         routing = self._strategy.route(kernels, book, book, units=units, shared=shared)
-        channels, _, matrix = read_sub_units(self._weight, routing, book)
+        channels, _, matrix = read_sub_units(self._weight, routing, signs_of(self._weight, routing, book))
         if not len(channels):
             return float("nan"), float("nan")
         values = pool_recorded((self._second.sources - book.source_mean()) @ matrix, self._second.images)  # (n, u)
