@@ -1,8 +1,8 @@
 """Time the commands of a first hour on a folder of mixed pictures, as ratios to the forward passes of its images.
 
 Sixty pictures are drawn in four labels and stored as people store them: JPEG, PNG with transparency, grey, 16 bits,
-GIF, WebP, one of 20 x 20 and one of 4,000 x 3,000 pixels; beside them lie a broken picture and a text file. Each command runs in a
-process of its own, as typed; its output is kept in the folder.
+GIF, WebP, one of 20 x 20 and one of 4,000 x 3,000 pixels; beside them lie a broken picture and a text file. Each
+command runs in a process of its own, as typed; what it printed is kept in log.txt.
 
     python benchmarks/first_hour.py --out DIR
 """
