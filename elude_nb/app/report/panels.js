@@ -1,12 +1,16 @@
 // What opens below the map and below the list: one concept, one channel.
+let opener = null; // the link that was followed, to which the focus returns
+
 function show(panel, title, beside, ...content) {
+  const link = document.activeElement?.closest("a");
+  opener = link && !panel.contains(link) ? link : null;
   const close = make("button", { type: "button" }, "Close");
   close.addEventListener("click", () => {
     panel.hidden = true;
-    const opener = document.querySelector(`section a[href="${location.hash}"]`);
+    const first = document.querySelector(`:is(.elude-map, #channel-table) a[href="${location.hash}"]`);
     history.replaceState(null, "", "#" + panel.closest("section").id);
     mark();
-    opener?.focus();
+    (opener?.isConnected ? opener : first)?.focus();
   });
   const tools = make("div", { class: "tools" }, ...beside, wayChoice(), close);
   const heading = make("header", {}, make("h3", {}, title), tools);
