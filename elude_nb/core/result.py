@@ -80,7 +80,7 @@ class Disentanglement:
         Variance of each channel over the recorded tokens, (d,).
     unit_shares
         Share of its channel's variance that each unit carries, (d, k + 1): the covariance of unit and channel over the
-        variance of the channel. Shares of a channel add up to 1; a unit that works against the others is negative.
+        variance of the channel. Shares of a channel add up to 1; a share is negative where the covariance is.
     names
         Names of concepts, from `with_names`; empty at first. They are saved with the rest, and so are
         ``names.descriptions``, shown where a concept has no name.

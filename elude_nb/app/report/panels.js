@@ -83,7 +83,7 @@ function openChannel(channel) {
     byId("channel-view"), `Channel ${channel}`, [...step(place - 1, "Previous"), ...step(place + 1, "Next")],
     ...entry.rows.map((row) => unitRow(row, units.get(row.unit))),
     make("h4", {}, "Its units"), table(heads, lines),
-    make("p", { class: "faint" }, "Shares add up to 1; a unit that works against the others has a negative one."),
+    make("p", { class: "faint" }, "Shares add up to 1; a share is negative where the unit covaries negatively with its channel."),
     ...(data.blocks.length > 1 ? [legend()] : []),
   );
 }
