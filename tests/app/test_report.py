@@ -255,7 +255,7 @@ def test_the_certificate_and_the_provenance_stand_in_the_page(page: Page, named,
     said = page.text
     assert "largest change of the output (lens)0.0" in said
     assert "outputs unchanged: largest change of the lens 0.0" in said
-    assert "4 images (2 in float64)" in said
+    assert "4 images (1 in float64)" in said
     assert named.model.fingerprint() in said
     assert named.model.provenance.licence in said
     assert named.settings.strategy in said
