@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from elude_nb import Disentanglement, ImageSet
@@ -324,3 +326,15 @@ def test_it_prints_with_what_is_open(linked: Page) -> None:
     expect(linked.locator("#channel-view .row").first).to_be_visible()
     expect(linked.locator("#channel-tools")).to_be_hidden()
     assert len(linked.pdf()) > 10_000
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(linked: Page, scheme: Literal["light", "dark"]) -> None:
+    """With a channel open: names, contrast and structure, by the rules of WCAG 2.1 A and AA."""
+    linked.emulate_media(color_scheme=scheme)
+    rules = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
+    found = Axe().run(linked, options=rules).response["violations"]
+    linked.emulate_media(color_scheme=None)
+    assert [
+        (each["id"], each["nodes"][0]["html"][:120]) for each in found if each["impact"] in {"serious", "critical"}
+    ] == []
