@@ -32,7 +32,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    for module in ("_util.progress", "scores.overview", "app.report.build"):
+    for module in ("_util.progress", "scores.overview"):
         monkeypatch.setattr(f"elude_nb.{module}.perf_counter", lambda: float(made.prepared))
     for module in ("_util.progress", "core.disentangle", "app.report.build"):
         monkeypatch.setattr(f"elude_nb.{module}.say", lambda text: made.said.append((text, made.prepared)))
@@ -60,7 +60,7 @@ CALLS: dict[str, tuple[str, Callable[[en.Disentanglement, en.ImageSet, Path], ob
                 lambda n: 3.5 * n / 2 + n / 2 + 2 * (n / 2 + 10)),
     "report": ("report: {n} images, 2 channels",  # each image is a picture, too
                lambda split, images, path: write_report(split, images, path / "r.html", channels=2),
-               lambda n: 2 * (2.5 * n + 125)),
+               lambda n: 2 * (n + 50 + 0.3 * 2)),
     "gallery": ("gallery: {n} images", lambda split, images, _: Gallery(split, images).fill(), lambda n: 2 * n),
     "exemplars": ("forward passes: {n} images", lambda split, images, _: find_exemplars(split, images, 0, count=2),
                   lambda n: n),
@@ -84,7 +84,7 @@ def test_the_time_is_said_beforehand_and_grows_with_the_images(
     assert not others, "said twice"
     assert seconds == pytest.approx(expected(count), abs=1)
     assert prepared < clock.prepared, "said when all was over"
-    begun = {"compare": 4, "verify": 5, "report": 2 * count, "gallery": 8}
+    begun = {"compare": 4, "verify": 5, "report": 8, "gallery": 8}
     assert prepared == begun.get(name, 4)
     clock.said.clear()
     call(split.using(progress=False), random_images(count, 32), tmp_path)
