@@ -98,6 +98,7 @@ def test_open_panels_on_the_gallery_show_the_name_at_once(atlas) -> None:
     inspector = ImageInspector(atlas.gallery)
     explorer = ChannelExplorer(atlas.gallery)
     other = ConceptAtlas(atlas.gallery, count=2)
+    assert inspector.contributors is not None
     concepts = inspector.contributors["concept"].tolist()
     explorer.channel = int(atlas.split.units.loc[atlas.split.units["concept"] == concepts[0], "channel"].iloc[0])
     for concept in {1, concepts[0]}:
