@@ -106,7 +106,7 @@ class Workbench(Panel):
             parts.make_row(self._units, self._go),
         ]
         self._form = ipywidgets.VBox(form).add_class("elude-form")
-        self._finished = parts.make_place("example")
+        self._finished = parts.make_place("finished")
         self.children = (self._form, self._status, self._bar, self._log, self._tabs)
         if gallery is not None:
             self.take(gallery)

@@ -144,6 +144,30 @@ def test_in_a_kernel_it_shows_an_example_until_the_readers_own_is_ready(slow) ->
     asyncio.run(use())
 
 
+def test_what_a_saved_notebook_keeps_is_the_readers_own(slow, monkeypatch) -> None:
+    kept = list[str]()
+
+    class Handle:
+        def update(self, bundle: dict[str, str], *, raw: bool) -> None:
+            kept.append(bundle["text/html"])
+
+    def display(bundle: dict[str, str], *, raw: bool, display_id: bool) -> Handle:
+        kept.append(bundle["text/html"])
+        return Handle()
+
+    async def use() -> None:
+        monkeypatch.setattr(workbench, "display", display)
+        slow.go.set()
+        app = bench().run()
+        app._ipython_display_()
+        await app._task
+
+    asyncio.run(use())
+    assert "This is a finished example" in kept[0]
+    assert "<h3>Channels</h3>" in kept[1]
+    assert "example" not in kept[1]
+
+
 def test_the_button_stops_what_is_running_and_begins_anew(slow) -> None:
     async def use() -> None:
         app = bench()
