@@ -179,6 +179,7 @@ def sha256_of_tensors(tensors: Mapping[str, Any]) -> str:
 
     Examples
     --------
+    >>> import torch
     >>> a, b = torch.zeros(2), torch.ones(3)
     >>> sha256_of_tensors({"a": a, "b": b}) == sha256_of_tensors({"b": b, "a": a})
     True

@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from elude_nb._util.checks import near_matches
-
 TOKENS = ("class", "registers", "patch", "all")
 ROUTINGS = ("elude", "elude-signed", "concepts", "channel-clusters", "random")
 METHODS = (
@@ -27,11 +25,17 @@ USUAL_METHODS = (
 _MOST_CHANNELS = 1 << 20
 
 
+def _near(text: str, allowed: Sequence[str]) -> str:
+    from elude_nb._util.checks import near_matches  # which imports NumPy
+
+    return near_matches(text, allowed)
+
+
 def _one_of(allowed: Sequence[str]) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in allowed:
             names = ", ".join(map(repr, allowed))
-            raise typer.BadParameter(f"{text!r} is not known; choose one of {names}.{near_matches(text, allowed)}")
+            raise typer.BadParameter(f"{text!r} is not known; choose one of {names}.{_near(text, allowed)}")
         return text
 
     return read
@@ -110,9 +114,7 @@ def _methods(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in METHODS:
-            raise typer.BadParameter(
-                f"{name!r} is not known.{near_matches(name, METHODS)} `elude-nb methods` lists all."
-            )
+            raise typer.BadParameter(f"{name!r} is not known.{_near(name, METHODS)} `elude-nb methods` lists all.")
         if names.count(name) > 1:
             raise typer.BadParameter(f"{name!r} is there twice.")
     return names

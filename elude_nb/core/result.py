@@ -80,7 +80,7 @@ class Disentanglement:
         Variance of each channel over the recorded tokens, (d,).
     unit_shares
         Share of its channel's variance that each unit carries, (d, k + 1): the covariance of unit and channel over the
-        variance of the channel. Shares of a channel add up to 1; a unit that works against the others is negative.
+        variance of the channel. Shares of a channel add up to 1; a share is negative where the covariance is.
     names
         Names of concepts, from `with_names`; empty at first. They are saved with the rest, and so are
         ``names.descriptions``, shown where a concept has no name.
@@ -128,6 +128,7 @@ class Disentanglement:
         if self.stamp is not None:
             self.stamp.check(self.model, thorough=thorough)
 
+    @knows_arguments
     def count_seen(self, images: Images) -> Seen:
         """Return how many of these images the discovery saw; the same pixels in another file count as seen.
 
@@ -136,6 +137,7 @@ class Disentanglement:
         chosen = self.model.inputs(images)
         return Seen(None if self.seen is None else int(self._is_seen(chosen).sum()), len(chosen))
 
+    @knows_arguments
     def announce_seen(self, images: Images, what: str) -> Seen:
         """Return `count_seen`, and say on standard error if the discovery saw some: figures, ``what``, rest on them."""
         counted = self.count_seen(images)
@@ -143,6 +145,7 @@ class Disentanglement:
             say(f"{what}: {counted.warning}")
         return counted
 
+    @knows_arguments
     def unseen(self, images: Images) -> ImageSet:
         """Return those of these images that the discovery did not see.
 
@@ -337,6 +340,7 @@ class Disentanglement:
         """
         return self._with(names=self.names.updated(names, labels, len(self.book)))
 
+    @knows_arguments
     def concept_title(self, concept: int, *, number: bool = False) -> str:
         """Return how a concept is called in menus, figures and tables: its name, else what describes it.
 

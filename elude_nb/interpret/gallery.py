@@ -6,7 +6,7 @@ takes seconds, a product of cached sources with one row of weights takes millise
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -109,6 +109,8 @@ class Gallery:
         Which images. If they do not all fit into ``max_memory``, a sample is drawn, spread over the labels.
     max_memory
         Bound of the kept sources in GiB.
+    watch
+        Called with what was found at each batch, in float32, and the number of its first image.
 
     Attributes
     ----------
@@ -128,7 +130,14 @@ class Gallery:
     """
 
     @own_arithmetic()
-    def __init__(self, split: Disentanglement, images: Images, *, max_memory: float = 1.0) -> None:
+    def __init__(
+        self,
+        split: Disentanglement,
+        images: Images,
+        *,
+        max_memory: float = 1.0,
+        watch: Callable[[Sight, int], None] | None = None,
+    ) -> None:
         check_split(split, "a gallery")
         photos = as_image_set(images)
         layout = split.site.layout
@@ -144,7 +153,7 @@ class Gallery:
         self.split, self.grid = split, layout.grid
         self.total = len(photos)
         self.images: ImageSet = photos.sample(fit, seed=0)
-        self.ready = 0
+        self.ready, self._watch = 0, watch
         count = len(self.images)
         self._sources = torch.empty(count, tokens, width, dtype=torch.bfloat16)
         self._channels = torch.empty(count, tokens, split.site.channels)
@@ -225,6 +234,8 @@ class Gallery:
             stop = min(self.ready + batch_size, len(self.images))
             with own_arithmetic():  # each step by itself: a decorator would not reach into a generator
                 seen = look(self.split, self.images[self.ready : stop])
+                if self._watch is not None:
+                    self._watch(seen, self.ready)
                 rows = slice(self.ready, stop)
                 self._sources[rows], self._channels[rows] = seen.sources, seen.channels
                 if self.has_concepts:

@@ -16,11 +16,11 @@ from elude_nb._util.progress import announced
 from elude_nb._util.words import counted
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.distinct import choose_covering, standardise
-from elude_nb.core.recording import find_largest, record
+from elude_nb.core.recording import Recording, find_largest, record
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import Routing, means_on_concepts, shuffled, values_on_groups
 from elude_nb.data.copies import check_enough
-from elude_nb.data.images import Images
+from elude_nb.data.images import Images, ImageSet
 from elude_nb.models.forward import overheard
 from elude_nb.scores.health import largest_correlation
 from elude_nb.scores.inputs import as_embeddings, check_table
@@ -37,6 +37,8 @@ from elude_nb.scores.top_labels import label_share_over_chance, top_purity
 DISTINCT = "distinct "
 """What the kinds of distinct units begin with in the table of `score_means`."""
 _MS_IMAGES = 100  # of the paper's MS-Score; of fewer than a thousand images a tenth, but as many as other scores take
+TOKENS_PER_IMAGE, N_DISTINCT = 64, 128
+"""What `score` takes unless told otherwise."""
 NO_SCORES = {"kind", "channel", "unit", "distinct", "redundancy_distinct"}
 """Columns of `score` that are no scores of their own."""
 
@@ -48,9 +50,9 @@ def score(
     images: Images,
     *,
     tokens: str | None = None,
-    tokens_per_image: int | None = 64,
+    tokens_per_image: int | None = TOKENS_PER_IMAGE,
     k: int = 10,
-    n_distinct: int = 128,
+    n_distinct: int = N_DISTINCT,
     seed: int = 0,
     embeddings: Tensor | None = None,
     batch_size: int | None = None,
@@ -110,15 +112,7 @@ def score(
     check_count("k", k, 2, len(photos))
     check_count("n_distinct", n_distinct, 0)
     start = perf_counter()
-    routings = {"sub-unit": split.routing, "random route": shuffled(split.routing, seed)}
-    signs = {
-        "sub-unit": split.signs[split.routing.live_rows()],
-        "random route": signs_of(split.weight, routings["random route"], split.book),
-    }
-    routed = {kind: read_sub_units(split.weight, routing, signs[kind]) for kind, routing in routings.items()}
-    mean = split.book.source_mean()
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {"channel": [], **{kind: [] for kind in routed}}
-    vectors, seen = list[Tensor](), 0
+    scoring = Scoring(split, seed=seed)
     of_weights = 3 * (perf_counter() - start)  # what follows takes about twice as long as what came before
     with overheard(split.model, wanted=embeddings is None) as outputs:
         which = split.settings.tokens if tokens is None else tokens
@@ -130,41 +124,91 @@ def score(
             show=split.model.progress,
         )
         for part in parts:
-            values = {"channel": torch.cat([part.channels, -part.channels], dim=1)}
-            values |= {kind: (part.sources - mean) @ matrix for kind, (_, _, matrix) in routed.items()}
-            for kind, activations in values.items():
-                highest, rows = find_largest(activations, part.images)
-                found[kind].append((highest, rows + seen))
-            vectors.append(part.channels)
-            seen += len(part)
+            scoring.add(part)
     once = outputs.distinct(photos)
     check_enough("k", k, len(once), len(photos))
     reference = outputs.embeddings(once) if embeddings is None else as_embeddings(embeddings, len(photos))
-    reference, labels = reference[once], None if photos.labels is None else photos.subset(once.numpy()).labels
-    every = torch.arange(split.site.channels)
-    of_kind = {"channel": (every.repeat(2), torch.tensor([1, -1]).repeat_interleave(len(every)))}
-    of_kind |= {kind: (channels, numbers) for kind, (channels, numbers, _) in routed.items()}
-    distinct = _choose_distinct(split, routings, signs, n_distinct)
-    tables = []
-    for kind, (channels, numbers) in of_kind.items():
-        activations, rows = (torch.cat(parts)[once] for parts in zip(*found[kind], strict=True))
-        table = pd.DataFrame({"kind": kind, "channel": channels.numpy(), "unit": numbers.numpy()})
-        table["top_similarity"] = top_similarity(activations, reference, k)
-        table["monosemanticity"] = monosemanticity(activations, reference)
-        table["ms_score"] = ms_score_at(activations, torch.cat(vectors), rows, count=images_of_ms(len(once), k))
-        table["redundancy"] = largest_correlation(activations)
-        chosen = distinct[kind].numpy()
-        table["distinct"] = table.index.isin(chosen)
-        table.loc[chosen, "redundancy_distinct"] = largest_correlation(activations[:, chosen]).to_numpy()
-        if kind != "channel":
-            table["sibling_similarity"] = sibling_similarity(top_centres(activations, reference, k), channels)
-        if labels is not None:
-            table["top_purity"] = top_purity(activations, labels, k)
-            table["label_share_over_chance"] = label_share_over_chance(activations, labels, k)
-        tables.append(table)
-    scores = pd.concat(tables, ignore_index=True)
-    scores.attrs["images"] = str(split.announce_seen(photos, "score"))
-    return scores
+    return scoring.table(photos, once, reference, k=k, n_distinct=n_distinct)
+
+
+class Scoring:
+    """What `score` does with the recordings of a pass over the images, for whoever runs the images anyway.
+
+    Parameters
+    ----------
+    split
+        The disentanglement.
+    seed
+        Of the random routes.
+    """
+
+    @own_arithmetic()
+    def __init__(self, split: Disentanglement, *, seed: int = 0) -> None:
+        self._split = split
+        self._routings = {"sub-unit": split.routing, "random route": shuffled(split.routing, seed)}
+        self._signs = {
+            "sub-unit": split.signs[split.routing.live_rows()],
+            "random route": signs_of(split.weight, self._routings["random route"], split.book),
+        }
+        self._routed = {
+            kind: read_sub_units(split.weight, routing, self._signs[kind]) for kind, routing in self._routings.items()
+        }
+        self._mean = split.book.source_mean()
+        self._found: dict[str, list[tuple[Tensor, Tensor]]] = {kind: [] for kind in ("channel", *self._routed)}
+        self._vectors, self._tokens = list[Tensor](), 0
+
+    @own_arithmetic()
+    def add(self, part: Recording) -> None:
+        """Take in the recorded tokens of the next images."""
+        values = {"channel": torch.cat([part.channels, -part.channels], dim=1)}
+        values |= {kind: (part.sources - self._mean) @ matrix for kind, (_, _, matrix) in self._routed.items()}
+        for kind, activations in values.items():
+            highest, rows = find_largest(activations, part.images)
+            self._found[kind].append((highest, rows + self._tokens))
+        self._vectors.append(part.channels)
+        self._tokens += len(part)
+
+    @own_arithmetic()
+    def table(self, photos: ImageSet, once: Tensor, embeddings: Tensor, *, k: int, n_distinct: int) -> pd.DataFrame:
+        """Return the table of `score` on the images taken in.
+
+        Parameters
+        ----------
+        photos
+            The images, in the order in which they were taken in.
+        once
+            Numbers of those that are no copies of others, (m,).
+        embeddings
+            Reference embeddings of all, (n, e).
+        k, n_distinct
+            As in `score`.
+        """
+        split, reference = self._split, embeddings[once]
+        labels = None if photos.labels is None else photos.subset(once.numpy()).labels
+        every = torch.arange(split.site.channels)
+        of_kind = {"channel": (every.repeat(2), torch.tensor([1, -1]).repeat_interleave(len(every)))}
+        of_kind |= {kind: (channels, numbers) for kind, (channels, numbers, _) in self._routed.items()}
+        distinct = _choose_distinct(split, self._routings, self._signs, n_distinct)
+        vectors, tables = torch.cat(self._vectors), []
+        for kind, (channels, numbers) in of_kind.items():
+            activations, rows = (torch.cat(parts)[once] for parts in zip(*self._found[kind], strict=True))
+            table = pd.DataFrame({"kind": kind, "channel": channels.numpy(), "unit": numbers.numpy()})
+            table["top_similarity"] = top_similarity(activations, reference, k)
+            table["monosemanticity"] = monosemanticity(activations, reference)
+            table["ms_score"] = ms_score_at(activations, vectors, rows, count=images_of_ms(len(once), k))
+            table["redundancy"] = largest_correlation(activations)
+            chosen = distinct[kind].numpy()
+            table["distinct"] = table.index.isin(chosen)
+            table.loc[chosen, "redundancy_distinct"] = largest_correlation(activations[:, chosen]).to_numpy()
+            if kind != "channel":
+                table["sibling_similarity"] = sibling_similarity(top_centres(activations, reference, k), channels)
+            if labels is not None:
+                table["top_purity"] = top_purity(activations, labels, k)
+                table["label_share_over_chance"] = label_share_over_chance(activations, labels, k)
+            tables.append(table)
+        scores = pd.concat(tables, ignore_index=True)
+        scores.attrs["images"] = str(split.announce_seen(photos, "score"))
+        return scores
 
 
 def images_of_ms(n: int, k: int) -> int:

@@ -21,13 +21,13 @@ def split(monkeypatch: pytest.MonkeyPatch) -> en.Disentanglement:
     labels = ["cat" if i in best else ("sea", "sky")[i % 2] for i in range(48)]
     bare = dataclasses.replace(images, labels=None, names=tuple(f"IMG_{i}.jpg" for i in range(48)))
     monkeypatch.setattr(en.Disentanglement, "load", lambda _: made)
-    monkeypatch.setattr(en, "load_images", lambda name, **_: bare if name == "bare" else images.with_labels(labels))
+    monkeypatch.setattr(en, "load_images", lambda name, **_: bare if name == "shapes" else images.with_labels(labels))
     return made
 
 
-def test_concepts_are_named_after_labels_and_saved(split, tmp_path: Path, capsys) -> None:
+def test_concepts_are_named_after_labels_and_saved(split, split_file: str, tmp_path: Path, capsys) -> None:
     out = tmp_path / "named.safetensors"
-    assert run("name", "any", "--images", "mine", "--out", str(out)) == 0
+    assert run("name", split_file, "--images", "photographs", "--out", str(out)) == 0
     first, _, *rows, last = capsys.readouterr().out.splitlines()
     assert first.startswith("ConceptNames(1 of 5 concepts named by labels; 4: ")
     assert last == f"Saved to {out}"
@@ -38,30 +38,30 @@ def test_concepts_are_named_after_labels_and_saved(split, tmp_path: Path, capsys
     assert manifest["names"] == {"1": "cat"}
     assert len(manifest["descriptions"]) == 5
     assert split.names == {}
-    assert run("name", "any", "--images", "mine", "--json") == 0
+    assert run("name", split_file, "--images", "photographs", "--json") == 0
     table = json.loads(capsys.readouterr().out)  # nothing else is on standard output
     assert [row["name"] for row in table] == ["", "cat", "", "", ""]
     assert [bool(row["reason"]) for row in table] == [True, False, True, True, True]
 
 
 @pytest.mark.usefixtures("split")
-def test_without_labels_concepts_are_described(capsys) -> None:
-    assert run("name", "any", "--images", "bare") == 0
+def test_without_labels_concepts_are_described(split_file: str, capsys) -> None:
+    assert run("name", split_file, "--images", "shapes") == 0
     first, *rows = capsys.readouterr().out.splitlines()
     assert first.startswith("The images have no labels, and --words is not given")
     assert [row.split()[:2] for row in rows] == [[str(concept), "like"] for concept in range(5)]
 
 
 @pytest.mark.usefixtures("split")
-def test_words_need_a_model_that_reads_them(tmp_path: Path, capsys) -> None:
+def test_words_need_a_model_that_reads_them(split_file: str, tmp_path: Path, capsys) -> None:
     pytest.importorskip("transformers")
     words, clip = tmp_path / "words.txt", tmp_path / "clip"
     words.write_text("cat\n\na blue sea\n", encoding="utf-8")
-    options = ["--images", "bare", "--words", str(words), "--encoder"]
-    assert run("name", "any", *options, str(tiny_clip(clip))) == 0
+    options = ["--images", "shapes", "--words", str(words), "--encoder"]
+    assert run("name", split_file, *options, str(tiny_clip(clip))) == 0
     assert "concepts named by texts" in capsys.readouterr().out
     words.write_text("\n")
-    assert run("name", "any", *options, str(clip)) == 2
+    assert run("name", split_file, *options, str(clip)) == 2
     assert "texts must be words or phrases" in capsys.readouterr().err
-    assert run("name", "any", "--words", str(tmp_path / "none.txt")) == 2
+    assert run("name", split_file, "--words", str(tmp_path / "none.txt")) == 2
     assert "none.txt" in capsys.readouterr().err

@@ -343,7 +343,8 @@ def test_many_tokens_are_encoded_in_parts(monkeypatch, data, fitted) -> None:
         torch.testing.assert_close(method.encode(data[1]), whole[kind], rtol=1e-5, atol=1e-5)
 
 
-def test_progress_is_shown_only_if_asked_for(data, capsys) -> None:
+def test_progress_is_shown_only_if_asked_for(data, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("elude_nb._util.progress._EVERY", 1e-9)  # a log has a line every ten seconds
     few = next(data[0].parts(80))
     TopK(8, 2, steps=5).fit(few)
     assert not capsys.readouterr().err

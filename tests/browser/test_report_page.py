@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from elude_nb import Disentanglement, ImageSet
@@ -102,9 +104,9 @@ def test_the_page_shows_a_map_with_pictures(page: Page) -> None:
 
 
 def test_hovering_shows_a_concepts_best_images_with_heat(page: Page) -> None:
-    node = page.get_by_label("concept 1, night sky")
+    node = page.get_by_label("concept 1: night sky")
     node.hover()
-    expect(page.locator(".peek h3")).to_have_text("concept 1, night sky")
+    expect(page.locator(".peek h3")).to_have_text("concept 1: night sky")
     images = page.locator(".peek canvas")
     expect(images).to_have_count(6)
     first = data(page, ".concepts[1].images[0][0]")
@@ -118,9 +120,9 @@ def page_alt(page: Page, index: object) -> re.Pattern[str]:
 
 
 def test_a_click_opens_a_concept_and_its_channel(page: Page) -> None:
-    page.get_by_label("concept 1, night sky").click()
+    page.get_by_label("concept 1: night sky").click()
     panel = page.locator("#concept-view")
-    expect(panel.get_by_role("heading", level=3)).to_have_text("Concept 1, night sky")
+    expect(panel.get_by_role("heading", level=3)).to_have_text("Concept 1: night sky")
     expect(panel).to_be_focused()
     expect(panel.locator(".tiles canvas")).to_have_count(8)
     expect(panel.locator("svg.elude-depth rect")).to_have_count(6)
@@ -154,16 +156,34 @@ def test_a_channel_comes_apart_before_and_after(linked: Page) -> None:
     expect(linked.locator("#channel-table tr.open th")).to_have_text("5")
 
 
-def test_heat_is_taken_away_and_comes_back(linked: Page) -> None:
+def test_activations_are_shown_in_the_way_that_is_chosen_and_remembered(linked: Page) -> None:
     canvas = linked.locator("#channel-view .row canvas").nth(1)
-    total = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.reduce((a, b) => a + b, 0)"
-    dark = canvas.evaluate(total)
-    box = linked.locator("#channel-view").get_by_label("darken the rest of each image")
-    box.uncheck()
-    bright = canvas.evaluate(total)
-    assert bright > 1.05 * dark
-    box.check()
-    assert canvas.evaluate(total) == dark
+    pixels = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].reduce((a, b) => a + b, 0)"
+    choice = linked.locator("#channel-view").get_by_label("activation")
+    expect(choice).to_have_value("outline")
+    totals = {"outline": canvas.evaluate(pixels)}
+    for way in ("none", "dark", "part"):
+        choice.select_option(way)
+        totals[way] = canvas.evaluate(pixels)
+    assert len(set(totals.values())) == 4
+    assert totals["none"] > 1.05 * totals["dark"]
+    for other in linked.locator("select.way").all():
+        expect(other).to_have_value("part")
+    linked.reload()
+    expect(linked.locator("#channel-view").get_by_label("activation")).to_have_value("part")
+    linked.locator("#channel-view").get_by_label("activation").select_option("outline")
+    assert linked.locator("#channel-view .row canvas").nth(1).evaluate(pixels) == totals["outline"]
+
+
+def test_it_opens_on_the_best_channels(page: Page) -> None:
+    best = page.locator("#best article")
+    expect(best).to_have_count(3)
+    expect(best.first).to_contain_text("How alike the best images are: channel")
+    expect(best.first.locator(".row").first).to_contain_text("Whole channel, before")
+    assert best.first.locator("canvas").first.bounding_box()["y"] < 600  # type: ignore[index]
+    assert spread(best.first.locator("canvas").first) > 20
+    best.first.get_by_role("link", name="sub-units").last.click()
+    expect(page.locator("#channel-view h3")).to_have_text(f"Channel {data(page, '.best[0].channel')}")
 
 
 def test_the_list_is_sorted_by_any_column(page: Page) -> None:
@@ -216,8 +236,8 @@ def test_everything_goes_by_keyboard(page: Page) -> None:
     assert page.locator(".elude-map a[tabindex='0']").count() == 1
     page.keyboard.press("Enter")
     expect(page.locator("#concept-view")).to_be_focused()
-    page.keyboard.press("Tab")  # the switch
-    expect(page.locator("#concept-view .heat-switch")).to_be_focused()
+    page.keyboard.press("Tab")  # the choice of how activations are shown
+    expect(page.locator("#concept-view select.way")).to_be_focused()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # Close
     expect(page.locator("#concept-view")).to_be_hidden()
@@ -272,7 +292,7 @@ def test_the_map_is_zoomed_and_dragged_and_a_drag_opens_nothing(page: Page) -> N
 
 
 def test_a_phone_needs_no_sideways_scrolling_and_is_dark(phone: Page) -> None:
-    phone.get_by_label("concept 1, night sky").first.tap()
+    phone.get_by_label("concept 1: night sky").first.tap()
     expect(phone.locator("#concept-view h3")).to_be_visible()
     phone.locator("#channel-table tbody a").first.tap()
     expect(phone.locator("#channel-view h3")).to_be_visible()
@@ -286,7 +306,7 @@ def test_without_a_script_the_tables_charts_and_images_are_there(scriptless: Pag
     expect(scriptless.locator(".images img")).to_have_count(20)
     assert scriptless.locator("svg.chart").count() >= 4
     scriptless.locator("summary").click()
-    expect(scriptless.get_by_text("concept 1, night sky")).to_be_visible()
+    expect(scriptless.get_by_text("concept 1: night sky")).to_be_visible()
     expect(scriptless.locator("#channel-tools")).to_be_hidden()
 
 
@@ -306,3 +326,15 @@ def test_it_prints_with_what_is_open(linked: Page) -> None:
     expect(linked.locator("#channel-view .row").first).to_be_visible()
     expect(linked.locator("#channel-tools")).to_be_hidden()
     assert len(linked.pdf()) > 10_000
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(linked: Page, scheme: Literal["light", "dark"]) -> None:
+    """With a channel open: names, contrast and structure, by the rules of WCAG 2.1 A and AA."""
+    linked.emulate_media(color_scheme=scheme)
+    rules = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
+    found = Axe().run(linked, options=rules).response["violations"]
+    linked.emulate_media(color_scheme=None)
+    assert [
+        (each["id"], each["nodes"][0]["html"][:120]) for each in found if each["impact"] in {"serious", "critical"}
+    ] == []

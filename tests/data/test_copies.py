@@ -125,9 +125,10 @@ def test_no_copy_lies_on_the_other_side_of_a_comparison(vit: Model) -> None:
 
 
 def test_the_quiz_shows_no_copies(split: Disentanglement, with_copies: ImageSet) -> None:
-    gallery = Gallery(split, with_copies).fill(progress=False)
+    gallery = Gallery(split, with_copies)
     with pytest.warns(UserWarning, match="10 of 30"):
-        questions = make_questions(gallery, per_kind=3)
+        gallery.fill(progress=False)
+    questions = make_questions(gallery, per_kind=3)
     assert max(image for question in questions for image in question.trial.images) < 20
 
 

@@ -229,7 +229,7 @@ def test_labels_of_other_kinds_and_broken_items_are_told_of() -> None:
     images = load_images(Broken())
     with pytest.raises(ImageError, match=r"'image 3' cannot be opened by Broken \(OSError: truncated\)"):
         images[3]
-    with pytest.warns(UserWarning, match="1 of 10 images were left out"):
+    with pytest.warns(UserWarning, match="1 of 10 images left out"):
         assert len(images.without_broken()) == 9
 
 

@@ -6,15 +6,14 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
 
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb._util.files import atomic_write, check_target
-from elude_nb._util.progress import in_words, say
+from elude_nb._util.progress import say
 from elude_nb._util.words import counted
 from elude_nb.app.report.entries import best_entries, channel_entries, channel_table, concept_entries
-from elude_nb.app.report.images import ReportImages, run_images
+from elude_nb.app.report.images import run_images
 from elude_nb.app.report.page import fill_page
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.saving import identity_of
@@ -23,11 +22,7 @@ from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import ExactnessError, SiteError
 from elude_nb.interpret.descriptions import described
 from elude_nb.interpret.profiles import places_of_sources
-from elude_nb.scores.overview import score
 from elude_nb.scores.verdict import verdict
-
-_SCORES_AND_CERTIFICATE = 125
-"""They take about as long as so many more images in the gallery (all blocks of DINOv2 on a CPU)."""
 
 
 @own_arithmetic()
@@ -106,20 +101,16 @@ def write_report(
     photos = as_image_set(images)
     check_count("count", count, 2)
     wanted = _wanted(channels, split.site.channels)
-    start = perf_counter()
-    seen = run_images(split, photos, max_memory=max_memory)
+    number = min(wanted, split.site.channels) if isinstance(wanted, int) else len(wanted)
+    seen = run_images(split, photos, max_memory=max_memory, seed=seed, channels=number)
     shown, show_bars = seen.images, split.model.progress
     if seen.concept_maps is not None:
         split = described(split, seen.concept_maps.amax(1), seen.distinct, shown)
     if len(shown) < len(photos) and show_bars:
         say(f"report: {len(shown)} of {counted(len(photos), 'image')} fit into max_memory={max_memory:g} GiB")
     count = min(count, len(shown))
-    number = min(wanted, split.site.channels) if isinstance(wanted, int) else len(wanted)
-    if show_bars:
-        seconds = _expected_seconds(split, seen, perf_counter() - start, number, count, max_units)
-        say(f"report: {counted(len(shown), 'image')}, {counted(number, 'channel')}, {in_words(seconds)}")
     k = min(k, max(2, len(seen.distinct) // 4))  # of few images the ten best are nearly all
-    scores = score(split, shown, k=k, seed=seed, progress=show_bars)
+    scores = seen.scores(k)
     table = channel_table(split, scores)
     opened = table["channel"].head(wanted).tolist() if isinstance(wanted, int) else wanted
     certificate, problems = _certify(split, shown[:verify_on])
@@ -154,16 +145,6 @@ def write_report(
     return target
 
 
-def _expected_seconds(
-    split: Disentanglement, seen: ReportImages, gallery: float, channels: int, count: int, max_units: int
-) -> float:
-    """Return about how long the whole report takes, from the seconds of its gallery and from one channel."""
-    start = perf_counter()
-    seen.channel(int(split.routing.is_split().int().argmax()), count, max_units)
-    passes = 2.5 + _SCORES_AND_CERTIFICATE / len(seen.images)
-    return gallery * passes + (perf_counter() - start) * channels
-
-
 def _wanted(channels: int | Sequence[int] | None, there: int) -> int | list[int]:
     if channels is None:
         return there
@@ -175,7 +156,7 @@ def _wanted(channels: int | Sequence[int] | None, there: int) -> int | list[int]
 def _certify(split: Disentanglement, images: ImageSet) -> tuple[list[list[str]], list[str]]:
     """Return the certificate's lines and its problems; blocks that cannot be made explicit are one."""
     try:
-        found = verify(split, images, images_float64=2, strict=False)
+        found = verify(split, images, images_float64=1, strict=False)
     except (SiteError, ExactnessError) as error:
         return [], [f"It could not be made: {error}"]
     return [line.split(": ", 1) for line in str(found).splitlines()], found.problems()

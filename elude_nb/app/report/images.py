@@ -10,16 +10,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elude_nb._util.progress import progress_bar
+from elude_nb._util.progress import announced, progress_bar
+from elude_nb._util.words import counted
+from elude_nb.core.recording import Recording, draw_tokens
 from elude_nb.core.result import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.interpret.descriptions import described
 from elude_nb.interpret.exemplars import Exemplars, add_rest, arrange_exemplars, choose_units, name_of_unit
-from elude_nb.interpret.gallery import Gallery, picture_of
+from elude_nb.interpret.gallery import Gallery, Sight, picture_of
 from elude_nb.models.forward import overheard
+from elude_nb.scores.overview import N_DISTINCT, TOKENS_PER_IMAGE, Scoring, score
 
 Pictures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+
+_CERTIFICATE, _CHANNEL = 50, 0.3
+"""A certificate, and a channel that can be opened, take about as long as so many images (DINOv2 on a CPU)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +48,9 @@ class ReportImages:
         sub-unit's contributions arise.
     distinct
         Numbers of the images that are no copies of earlier ones.
+    scores
+        Returns what `elude_nb.score` does on these images, of the ``k`` best, without another pass where the tokens of
+        the split are patches.
     """
 
     images: ImageSet
@@ -49,10 +59,13 @@ class ReportImages:
     concept_maps: Tensor | None
     channel: Callable[[int, int, int], tuple[Exemplars, dict[int, pd.DataFrame]]]
     distinct: Tensor
+    scores: Callable[[int], pd.DataFrame]
 
 
-def run_images(split: Disentanglement, images: Images, *, max_memory: float) -> ReportImages:
-    """Run the images and return what a report shows of them.
+def run_images(
+    split: Disentanglement, images: Images, *, max_memory: float, seed: int = 0, channels: int = 0
+) -> ReportImages:
+    """Run the images and return what a report of so many ``channels`` shows of them; say how long the report will take.
 
     Raises
     ------
@@ -63,18 +76,40 @@ def run_images(split: Disentanglement, images: Images, *, max_memory: float) -> 
     if len(photos) < 2:
         raise ValueError(f"A report compares images with each other; it was given {len(photos)}: give two at least.")
     if split.site.layout.grid is None:
-        return _run_whole_images(split, photos)
-    gallery = Gallery(split, photos, max_memory=max_memory).fill(progress=split.model.progress)
+        return _run_whole_images(split, photos, seed)
+    scoring = Scoring(split, seed=seed) if split.settings.tokens == "patch" else None
+
+    def watch(seen: Sight, first: int) -> None:
+        numbers = range(first, first + len(seen.sources))
+        rows, places = draw_tokens(torch.arange(seen.sources.shape[1]), None, TOKENS_PER_IMAGE, numbers, seed)
+        channels, sources = seen.channels[rows, places], seen.sources[rows, places] + split.book.source_mean()
+        if scoring is not None:
+            scoring.add(Recording(channels, sources, torch.zeros_like(channels), first + rows, places))
+
+    gallery = Gallery(split, photos, max_memory=max_memory, watch=watch)
+    n, model = len(gallery.images), split.model
+    what = f"report: {counted(n, 'image')}, {counted(channels, 'channel')}"
+    worth = (n + _CERTIFICATE + _CHANNEL * channels) / min(n, model.batch_size)  # batches
+    steps = announced(gallery.steps(model.batch_size), what, lambda first: first * worth, show=model.progress)
+    with progress_bar(description="gallery", total=n, show=model.progress, unit="image") as bar:
+        for done in steps:
+            bar.update(done)
+
+    def scores(k: int) -> pd.DataFrame:
+        if scoring is None:
+            return score(split, gallery.images, k=k, seed=seed)
+        embeddings = gallery.outputs - gallery.outputs[gallery.distinct].mean(0)
+        return scoring.table(gallery.images, gallery.distinct, embeddings, k=k, n_distinct=N_DISTINCT)
 
     def channel(number: int, count: int, units: int) -> tuple[Exemplars, dict[int, pd.DataFrame]]:
         view = gallery.channel(number)
         return gallery.exemplars(view, count=count, units=units), gallery.depths(view)
 
     maps = gallery.concept_maps if gallery.has_concepts else None
-    return ReportImages(gallery.images, gallery.pictures, gallery.grid, maps, channel, gallery.distinct)
+    return ReportImages(gallery.images, gallery.pictures, gallery.grid, maps, channel, gallery.distinct, scores)
 
 
-def _run_whole_images(split: Disentanglement, images: ImageSet) -> ReportImages:
+def _run_whole_images(split: Disentanglement, images: ImageSet, seed: int) -> ReportImages:
     """Return images without patches: one value of a unit an image; where contributions arise is left out."""
     channels, units = split.routing.rows()
     with overheard(split.model) as outputs:
@@ -114,7 +149,9 @@ def _run_whole_images(split: Disentanglement, images: ImageSet) -> ReportImages:
         )
         return found, {}
 
-    return ReportImages(images, pictures, (1, 1), maps, channel, distinct)
+    return ReportImages(
+        images, pictures, (1, 1), maps, channel, distinct, lambda k: score(split, images, k=k, seed=seed)
+    )
 
 
 def _largest(values: Tensor) -> Tensor:

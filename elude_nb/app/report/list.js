@@ -90,14 +90,17 @@ function prepareBest(home) {
     const entry = data.channels[channel];
     const units = new Map(entry.units.map((unit) => [unit.unit, unit]));
     const parts = entry.rows.filter((row) => row.unit > 0).sort((a, b) => b.alike - a.alike);
-    const rows = [...entry.rows.filter((row) => row.unit < 0), ...parts.slice(0, 3)];
+    const most = parts.map((row) => row.labels.split(" ")[0]); // the label of most of its images
+    const unlike = parts.filter((_, i) => most.indexOf(most[i]) === i);
+    const shown = [...new Set([...unlike, ...parts])].slice(0, 3);
+    const rows = [...entry.rows.filter((row) => row.unit < 0), ...shown];
     const all = entry.units.filter((unit) => unit.unit).length;
     const open = channelLink(channel, all > 3 ? `All ${all} sub-units` : "Its sub-units");
     home.append(
       make("article", { class: "panel" },
         make("header", {}, make("h3", {}, `Channel ${channel}`), make("p", {}, caption), wayChoice()),
         ...rows.map((row) => unitRow(row, units.get(row.unit))),
-        make("p", {}, all > 3 ? "Shown are the three whose images are most alike. " : "", open)),
+        make("p", {}, all > 3 ? "Shown are three whose images are alike, of different labels where there are such. " : "", open)),
     );
   }
 }

@@ -1,12 +1,16 @@
 // What opens below the map and below the list: one concept, one channel.
+let opener = null; // the link that was followed, to which the focus returns
+
 function show(panel, title, beside, ...content) {
+  const link = document.activeElement?.closest("a");
+  opener = link && !panel.contains(link) ? link : null;
   const close = make("button", { type: "button" }, "Close");
   close.addEventListener("click", () => {
     panel.hidden = true;
-    const opener = document.querySelector(`section a[href="${location.hash}"]`);
+    const first = document.querySelector(`:is(.elude-map, #channel-table) a[href="${location.hash}"]`);
     history.replaceState(null, "", "#" + panel.closest("section").id);
     mark();
-    opener?.focus();
+    (opener?.isConnected ? opener : first)?.focus();
   });
   const tools = make("div", { class: "tools" }, ...beside, wayChoice(), close);
   const heading = make("header", {}, make("h3", {}, title), tools);
@@ -79,7 +83,7 @@ function openChannel(channel) {
     byId("channel-view"), `Channel ${channel}`, [...step(place - 1, "Previous"), ...step(place + 1, "Next")],
     ...entry.rows.map((row) => unitRow(row, units.get(row.unit))),
     make("h4", {}, "Its units"), table(heads, lines),
-    make("p", { class: "faint" }, "Shares add up to 1; a unit that works against the others has a negative one."),
+    make("p", { class: "faint" }, "Shares add up to 1; a share is negative where the unit covaries negatively with its channel."),
     ...(data.blocks.length > 1 ? [legend()] : []),
   );
 }
