@@ -26,7 +26,7 @@ moved.install()  # import paths of 0.2 work for one version, with a DeprecationW
 
 # Names are imported when they are first used (as `__init__.pyi` lists them), so that `elude-nb --help` needs no torch.
 _lazy_import, _, _names = lazy_loader.attach_stub(__name__, __file__)
-_ROOMS = {"baselines", "figures", "interpret", "scores", "steering", "text", "widgets"}
+_ROOMS = {"baselines", "errors", "figures", "interpret", "scores", "steering", "text", "widgets"}
 __all__ = sorted(set(_names) - _ROOMS)  # noqa: PLE0605 - a list, though computed
 
 

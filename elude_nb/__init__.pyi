@@ -1,5 +1,5 @@
 from . import baselines as baselines
-from . import errors
+from . import errors as errors
 from . import figures as figures
 from . import interpret as interpret
 from . import scores as scores
@@ -14,6 +14,7 @@ from .core.recording import Recording, record
 from .core.result import Disentanglement
 from .core.verify import verify
 from .data.images import ImageSet, load_images
+from .examples.finished import example
 from .interpret.attribution import attribute
 from .interpret.exemplars import find_exemplars
 from .interpret.find_units import find_units
@@ -40,7 +41,7 @@ __all__ = [
     "disentangle",
     "effect",
     "embed",
-    "errors",
+    "example",
     "find_exemplars",
     "find_site",
     "find_sites",

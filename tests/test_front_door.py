@@ -12,7 +12,7 @@ import pytest
 
 import elude_nb
 
-ROOMS = {"baselines", "figures", "interpret", "scores", "steering", "text", "widgets"}
+ROOMS = {"baselines", "errors", "figures", "interpret", "scores", "steering", "text", "widgets"}
 HEAVY = (
     "torch",
     "pandas",

@@ -32,6 +32,11 @@ def own_arithmetic() -> Iterator[None]:
         yield
 
 
+def has_own_defaults() -> bool:
+    """Say whether torch's default dtype and device are its own: they belong to the process, not to a thread."""
+    return (torch.get_default_dtype(), torch.get_default_device()) == _OURS
+
+
 def run_network(network: Callable[..., T], *inputs: Any) -> T:
     """Call a network with the defaults that the user set: what it makes on the way is to fit its weights."""
     theirs = _THEIRS.get()

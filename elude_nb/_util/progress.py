@@ -2,7 +2,8 @@
 
 ``tqdm.auto`` picks a widget in a notebook and text in a terminal. A page that is exported without a
 kernel cannot show a widget, so `elude-nb tour` asks for text through the environment. In a file or a pipe, such as the
-log of a batch job, a bar that is drawn again and again is unreadable: there is a line every ten seconds.
+log of a batch job, a bar that is drawn again and again is unreadable: there is a line every ten seconds. Who has a bar
+of their own, such as a panel that works in the background, is told instead (`reporting`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from time import perf_counter
 from typing import Any, TypeVar
@@ -22,13 +25,40 @@ _DELAY = 1.0  # seconds
 _LONG = 5.0  # seconds from which on it is said beforehand
 _EVERY = 10.0  # seconds from a line to the next, where there is no terminal
 
-
+Report = Callable[[str, float | None], object]
+"""Called with what is being done, in words, and the share of it that is done if there is a bar. What it raises ends the
+work."""
+_REPORT: ContextVar[Report | None] = ContextVar("who is told, instead of standard error", default=None)
 _T = TypeVar("_T")
+
+
+@contextmanager
+def reporting(report: Report) -> Iterator[None]:
+    """Hand what is said and how far bars are to ``report``, in this thread, instead of writing it.
+
+    Examples
+    --------
+    >>> told = []
+    >>> with reporting(lambda text, share: told.append(text)):
+    ...     say("a line")
+    >>> told
+    ['a line']
+    """
+    token = _REPORT.set(report)
+    try:
+        yield
+    finally:
+        _REPORT.reset(token)
 
 
 def say(text: str) -> None:
     """Write a line without tearing a bar that is being drawn."""
     from tqdm import tqdm
+
+    report = _REPORT.get()
+    if report is not None:
+        report(text, None)
+        return
 
     tqdm.write(text, file=sys.stderr)
 
@@ -71,6 +101,9 @@ def progress_bar(
         If ``show`` is neither ``True`` nor ``False``.
     """
     check_flag("progress", show)
+    if _REPORT.get() is not None:
+        more = {"delay": 0, "mininterval": 0.2, **more}
+        return _reports()(iterable, desc=description, total=total, disable=not show, **more)
     if os.environ.get(TEXT_BARS):
         from tqdm import tqdm
     else:
@@ -110,12 +143,52 @@ def _lines() -> Any:
 
         def _write(self) -> None:
             self.said, self.said_of = self._time(), self.n
-            seconds, total = self.said - self.start_t, self.total or self.n
-            count = f"{total:,}" if self.unit == "it" else counted(total, self.unit)  # the description says of what
-            left = f", {in_words(seconds / self.n * (total - self.n))} left" if 0 < self.n < total else ""
-            of = f"{self.n:,} of " if self.total else ""
+            seconds = self.said - self.start_t
             inner = f" ({self.postfix})" if self.postfix else ""
-            self.fp.write(f"{self.desc.removesuffix(': ')}: {of}{count}, {seconds:.0f} s{left}{inner}\n")
+            self.fp.write(f"{_count(self)}, {seconds:.0f} s{_left(self, seconds)}{inner}\n")
             self.fp.flush()
 
     return Lines
+
+
+@cache
+def _reports() -> Any:
+    """Return a kind of tqdm that draws nothing and tells who asked for it by `reporting`."""
+    from tqdm import tqdm
+
+    class Reports(tqdm):  # type: ignore[misc]  # tqdm has no types
+        disable: bool
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            """Draw nothing: tqdm holds a lock here, and a report may raise."""
+
+        def clear(self, nolock: bool = False) -> None:
+            """There is nothing to clear."""
+
+        def update(self, n: float = 1) -> bool | None:
+            due: bool | None = super().update(n)
+            report = _REPORT.get()
+            if due and report is not None:
+                report(_count(self) + _left(self, self._time() - self.start_t), self.n / (self.total or self.n))
+            return due
+
+        def close(self) -> None:
+            if not self.disable:
+                self.disable = True
+                self._decr_instances(self)
+
+    return Reports
+
+
+def _count(bar: Any) -> str:
+    """Return how far a bar is, such as ``"forward passes: 8 of 64 images"``."""
+    total = bar.total or bar.n
+    count = f"{total:,}" if bar.unit == "it" else counted(total, bar.unit)  # the description says of what
+    of = f"{bar.n:,} of " if bar.total else ""
+    return f"{bar.desc.removesuffix(': ')}: {of}{count}"
+
+
+def _left(bar: Any, seconds: float) -> str:
+    """Return how long a bar will take from here on, as in ``", about 20 s left"``; nothing at its ends."""
+    total = bar.total or bar.n
+    return f", {in_words(seconds / bar.n * (total - bar.n))} left" if 0 < bar.n < total else ""

@@ -16,6 +16,7 @@ from elude_nb.interpret.naming import ConceptNames, name_concepts, name_concepts
 from elude_nb.interpret.neighbours import Neighbours, find_neighbours
 from elude_nb.interpret.profiles import depth_profile, find_contributors, route_table, spatial_profile
 from elude_nb.interpret.quiz import Question, Quiz, make_questions
+from elude_nb.interpret.ranking import rank_channels
 from elude_nb.interpret.trace import ChannelTrace, trace_channel
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "name_concepts",
     "name_concepts_by_text",
     "open_clip_encoder",
+    "rank_channels",
     "route_table",
     "spatial_profile",
     "trace_channel",

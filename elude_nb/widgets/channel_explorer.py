@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -19,14 +20,19 @@ from elude_nb.figures.html import GREY, PALETTE, depth_chart, exemplar_grid
 from elude_nb.figures.theme import in_words
 from elude_nb.interpret.exemplars import Exemplars
 from elude_nb.interpret.gallery import ChannelView, Gallery
+from elude_nb.interpret.ranking import rank_channels
+from elude_nb.scores.overview import mixed_channels
 from elude_nb.widgets import parts
 from elude_nb.widgets.panel import GalleryPanel
 
 MOST_UNITS = 16  # more rows of pictures than anybody looks at
+BEST = "how well it comes apart"
 
 
 class ChannelExplorer(GalleryPanel):
     """Pick a channel and see its sub-units: top images, heat maps, where contributions arise, how alike the images are.
+
+    It opens on the channel that comes apart best: by ``scores``, or else on the gallery's images once all are ready.
 
     Parameters
     ----------
@@ -92,6 +98,26 @@ class ChannelExplorer(GalleryPanel):
         self.channel = self._listed[0]
         self.observe(self._show, ["channel", "units", "shared"])
         self.begin()
+
+    def complete(self) -> None:
+        """Paint anew, now that all images are ready; without scores, put first what comes apart best on them.
+
+        Who has chosen another channel or order meanwhile keeps it.
+        """
+        first = next(iter(self.orders))
+        ranked = [] if first == BEST else rank_channels(self.gallery, k=self._count).index.tolist()
+        if not ranked:
+            self.refresh()
+            return
+        kept = self.order, self.channel
+        untouched = kept == (first, self.orders[first][0])
+        self.orders = {BEST: [*ranked, *(c for c in self.orders[first] if c not in ranked)], **self.orders}
+        before = self.channel
+        self._order.options = list(self.orders)  # which chooses the first of them
+        if not untouched:
+            self.order, self.channel = kept
+        if self.channel == before:  # otherwise it was painted when it changed
+            self.refresh()
 
     def _build(self) -> None:
         k, rho, fixed = self._settings.units, self._settings.shared, not self.gallery.can_reroute
@@ -215,8 +241,12 @@ class ChannelExplorer(GalleryPanel):
             *(PALETTE[i % len(PALETTE)] if unit else GREY for i, unit in enumerate(found.units[1:])),
         ]
         reason = f": {view.reason}" if whole else ""
-        title = Markup('<h4 style="margin:0.4em 0">Channel {}{}</h4>').format(self.channel, reason)
-        self._grid.value = title + exemplar_grid(found, colours)
+        self._grid.value = parts.fill(
+            "channel.html",
+            title=f"Channel {self.channel}{reason}",
+            caption=self._caption(found),
+            grid=exemplar_grid(found, colours),
+        )
         concepts = view.units["concept"].fillna(NO_CONCEPT).tolist()
         titles = [
             "" if c == NO_CONCEPT else gallery.split.concept_title(c, number=True)[len("concept ") :] for c in concepts
@@ -239,6 +269,17 @@ class ChannelExplorer(GalleryPanel):
         what = "not split" if whole else counted(len(view.units) - 1, "sub-unit")
         self.say(f"Channel {self.channel}: {what}, on {self.describe_images()}.")
 
+    def _caption(self, found: Exemplars) -> str:
+        """Return in words how much more alike the best images of the sub-units are than those of the channel."""
+        pairs = zip(found.units, found.similarity, strict=True)
+        after = [alike for unit, alike in pairs if unit > 0 and not math.isnan(alike)]
+        if not after or math.isnan(found.similarity[0]):
+            return ""
+        seen = self.gallery.seen
+        where = "unseen images" if seen.count == 0 else str(seen)
+        change = f"{found.similarity[0]:.2f} \N{RIGHTWARDS ARROW} {sum(after) / len(after):.2f}"
+        return f"similarity {change} on {where}: of the channel's best, and of its sub-units' below"
+
     def static_html(self) -> Markup:
         """Return the channel that is shown."""
         return Markup(self._grid.value + self._table.value)  # noqa: S704 - made by templates
@@ -252,7 +293,8 @@ def _left_over(rho: float | None) -> list[tuple[str, float | None]]:
 
 def _orders(split: Disentanglement, scores: pd.DataFrame | None) -> dict[str, list[int]]:
     """Return the channels in different orders; those that are not split come last."""
-    values = {
+    values = {} if scores is None else {BEST: mixed_channels(scores)["separation"].reindex(range(split.site.channels))}
+    values |= {
         "how unlike its concepts are": _unlikeness(split),
         "variance": split.channels["variance"],
         "number": -split.channels["channel"],
@@ -263,10 +305,10 @@ def _orders(split: Disentanglement, scores: pd.DataFrame | None) -> dict[str, li
             for kind in ("sub-unit", "channel")
         )
         gains = (after - before).drop(columns="unit").dropna(axis=1, how="all").reindex(range(split.site.channels))
-        values |= {f"gain in {in_words(str(column))}": gains[column].fillna(-float("inf")) for column in gains}
+        values |= {f"gain in {in_words(str(column))}": gains[column] for column in gains}
     whole = ~split.channels["split"]
     return {
-        name: pd.DataFrame({"whole": whole & (name != "number"), "value": -value})
+        name: pd.DataFrame({"whole": whole & (name != "number"), "value": -value.fillna(-float("inf"))})
         .sort_values(["whole", "value"], kind="stable")
         .index.tolist()
         for name, value in values.items()

@@ -99,20 +99,25 @@ class GalleryPanel(Panel):
         steps = self.gallery.steps(4)
         while self.gallery.ready < min(FIRST_IMAGES, len(self.gallery.images)):
             next(steps)
-        self.refresh()
         if self.gallery.ready == len(self.gallery.images):
+            self.complete()
             return
+        self.refresh()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             self.gallery.fill(progress=False)
-            self.refresh()
+            self.complete()
         else:
             self._task = loop.create_task(self._fill())
 
     def refresh(self) -> None:
         """Paint anew; called when more images are ready."""
         raise NotImplementedError
+
+    def complete(self) -> None:
+        """Paint anew, now that all images are ready."""
+        self.refresh()
 
     def describe_images(self) -> str:
         """Return how many images are shown, and how many of them the discovery saw, or whether more are coming.
@@ -138,7 +143,7 @@ class GalleryPanel(Panel):
             error, self._failure = caught, _describe(caught)
         self._bar.layout.display = "none"
         with self.guarded():
-            self.refresh()
+            (self.complete if error is None else self.refresh)()
         if error is not None:
             self.say(self.describe_images(), error=True)
             if not isinstance(error, EXPECTED):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
 import traitlets
+from IPython.display import display
 from markupsafe import Markup
 
+from elude_nb._util.progress import say
 from elude_nb._util.words import counted
 from elude_nb.core.disentangle import disentangle
-from elude_nb.core.result import Disentanglement
-from elude_nb.data.images import ImageSet, load_images
+from elude_nb.data.images import load_images
+from elude_nb.examples.finished import example
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.naming import name_concepts
 from elude_nb.models.load import load_model
 from elude_nb.steering.heads import fit_on_outputs
 from elude_nb.widgets import parts
+from elude_nb.widgets.background import Stopped, Work, find_loop
 from elude_nb.widgets.channel_explorer import ChannelExplorer
 from elude_nb.widgets.concept_atlas import ConceptAtlas
 from elude_nb.widgets.image_inspector import ImageInspector
@@ -25,9 +29,13 @@ from elude_nb.widgets.intruder_quiz import IntruderQuiz
 from elude_nb.widgets.panel import Panel, open_gallery
 from elude_nb.widgets.steering_panel import SteeringPanel
 
+_STORED = 3  # channels of the example in a page without a kernel: each is 60 kB
+
 
 class Workbench(Panel):
     """Choose a model and images, have the model disentangled, and look at it in five panels that share one gallery.
+
+    Until there is something to look at, it shows a finished example (`elude_nb.example`).
 
     Parameters
     ----------
@@ -77,8 +85,18 @@ class Workbench(Panel):
         self._concepts = parts.make(number, "G: concepts", "g", value=concepts, min=2, max=4096)
         self._units = parts.make(number, "K: units", "max-units", value=units, min=2, max=64)
         self._go = parts.make_button(
-            "disentangle", "disentangle", self.run, button_style="primary", tooltip="load both and split the channels"
+            "disentangle",
+            "disentangle",
+            self._press,
+            button_style="primary",
+            tooltip="load both and split the channels",
         )
+        self._bar = parts.make(
+            ipywidgets.FloatProgress, "", "progress", max=1.0, layout={"width": "60%", "display": "none"}
+        )
+        self._work: Work | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._shown: Any = None  # where it was displayed last
         self._log = ipywidgets.Output().add_class("elude-log")
         self._tabs = ipywidgets.Tab().add_class("elude-tabs")
         self._tabs.observe(lambda change: self._open_tab(change["new"]), "selected_index")
@@ -88,54 +106,135 @@ class Workbench(Panel):
             parts.make_row(self._units, self._go),
         ]
         self._form = ipywidgets.VBox(form).add_class("elude-form")
-        self.children = (self._form, self._status, self._log, self._tabs)
+        self._finished = parts.make_place("finished")
+        self.children = (self._form, self._status, self._bar, self._log, self._tabs)
         if gallery is not None:
             self.take(gallery)
         else:
+            self._tabs.children, self._tabs.titles = (self._finished,), ("Example",)
+            self._tabs.selected_index = 0
+            self._introduce("Press “disentangle” to make yours.")
             self.say("Choose a model and images, then press “disentangle”.")
 
-    def run(self) -> Workbench:
+    def run(self, *, wait: bool | None = None) -> Workbench:
         """Load the model and the images that the form names, disentangle, and show the panels.
 
-        An error is reported in the status line; then the panels stay as they were.
+        An error is reported in the status line; then the panels stay as they were. So does everything if it is running
+        already.
+
+        Parameters
+        ----------
+        wait
+            Whether to return only when the panels are there. By default not in a notebook that somebody looks at: the
+            work goes on in a thread, the page answers and shows a finished example meanwhile. Scripts, and programs
+            that run a notebook and close it, wait.
         """
+        if self._work is not None:
+            self.say("It is running already; press “stop” first to begin anew.", error=True)
+            return self
+        loop = None if wait else find_loop() if wait is None else asyncio.get_running_loop()
+        make = self._maker()
+        if loop is not None:
+            self._begin(make, loop)
+            return self
         self._go.disabled = True
         self.say(f"{self._model.value}: loading …")
         self._log.clear_output()
         try:
             with self._log, self.guarded():  # in this order: an Output shows errors itself and keeps them
-                model = load_model(self._model.value)
-                photos = load_images(self._images.value, count=self._count.value)
-                discover, held_out = photos.without_copies().split(0.5, seed=self._seed)
-                self.say(f"{model.name}: disentangling on {counted(len(discover), 'image')} …")
-                split = disentangle(
-                    model, discover, concepts=self._concepts.value, units=self._units.value, seed=self._seed
-                )
-                gallery = self._prepare(split, discover, held_out)
+                gallery = make()
                 self._log.clear_output()
                 self.take(gallery)
         finally:
             self._go.disabled = False
         return self
 
-    def _prepare(self, split: Disentanglement, discover: ImageSet, held_out: ImageSet) -> Gallery:
-        """Return a filled gallery of a split whose concepts are named after the labels, if there are labels."""
-        if discover.labels is not None and len(set(discover.labels)) > 1:
-            self.say("Naming concepts after the labels …")
-            split = split.with_names(name_concepts(split, discover).names)
-        self.say(f"Running {counted(len(held_out), 'image')} to look at …")
-        return Gallery(split, held_out).fill()
+    def _press(self) -> None:
+        if self._work is None:
+            self.run()
+        else:
+            self._work.stop()
+            self.say("Stopping …")
+
+    def _maker(self) -> Callable[[], Gallery]:
+        """Return what makes the gallery from what the form says now; it touches no widget, so that a thread may run it.
+
+        The model is loaded anew each time: no other thread has it.
+        """
+        name, source, count = self._model.value, self._images.value, self._count.value
+        settings = {"concepts": self._concepts.value, "units": self._units.value, "seed": self._seed}
+
+        def make() -> Gallery:
+            model = load_model(name)
+            photos = load_images(source, count=count)
+            discover, held_out = photos.without_copies().split(0.5, seed=self._seed)
+            say(f"{model.name}: disentangling on {counted(len(discover), 'image')} …")
+            split = disentangle(model, discover, **settings)
+            if discover.labels is not None and len(set(discover.labels)) > 1:
+                say("Naming concepts after the labels …")
+                split = split.with_names(name_concepts(split, discover).names)
+            say(f"Running {counted(len(held_out), 'image')} to look at …")
+            return Gallery(split, held_out).fill()
+
+        return make
+
+    # ---------------------------------------------------------- in the background
+
+    def _begin(self, make: Callable[[], Gallery], loop: asyncio.AbstractEventLoop) -> None:
+        self._introduce(f"Yours is being made: {self._model.value} on {self._images.value}.")
+        self._go.description, self._go.button_style = "stop", "warning"
+        self._bar.value, self._bar.layout.display = 0.0, ""
+        self.say(f"{self._model.value}: loading …")
+        self._work = Work(make, self._show_progress, loop)
+        self._task = loop.create_task(self._finish(self._work))
+
+    async def _finish(self, work: Work) -> None:
+        try:
+            with self.guarded():
+                try:
+                    self.take(await work.result)
+                except Stopped:
+                    self.say("Stopped. Press “disentangle” to begin anew.")
+                    self._introduce("Press “disentangle” to make yours.")
+        finally:
+            self._work = None
+            self._go.description, self._go.button_style = "disentangle", "primary"
+            self._bar.layout.display = "none"
+        if self._shown is not None:  # a saved notebook keeps what was displayed last
+            self._shown.update(self._repr_mimebundle_(), raw=True)
+
+    def _ipython_display_(self) -> None:
+        self._shown = display(self._repr_mimebundle_(), raw=True, display_id=True)
+
+    def _show_progress(self, text: str, share: float | None) -> None:
+        self.say(text)
+        if share is not None:
+            self._bar.value = share
+
+    def _introduce(self, then: str) -> None:
+        """Say above the example that it is one, and what becomes of the reader's own."""
+        if self.gallery is None:
+            shown = example()
+            self._note = f"This is a finished example: {shown.model} on the {shown.source}. {then}"
+            self._finished.value = shown.html(self._note)
+
+    # ------------------------------------------------------------------- panels
 
     def take(self, gallery: Gallery) -> None:
         """Show the panels on a gallery."""
         self.set_trait("gallery", open_gallery(gallery, None))
+        self._finished.value = ""  # 1.5 MB that would be kept in the notebook
         self.panels = {}
         makers = self._makers()
         self._tabs.children = tuple(ipywidgets.VBox() for _ in makers)
         self._tabs.titles = tuple(makers)
         self._tabs.selected_index = 0
         self._open_tab(0)
-        self.say(f"{gallery.split.model.name}, {counted(len(gallery.images), 'image')} from {gallery.images.source}")
+        split, images = gallery.split, counted(len(gallery.images), "image")
+        self.say(
+            f"{split.model.name}: split on {counted(split.settings.images, 'image')}, and {images} from "
+            f"{gallery.images.source} to look at"
+        )
 
     def _makers(self) -> dict[str, Callable[[], Panel]]:
         gallery: Any = self.gallery
@@ -160,8 +259,9 @@ class Workbench(Panel):
 
     def static_html(self) -> Markup:
         """Return the panels that were opened, one below the other."""
-        panels = [(title, panel.static_html()) for title, panel in self.panels.items()]
-        return parts.fill("workbench.html", panels=panels, message=self.message)
+        if self.gallery is None:
+            return example().html(self._note, most=_STORED)
+        return parts.fill("workbench.html", panels=[(name, each.static_html()) for name, each in self.panels.items()])
 
 
 def _fit_head(gallery: Gallery) -> Any:

@@ -6,7 +6,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from elude_nb._util.progress import TEXT_BARS, progress_bar
+from elude_nb._util.progress import TEXT_BARS, progress_bar, reporting, say
 
 
 class Terminal(io.StringIO):
@@ -95,3 +95,39 @@ def test_the_environment_asks_for_text_where_a_page_has_no_kernel(monkeypatch: p
     assert isinstance(progress_bar([], description="", show=False), Widget)
     monkeypatch.setenv(TEXT_BARS, "1")
     assert type(progress_bar([], description="", show=False)) is tqdm.tqdm
+
+
+def test_who_asks_for_reports_gets_them_instead_of_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, told = [0.0], list[tuple[str, float | None]]()
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+
+    def report(text: str, share: float | None) -> None:
+        told.append((text, share))
+        if share == 0.75:
+            raise RuntimeError("enough")
+
+    def work() -> None:
+        say("a line")
+        for _ in progress_bar(range(4), description="score", unit="image"):
+            clock[0] += 8
+
+    with reporting(report), pytest.raises(RuntimeError, match="enough"):
+        work()
+    assert told == [
+        ("a line", None),
+        ("score: 1 of 4 images, about 24 s left", 0.25),
+        ("score: 2 of 4 images, about 16 s left", 0.5),
+        ("score: 3 of 4 images, about 8 s left", 0.75),
+    ]
+    assert capsys.readouterr() == ("", "")
+    with tqdm(total=1, file=io.StringIO()) as bar:  # a report that raised left no lock behind
+        bar.update()
+
+
+def test_nothing_is_reported_of_what_is_not_shown() -> None:
+    told = list[str]()
+    with reporting(lambda text, share: told.append(text)):
+        assert list(progress_bar(range(3), description="score", show=False)) == [0, 1, 2]
+    assert told == []

@@ -98,6 +98,31 @@ def slide(page: Any, handle: Any, key: str = "ArrowRight", times: int = 1) -> No
         page.keyboard.press(key)
 
 
+def watch_the_clock(page: Any) -> None:
+    """Note when the import is done, which takes what torch takes, and when there is something to see."""
+    page.evaluate(
+        """() => {
+            window.seen = {};
+            setInterval(() => {
+                for (const cell of document.querySelectorAll('.jp-CodeCell'))
+                    if (cell.innerText.includes('import Workbench') && /\\d/.test(cell.innerText.split(':')[0]))
+                        seen.imported ??= Date.now();
+                if (document.querySelector('.elude-example img')?.complete) seen.example ??= Date.now();
+            }, 50);
+        }"""
+    )
+
+
+def see_the_example(page: Any) -> None:
+    """See something within three seconds of running the cell."""
+    page.locator(".elude-example img").first.wait_for(timeout=START)
+    assert "Yours is being made" in page.locator(".elude-example").inner_text()
+    assert page.locator(".elude-example img:not([alt])").count() == 0
+    assert page.locator(".elude-disentangle").inner_text() == "stop"
+    until(lambda: page.evaluate("'example' in seen"))
+    assert page.evaluate("seen.example - seen.imported") < 3000
+
+
 def use_channels(page: Any) -> None:
     page.wait_for_selector(".elude-channel table", timeout=START)
     shown = page.locator(".elude-channel h4")
@@ -249,8 +274,12 @@ def use_quiz(page: Any) -> None:
 @pytest.mark.slow
 def test_every_panel_in_jupyterlab_and_once_more_after_a_reload(page, lab, tmp_path) -> None:
     page.goto(lab, timeout=120_000)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    watch_the_clock(page)
     run_all(page)
+    see_the_example(page)
     use_channels(page)
+    assert page.locator(".elude-example").count() == 0
     use_concepts(page)
     use_image(page, tmp_path)
     drop_an_image(page)
@@ -272,6 +301,7 @@ def test_every_panel_in_jupyterlab_and_once_more_after_a_reload(page, lab, tmp_p
 
 def test_the_classroom_under_voila(page, classroom) -> None:
     page.goto(classroom, timeout=START)
+    page.locator(".elude-example img").first.wait_for()
     use_channels(page)
     use_concepts(page)
     use_steering(page)

@@ -10,7 +10,9 @@ import traitlets
 from elude_nb import disentangle, score
 from elude_nb.core.strategies import ConceptRouting
 from elude_nb.interpret.gallery import Gallery
-from elude_nb.widgets.channel_explorer import ChannelExplorer
+from elude_nb.interpret.ranking import rank_channels
+from elude_nb.scores import mixed_channels
+from elude_nb.widgets.channel_explorer import BEST, ChannelExplorer
 from elude_nb.widgets.panel import Panel
 from elude_nb.widgets.parts import debounce
 from tests.markup import Page
@@ -37,6 +39,46 @@ def test_first_paint(explorer) -> None:
     assert f"Channel {explorer.channel}" in explorer._grid.value
     assert explorer.view.channel == explorer.channel
     assert "10 images" in explorer.message
+
+
+def test_it_opens_on_what_comes_apart_best_and_says_how_far(explorer, gallery) -> None:
+    ranked = rank_channels(gallery, k=4).index.tolist()
+    assert explorer.order == BEST
+    assert explorer.orders[BEST][: len(ranked)] == ranked
+    assert sorted(explorer.orders[BEST]) == list(range(24))
+    found: Any = explorer.exemplars
+    after = [alike for unit, alike in zip(found.units, found.similarity, strict=True) if unit > 0]
+    change = f"similarity {found.similarity[0]:.2f} → {sum(after) / len(after):.2f}"
+    assert f"{change} on 10 images, all seen in discovery" in explorer._grid.value
+
+
+def test_with_scores_it_opens_on_the_best_by_them(gallery, split, images) -> None:
+    scores = score(split, images, k=4, progress=False)
+    explorer = ChannelExplorer(gallery, scores=scores)
+    mixed = mixed_channels(scores).index.tolist()
+    assert explorer.orders[BEST][: len(mixed)] == mixed
+    assert explorer.channel == mixed[0]
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_once_all_images_are_ready_the_best_comes_first_unless_another_was_chosen(split, touched) -> None:
+    async def use() -> ChannelExplorer:
+        explorer = ChannelExplorer(split, random_images(30, 32), count=3)
+        assert BEST not in explorer.orders
+        if touched:
+            explorer.channel = 7
+        assert explorer._task is not None
+        await explorer._task
+        return explorer
+
+    explorer = asyncio.run(use())
+    best = rank_channels(explorer.gallery, k=3).index[0]
+    assert explorer.orders[BEST][0] == best != 7
+    assert explorer.channel == (7 if touched else best)
+    assert explorer.order == ("how unlike its concepts are" if touched else BEST)
+    assert explorer._order.value == explorer.order
+    assert f"Channel {explorer.channel}" in explorer._grid.value
+    assert "on 30 images" in explorer.message
 
 
 def test_the_sliders_and_the_traits_follow_each_other(explorer) -> None:

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import asyncio
+import sys
+import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from elude_nb._util.progress import TEXT_BARS, progress_bar
 from elude_nb.data.images import ImageSet
 from elude_nb.interpret.gallery import Gallery
-from elude_nb.widgets import workbench
+from elude_nb.widgets import background, workbench
 from elude_nb.widgets.workbench import Workbench
 
 
@@ -75,3 +82,182 @@ def test_from_the_form_to_the_panels(vit, images, monkeypatch) -> None:
     assert len(app.gallery.split.book) == 4
     assert app.gallery.split.settings.units == 3
     assert "Channels" in app.panels
+
+
+@pytest.fixture
+def slow(vit, images, monkeypatch) -> Any:
+    """A bench whose model loads once ``go`` is set, and where it may fail."""
+    world = SimpleNamespace(go=threading.Event(), thread=None, fault=None, loops=0)
+
+    def load_model(name: str) -> Any:
+        world.thread = threading.current_thread()
+        for _ in progress_bar(range(1000), description="weights", unit="part"):
+            if world.go.wait(0.01):
+                break
+        if world.fault is not None:
+            raise world.fault
+        return vit.using(progress=False)
+
+    monkeypatch.setattr(workbench, "load_model", load_model)
+    monkeypatch.setattr(workbench, "load_images", lambda source, count: images[:count])
+    monkeypatch.delenv(TEXT_BARS, raising=False)
+    return world
+
+
+async def until(condition: Any) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("It does not come.")
+
+
+def bench() -> Any:
+    return Workbench("tiny", "here", count=16, concepts=4, units=3)
+
+
+def test_in_a_kernel_it_shows_an_example_until_the_readers_own_is_ready(slow) -> None:
+    async def use() -> None:
+        start = time.monotonic()
+        app = bench().run()
+        assert time.monotonic() - start < 1
+        assert app._tabs.titles == ("Example",)
+        shown = app._tabs.children[0].value
+        assert "This is a finished example: dinov2-small on the photographs. Yours is being made: tiny on here" in shown
+        assert shown.count("<img") == 80
+        assert "Yours is being made" in app.static_html()
+        assert app._bar.layout.display == ""
+        await until(lambda: app.message.startswith("weights: "))
+        assert 0 < app._bar.value < 1
+        assert slow.thread is not threading.main_thread()
+        assert app.run() is app  # a second time
+        assert "running already" in app.message
+        slow.go.set()
+        await app._task
+        assert app._tabs.titles[0] == "Channels"
+        assert len(app.gallery.images) == 8
+        assert "Channels" in app.panels
+        assert app._bar.layout.display == "none"
+        assert app._go.description == "disentangle"
+        assert "8 images from" in app.message
+
+    asyncio.run(use())
+
+
+def test_what_a_saved_notebook_keeps_is_the_readers_own(slow, monkeypatch) -> None:
+    kept = list[str]()
+
+    class Handle:
+        def update(self, bundle: dict[str, str], *, raw: bool) -> None:
+            kept.append(bundle["text/html"])
+
+    def display(bundle: dict[str, str], *, raw: bool, display_id: bool) -> Handle:
+        kept.append(bundle["text/html"])
+        return Handle()
+
+    async def use() -> None:
+        monkeypatch.setattr(workbench, "display", display)
+        slow.go.set()
+        app = bench().run()
+        app._ipython_display_()
+        await app._task
+
+    asyncio.run(use())
+    assert "This is a finished example" in kept[0]
+    assert "<h3>Channels</h3>" in kept[1]
+    assert "example" not in kept[1]
+
+
+def test_the_button_stops_what_is_running_and_begins_anew(slow) -> None:
+    async def use() -> None:
+        app = bench()
+        app._go.click()
+        assert app._go.description == "stop"
+        await until(lambda: app.message.startswith("weights: "))
+        app._go.click()
+        await app._task
+        assert "Stopped" in app.message
+        assert app.gallery is None
+        assert "Press “disentangle”" in app._finished.value
+        slow.go.set()
+        app._go.click()
+        await app._task
+        assert app.gallery is not None
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("fault", [OSError("no such folder"), AssertionError("fault of the program")])
+def test_what_goes_wrong_in_the_background_is_shown(slow, fault) -> None:
+    async def use() -> None:
+        slow.fault = fault
+        slow.go.set()
+        app = bench().run()
+        await asyncio.wait([app._task])
+        assert str(fault) in app.message
+        assert 'role="alert"' in app._status.value
+        assert app._go.description == "disentangle"
+        assert app._tabs.titles == ("Example",)
+        assert isinstance(app._task.exception(), type(fault) if isinstance(fault, AssertionError) else type(None))
+
+    asyncio.run(use())
+
+
+def test_panels_stay_while_another_is_made(slow, app) -> None:
+    async def use() -> None:
+        before = dict(app.panels)
+        app.run()
+        await until(lambda: app.message.startswith("weights: "))
+        assert app.panels == before
+        assert app._tabs.titles[0] == "Channels"
+        app._work.stop()
+        await app._task
+        assert app.panels == before
+
+    asyncio.run(use())
+
+
+def test_it_can_be_told_to_wait(slow) -> None:
+    async def use() -> None:
+        slow.go.set()
+        app = bench().run(wait=True)
+        assert app.gallery is not None
+        assert slow.thread is threading.main_thread()
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize(
+    ("request_", "variables", "goes_on"),
+    [
+        ({"allow_stdin": True}, {}, True),  # JupyterLab
+        ({"comm_id": "a button"}, {}, True),
+        ({"allow_stdin": False}, {}, False),  # nbconvert, nbmake, papermill
+        ({"allow_stdin": False}, {"SERVER_SOFTWARE": "voila/0.5"}, True),
+        ({"allow_stdin": True}, {TEXT_BARS: "1"}, False),  # the tour
+    ],
+)
+def test_work_goes_on_after_the_cell_only_where_the_kernel_does(request_, variables, goes_on, monkeypatch) -> None:
+    shell = SimpleNamespace(kernel=SimpleNamespace(get_parent=lambda: {"content": request_}))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    for name in ("SERVER_SOFTWARE", TEXT_BARS):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    async def found() -> bool:
+        return background.find_loop() is not None
+
+    assert asyncio.run(found()) is goes_on
+    assert background.find_loop() is None  # in a script
+
+
+def test_a_default_dtype_of_the_users_is_not_changed_beside_their_cells() -> None:
+    async def found() -> bool:
+        return background.find_loop() is None
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert asyncio.run(found())
+    finally:
+        torch.set_default_dtype(torch.float32)
