@@ -55,6 +55,30 @@ def data_uri(picture: Array, side: int | None = SIDE) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+FULL = 0.5  # 1 - cosine at which a map of the change has its full colour: patches of a faded concept reach it
+_HOT = (222, 70, 0)
+
+
+def change_layer(distance: Array) -> Array:
+    """Return a layer (rows, columns, 4), uint8, to lay over a picture: orange where patches moved, clear elsewhere.
+
+    ``distance`` is 1 - cosine similarity, (rows, columns). It is opaque to 85 % at `FULL` and beyond, so maps of
+    different edits can be compared.
+    """
+    share = np.clip(np.asarray(distance, dtype=np.float64) / FULL, 0, 1)
+    layer = np.empty((*share.shape, 4), np.uint8)
+    layer[..., :3], layer[..., 3] = _HOT, (255 * 0.85 * share).round()
+    return layer
+
+
+def pixels_uri(pixels: Array) -> str:
+    """Return pixels (h, w, 3) in [0, 1], or (h, w, 4) uint8, as a PNG data URI of their own size."""
+    image = Image.fromarray(pixels if pixels.dtype == np.uint8 else (pixels * 255).round().astype(np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
 def tile(
     picture: Array,
     alt: str,
