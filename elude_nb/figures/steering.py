@@ -231,7 +231,7 @@ def neighbour_grid(neighbours: Neighbours, columns: int = 6) -> Picture:
 def patch_changes(change: PatchChange, *, count: int = 4) -> Picture:
     """Show where in pictures an edit moved the representation, and the patch tokens before and after as colours.
 
-    One row an image: the picture; the picture under a layer of orange, clear where a patch token did not move and
+    One row an image: the picture; the picture under a layer of magenta, clear where a patch token did not move and
     fullest where 1 - cosine similarity is 0.5 or more; and `elude_nb.steering.patch_colours` before and after, by the
     components of the tokens before of all images of ``change``.
 

@@ -22,7 +22,7 @@ from elude_nb.core.result import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.core.steer import moved_output
 from elude_nb.errors import EditError
-from elude_nb.models.forward import FeaturesAndPatches, Rest
+from elude_nb.models.forward import FeaturesAndPatches, Read, Rest
 from elude_nb.models.hooks import evaluating, for_analysis
 from elude_nb.steering.controls import edited_units
 from elude_nb.steering.heads import Head, LinearProbe, NearestNeighbours
@@ -132,9 +132,14 @@ class LiveSteering:
         self._plans: dict[int, Plan] = {}
         self._read = FeaturesAndPatches(split.site.layout)
         self._rest = Rest(split.model, split.site, self._read)
+        self._head_rest = None if self.read_head is None else Rest(split.model, split.site, self.read_head)
+
+    @property
+    def read_head(self) -> Read | None:
+        """What the head reads of the model, where it is something else than its `elude_nb.models.forward.features`."""
         # Probes and k-NN look at the features that neighbours are found by; other heads may look at something else.
-        on_features = head is None or isinstance(head, LinearProbe | NearestNeighbours)
-        self._head_rest = None if on_features or head is None else Rest(split.model, split.site, head.read)
+        on_features = self.head is None or isinstance(self.head, LinearProbe | NearestNeighbours)
+        return None if on_features or self.head is None else self.head.read
 
     def check_free(self) -> None:
         """Raise `EditError` if an edit is active: what is shown as "before" would not be the model as it is."""
