@@ -66,12 +66,12 @@ _HOT = (214, 0, 160)  # magenta: photographs have little of it
 def change_layer(distance: Array) -> Array:
     """Return a layer (rows, columns, 4), uint8, to lay over a picture: magenta where patches moved, clear elsewhere.
 
-    ``distance`` is 1 - cosine similarity, (rows, columns). It is opaque to 85 % at `FULL` and beyond, so maps of
+    ``distance`` is 1 - cosine similarity, (rows, columns). It is opaque to 70 % at `FULL` and beyond, so maps of
     different edits can be compared.
     """
     share = np.clip(np.asarray(distance, dtype=np.float64) / FULL, 0, 1)
     layer = np.empty((*share.shape, 4), np.uint8)
-    layer[..., :3], layer[..., 3] = _HOT, (255 * 0.85 * share).round()
+    layer[..., :3], layer[..., 3] = _HOT, (255 * 0.7 * share).round()
     return layer
 
 

@@ -22,12 +22,15 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 326, 8, 116  # of the chart of doses
 
 
 def shown_images(
-    shown: Sequence[tuple[Steered, Mapping[str, Any]]], colours: PatchColours | None, *, ratio: float
+    shown: Sequence[tuple[Steered, Mapping[str, Any]]], colours: PatchColours | None, *, ratio: float, main: bool
 ) -> Markup:
-    """Return each image (``picture``, ``alt``, ``label``) with what an edit did to it; ``ratio`` is width / height."""
+    """Return each image (``picture``, ``alt``, ``label``) with what an edit did to it; ``ratio`` is width / height.
+
+    ``main`` is for one that is shown large; below others stands what the colours mean.
+    """
     rows = [_shown(steered, about, colours) for steered, about in shown]
-    why = "" if colours is not None else NO_PATCHES
-    return parts.fill("shown.html", shown=rows, ratio=f"{ratio:.4g}", full=f"{FULL:g}", colours=COLOURS, why=why)
+    settings = {"ratio": f"{ratio:.4g}", "full": f"{FULL:g}", "colours": COLOURS, "main": main}
+    return parts.fill("shown.html", shown=rows, why="" if colours or not main else NO_PATCHES, **settings)
 
 
 def _shown(steered: Steered, about: Mapping[str, Any], colours: PatchColours | None) -> dict[str, Any]:

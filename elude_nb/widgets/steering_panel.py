@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,13 +26,13 @@ from elude_nb.figures.html import PALETTE, data_uri, tile
 from elude_nb.figures.theme import words
 from elude_nb.interpret.gallery import Gallery, picture_of
 from elude_nb.interpret.neighbours import rank_neighbours
-from elude_nb.steering.dose import DoseCurve
 from elude_nb.steering.heads import Head
 from elude_nb.steering.live import UNCHANGED, LiveSteering, Seen, Steered, order_by_presence
 from elude_nb.steering.patches import PatchColours
 from elude_nb.widgets import parts
 from elude_nb.widgets.controls import CopyButton, Slider, Thumbnails
-from elude_nb.widgets.panel import EXPECTED, FIRST_IMAGES, GalleryPanel
+from elude_nb.widgets.dose_meter import DoseMeter
+from elude_nb.widgets.panel import FIRST_IMAGES, GalleryPanel
 from elude_nb.widgets.steering_html import dose_chart, probability_bars, shown_images
 
 STRONGEST = 2.0
@@ -41,7 +40,6 @@ MOST_BESIDE = 3  # images beside the main one
 _KEPT = 6  # images whose sources are cached: 24 MB each for all blocks of a ViT-S
 _SIDE, _LARGE, _SMALL = 64, 160, 48  # pixels of neighbours, of images that are steered, and in the strip
 _IN_STRIP = 60
-_REST = 1.0  # seconds without a move of a slider before doses are measured on
 
 
 class SteeringPanel(GalleryPanel):
@@ -138,10 +136,8 @@ class SteeringPanel(GalleryPanel):
         self._tiles: dict[int, Markup] = {}
         self._rows: dict[int, Slider] = {}
         self._colours: tuple[list[int | None], PatchColours | None] = [], None  # of the images that are shown
-        self._moved_last = 0.0, NO_CONCEPT  # when a slider was, and which
-        self._curves: dict[int, DoseCurve] = {}
-        self._doses: dict[int, pd.DataFrame] = {}
-        self._measuring: asyncio.Task[None] | None = None
+        self._moved_last = NO_CONCEPT  # the concept whose slider was
+        self._meter = DoseMeter(self._live, self.gallery, lambda: self._in_hand, self._paint_dose)
         self._listed: tuple[object, ...] | None = None
         self._following = False  # while the panel itself sets its controls
         self._sliding = False  # while a slider was moved and the panel waits for it to rest
@@ -175,11 +171,14 @@ class SteeringPanel(GalleryPanel):
         self._reset = parts.make_button("reset", "reset", self.reset, tooltip="all sliders to 1: unchanged")
         self._sliders = ipywidgets.VBox().add_class("elude-strengths")
         self._copy = CopyButton(label="copy the code").add_class("elude-copy")
-        names = ("shown", "moved", "probabilities", "neighbours", "doses", "code")
-        self._shown, self._moved, self._bars, self._near, self._dose, self._code = map(parts.make_place, names)
+        names = ("own", "beside", "moved", "probabilities", "neighbours", "doses", "code")
+        places = map(parts.make_place, names)
+        self._own, self._beside, self._moved, self._bars, self._near, self._dose, self._code = places
         controls = (self._sliders, self._concept, parts.make_row(self._add, self._reset), self._image, self._strip)
-        effect = (self._status, self._bar, self._shown, parts.make_row(self._bars, self._dose), self._near, self._moved)
-        left, right = {"flex": "1 1 300px", "max_width": "420px"}, {"flex": "3 1 560px", "min_width": "0"}
+        own, others = parts.make_row(self._own, self._bars), parts.make_row(self._near, self._dose)
+        effect = (self._status, self._bar, own, self._beside, others, self._moved)
+        left = {"flex": "1 1 300px", "max_width": "420px", "padding": "0 12px 0 0"}
+        right = {"flex": "3 1 340px", "min_width": "0"}
         self.children = (
             parts.make_row(ipywidgets.VBox(controls, layout=left), ipywidgets.VBox(effect, layout=right)),
             parts.make_row(self._code, self._copy),
@@ -194,12 +193,13 @@ class SteeringPanel(GalleryPanel):
             slider.observe(lambda _: self._slide(concept), "value")
             slider.on_remove(partial(self.remove, concept))
             self._rows[concept] = slider
-        self._rows[concept].description = self._name(concept)
+        self._rows[concept].description = _plain(self._name(concept))
         return self._rows[concept]
 
     def _slide(self, concept: int) -> None:
         if not self._following:
-            self._sliding, self._moved_last = True, (time.monotonic(), concept)
+            self._sliding, self._moved_last = True, concept
+            self._meter.wait()
             self._take_sliders_soon()
 
     def _name(self, concept: int) -> str:
@@ -381,7 +381,7 @@ class SteeringPanel(GalleryPanel):
         self._following = True
         try:
             self._image.value = self.image
-            self._image.description = f"image {self.image}: {words(self._label(self.image), 40)}"
+            self._image.description = _plain(f"image {self.image}: {words(self._label(self.image), 40)}")
             self._fill_strip()
             for concept, value in self.strengths.items():
                 if not self._sliding:  # else a repaint would move the slider under the user's hand
@@ -419,7 +419,9 @@ class SteeringPanel(GalleryPanel):
             alt = label if key is None else f"image {key}, {label}"
             abouts.append({"picture": self._seen[key][1], "alt": alt, "label": words(label, 40)})
         ratio = self._seen[self._key][2]
-        self._shown.value = shown_images(list(zip(every, abouts, strict=True)), self._fit_colours(), ratio=ratio)
+        colours, shown = self._fit_colours(), list(zip(every, abouts, strict=True))
+        self._own.value = shown_images(shown[:1], colours, ratio=ratio, main=True)
+        self._beside.value = shown_images(shown[1:], colours, ratio=ratio, main=False)
         self._moved.value = parts.fill("moved.html", steered=steered)
         self._bars.value = "" if steered.probabilities.empty else probability_bars(steered.probabilities)
         rows = (("before", before.to_dict("records")), ("after", after.to_dict("records")))
@@ -434,8 +436,8 @@ class SteeringPanel(GalleryPanel):
     @property
     def _in_hand(self) -> int | None:
         """The concept whose doses are shown: that whose slider was moved last, or else the first."""
-        concept = self._moved_last[1]
-        return concept if concept in self.strengths else next(iter(self.strengths), None)
+        moved = self._moved_last
+        return moved if moved in self.strengths else next(iter(self.strengths), None)
 
     def measure(self, concept: int | str | None = None) -> pd.DataFrame:
         """Measure what fading a concept does to each class of the gallery's images at five doses, and return the table.
@@ -459,61 +461,24 @@ class SteeringPanel(GalleryPanel):
             raise ValueError("No concept has a slider; say which to measure.")
         if number not in self.strengths:
             self.strengths = {**self.strengths, number: UNCHANGED}
-        self._moved_last = 0.0, number
-        self.gallery.fill(progress=False)
-        for _ in self._curve(number).steps(8):
-            pass
-        self._doses[number] = self._curve(number).table
+        self._moved_last = number
+        found = self._meter.measure(number)
         self._paint_dose()
-        return self._doses[number]
-
-    def _curve(self, concept: int) -> DoseCurve:
-        if concept not in self._curves:
-            images = self.gallery.images.subset(self.gallery.distinct.tolist())
-            self._curves[concept] = DoseCurve(self._live, concept, images)
-        return self._curves[concept]
+        return found
 
     def _paint_dose(self) -> None:
         concept = self._in_hand
-        found = None if concept is None else self._doses.get(concept)
-        self.set_trait("doses", found)
         if concept is None or self._live.head is None or self.gallery.images.labels is None:
+            self.set_trait("doses", None)
             self._dose.value = ""
-        elif found is None:
-            self._dose.value = parts.fill("dose.html", name=self._name(concept), why=self._begin_measuring(concept))
+            return
+        found, name = self._meter.tables.get(concept), self._name(concept)
+        self.set_trait("doses", found)
+        if found is None:
+            self._dose.value = parts.fill("dose.html", name=name, why=self._meter.begin(concept))
         else:
-            images = len(self._curve(concept).images)
-            self._dose.value = dose_chart(self._name(concept), found, self.strengths[concept], images)
-
-    def _begin_measuring(self, concept: int) -> str:
-        """Measure in the background, if a kernel runs; return in words how far it is."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return "Its doses were not measured: panel.measure() does it."
-        if self._measuring is None or self._measuring.done():
-            self._measuring = loop.create_task(self._measure())
-        curve = self._curves.get(concept)
-        return f"What each class loses is being measured: {curve.ready if curve else 0} images so far."
-
-    async def _measure(self) -> None:
-        """Measure the concept in hand, two images at a time, while no slider moves."""
-        while (concept := self._in_hand) is not None and concept not in self._doses:
-            resting = time.monotonic() - self._moved_last[0] > _REST and not self._sliding
-            if not resting or self.gallery.ready < len(self.gallery.images):
-                if self._failure:
-                    return
-                await asyncio.sleep(0.2)
-                continue
-            try:
-                curve = self._curve(concept)
-                if next(curve.steps(2), None) is None or curve.ready == len(curve.images):
-                    self._doses[concept] = curve.table
-                self._paint_dose()
-            except EXPECTED as error:
-                self._dose.value = parts.fill("dose.html", name=self._name(concept), why=str(error))
-                return
-            await asyncio.sleep(0.02)
+            images = len(self._meter.curve(concept).images)
+            self._dose.value = dose_chart(name, found, self.strengths[concept], images)
 
     def _tile(self, number: int) -> Markup:
         if number not in self._tiles:
@@ -529,7 +494,12 @@ class SteeringPanel(GalleryPanel):
     def static_html(self) -> Markup:
         """Return what the sliders do to the image."""
         strengths = [(self._name(concept), value) for concept, value in self.strengths.items()]
-        shown = {"shown": self._shown, "moved": self._moved, "bars": self._bars, "near": self._near}
+        shown = {"own": self._own, "beside": self._beside, "moved": self._moved, "bars": self._bars, "near": self._near}
         places = {**shown, "doses": self._dose, "code": self._code}
         made = {name: Markup(place.value) for name, place in places.items()}  # noqa: S704 - by templates
         return parts.fill("steering.html", strengths=strengths, **made)
+
+
+def _plain(name: str) -> str:
+    """Return a name in which a page that sets mathematics finds none."""
+    return name.replace("$", "\uff04")

@@ -125,5 +125,5 @@ def test_patch_changes_show_distance_and_colours(split, images) -> None:
 
 def test_the_layer_of_the_change_is_clear_where_nothing_moved() -> None:
     layer = change_layer(np.array([[0.0, 0.25], [0.5, 1.7]]))
-    assert layer[..., 3].tolist() == [[0, 108], [217, 217]]
+    assert layer[..., 3].tolist() == [[0, 89], [178, 178]]
     assert len({tuple(pixel) for pixel in layer[..., :3].reshape(-1, 3).tolist()}) == 1

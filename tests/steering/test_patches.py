@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 from sklearn.decomposition import PCA
 
-from elude_nb import Edit, ImageSet
+from elude_nb import Edit, ImageSet, wrap_network
 from elude_nb.errors import EditError, SiteError
 from elude_nb.models.forward import FeaturesAndPatches, features
+from elude_nb.models.sites import TokenLayout
 from elude_nb.steering import LiveSteering, PatchColours, patch_change, patch_colours
 from tests.tiny import hook_count
 
@@ -105,6 +107,43 @@ def test_what_cannot_be_compared_is_refused(split, conv_split, images, small_ima
         patch_change(split, EDIT, images[:0])
     live = LiveSteering(conv_split)
     assert live.steer(live.see(small_images[0]), {}).distance is None
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto"])
+def test_maps_of_either_order_of_axes_are_patches(name) -> None:
+    network = timm.create_model(name, depths=(1, 1, 1, 1))
+    model = wrap_network(network.eval())
+    read = FeaturesAndPatches(TokenLayout(0, 0, (7, 7)))
+    with torch.no_grad():
+        batch = model.noise()
+        _, patches = read.parts(read(model, batch))
+        tokens = network.forward_features(batch)
+    assert patches is not None
+    expected = tokens if name.startswith("swin") else tokens.permute(0, 2, 3, 1)
+    torch.testing.assert_close(patches, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_last_hidden_state_of_other_networks_has_patches_where_the_site_has_them(vit, split) -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = vit.network
+
+        def forward(self, pixels):
+            tokens = self.inner.forward_features(pixels)
+            return {"last_hidden_state": tokens, "pooler_output": tokens[:, 0]}
+
+    model = wrap_network(Wrapped(), input_size=(3, 32, 32), preprocess=vit.preprocess)
+    batch = model.noise()
+    for layout, grid in ((split.site.layout, (4, 4)), (TokenLayout(1, 0, (4, 4)), None)):
+        read = FeaturesAndPatches(layout)
+        with torch.no_grad():
+            features_, patches = read.parts(read(model, batch))
+            tokens = vit.network.forward_features(batch)
+        assert features_.equal(tokens[:, 0])
+        assert (patches is None) is (grid is None)
+        if patches is not None:
+            assert patches.flatten(1, 2).equal(tokens[:, 3:])
 
 
 def test_features_are_those_without_patches(split, images: ImageSet) -> None:

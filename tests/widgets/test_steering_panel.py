@@ -162,12 +162,12 @@ def test_a_picture_of_ones_own(panel, split, images) -> None:
         after = read_outputs(split.model, [images[11]])[0]
     torch.testing.assert_close(panel.steered.after, after, rtol=1e-11, atol=1e-11)
     assert panel.neighbours["image"][0] == 11  # it is not in the gallery by number, so its twin is its nearest
-    assert "an image of your own" in panel._shown.value
+    assert "an image of your own" in panel._own.value
     panel.picture = images[12]
     assert panel.neighbours["image"][0] == 12
     panel._image.value = 6
     assert panel.picture is None
-    assert f'alt="image 6, {images.labels[6]}"' in panel._shown.value
+    assert f'alt="image 6, {images.labels[6]}"' in panel._own.value
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_the_maps_are_those_of_the_library(panel, images, split) -> None:
     panel.image, panel.beside = 4, [1, 6]
     panel.strengths = {0: 0.0, 2: 1.5}
     expected = patch_change(split, panel.edit, [images[number] for number in (4, 1, 6)])
-    shown = Page(panel._shown.value).find("img")
+    shown = Page(panel._own.value + panel._beside.value).find("img")
     assert [one["alt"] for one in shown[::4]] == [f"image {i}, {images.labels[i]}" for i in (4, 1, 6)]
     colours = [patch_colours(tokens, fit=expected.before) for tokens in (expected.before, expected.after)]
     for number in range(3):
@@ -368,8 +368,8 @@ def test_images_beside_the_first(gallery) -> None:
 
 def test_without_patches_there_are_no_maps(conv_split, small_images) -> None:
     panel = SteeringPanel(conv_split, small_images)
-    assert "no maps are drawn" in panel._shown.value
-    assert len(Page(panel._shown.value).find("img")) == len(panel._keys)
+    assert "no maps are drawn" in panel._own.value
+    assert len(Page(panel._own.value + panel._beside.value).find("img")) == len(panel._keys)
 
 
 def test_doses_are_what_the_effect_measures(gallery, split, images) -> None:
@@ -394,7 +394,7 @@ def test_doses_are_what_the_effect_measures(gallery, split, images) -> None:
 
 
 def test_doses_are_measured_between_moves_in_a_kernel(gallery, split, images, monkeypatch) -> None:
-    monkeypatch.setattr("elude_nb.widgets.steering_panel._REST", 0.01)
+    monkeypatch.setattr("elude_nb.widgets.dose_meter.REST", 0.01)
 
     async def wait() -> SteeringPanel:
         panel = SteeringPanel(gallery, head=fit_head(split.model, images), concepts=[1])
