@@ -180,10 +180,13 @@ class FeaturesAndPatches:
             return None
         if tokens.ndim == 4:
             channels_last = str(getattr(model.network, "output_fmt", "NCHW")).endswith("NHWC")
-            return tokens if channels_last else tokens.permute(0, 2, 3, 1)
+            found: Tensor = tokens if channels_last else tokens.permute(0, 2, 3, 1)
+            return found
         if self._layout.grid is None or tokens.shape[1] != self._layout.count:
             return None
-        return tokens[:, self._layout.positions("patch").to(tokens.device)].unflatten(1, self._layout.grid)
+        found = tokens[:, self._layout.positions("patch").to(tokens.device)]
+        placed: Tensor = found.unflatten(1, self._layout.grid)
+        return placed
 
 
 class Rest:

@@ -53,7 +53,7 @@ def _chance(probabilities: pd.DataFrame, label: str) -> str:
         return ""
     own = label in probabilities.index
     name = label if own else str(probabilities["before"].idxmax())
-    before, after = (float(probabilities.loc[name, when]) for when in ("before", "after"))
+    before, after = probabilities.loc[name, ["before", "after"]]
     return f"{'' if own else f'{words(name, 20)} '}{before:.2f} → {after:.2f}"
 
 

@@ -164,7 +164,7 @@ class SteeringPanel(GalleryPanel):
         label = "pictures: the one you choose is steered, the last ones stay beside it"
         self._strip = Thumbnails(label=label).add_class("elude-strip")
         self._strip.on_choose(self._choose)
-        wide = {"layout": {"width": "100%"}, "style": {"description_width": "auto"}}
+        wide: dict[str, Any] = {"layout": {"width": "100%"}, "style": {"description_width": "auto"}}
         self._concept = parts.make(ipywidgets.Dropdown, "concept", "concept", **wide)
         hint = "put a slider on this concept"
         self._add = parts.make_button("add a slider", "add", lambda: self.add(self._concept.value), tooltip=hint)

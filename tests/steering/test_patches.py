@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import timm
@@ -111,7 +113,7 @@ def test_what_cannot_be_compared_is_refused(split, conv_split, images, small_ima
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto"])
 def test_maps_of_either_order_of_axes_are_patches(name) -> None:
-    network = timm.create_model(name, depths=(1, 1, 1, 1))
+    network: Any = timm.create_model(name, depths=(1, 1, 1, 1))
     model = wrap_network(network.eval())
     read = FeaturesAndPatches(TokenLayout(0, 0, (7, 7)))
     with torch.no_grad():

@@ -373,15 +373,14 @@ def test_without_patches_there_are_no_maps(conv_split, small_images) -> None:
 
 
 def test_doses_are_what_the_effect_measures(gallery, split, images) -> None:
-    panel = SteeringPanel(gallery, head=fit_head(split.model, images), concepts=[1])
-    assert panel.doses is None
+    head = fit_head(split.model, images)
+    panel = SteeringPanel(gallery, head=head, concepts=[1])
     assert "panel.measure()" in panel._dose.value
     table = panel.measure()
     edit, target = Edit.scale(concept=1, by=0.0), table["target"].iloc[0]
-    expected = effect(
-        split, edit, images, head=panel._live.head, target=target, fit=images, controls=(), progress=False
-    )
-    assert panel.doses["drop"].tolist()[1:] == pytest.approx(expected.curve["drop"].tolist(), abs=1e-9)
+    expected = effect(split, edit, images, head=head, target=target, fit=images, controls=(), progress=False)
+    assert panel.doses is table
+    assert table["drop"].tolist()[1:] == pytest.approx(expected.curve["drop"].tolist(), abs=1e-9)
     assert "Not faded" in panel._dose.value
     slider(panel, 1).value = 0.45  # nearest is half
     shown = Page(panel._dose.value).text
@@ -404,4 +403,6 @@ def test_doses_are_measured_between_moves_in_a_kernel(gallery, split, images, mo
         return panel
 
     panel = asyncio.run(asyncio.wait_for(wait(), 20))
-    assert panel.doses.equals(panel.measure())
+    before = panel.doses
+    assert before is not None
+    assert panel.measure().equals(before)
