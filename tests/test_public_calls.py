@@ -35,6 +35,7 @@ from elude_nb.scores import suggest_settings
 from elude_nb.steering.export import save_program
 from elude_nb.steering.heads import predict
 from elude_nb.steering.live import LiveSteering
+from elude_nb.steering.patches import patch_change
 from elude_nb.steering.permanent import make_permanent, save_permanent
 from tests.tiny import hook_count, random_images, tiny_vit
 
@@ -109,6 +110,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "fit_head": lambda e: en.fit_head(e.model, e.images),
     "find_neighbours": lambda e: find_neighbours(e.split, e.images[0], e.images, {"faded": e.edit}),
     "Gallery.fill": lambda e: Gallery(e.split, e.images).fill(progress=False),
+    "patch_change": lambda e: patch_change(e.split, e.edit, e.images[:2]),
     "LiveSteering": lambda e: LiveSteering(e.split, head=e.head).see(e.images[0]),
     "make_permanent": lambda e: make_permanent(e.split, e.edit),
     "save_permanent": lambda e: save_permanent(e.split, e.edit, e.folder / "network.safetensors"),

@@ -45,14 +45,42 @@ def enlarge(heat: Array, shape: tuple[int, ...]) -> Array:
     return np.asarray(small.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
 
 
-def data_uri(picture: Array, side: int | None = SIDE) -> str:
-    """Return a picture (h, w, 3), uint8, as a JPEG data URI, ``side`` pixels high and wide (or as large as it is)."""
+def data_uri(picture: Array, side: int | tuple[int, int] | None = SIDE) -> str:
+    """Return a picture (h, w, 3), uint8, as a JPEG data URI.
+
+    It is ``side`` pixels high and wide, or of ``side``, a (width, height), or as large as it is.
+    """
     image = Image.fromarray(picture)
     if side is not None:
-        image = image.resize((side, side), Image.Resampling.LANCZOS)
+        size = side if isinstance(side, tuple) else (side, side)
+        image = image.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+FULL = 0.5  # 1 - cosine at which a map of the change has its full colour: patches of a faded concept reach it
+_HOT = (214, 0, 160)  # magenta: photographs have little of it
+
+
+def change_layer(distance: Array) -> Array:
+    """Return a layer (rows, columns, 4), uint8, to lay over a picture: magenta where patches moved, clear elsewhere.
+
+    ``distance`` is 1 - cosine similarity, (rows, columns). It is opaque to 70 % at `FULL` and beyond, so maps of
+    different edits can be compared.
+    """
+    share = np.clip(np.asarray(distance, dtype=np.float64) / FULL, 0, 1)
+    layer = np.empty((*share.shape, 4), np.uint8)
+    layer[..., :3], layer[..., 3] = _HOT, (255 * 0.7 * share).round()
+    return layer
+
+
+def pixels_uri(pixels: Array) -> str:
+    """Return pixels (h, w, 3) in [0, 1], or (h, w, 4) uint8, as a PNG data URI of their own size."""
+    image = Image.fromarray(pixels if pixels.dtype == np.uint8 else (pixels * 255).round().astype(np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def tile(

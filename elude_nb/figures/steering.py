@@ -10,6 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from elude_nb._util.checks import check_count, check_kind
+from elude_nb._util.words import counted
+from elude_nb.figures.html import change_layer
 from elude_nb.figures.images import show_image, square_thumbnail
 from elude_nb.figures.theme import (
     Picture,
@@ -25,6 +27,7 @@ from elude_nb.figures.theme import (
 from elude_nb.interpret.neighbours import Neighbours
 from elude_nb.steering.controls import CONTROLS
 from elude_nb.steering.effects import Effect
+from elude_nb.steering.patches import PatchChange
 from elude_nb.text.similarity import SimilarityEffect
 
 _COLOURS = {
@@ -222,6 +225,48 @@ def neighbour_grid(neighbours: Neighbours, columns: int = 6) -> Picture:
                 title = f"{words(labels[number], 14)} {cosine:.2f}"
                 show_image(place, square_thumbnail(neighbours.among[number]), title=title, size=7.5)
     picture.alt = f"Nearest neighbours of an image, by edit: {neighbours.labels.to_dict('index')}"
+    return picture
+
+
+def patch_changes(change: PatchChange, *, count: int = 4) -> Picture:
+    """Show where in pictures an edit moved the representation, and the patch tokens before and after as colours.
+
+    One row an image: the picture; the picture under a layer of magenta, clear where a patch token did not move and
+    fullest where 1 - cosine similarity is 0.5 or more; and `elude_nb.steering.patch_colours` before and after, by the
+    components of the tokens before of all images of ``change``.
+
+    Parameters
+    ----------
+    change
+        From `elude_nb.steering.patch_change`.
+    count
+        How many of its images are shown.
+    """
+    check_kind("change", change, PatchChange, "what patch_change returns")
+    count = min(check_count("count", count), len(change.before))
+    distance, (before, after) = change.distance.float().numpy(), change.colours
+    titles = ("image", "how far patches moved", "patches before", "patches after")
+    with house_style():
+        picture = Picture(figsize=(4 * 1.75, count * 1.95 + 0.2))
+        for number in range(count):
+            seen, moved = change.pictures[number].numpy(), distance[number]
+            extent = (0.0, float(seen.shape[1]), float(seen.shape[0]), 0.0)
+            for column, name in enumerate(titles):
+                place = picture.add_box(column * 1.75, number * 1.95 + 0.3, 1.68, 1.68)
+                if column < 2:
+                    show_image(place, seen)
+                else:
+                    place.imshow((before, after)[column - 2][number].numpy(), extent=extent)
+                if column == 1:
+                    place.imshow(change_layer(moved), extent=extent, interpolation="bilinear")
+                title = f"moved: up to {moved.max():.2f}" if column == 1 else name
+                place.set_title(title, fontsize=8.5, loc="center", pad=3)
+                place.set(xticks=[], yticks=[])
+                place.spines[:].set_visible(False)
+    picture.alt = (
+        f"Where {counted(count, 'image')} moved under {change.edit!r}: 1 - cosine of patch tokens up to "
+        f"{', '.join(f'{value:.2f}' for value in distance[:count].max((1, 2)))}; and their colours before and after"
+    )
     return picture
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from elude_nb.errors import ImageError
 from elude_nb.models.hooks import evaluating, for_analysis, intercept, is_intercepted, listen
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.outputs import first_tensor, main_tensor, with_first
-from elude_nb.models.sites import STREAM, Site
+from elude_nb.models.sites import STREAM, Site, TokenLayout
 
 
 @knows_arguments
@@ -110,15 +111,82 @@ def features(model: Model, batch: Tensor) -> Tensor:
 
 def output_and_patches(model: Model, batch: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the two parts of `features`: the output (n, e), and the mean patch token or ``None``."""
+    output, tokens = output_and_tokens(model, batch)
+    return output, _mean_patch(model, tokens)
+
+
+def output_and_tokens(model: Model, batch: Tensor) -> tuple[Tensor, Any]:
+    """Return the output (n, e), and what the network made of its tokens before it pooled them, or ``None``.
+
+    Of timm's networks these are `forward_features`: after the last block and the norm that follows it. Of others, the
+    output's ``last_hidden_state``, where it has one.
+    """
     network: Any = model.network
-    parted = hasattr(network, "forward_features") and hasattr(network, "forward_head")
-    if not parted or model.output is not main_tensor:  # the user's choice of an output is not that of forward_head
-        return model(batch).flatten(1), None
+    if not _is_parted(model):
+        found = run_network(network, batch)
+        tokens = found.get("last_hidden_state") if isinstance(found, Mapping) else None
+        return model.tensor_of(found, len(batch)).flatten(1), tokens
     tokens = run_network(network.forward_features, batch)
-    output: Tensor = run_network(network.forward_head, tokens).flatten(1)
-    if tokens.ndim != 3:
-        return output, None
-    return output, tokens[:, getattr(network, "num_prefix_tokens", 1) :].mean(1)
+    return run_network(network.forward_head, tokens).flatten(1), tokens
+
+
+def _is_parted(model: Model) -> bool:
+    parted = hasattr(model.network, "forward_features") and hasattr(model.network, "forward_head")
+    return parted and model.output is main_tensor  # the user's choice of an output is not that of forward_head
+
+
+def _mean_patch(model: Model, tokens: Any) -> Tensor | None:
+    if not _is_parted(model) or tokens.ndim != 3:
+        return None
+    mean: Tensor = tokens[:, getattr(model.network, "num_prefix_tokens", 1) :].mean(1)
+    return mean
+
+
+class FeaturesAndPatches:
+    """Reads the `features` of a model and, beside them, its patch tokens after the last block, in one pass.
+
+    Parameters
+    ----------
+    layout
+        Of the tokens at the model's site: where the patches stand among as many tokens.
+
+    Attributes
+    ----------
+    shape
+        Rows, columns and channels (h, w, e) of the patch tokens that were read last; ``None`` if there were none.
+    """
+
+    def __init__(self, layout: TokenLayout) -> None:
+        self._layout = layout
+        self.shape: tuple[int, int, int] | None = None
+
+    def __call__(self, model: Model, batch: Tensor) -> Tensor:
+        """Return both as rows, (n, f) or (n, f + h * w * e)."""
+        output, tokens = output_and_tokens(model, batch)
+        mean, patches = _mean_patch(model, tokens), self._patches(model, tokens)
+        self.shape = None if patches is None else (patches.shape[1], patches.shape[2], patches.shape[3])
+        return torch.cat([output, *(part.flatten(1) for part in (mean, patches) if part is not None)], dim=1)
+
+    def parts(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the features (n, f) and the patch tokens (n, h, w, e), or ``None``, of such rows."""
+        if self.shape is None:
+            return rows, None
+        width = rows.shape[1] - math.prod(self.shape)
+        return rows[:, :width], rows[:, width:].unflatten(1, self.shape)
+
+    def _patches(self, model: Model, tokens: Any) -> Tensor | None:
+        """Return tokens as patches (n, h, w, e); ``None`` where they are no patches or nothing says where these are."""
+        if not isinstance(tokens, Tensor) or tokens.ndim not in {3, 4}:
+            return None
+        if tokens.ndim == 4:
+            channels_last = str(getattr(model.network, "output_fmt", "NCHW")).endswith("NHWC")
+            found: Tensor = tokens if channels_last else tokens.permute(0, 2, 3, 1)
+            return found
+        if self._layout.grid is None or tokens.shape[1] != self._layout.count:
+            return None
+        found = tokens[:, self._layout.positions("patch").to(tokens.device)]
+        placed: Tensor = found.unflatten(1, self._layout.grid)
+        return placed
 
 
 class Rest:

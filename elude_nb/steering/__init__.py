@@ -19,6 +19,7 @@ from elude_nb.steering.heads import (
     read_outputs,
 )
 from elude_nb.steering.live import LiveSteering
+from elude_nb.steering.patches import PatchChange, PatchColours, patch_change, patch_colours
 from elude_nb.steering.permanent import make_permanent, save_permanent
 from elude_nb.steering.transplant import transplant
 
@@ -31,6 +32,8 @@ __all__ = [
     "NearestNeighbours",
     "OnnxFile",
     "OwnClassifier",
+    "PatchChange",
+    "PatchColours",
     "edited_concepts",
     "edited_units",
     "effect",
@@ -38,6 +41,8 @@ __all__ = [
     "fit_head",
     "fit_on_outputs",
     "make_permanent",
+    "patch_change",
+    "patch_colours",
     "predict",
     "read_outputs",
     "save_onnx",

@@ -199,20 +199,20 @@ def effect(
         made, left_out = Controls(split, edit, draws, seed, seen, is_target, sae).make_all(wanted)
         made = [*(replace(describe_edit(split, other), name=name) for name, other in others.items()), *made]
         found = run_interventions(split, rest, measured, [main, *made], doses, weights=weights)
-    measure = _Measure(head, found.before, class_codes(head, _labels(measured)), class_number(head, target))
+    measure = Measure(head, found.before, class_codes(head, _labels(measured)), class_number(head, target))
     counted = split.announce_seen(measured, "effect")
     return _effect(edit, measure, [main, *made], doses, found, left_out, counted)
 
 
 def _most_affected(head: Head, seen: Outcomes, labels: Sequence[str], targets: Sequence[str]) -> str:
     """Return the label among ``targets`` whose true probability falls most."""
-    measure = _Measure(head, seen.before, class_codes(head, labels), 0)
+    measure = Measure(head, seen.before, class_codes(head, labels), 0)
     return str(measure.by_class(seen.after[0, 1.0])[list(targets)].idxmax())
 
 
 def _effect(
     edit: Edit,
-    measure: _Measure,
+    measure: Measure,
     interventions: Sequence[Intervention],
     strengths: Sequence[float],
     found: Outcomes,
@@ -247,7 +247,7 @@ def _effect(
     )
 
 
-class _Measure:
+class Measure:
     """Outcomes before and after, image by image; draws are averaged first."""
 
     def __init__(self, head: Head, before: Tensor, codes: Tensor, target: int) -> None:

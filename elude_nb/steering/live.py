@@ -8,7 +8,7 @@ not changed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 import torch
@@ -22,11 +22,12 @@ from elude_nb.core.result import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.core.steer import moved_output
 from elude_nb.errors import EditError
-from elude_nb.models.forward import Rest
+from elude_nb.models.forward import FeaturesAndPatches, Read, Rest
 from elude_nb.models.hooks import evaluating, for_analysis
 from elude_nb.steering.controls import edited_units
 from elude_nb.steering.heads import Head, LinearProbe, NearestNeighbours
 from elude_nb.steering.interventions import all_channels, capture_sources, change_of
+from elude_nb.steering.patches import distance
 
 UNCHANGED = 1.0
 _PLANS = 12  # are kept: 7 MB each for a concept of all blocks of a ViT-S
@@ -50,6 +51,8 @@ class Seen:
         What the head looks at, (1, f), or ``None`` without a head.
     concepts
         The read-out of each concept at its strongest patch, (g,).
+    patches
+        The patch tokens after the last block, (h, w, e), or ``None`` if the model has none there.
     """
 
     batch: Tensor
@@ -58,6 +61,7 @@ class Seen:
     outputs: Tensor
     head_outputs: Tensor | None
     concepts: Tensor
+    patches: Tensor | None = None
     _changes: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
 
@@ -75,6 +79,8 @@ class Steered:
         The largest absolute change of any of them; exactly 0.0 if nothing moved.
     probabilities
         With a head, one row a class: ``before``, ``after`` and ``change``; else empty.
+    patches
+        The patch tokens after the last block without and with the edit, (h, w, e) each, or ``None``.
     """
 
     before: Tensor = field(repr=False)
@@ -82,6 +88,12 @@ class Steered:
     cosine: float
     largest: float
     probabilities: pd.DataFrame = field(repr=False)
+    patches: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def distance(self) -> Tensor | None:
+        """How far each patch token moved, (h, w): 1 - cosine similarity; ``None`` without patches."""
+        return None if self.patches is None else distance(*self.patches)
 
 
 class LiveSteering:
@@ -118,10 +130,16 @@ class LiveSteering:
         self.check_free()
         plan_edit(split, self.edit({self.steerable[0]: 0.0}))  # tokens that are not there are reported at once
         self._plans: dict[int, Plan] = {}
-        self._rest = Rest(split.model, split.site)
+        self._read = FeaturesAndPatches(split.site.layout)
+        self._rest = Rest(split.model, split.site, self._read)
+        self._head_rest = None if self.read_head is None else Rest(split.model, split.site, self.read_head)
+
+    @property
+    def read_head(self) -> Read | None:
+        """What the head reads of the model, where it is something else than its `elude_nb.models.forward.features`."""
         # Probes and k-NN look at the features that neighbours are found by; other heads may look at something else.
-        on_features = head is None or isinstance(head, LinearProbe | NearestNeighbours)
-        self._head_rest = None if on_features or head is None else Rest(split.model, split.site, head.read)
+        on_features = self.head is None or isinstance(self.head, LinearProbe | NearestNeighbours)
+        return None if on_features or self.head is None else self.head.read
 
     def check_free(self) -> None:
         """Raise `EditError` if an edit is active: what is shown as "before" would not be the model as it is."""
@@ -160,13 +178,13 @@ class LiveSteering:
         with evaluating(model.network):
             batch = model.prepare([image])
             captured, outputs, sources = capture_sources(self._rest, batch)
-            outputs = for_analysis(outputs)
+            outputs, patches = self._read.parts(for_analysis(outputs))
             head_outputs = self._head_outputs(batch, captured, outputs)
         readout = self.split.concept_readout()
         where = layout.positions("all" if layout.grid is None else "patch").to(batch.device)
         joined = for_analysis(torch.cat([part[0, where] for part in sources], dim=-1)).to(readout.matrix)
         strongest = (joined @ readout.matrix + readout.offset).amax(0)
-        return Seen(batch, captured, sources, outputs, head_outputs, strongest)
+        return Seen(batch, captured, sources, outputs, head_outputs, strongest, None if patches is None else patches[0])
 
     @own_arithmetic()
     def steer(self, seen: Seen, strengths: Mapping[int, float]) -> Steered:
@@ -182,15 +200,18 @@ class LiveSteering:
         self.check_free()
         moving = {concept: strength for concept, strength in strengths.items() if strength != UNCHANGED}
         outputs, head_outputs = seen.outputs, seen.head_outputs
+        patches = seen.patches
         if moving:
             network, site = self.split.model.network, self.split.site
             with evaluating(network):
                 faded = [(1 - strength) * self._fading(seen, concept) for concept, strength in moving.items()]
                 change = torch.stack(faded).sum(0)
                 moved = moved_output(network, site, all_channels(self.split), change, seen.captured)
-                outputs = for_analysis(self._rest(seen.batch, moved))
+                outputs, found = self._read.parts(for_analysis(self._rest(seen.batch, moved)))
+                patches = None if found is None else found[0]
                 head_outputs = self._head_outputs(seen.batch, moved, outputs)
-        return _compared(self.head, seen, outputs, head_outputs)
+        both = None if seen.patches is None or patches is None else (seen.patches, patches)
+        return replace(_compared(self.head, seen, outputs, head_outputs), patches=both)
 
     def _head_outputs(self, batch: Tensor, captured: Tensor, outputs: Tensor) -> Tensor | None:
         """Return what the head looks at, (1, f), for what the site's exit put out."""

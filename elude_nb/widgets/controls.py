@@ -35,6 +35,64 @@ class CopyButton(anywidget.AnyWidget):
     label = traitlets.Unicode("copy").tag(sync=True)
 
 
+class Slider(anywidget.AnyWidget):
+    """A slider whose name stands above it, wherever it is narrow, with a button that removes it.
+
+    Attributes
+    ----------
+    description
+        Its name; also what screen readers say (trait, synchronised).
+    value, min, max, step
+        Where it stands, and between what (traits, synchronised).
+    digits
+        How many are written of the value (trait, synchronised).
+    marks
+        What is written below it, from one end to the other (trait, synchronised).
+    removable
+        Whether there is a button (trait, synchronised).
+    """
+
+    _esm = _HERE / "slider.js"
+    _css = _HERE / "steering.css"
+    description = traitlets.Unicode().tag(sync=True)
+    value = traitlets.Float().tag(sync=True)
+    min = traitlets.Float(0).tag(sync=True)
+    max = traitlets.Float(1).tag(sync=True)
+    step = traitlets.Float(1).tag(sync=True)
+    digits = traitlets.Int(0).tag(sync=True)
+    marks = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    removable = traitlets.Bool(default_value=False).tag(sync=True)
+    disabled = traitlets.Bool(default_value=False).tag(sync=True)
+
+    def on_remove(self, act: Callable[[], object]) -> None:
+        """Have ``act`` called when the button is pressed."""
+        self.on_msg(lambda _, content, __: act() if content == "remove" else None)
+
+
+class Thumbnails(anywidget.AnyWidget):
+    """A strip of pictures, of which one is chosen by a click or a key.
+
+    Attributes
+    ----------
+    label
+        What screen readers call the strip (trait, synchronised).
+    pictures
+        One dict a picture: ``number``, ``src`` (a data URI) and ``name`` (trait, synchronised).
+    chosen
+        Numbers of the chosen ones, the main one first (trait, synchronised).
+    """
+
+    _esm = _HERE / "thumbnails.js"
+    _css = _HERE / "steering.css"
+    label = traitlets.Unicode().tag(sync=True)
+    pictures = traitlets.List(traitlets.Dict()).tag(sync=True)
+    chosen = traitlets.List(traitlets.Int()).tag(sync=True)
+
+    def on_choose(self, act: Callable[[int], object]) -> None:
+        """Have ``act`` called with the number of the picture that is clicked."""
+        self.on_msg(lambda _, content, __: act(content["choose"]) if "choose" in content else None)
+
+
 class ConceptMap(anywidget.AnyWidget):
     """The map of concepts, by the script that the report draws it with.
 

@@ -11,6 +11,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import pandas as pd
+import torch
 import traitlets
 from markupsafe import Markup
 from PIL import Image
@@ -19,29 +20,39 @@ from torch import Tensor
 from elude_nb._util.checks import check_count
 from elude_nb.core.edit import Edit
 from elude_nb.core.result import Disentanglement
+from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, open_image
-from elude_nb.figures.html import PALETTE, tile
+from elude_nb.figures.html import PALETTE, data_uri, tile
 from elude_nb.figures.theme import words
 from elude_nb.interpret.gallery import Gallery, picture_of
 from elude_nb.interpret.neighbours import rank_neighbours
 from elude_nb.steering.heads import Head
 from elude_nb.steering.live import UNCHANGED, LiveSteering, Seen, Steered, order_by_presence
+from elude_nb.steering.patches import PatchColours
 from elude_nb.widgets import parts
-from elude_nb.widgets.controls import CopyButton
-from elude_nb.widgets.panel import GalleryPanel
+from elude_nb.widgets.controls import CopyButton, Slider, Thumbnails
+from elude_nb.widgets.dose_meter import DoseMeter
+from elude_nb.widgets.panel import FIRST_IMAGES, GalleryPanel
+from elude_nb.widgets.steering_html import dose_chart, probability_bars, shown_images
 
 STRONGEST = 2.0
-MOST_CLASSES = 8  # have a bar
+MOST_BESIDE = 3  # images beside the main one
 _KEPT = 6  # images whose sources are cached: 24 MB each for all blocks of a ViT-S
-_SIDE = 84
+_SIDE, _LARGE, _SMALL = 64, 160, 48  # pixels of neighbours, of images that are steered, and in the strip
+_IN_STRIP = 60
 
 
 class SteeringPanel(GalleryPanel):
-    """Put sliders on concepts and see what they do to one image: its neighbours, its classes, its output.
+    """Put sliders on concepts and see what they do to an image: where in it, its classes, its neighbours.
 
     Each slider multiplies the activations of a concept's sub-units, in all channels: 0 fades them out, 1 leaves them as
     they are, 2 doubles them. The model itself is not changed: what is shown is computed beside it, and is what
-    ``with split.edit(panel.edit):`` gives, up to rounding.
+    ``with split.edit(panel.edit):`` gives, up to rounding. Up to three other images stand beside the first, each with
+    a map of how far its patches moved and with its patches in colours before and after (`patch_change`,
+    `patch_colours` of `elude_nb.steering`).
+
+    In a running kernel, with a head and labels, the panel measures between moves of the sliders what fading the concept
+    moved last does to each class of the gallery, at five doses; elsewhere `measure` does.
 
     Parameters
     ----------
@@ -58,6 +69,8 @@ class SteeringPanel(GalleryPanel):
         How many neighbours are shown.
     tokens
         Which tokens are edited, as in `Edit.scale`.
+    beside
+        Numbers of up to three images that are shown beside the first; by default some of other labels.
 
     Attributes
     ----------
@@ -66,6 +79,8 @@ class SteeringPanel(GalleryPanel):
         of concepts may be given as well).
     image
         Number of the gallery's image that is steered (trait, settable).
+    beside
+        Numbers of the images beside it (trait, settable).
     picture
         An image of your own, instead (trait, settable); ``None`` goes back to the gallery's.
     edit
@@ -76,7 +91,10 @@ class SteeringPanel(GalleryPanel):
     probabilities
         Table of all classes: ``before``, ``after``, ``change`` (trait, read-only); empty without a head.
     steered
-        Outputs before and after, the cosine between them, the largest change (trait, read-only).
+        Outputs before and after, the cosine between them, the largest change, the patches (trait, read-only).
+    doses
+        What each dose of the concept moved last does to the classes: ``dose``, ``target``, ``drop``, ``others``,
+        ``worst``, ``worst_class``, ``specificity`` (trait, read-only); ``None`` until it is measured.
 
     Raises
     ------
@@ -90,6 +108,7 @@ class SteeringPanel(GalleryPanel):
 
     strengths: traitlets.Dict[int, float] = traitlets.Dict(help="strength of each concept that has a slider")
     image = traitlets.Int(help="number of the image in the gallery")
+    beside = traitlets.List(traitlets.Int(), help="numbers of the images beside it")
     picture = traitlets.Union(
         [traitlets.Instance(Image.Image), traitlets.Instance(Tensor)], allow_none=True, help="an image of your own"
     )
@@ -97,6 +116,7 @@ class SteeringPanel(GalleryPanel):
     neighbours = traitlets.Instance(pd.DataFrame, read_only=True)
     probabilities = traitlets.Instance(pd.DataFrame, read_only=True)
     steered = traitlets.Instance(Steered, allow_none=True, read_only=True)
+    doses = traitlets.Instance(pd.DataFrame, allow_none=True, read_only=True)
 
     def __init__(
         self,
@@ -107,24 +127,30 @@ class SteeringPanel(GalleryPanel):
         concepts: Sequence[int | str] | None = None,
         neighbours: int = 6,
         tokens: str = "all",
+        beside: Sequence[int] | None = None,
     ) -> None:
         super().__init__(gallery, images)
         self._live = LiveSteering(self.gallery.split, head=head, tokens=tokens)
         self._count = check_count("neighbours", neighbours)
-        self._seen: dict[int | None, tuple[Seen, Markup]] = {}  # with its tile; None is the user's own picture
+        self._seen: dict[int | None, tuple[Seen, str, float]] = {}  # with its picture; None is the user's own
         self._tiles: dict[int, Markup] = {}
-        self._rows: dict[int, tuple[ipywidgets.FloatSlider, ipywidgets.HBox]] = {}
+        self._rows: dict[int, Slider] = {}
+        self._colours: tuple[list[int | None], PatchColours | None] = [], None  # of the images that are shown
+        self._moved_last = NO_CONCEPT  # the concept whose slider was
+        self._meter = DoseMeter(self._live, self.gallery, lambda: self._in_hand, self._paint_dose)
         self._listed: tuple[object, ...] | None = None
         self._following = False  # while the panel itself sets its controls
         self._sliding = False  # while a slider was moved and the panel waits for it to rest
         self.set_trait("edit", Edit())
         self._build()
         next(self.gallery.steps(4), None)  # some images to compare with
-        self._live.steer(self._look(), {})  # a head that does not fit raises here
+        self._live.steer(self._look(self._key), {})  # a head that does not fit raises here
+        self.beside = list(self._others_to_show() if beside is None else beside)
         chosen = self._by_presence()[:3] if concepts is None else [self._live.number(concept) for concept in concepts]
         self.strengths = dict.fromkeys(chosen, UNCHANGED)
         self.observe(self._show_strengths, "strengths")
-        self.observe(lambda _: self.refresh(), "image")
+        self.observe(self._show_image, "image")
+        self.observe(lambda _: self.refresh(), "beside")
         self.observe(self._show_picture, "picture")
         self.begin()
 
@@ -133,44 +159,47 @@ class SteeringPanel(GalleryPanel):
     def _build(self) -> None:
         last = len(self.gallery.images) - 1
         self._take_sliders_soon, take_image = self.later(self._take_sliders), self.later(self._take_image)
-        self._image = parts.make(
-            ipywidgets.IntSlider, "image", "image", take_image, min=0, max=last, disabled=last == 0
-        )
-        self._concept = parts.make(ipywidgets.Dropdown, "concept", "concept", layout={"width": "440px"})
+        self._image = Slider(description="image", max=last, disabled=last == 0).add_class("elude-image")
+        self._image.observe(lambda event: None if self._following else take_image(int(event["new"])), "value")
+        label = "pictures: the one you choose is steered, the last ones stay beside it"
+        self._strip = Thumbnails(label=label).add_class("elude-strip")
+        self._strip.on_choose(self._choose)
+        wide: dict[str, Any] = {"layout": {"width": "100%"}, "style": {"description_width": "auto"}}
+        self._concept = parts.make(ipywidgets.Dropdown, "concept", "concept", **wide)
         hint = "put a slider on this concept"
-        self._add = parts.make_button("add", "add", lambda: self.add(self._concept.value), tooltip=hint)
+        self._add = parts.make_button("add a slider", "add", lambda: self.add(self._concept.value), tooltip=hint)
         self._reset = parts.make_button("reset", "reset", self.reset, tooltip="all sliders to 1: unchanged")
         self._sliders = ipywidgets.VBox().add_class("elude-strengths")
         self._copy = CopyButton(label="copy the code").add_class("elude-copy")
-        names = ("own", "moved", "probabilities", "neighbours", "code")
-        self._own, self._moved, self._bars, self._near, self._code = map(parts.make_place, names)
+        names = ("own", "beside", "moved", "probabilities", "neighbours", "doses", "code")
+        places = map(parts.make_place, names)
+        self._own, self._beside, self._moved, self._bars, self._near, self._dose, self._code = places
+        controls = (self._sliders, self._concept, parts.make_row(self._add, self._reset), self._image, self._strip)
+        own, others = parts.make_row(self._own, self._bars), parts.make_row(self._near, self._dose)
+        effect = (self._status, self._bar, own, self._beside, others, self._moved)
+        left = {"flex": "1 1 300px", "max_width": "420px", "padding": "0 12px 0 0"}
+        right = {"flex": "3 1 340px", "min_width": "0"}
         self.children = (
-            parts.make_row(self._image, self._concept, self._add, self._reset),
-            self._sliders,
-            self._status,
-            self._bar,
-            parts.make_row(self._own, ipywidgets.VBox([self._moved, self._bars])),
-            self._near,
+            parts.make_row(ipywidgets.VBox(controls, layout=left), ipywidgets.VBox(effect, layout=right)),
             parts.make_row(self._code, self._copy),
         )
 
-    def _row(self, concept: int) -> tuple[ipywidgets.FloatSlider, ipywidgets.HBox]:
-        """Return the slider of a concept, and it beside the button that removes it."""
+    def _row(self, concept: int) -> Slider:
+        """Return the slider of a concept."""
         if concept not in self._rows:
-            look: dict[str, Any] = {"layout": {"width": "560px"}, "style": {"description_width": "300px"}}
-            ends: dict[str, Any] = {"value": UNCHANGED, "max": STRONGEST, "step": 0.05}
-            slider = parts.make(ipywidgets.FloatSlider, "", f"strength-{concept}", self._slide, **ends, **look)
-            remove = partial(self.remove, concept)
-            button = parts.make_button("remove", f"remove-{concept}", remove, layout={"width": "auto"})
-            self._rows[concept] = slider, ipywidgets.HBox([slider.add_class("elude-strength"), button])
-        (slider, row), name = self._rows[concept], self._name(concept)
-        # ipywidgets reads mathematics between dollar signs of a description.
-        slider.description, row.children[1].tooltip = name.replace("$", "\uff04"), f"remove {name}"
-        return slider, row
+            marks = ["0 faded out", "1 as it is", "2 doubled"]
+            slider = Slider(value=UNCHANGED, max=STRONGEST, step=0.05, digits=2, marks=marks, removable=True)
+            slider.add_class("elude-strength").add_class(f"elude-strength-{concept}")
+            slider.observe(lambda _: self._slide(concept), "value")
+            slider.on_remove(partial(self.remove, concept))
+            self._rows[concept] = slider
+        self._rows[concept].description = _plain(self._name(concept))
+        return self._rows[concept]
 
-    def _slide(self, _: object) -> None:
+    def _slide(self, concept: int) -> None:
         if not self._following:
-            self._sliding = True
+            self._sliding, self._moved_last = True, concept
+            self._meter.wait()
             self._take_sliders_soon()
 
     def _name(self, concept: int) -> str:
@@ -199,7 +228,7 @@ class SteeringPanel(GalleryPanel):
 
     def _take_sliders(self) -> None:
         self._sliding = False
-        sliders = {concept: self._row(concept)[0].value for concept in self.strengths}
+        sliders = {concept: self._row(concept).value for concept in self.strengths}
         # A value set from Python may lie between two steps of its slider; it stays until the slider is moved.
         moved = {c: round(v, 2) if v != self.strengths[c] else v for c, v in sliders.items()}
         with self._reverting():
@@ -209,6 +238,16 @@ class SteeringPanel(GalleryPanel):
         with self._reverting():
             self.picture = None
             self.image = number
+
+    def _choose(self, number: int) -> None:
+        """Steer a picture of the strip; that before it stays beside it."""
+        with self._reverting():
+            if number != self.image:
+                kept = [one for one in (self.image, *self.beside) if one != number][:MOST_BESIDE]
+                with self.hold_trait_notifications():
+                    self.picture = None
+                    self.image = number
+                    self.beside = kept
 
     @contextmanager
     def _reverting(self) -> Iterator[None]:
@@ -237,6 +276,17 @@ class SteeringPanel(GalleryPanel):
         self._live.check_free()
         return parts.check_range(proposal, 0, len(self.gallery.images) - 1)
 
+    @traitlets.validate("beside")
+    def _valid_beside(self, proposal: Any) -> list[int]:
+        self._live.check_free()
+        found, last = list(proposal["value"]), len(self.gallery.images) - 1
+        wrong = next((number for number in found if not 0 <= number <= last), None)
+        if wrong is not None or len(set(found)) < len(found) or len(found) > MOST_BESIDE:
+            raise traitlets.TraitError(
+                f"beside={found} must be up to {MOST_BESIDE} different numbers of images between 0 and {last}."
+            )
+        return found
+
     @traitlets.validate("picture")
     def _valid_picture(self, proposal: Any) -> Image.Image | None:
         self._live.check_free()
@@ -253,6 +303,24 @@ class SteeringPanel(GalleryPanel):
         self._seen.pop(None, None)
         self.refresh()
 
+    def _show_image(self, change: Any) -> None:
+        if change["new"] in self.beside:  # it changes places with the one that was steered
+            self.beside = [change["old"] if number == change["new"] else number for number in self.beside]
+        else:
+            self.refresh()
+
+    def _others_to_show(self) -> list[int]:
+        """Return a few of the images that are run first anyway: one of each other label, or any."""
+        count = min(FIRST_IMAGES, len(self.gallery.images))
+        labels = self.gallery.images.labels or self.gallery.images.names
+        first = {labels[number]: number for number in reversed(range(count))}
+        return sorted(number for label, number in first.items() if label != labels[self.image])[:MOST_BESIDE]
+
+    @property
+    def _keys(self) -> list[int | None]:
+        """What is shown: the image that is steered, and those beside it."""
+        return [self._key, *(number for number in self.beside if number != self._key)]
+
     @property
     def _key(self) -> int | None:
         return None if self.picture is not None else self.image
@@ -262,14 +330,15 @@ class SteeringPanel(GalleryPanel):
         began = time.perf_counter()
         self._live.split = self.gallery.split  # which may have other names
         with self.guarded():
-            steered = self._live.steer(self._look(), self.strengths)
+            every = [self._live.steer(self._look(key), self.strengths) for key in self._keys]
+            steered = every[0]
             before, after = self._nearest(steered.before), self._nearest(steered.after)
             self.set_trait("steered", steered)
             self.set_trait("edit", self._live.edit(self.strengths))
             both = [before.assign(when="before"), after.assign(when="after")]
             self.set_trait("neighbours", pd.concat(both, ignore_index=True)[["when", *before.columns]])
             self.set_trait("probabilities", steered.probabilities)
-            self._paint(steered, before, after)
+            self._paint(every, before, after)
             self._follow()
             same = len(set(before["image"]) & set(after["image"]))
             self.say(
@@ -277,17 +346,26 @@ class SteeringPanel(GalleryPanel):
                 f"Computed in {time.perf_counter() - began:.2f} s."
             )
 
-    def _look(self) -> Seen:
-        """Return the image as the model saw it; the last few are cached, with their tiles."""
-        kept = self._seen.pop(self._key, None)
+    def _look(self, key: int | None) -> Seen:
+        """Return an image as the model saw it; the last few are cached, with their pictures."""
+        kept = self._seen.pop(key, None)
         if kept is None:
-            image = self.gallery.images[self.image] if self.picture is None else self.picture
-            alt = f"the image that is steered: {self._label(self._key)}"
-            kept = self._live.see(image), tile(picture_of(self.gallery.split.model, image), alt, side=160)
+            image = self.picture if key is None else self.gallery.images[key]
+            pixels = picture_of(self.gallery.split.model, image)
+            ratio = pixels.shape[1] / pixels.shape[0]
+            kept = self._live.see(image), data_uri(pixels, (round(_LARGE * ratio), _LARGE)), ratio
             for old in list(self._seen)[: max(len(self._seen) - _KEPT + 1, 0)]:
                 del self._seen[old]
-        self._seen[self._key] = kept  # at the end: used last
+        self._seen[key] = kept  # at the end: used last
         return kept[0]
+
+    def _fit_colours(self) -> PatchColours | None:
+        """Return the colours of the patches before, of all images that are shown."""
+        if self._colours[0] != self._keys or None in self._keys:
+            patches = [seen.patches for seen in map(self._look, self._keys)]
+            tokens = [found.flatten(0, 1) for found in patches if found is not None]
+            self._colours = self._keys, PatchColours.fit(torch.cat(tokens)) if tokens else None
+        return self._colours[1]
 
     def _nearest(self, vector: Tensor) -> pd.DataFrame:
         labels = self.gallery.images.labels or self.gallery.images.names
@@ -296,17 +374,19 @@ class SteeringPanel(GalleryPanel):
 
     def _by_presence(self) -> list[int]:
         maps = self.gallery.concept_maps
-        return order_by_presence(self._look().concepts.to(maps), maps.amax(1), self._live.steerable)
+        return order_by_presence(self._look(self._key).concepts.to(maps), maps.amax(1), self._live.steerable)
 
     def _follow(self) -> None:
         """Have the controls show what is shown, whoever changed it."""
         self._following = True
         try:
             self._image.value = self.image
+            self._image.description = _plain(f"image {self.image}: {words(self._label(self.image), 40)}")
+            self._fill_strip()
             for concept, value in self.strengths.items():
                 if not self._sliding:  # else a repaint would move the slider under the user's hand
-                    self._row(concept)[0].value = value
-            rows = tuple(self._row(concept)[1] for concept in self.strengths)
+                    self._row(concept).value = value
+            rows = tuple(map(self._row, self.strengths))
             if rows != self._sliders.children:
                 self._sliders.children = rows
             listed = self._key, frozenset(self.strengths), self.gallery.split
@@ -319,15 +399,86 @@ class SteeringPanel(GalleryPanel):
         finally:
             self._following = False
 
-    def _paint(self, steered: Steered, before: pd.DataFrame, after: pd.DataFrame) -> None:
-        self._own.value = parts.fill("own.html", tile=self._seen[self._key][1], label=self._label(self._key))
+    def _fill_strip(self) -> None:
+        ready = min(self.gallery.ready, _IN_STRIP)
+        if len(self._strip.pictures) != ready:
+            self._strip.pictures = [
+                {
+                    "number": number,
+                    "src": data_uri(self.gallery.pictures_of(number), _SMALL),
+                    "name": f"image {number}, {words(self._label(number))}",
+                }
+                for number in range(ready)
+            ]
+        self._strip.chosen = [key for key in self._keys if key is not None]
+
+    def _paint(self, every: Sequence[Steered], before: pd.DataFrame, after: pd.DataFrame) -> None:
+        steered, abouts = every[0], []
+        for key in self._keys:
+            label = self._label(key)
+            alt = label if key is None else f"image {key}, {label}"
+            abouts.append({"picture": self._seen[key][1], "alt": alt, "label": words(label, 40)})
+        ratio = self._seen[self._key][2]
+        colours, shown = self._fit_colours(), list(zip(every, abouts, strict=True))
+        self._own.value = shown_images(shown[:1], colours, ratio=ratio, main=True)
+        self._beside.value = shown_images(shown[1:], colours, ratio=ratio, main=False)
         self._moved.value = parts.fill("moved.html", steered=steered)
-        self._bars.value = "" if steered.probabilities.empty else _probability_bars(steered.probabilities)
+        self._bars.value = "" if steered.probabilities.empty else probability_bars(steered.probabilities)
         rows = (("before", before.to_dict("records")), ("after", after.to_dict("records")))
         known = set(before["image"])
         self._near.value = parts.fill("neighbours.html", rows=rows, known=known, tile=self._tile, colour=PALETTE[3])
         self._copy.text = f"from elude_nb import Edit\n\nedit = {self.edit.code()}"
         self._code.value = parts.fill("code.html", code=self._copy.text)
+        self._paint_dose()
+
+    # -------------------------------------------------------------------- doses
+
+    @property
+    def _in_hand(self) -> int | None:
+        """The concept whose doses are shown: that whose slider was moved last, or else the first."""
+        moved = self._moved_last
+        return moved if moved in self.strengths else next(iter(self.strengths), None)
+
+    def measure(self, concept: int | str | None = None) -> pd.DataFrame:
+        """Measure what fading a concept does to each class of the gallery's images at five doses, and return the table.
+
+        One pass for each image, and what follows the site once more for each dose.
+
+        Parameters
+        ----------
+        concept
+            Which concept; by default that whose slider was moved last. It gets a slider.
+
+        Raises
+        ------
+        ValueError
+            If the panel has no head, or the images have fewer than two of its classes.
+        EditError
+            If there is no such concept, or an edit is active on the model.
+        """
+        number = self._in_hand if concept is None else self._live.number(concept)
+        if number is None:
+            raise ValueError("No concept has a slider; say which to measure.")
+        if number not in self.strengths:
+            self.strengths = {**self.strengths, number: UNCHANGED}
+        self._moved_last = number
+        found = self._meter.measure(number)
+        self._paint_dose()
+        return found
+
+    def _paint_dose(self) -> None:
+        concept = self._in_hand
+        if concept is None or self._live.head is None or self.gallery.images.labels is None:
+            self.set_trait("doses", None)
+            self._dose.value = ""
+            return
+        found, name = self._meter.tables.get(concept), self._name(concept)
+        self.set_trait("doses", found)
+        if found is None:
+            self._dose.value = parts.fill("dose.html", name=name, why=self._meter.begin(concept))
+        else:
+            images = len(self._meter.curve(concept).images)
+            self._dose.value = dose_chart(name, found, self.strengths[concept], images)
 
     def _tile(self, number: int) -> Markup:
         if number not in self._tiles:
@@ -343,13 +494,12 @@ class SteeringPanel(GalleryPanel):
     def static_html(self) -> Markup:
         """Return what the sliders do to the image."""
         strengths = [(self._name(concept), value) for concept, value in self.strengths.items()]
-        places = {"own": self._own, "moved": self._moved, "bars": self._bars, "near": self._near, "code": self._code}
+        shown = {"own": self._own, "beside": self._beside, "moved": self._moved, "bars": self._bars, "near": self._near}
+        places = {**shown, "doses": self._dose, "code": self._code}
         made = {name: Markup(place.value) for name, place in places.items()}  # noqa: S704 - by templates
         return parts.fill("steering.html", strengths=strengths, **made)
 
 
-def _probability_bars(table: pd.DataFrame) -> Markup:
-    """Return the likeliest classes, before or after, with a bar for either; ``table`` has one row a class."""
-    likeliest = table[["before", "after"]].max(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_CLASSES]
-    rows = [(name, float(table.loc[name, "before"]), float(table.loc[name, "after"])) for name in likeliest]
-    return parts.fill("probabilities.html", rows=rows, colour=PALETTE[0], others=len(table) - len(rows))
+def _plain(name: str) -> str:
+    """Return a name in which a page that sets mathematics finds none."""
+    return name.replace("$", "\uff04")

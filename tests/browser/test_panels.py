@@ -254,6 +254,13 @@ def use_steering(page: Any) -> None:
     code = page.locator(".elude-code textarea:visible")
     until(lambda: "Edit.scale(" in code.input_value())
     until_it_changes(after.inner_html, before)
+    shown = page.locator(".elude-own")
+    assert shown.locator("img").count() == 4  # the image, where it changed, its patches before and after
+    assert "up to 0.00" not in (shown.locator("img").nth(1).get_attribute("alt") or "")
+    thumbnail = page.locator(".elude-thumbnails button:not([aria-pressed=true])").first
+    named = str(thumbnail.get_attribute("aria-label"))
+    thumbnail.click()
+    until(lambda: shown.locator("img").first.get_attribute("alt") == named)
     page.locator(".elude-reset:visible").last.click()
     until(lambda: "Edit.scale(" not in code.input_value())
 
@@ -299,10 +306,28 @@ def test_every_panel_in_jupyterlab_and_once_more_after_a_reload(page, lab, tmp_p
     use_quiz(page)
 
 
+def steering_fits(page: Any) -> None:
+    """Sliders, their effect and doses are on one screen; on a narrow page nothing is cut off."""
+    page.locator(".elude-doses svg").first.wait_for(timeout=90_000)  # measured between moves
+    before = page.viewport_size
+    page.set_viewport_size({"width": 1400, "height": 900})
+    for name in ("strengths", "own", "probabilities", "beside", "neighbours", "doses"):
+        box = page.locator(f".elude-{name}:visible").bounding_box()
+        top = page.locator(".elude-strengths:visible").bounding_box()["y"]
+        assert box["y"] + box["height"] - top < 700, name  # above it are the tabs
+    page.set_viewport_size({"width": 400, "height": 900})
+    for handle in page.locator(".elude-strength [role=slider]:visible").all():
+        assert handle.bounding_box()["width"] > 200
+        assert handle.get_attribute("aria-label")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.set_viewport_size(before)
+
+
 def test_the_classroom_under_voila(page, classroom) -> None:
     page.goto(classroom, timeout=START)
     page.locator(".elude-example img").first.wait_for()
     use_channels(page)
     use_concepts(page)
     use_steering(page)
+    steering_fits(page)
     use_quiz(page)

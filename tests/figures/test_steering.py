@@ -14,13 +14,16 @@ from elude_nb.figures import (
     class_drops,
     dose_response,
     neighbour_grid,
+    patch_changes,
     selectivity_curves,
     side_effects,
     similarity_bars,
     trial_sheet,
 )
+from elude_nb.figures.html import change_layer
 from elude_nb.interpret.neighbours import find_neighbours
 from elude_nb.scores import make_trials
+from elude_nb.steering import patch_change
 from elude_nb.text.similarity import SimilarityEffect
 
 
@@ -106,3 +109,21 @@ def test_trials_are_framed_where_the_answer_is_known(images) -> None:
     for row, trial in enumerate(trials):
         framed = {place for place in range(4) if axes[row, place].spines["left"].get_visible()}
         assert framed == {trial.intruder, answers[row]}
+
+
+def test_patch_changes_show_distance_and_colours(split, images) -> None:
+    change = patch_change(split, Edit.ablate(concept=1), images[:3])
+    picture: Any = patch_changes(change, count=2)
+    assert len(picture.axes) == 8
+    layers = [place.images[-1].get_array() for place in picture.axes[4:]]  # of the second image
+    np.testing.assert_array_equal(layers[1], change_layer(change.distance[1].numpy()))
+    for layer, colours in zip(layers[2:], change.colours, strict=True):
+        np.testing.assert_allclose(layer, colours[1].numpy())
+    assert f"{float(change.distance[1].max()):.2f}" in picture.axes[5].get_title(loc="center")
+    assert "2 images" in picture.alt
+
+
+def test_the_layer_of_the_change_is_clear_where_nothing_moved() -> None:
+    layer = change_layer(np.array([[0.0, 0.25], [0.5, 1.7]]))
+    assert layer[..., 3].tolist() == [[0, 89], [178, 178]]
+    assert len({tuple(pixel) for pixel in layer[..., :3].reshape(-1, 3).tolist()}) == 1

@@ -217,7 +217,7 @@ def test_draws_are_averaged_image_by_image() -> None:
         torch.tensor([[0.2, 0.7, 0.1], [0.2, 0.6, 0.2], [0.3, 0.2, 0.5]], dtype=torch.float64).log() / 3,
         torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.3, 0.2], [0.3, 0.4, 0.3]], dtype=torch.float64).log() / 3,
     ]
-    row = elude_nb.steering.effects._Measure(Given(), before, torch.tensor([0, 1, 2]), 0).of(draws)
+    row = elude_nb.steering.effects.Measure(Given(), before, torch.tensor([0, 1, 2]), 0).of(draws)
     assert row["drop"] == pytest.approx(0.4)  # 0.6 and 0.2
     assert row["others"] == pytest.approx((0.15 + 0.0) / 2)  # 0 and 0.3; -0.1 and 0.1
     assert (row["worst_class"], row["worst"]) == ("label 1", pytest.approx(0.15))
@@ -233,7 +233,7 @@ def test_specificity_without_any_change_of_the_others(drop, expected) -> None:
     after = before.clone()
     if drop:
         after[0] = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64).log() / 3
-    row = elude_nb.steering.effects._Measure(Given(), before, torch.tensor([0, 1, 2]), 0).of([after])
+    row = elude_nb.steering.effects.Measure(Given(), before, torch.tensor([0, 1, 2]), 0).of([after])
     assert row["specificity"] == pytest.approx(expected, nan_ok=True)
 
 

@@ -13,8 +13,10 @@ from PIL import Image
 
 from elude_nb import Edit, fit_head
 from elude_nb.errors import EditError, ImageError
+from elude_nb.figures.html import change_layer, pixels_uri
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.neighbours import find_neighbours
+from elude_nb.steering import effect, patch_change, patch_colours
 from elude_nb.steering.heads import read_outputs
 from elude_nb.widgets.controls import CopyButton
 from elude_nb.widgets.steering_panel import SteeringPanel
@@ -32,7 +34,7 @@ def panel(gallery) -> SteeringPanel:
 
 
 def slider(panel: SteeringPanel, concept: int) -> Any:
-    return panel._rows[concept][0]
+    return panel._rows[concept]
 
 
 def test_a_slider_moves_what_the_edited_model_moves(panel, split, images) -> None:
@@ -76,9 +78,7 @@ def test_probabilities_are_those_of_the_head(gallery, split, images) -> None:
     assert panel.probabilities.loc[list(head.classes), "after"].tolist() == pytest.approx(expected.tolist(), abs=1e-10)
     shown = Page(panel._bars.value).text
     for name, row in panel.probabilities.iterrows():
-        assert str(name) in shown
-        assert f"before {row['before']:.3f}" in shown
-        assert f"after {row['after']:.3f}" in shown
+        assert f"{name}{row['before']:.3f}{row['after']:.3f}" in shown.replace("\n", "")
 
 
 def test_without_a_head_there_are_no_probabilities(panel) -> None:
@@ -104,11 +104,11 @@ def test_sliders_come_and_go(panel, caplog) -> None:
     panel._add.click()
     assert panel.strengths == {0: 1.0, 2: 1.0, 5: 1.0}
     titles = [panel.gallery.split.concept_title(concept, number=True) for concept in (0, 2, 5)]
-    assert [row.children[0].description for row in panel._sliders.children] == titles
+    assert [row.description for row in panel._sliders.children] == titles
     assert "-like, " in titles[0]
     assert 5 not in [number for _, number in panel._concept.options]
     slider(panel, 5).value = 0.25
-    panel._rows[5][1].children[1].click()
+    slider(panel, 5)._handle_custom_msg("remove", [])
     assert (panel.strengths, panel.edit) == ({0: 1.0, 2: 1.0}, Edit())
     panel.add(5)
     assert slider(panel, 5).value == 1.0
@@ -167,7 +167,7 @@ def test_a_picture_of_ones_own(panel, split, images) -> None:
     assert panel.neighbours["image"][0] == 12
     panel._image.value = 6
     assert panel.picture is None
-    assert images.labels[6] in panel._own.value
+    assert f'alt="image 6, {images.labels[6]}"' in panel._own.value
 
 
 @pytest.mark.parametrize(
@@ -255,6 +255,7 @@ def test_a_head_that_does_not_fit_is_refused_at_once(gallery, conv, small_images
 
 
 def test_the_last_images_are_cached(panel) -> None:
+    panel.beside = []
     for number in range(10):
         panel.image = number
     assert list(panel._seen) == [4, 5, 6, 7, 8, 9]
@@ -269,7 +270,7 @@ def test_the_static_fallback(panel, images) -> None:
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     shown = Page(data["text/html"])
     pictures = shown.find("img")
-    assert len(pictures) == 11
+    assert len(pictures) == 3 * 4 + 10  # each image, its map, its patches before and after; neighbours
     assert all(attributes["alt"] for attributes in pictures)
     assert panel.edit.code() in shown.text
     assert not [tag for tag, _ in shown.tags if tag in {"script", "link"}]
@@ -323,6 +324,8 @@ def test_a_gallery_that_fills_while_a_panel_is_there(split, images) -> None:
 
 
 def test_every_control_has_a_name(panel) -> None:
+    assert panel._strip.label
+    assert all(one["name"] for one in panel._strip.pictures)
     for control in (panel._image, panel._concept, panel._add, panel._reset, slider(panel, 0)):
         assert control.description
 
@@ -331,3 +334,75 @@ def test_the_copy_button_carries_its_text() -> None:
     button = CopyButton(text="Edit()", label="copy the code")
     assert (button.text, button.label) == ("Edit()", "copy the code")
     assert 'setAttribute("role", "status")' in str(button._esm)
+
+
+def test_the_maps_are_those_of_the_library(panel, images, split) -> None:
+    panel.image, panel.beside = 4, [1, 6]
+    panel.strengths = {0: 0.0, 2: 1.5}
+    expected = patch_change(split, panel.edit, [images[number] for number in (4, 1, 6)])
+    shown = Page(panel._own.value + panel._beside.value).find("img")
+    assert [one["alt"] for one in shown[::4]] == [f"image {i}, {images.labels[i]}" for i in (4, 1, 6)]
+    colours = [patch_colours(tokens, fit=expected.before) for tokens in (expected.before, expected.after)]
+    for number in range(3):
+        layer, before, after = (one["src"] for one in shown[4 * number + 1 : 4 * number + 4])
+        assert layer == pixels_uri(change_layer(expected.distance[number].numpy()))
+        assert [before, after] == [pixels_uri(found[number].numpy()) for found in colours]
+        assert f"up to {float(expected.distance[number].max()):.2f}" in shown[4 * number + 1]["alt"]
+
+
+def test_images_beside_the_first(gallery) -> None:
+    panel = SteeringPanel(gallery, concepts=[0])
+    labels = gallery.images.labels
+    assert sorted(labels[number] for number in panel.beside) == ["label 1", "label 2"]  # the first is "label 0"
+    panel._choose(9)  # a click in the strip
+    assert (panel.image, panel.beside[0], panel._strip.chosen[:2]) == (9, 0, [9, 0])
+    panel.image = 0  # it changes places
+    assert (panel.image, panel.beside[0]) == (0, 9)
+    for wrong in ([1, 1], [20], [-1], [1, 2, 3, 4]):
+        with pytest.raises(traitlets.TraitError, match="beside="):
+            panel.beside = wrong
+    assert len(panel._strip.pictures) == 20
+    with pytest.raises(traitlets.TraitError):
+        SteeringPanel(gallery, beside=[99])
+
+
+def test_without_patches_there_are_no_maps(conv_split, small_images) -> None:
+    panel = SteeringPanel(conv_split, small_images)
+    assert "no maps are drawn" in panel._own.value
+    assert len(Page(panel._own.value + panel._beside.value).find("img")) == len(panel._keys)
+
+
+def test_doses_are_what_the_effect_measures(gallery, split, images) -> None:
+    head = fit_head(split.model, images)
+    panel = SteeringPanel(gallery, head=head, concepts=[1])
+    assert "panel.measure()" in panel._dose.value
+    table = panel.measure()
+    edit, target = Edit.scale(concept=1, by=0.0), table["target"].iloc[0]
+    expected = effect(split, edit, images, head=head, target=target, fit=images, controls=(), progress=False)
+    assert panel.doses is table
+    assert table["drop"].tolist()[1:] == pytest.approx(expected.curve["drop"].tolist(), abs=1e-9)
+    assert "Not faded" in panel._dose.value
+    slider(panel, 1).value = 0.45  # nearest is half
+    shown = Page(panel._dose.value).text
+    assert f"Faded by 50 %: {target} {-100 * table['drop'][2]:+.1f} points" in shown
+    slider(panel, 1).value = 1.5
+    assert "It is amplified" in panel._dose.value
+    panel.add(3)
+    slider(panel, 3).value = 0.5  # the concept that was moved last
+    assert panel.doses is None
+
+
+def test_doses_are_measured_between_moves_in_a_kernel(gallery, split, images, monkeypatch) -> None:
+    monkeypatch.setattr("elude_nb.widgets.dose_meter.REST", 0.01)
+
+    async def wait() -> SteeringPanel:
+        panel = SteeringPanel(gallery, head=fit_head(split.model, images), concepts=[1])
+        assert "being measured" in panel._dose.value
+        while panel.doses is None:
+            await asyncio.sleep(0.02)
+        return panel
+
+    panel = asyncio.run(asyncio.wait_for(wait(), 20))
+    before = panel.doses
+    assert before is not None
+    assert panel.measure().equals(before)
