@@ -174,19 +174,19 @@ class FeaturesAndPatches:
         width = rows.shape[1] - math.prod(self.shape)
         return rows[:, :width], rows[:, width:].unflatten(1, self.shape)
 
-    def _patches(self, model: Model, tokens: Any) -> Tensor | None:
+    def _patches(self, model: Model, found: Any) -> Tensor | None:
         """Return tokens as patches (n, h, w, e); ``None`` where they are no patches or nothing says where these are."""
-        if not isinstance(tokens, Tensor) or tokens.ndim not in {3, 4}:
+        if not isinstance(found, Tensor):
             return None
+        tokens: Tensor = found
         if tokens.ndim == 4:
             channels_last = str(getattr(model.network, "output_fmt", "NCHW")).endswith("NHWC")
-            found: Tensor = tokens if channels_last else tokens.permute(0, 2, 3, 1)
-            return found
-        if self._layout.grid is None or tokens.shape[1] != self._layout.count:
+            return tokens if channels_last else tokens.permute(0, 2, 3, 1)
+        if tokens.ndim != 3 or self._layout.grid is None or tokens.shape[1] != self._layout.count:
             return None
-        found = tokens[:, self._layout.positions("patch").to(tokens.device)]
-        placed: Tensor = found.unflatten(1, self._layout.grid)
-        return placed
+        rows, columns = self._layout.grid
+        patches = tokens[:, self._layout.positions("patch").to(tokens.device)]
+        return patches.reshape(len(patches), rows, columns, -1)
 
 
 class Rest:

@@ -23,6 +23,7 @@ from elude_nb.figures import fonts
 from elude_nb.figures.theme import words, words_for_plotly
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.neighbours import find_neighbours
+from elude_nb.steering import patch_change
 from elude_nb.text.similarity import SimilarityEffect
 from tests.looks import methods
 
@@ -81,6 +82,9 @@ FIGURES: dict[str, Callable[[Gallery], Any]] = {
     "factor_heatmap": lambda gallery: figures.factor_heatmap(PLACES),
     "neighbour_grid": lambda gallery: figures.neighbour_grid(
         find_neighbours(gallery.split, gallery.images[3], gallery.images, {WORDS[1]: Edit.ablate(concept=1)}, k=4)
+    ),
+    "patch_changes": lambda gallery: figures.patch_changes(
+        patch_change(gallery.split, Edit.ablate(concept=WORDS[1]), gallery.images[:1])
     ),
     "routing_bars": lambda gallery: figures.routing_bars(gallery.split, split_channel(gallery)),
     "score_intervals": lambda gallery: figures.score_intervals(table(), ["top_similarity"]),
