@@ -198,7 +198,7 @@ def score(
     value_range: RangeOption = None,
     seen: SeenOption = False,
     channels: SomeChannelsOption = None,
-    k: Annotated[Any, whole_option("Best images of each unit.", 2)] = 10,
+    k: Annotated[Any, whole_option("Best images of each unit; by default 10, or a quarter of few images.", 2)] = None,
     seed: Annotated[Any, seed_option("Of the random routes.")] = 0,
     json: JsonOption = False,
     model: NamedModelOption = None,
@@ -215,7 +215,9 @@ def score(
     from elude_nb.scores import score_means, verdict
 
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    scores = en.score(split, _unseen(split, seen, images, count, skip_broken, value_range), k=k, seed=seed)
+    taken = _unseen(split, seen, images, count, skip_broken, value_range)
+    k = k or min(10, max(2, len(taken) // 4))  # of few images the ten best are nearly all
+    scores = en.score(split, taken, k=k, seed=seed)
     if channels is not None:
         check_count("channels", max(channels), 0, split.site.channels - 1)
         scores = scores[scores["channel"].isin(channels)]

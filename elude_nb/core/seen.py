@@ -37,4 +37,7 @@ class Seen:
         """What to say before figures on images that were seen; ``""`` if none was, or it is not known."""
         if not self.count:
             return ""
-        return f"{self}: figures on these are optimistic; split.unseen(images) leaves them out"
+        cure = "split.unseen(images) leaves them out"
+        if self.count == self.total:
+            cure = "set some aside before disentangle, as images.split(0.5) does"
+        return f"{self}: figures on these are optimistic; {cure}"

@@ -207,7 +207,7 @@ class Scoring:
                 table["label_share_over_chance"] = label_share_over_chance(activations, labels, k)
             tables.append(table)
         scores = pd.concat(tables, ignore_index=True)
-        scores.attrs["images"] = str(split.announce_seen(photos, "score"))
+        scores.attrs["images"] = f"{k} best of {split.announce_seen(photos, 'score')}"
         return scores
 
 

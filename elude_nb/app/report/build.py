@@ -132,7 +132,7 @@ def write_report(
         channels=table,
         verdicts=[verdict(scores, distinct=distinct) for distinct in (False, True)],
         data={
-            "best": best_entries(table, opened, 3),
+            "best": best_entries(table, opened, 3, k),
             "grid": seen.grid,
             "blocks": blocks,
             "parts": parts,

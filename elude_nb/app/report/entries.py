@@ -92,13 +92,16 @@ def channel_table(split: Disentanglement, scores: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["separation", "channel"], ascending=[False, True], na_position="last", ignore_index=True)
 
 
-def best_entries(table: pd.DataFrame, opened: list[int], count: int) -> list[dict[str, Any]]:
-    """Return the ``channel`` and a ``caption`` of the best channels that can be opened, from `channel_table`."""
+def best_entries(table: pd.DataFrame, opened: list[int], count: int, k: int) -> list[dict[str, Any]]:
+    """Return the ``channel`` and a ``caption`` of the best channels that can be opened, from `channel_table`.
+
+    ``k`` is of how many best images the scores are.
+    """
     rows = table[table["channel"].isin(opened) & table["separation"].notna()].head(count)
     return [
         {
             "channel": int(row["channel"]),
-            "caption": f"How alike the best images are: channel {row['before']:.2f}, its sub-units on average "
+            "caption": f"How alike the {k} best images are: channel {row['before']:.2f}, its sub-units on average "
             f"{row['after']:.2f}, random routes {row['random routes']:.2f}.",
         }
         for row in rows.to_dict("records")
