@@ -416,6 +416,7 @@ def name(
     texts = [] if words is None else [line for line in words.read_text(encoding="utf-8").split("\n") if line.strip()]
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
     taken = _whole(_images(images, count, skip_broken, value_range))
+    _say(f"names rest on {split.count_seen(taken)}", {})
     if words is None and taken.labels is None:
         names = describe_concepts(split, taken)
         rows: list[Any] = [{"concept": concept, "description": text} for concept, text in names.descriptions.items()]

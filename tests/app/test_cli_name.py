@@ -28,7 +28,9 @@ def split(monkeypatch: pytest.MonkeyPatch) -> en.Disentanglement:
 def test_concepts_are_named_after_labels_and_saved(split, split_file: str, tmp_path: Path, capsys) -> None:
     out = tmp_path / "named.safetensors"
     assert run("name", split_file, "--images", "photographs", "--out", str(out)) == 0
-    first, _, *rows, last = capsys.readouterr().out.splitlines()
+    printed, said = capsys.readouterr()
+    assert "names rest on 48 images, all seen in discovery" in said
+    first, _, *rows, last = printed.splitlines()
     assert first.startswith("ConceptNames(1 of 5 concepts named by labels; 4: ")
     assert last == f"Saved to {out}"
     assert "cat" in rows[1].split()
