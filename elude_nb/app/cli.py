@@ -139,7 +139,7 @@ def disentangle(
     loaded = _load_model(model, architecture, image_size, device, dtype, pretrained)
     split = en.disentangle(
         loaded,
-        _discovery(_whole(_images(images, count, skip_broken, value_range)), hold_out, seed),
+        _discovery(_whole(images, count, skip_broken, value_range), hold_out, seed),
         site,
         blocks=blocks,
         concepts=concepts,
@@ -213,10 +213,11 @@ def score(
     import elude_nb as en
     from elude_nb._util.checks import check_count
     from elude_nb.scores import score_means, verdict
+    from elude_nb.scores.similarity import of_few
 
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
     taken = _unseen(split, seen, images, count, skip_broken, value_range)
-    k = k or min(10, max(2, len(taken) // 4))  # of few images the ten best are nearly all
+    k = k or of_few(10, len(taken))
     scores = en.score(split, taken, k=k, seed=seed)
     if channels is not None:
         check_count("channels", max(channels), 0, split.site.channels - 1)
@@ -267,7 +268,7 @@ def compare(
     loaded = _load_model(model, architecture, image_size, device, dtype, pretrained)
     compared = en.compare(
         loaded,
-        _whole(_images(images, count, skip_broken, value_range)),
+        _whole(images, count, skip_broken, value_range),
         site,
         methods=methods or USUAL_METHODS,
         blocks=blocks,
@@ -415,7 +416,7 @@ def name(
 
     texts = [] if words is None else [line for line in words.read_text(encoding="utf-8").split("\n") if line.strip()]
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    taken = _whole(_images(images, count, skip_broken, value_range))
+    taken = _whole(images, count, skip_broken, value_range)
     _say(f"names rest on {split.count_seen(taken)}", {})
     if words is None and taken.labels is None:
         names = describe_concepts(split, taken)
@@ -467,16 +468,26 @@ def _discovery(images: ImageSet, hold_out: float, seed: int) -> ImageSet:
     return found
 
 
-def _unseen(split: Disentanglement, seen: bool, images: str, count: int | None, *how: Any) -> ImageSet:
+def _unseen(
+    split: Disentanglement,
+    seen: bool,
+    images: str,
+    count: int | None,
+    skip_broken: bool,
+    value_range: tuple[float, float] | None,
+) -> ImageSet:
     """Return images that the discovery did not see, if there are any and ``seen`` ones are not wanted."""
     from elude_nb.data.folders import IMAGE_SETS
 
     if seen:
-        return _whole(_images(images, count, *how))
-    whole = _images(images, max(400, 3 * (count or 0)) if images in IMAGE_SETS else None, *how)
+        return _whole(images, count, skip_broken, value_range)
+    most = max(400, 3 * (count or 0)) if images in IMAGE_SETS else None
+    whole = _images(images, most, skip_broken, value_range)
     size = len(whole) if count is None else 3 * count  # of a large folder not all are opened
     while True:
-        pool = _whole(whole.sample(size))
+        pool = whole.sample(size)
+        if not skip_broken:
+            _check_whole(pool)
         known = split.count_seen(pool)
         if count is None or known.total - (known.count or 0) >= count or known.total == len(whole):
             break
@@ -487,8 +498,16 @@ def _unseen(split: Disentanglement, seen: bool, images: str, count: int | None, 
     return pool if count is None else pool.sample(count)
 
 
-def _whole(images: ImageSet) -> ImageSet:
-    """Return images that can all be opened: a broken one is found out now, not after minutes of forward passes.
+def _whole(images: str, count: int | None, skip_broken: bool, value_range: tuple[float, float] | None) -> ImageSet:
+    """Return images that can all be opened; with ``skip_broken`` they have been opened already."""
+    taken = _images(images, count, skip_broken, value_range)
+    if not skip_broken:
+        _check_whole(taken)
+    return taken
+
+
+def _check_whole(images: ImageSet) -> None:
+    """Raise `ImageError` if there is a broken image: found out now, not after minutes of forward passes.
 
     A picture takes about a tenth of the time of a forward pass of DINOv2 on a CPU.
     """
@@ -502,7 +521,6 @@ def _whole(images: ImageSet) -> ImageSet:
         )
     if broken:
         raise ImageError(broken[0])
-    return images
 
 
 def _load_model(name: str | None, *how: Any, of: Path | None = None) -> Model:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from elude_nb._util.words import counted
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -26,7 +28,7 @@ class Seen:
     total: int
 
     def __str__(self) -> str:
-        images = "1 image" if self.total == 1 else f"{self.total:,} images"
+        images = counted(self.total, "image")
         if self.count is None:
             return f"{images}, not known which were seen in discovery"
         count = {0: "none", self.total: "all"}.get(self.count, f"{self.count:,}")

@@ -23,7 +23,7 @@ from elude_nb.interpret.find_units import pool_readouts
 from elude_nb.models.forward import overheard
 from elude_nb.scores.inputs import is_constant
 from elude_nb.scores.labels import Labels
-from elude_nb.scores.similarity import best_images
+from elude_nb.scores.similarity import best_images, of_few
 
 _SHOWN = 6  # images that a description counts labels over, at most: about as many as pictures show
 _LONGEST = 40  # letters of an image's name, which may be a sentence
@@ -94,7 +94,7 @@ def describe(values: Tensor, once: Tensor, labels: Sequence[str] | None, names: 
 
     Labels are (n,), empty where there is none.
     """
-    top = min(_SHOWN, max(2, len(once) // 4))
+    top = of_few(_SHOWN, len(once))
     check_enough("top", top, len(once), len(values))
     best, constant = once[best_images(values[once], top)].T.tolist(), is_constant(values).tolist()
     found = {c: _describe([*mine], labels, names) for c, mine in enumerate(best) if not constant[c]}

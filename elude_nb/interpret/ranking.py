@@ -9,6 +9,7 @@ from torch import Tensor
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count
 from elude_nb.interpret.gallery import Gallery
+from elude_nb.scores.overview import sort_by_separation
 from elude_nb.scores.similarity import sibling_similarity, top_centres, top_similarity
 
 
@@ -67,5 +68,4 @@ def rank_channels(gallery: Gallery, *, k: int = 6, candidates: int = 12) -> pd.D
 
 def _separations(before: pd.Series[float], after: pd.Series[float], siblings: pd.Series[float]) -> pd.DataFrame:
     table = pd.DataFrame({"before": before, "after": after, "siblings": siblings}).dropna()
-    table["separation"] = table["after"] - table[["before", "siblings"]].max(axis=1)
-    return table.rename_axis("channel").sort_values("separation", ascending=False, kind="stable")
+    return sort_by_separation(table.rename_axis("channel"))

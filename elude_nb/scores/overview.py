@@ -314,5 +314,10 @@ def mixed_channels(scores: pd.DataFrame) -> pd.DataFrame:
             "siblings": means["sibling_similarity"].get("sub-unit"),
         }
     ).dropna()
-    table["separation"] = table["after"] - table[["before", "siblings"]].max(axis=1)
-    return table.sort_values("separation", ascending=False)
+    return sort_by_separation(table)
+
+
+def sort_by_separation(table: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with ``before``, ``after`` and ``siblings`` by their ``separation``, see `mixed_channels`."""
+    separation = table["after"] - table[["before", "siblings"]].max(axis=1)
+    return table.assign(separation=separation).sort_values("separation", ascending=False, kind="stable")

@@ -54,6 +54,17 @@ def top_similarity(activations: Array, embeddings: Array, k: int = 10) -> pd.Ser
     return per_unit("top_similarity", similarity, missing=is_constant(values))
 
 
+def of_few(k: int, n: int) -> int:
+    """Return how many best of ``n`` images to compare: ``k``, or a quarter of few (of few, the ``k`` are nearly all).
+
+    Examples
+    --------
+    >>> of_few(10, 400), of_few(10, 24), of_few(10, 3)
+    (10, 6, 2)
+    """
+    return min(k, max(2, n // 4))
+
+
 def best_images(activations: Array, k: int) -> Tensor:
     """Return the numbers of the ``k`` images with the highest activations of each unit, (k, u), the highest first.
 

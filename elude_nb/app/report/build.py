@@ -22,6 +22,7 @@ from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import ExactnessError, SiteError
 from elude_nb.interpret.descriptions import described
 from elude_nb.interpret.profiles import places_of_sources
+from elude_nb.scores.similarity import of_few
 from elude_nb.scores.verdict import verdict
 
 
@@ -109,7 +110,7 @@ def write_report(
     if len(shown) < len(photos) and show_bars:
         say(f"report: {len(shown)} of {counted(len(photos), 'image')} fit into max_memory={max_memory:g} GiB")
     count = min(count, len(shown))
-    k = min(k, max(2, len(seen.distinct) // 4))  # of few images the ten best are nearly all
+    k = of_few(k, len(seen.distinct))
     scores = seen.scores(k)
     table = channel_table(split, scores)
     opened = table["channel"].head(wanted).tolist() if isinstance(wanted, int) else wanted
