@@ -108,12 +108,14 @@ def main() -> None:
             "channel", [timed(lambda: press("ArrowRight"), shown.inner_text) for _ in range(options.presses)], one_pass
         )
         table = page.locator(".elude-units")
-        page.locator(".elude-rho [role=slider]").first.focus()
-        line("rho", [timed(lambda: press("ArrowLeft"), table.inner_text) for _ in range(10)], one_pass)
+        page.get_by_text("Split this channel otherwise").first.click()
+        rho, values = page.locator(".elude-rho select").first, iter(range(1, 6))
+        seconds = [timed(lambda: rho.select_option(index=next(values)), table.inner_text) for _ in range(5)]
+        line("rho", seconds, one_pass)
         page.locator(".elude-picker").first.focus()
         spoken = page.locator(".elude-contributors select")
         line("patch", [timed(lambda: press("ArrowRight"), spoken.inner_text) for _ in range(6)], one_pass)
-        page.locator(".elude-strength [role=slider]").first.focus()
+        page.locator(".elude-strength input[type=range]").first.focus()
         moved = page.locator(".elude-moved")
         line(
             "strength of a concept", [timed(lambda: press("ArrowRight"), moved.inner_text) for _ in range(18)], one_pass
