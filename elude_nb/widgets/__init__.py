@@ -5,6 +5,7 @@ from elude_nb.widgets.channel_explorer import ChannelExplorer
 from elude_nb.widgets.concept_atlas import ConceptAtlas
 from elude_nb.widgets.image_inspector import ImageInspector
 from elude_nb.widgets.intruder_quiz import IntruderQuiz
+from elude_nb.widgets.quiz_board import QuizBoard
 from elude_nb.widgets.steering_panel import SteeringPanel
 from elude_nb.widgets.workbench import Workbench
 
@@ -14,6 +15,7 @@ __all__ = [
     "Gallery",
     "ImageInspector",
     "IntruderQuiz",
+    "QuizBoard",
     "SteeringPanel",
     "Workbench",
 ]

@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import pandas as pd
 import traitlets
 from markupsafe import Markup
 
-from elude_nb._util.checks import check_count
+from elude_nb._util.checks import check_count, check_flag
 from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
 from elude_nb.figures.html import GREY, PALETTE, tile
+from elude_nb.interpret.exemplars import crop_at
 from elude_nb.interpret.gallery import Gallery
-from elude_nb.interpret.quiz import CHANNEL, SUB_UNIT, Question, Quiz, Share, make_questions
+from elude_nb.interpret.quiz import CHANNEL, SUB_UNIT, Question, Quiz, Share, clearest_question, make_questions
 from elude_nb.widgets import parts
 from elude_nb.widgets.panel import GalleryPanel
 
-_SIDE, _SMALL_SIDE = 136, 84
-_KIND_NAMES = {CHANNEL: "whole channels", SUB_UNIT: "sub-units"}
+_SIDE, _SMALL_SIDE = 160, 84
+KIND_NAMES = {CHANNEL: "whole channels", SUB_UNIT: "sub-units"}
 
 
 class IntruderQuiz(GalleryPanel):
@@ -47,13 +49,19 @@ class IntruderQuiz(GalleryPanel):
         Of the questions.
     units
         Sub-units, (channel, number), to ask about instead of drawing any.
+    practice
+        Whether a question to practise comes first, the clearest that is found; it is not counted.
 
     Attributes
     ----------
     player
         Who answers (trait, settable); it stands beside each answer in the results.
+    crops
+        How much of an image's side is shown, around the patch at which the unit is most active, or ``None`` for whole
+        images (trait, settable). The activation is at one place; the rest of the photograph misleads.
     question
-        Number of the question that is shown, from 1 (trait, read-only); 0 while images are still coming.
+        Number of the question that is shown, from 1 (trait, read-only); 0 while images are still coming, or to
+        practise.
     score
         Right answers of this round, a `Share` for ``"channel"`` and one for ``"sub-unit"`` (trait, read-only).
     finished
@@ -70,6 +78,7 @@ class IntruderQuiz(GalleryPanel):
     """
 
     player = traitlets.Unicode(help="who answers")
+    crops = traitlets.Float(0.45, allow_none=True, help="how much of an image's side is shown; None: all of it")
     question = traitlets.Int(0, read_only=True, help="number of the question that is shown, from 1")
     score: traitlets.Dict[str, Share] = traitlets.Dict(read_only=True, help="right answers of this round, by kind")
     finished = traitlets.Bool(default_value=False, read_only=True, help="whether the round is over")
@@ -83,14 +92,18 @@ class IntruderQuiz(GalleryPanel):
         size: int = 5,
         seed: int = 0,
         units: Sequence[tuple[int, int]] | None = None,
+        practice: bool = True,
     ) -> None:
         super().__init__(gallery, images)
         check_count("per_kind", per_kind)
+        check_flag("practice", practice)
         self._size, self._seed = check_count("size", size, 3), check_count("seed", seed, 0)
-        self._per_kind, self._units = per_kind, units
+        self._per_kind, self._units, self._practice = per_kind, units, practice
         self._quiz = Quiz()
         self._waiting = False  # whether the question that is shown waits for an answer
+        self._shown: tuple[Question, int | None] | None = None  # the question, and what was chosen
         self._build()
+        self.observe(self._repaint, "crops")
         self.begin()
 
     def _build(self) -> None:
@@ -99,6 +112,9 @@ class IntruderQuiz(GalleryPanel):
         ipywidgets.link((self, "player"), (self._player, "value"))
         hint = {"tooltip": "begin again with other questions; results are kept"}
         self._again = parts.make_button("new questions", "restart", self.restart, **hint)
+        self._whole = parts.make(
+            ipywidgets.Checkbox, "whole images", "whole", self._take_whole, indent=False, layout={"width": "auto"}
+        )
         self._title, self._score, self._link = (parts.make_place(name) for name in ("question", "score", "download"))
         self._pictures = [parts.make_place("picture") for _ in range(self._size)]
         self._answers = [self._make_answer(place) for place in range(self._size)]
@@ -111,7 +127,7 @@ class IntruderQuiz(GalleryPanel):
         style = Path(__file__).with_name("quiz.css").read_text(encoding="utf-8")
         self.children = (
             ipywidgets.HTML(f"<style>{style}</style>"),
-            parts.make_row(self._player, self._again),
+            parts.make_row(self._player, self._again, self._whole),
             self._bar,
             self._title,
             parts.make_row(*choices).add_class("elude-choices"),
@@ -136,12 +152,14 @@ class IntruderQuiz(GalleryPanel):
             return
         with self.guarded():
             question = self._quiz.current
-            right = self._quiz.answer(place, self.player.strip())
+            practice = self._quiz.practice is not None
+            right = self._quiz.answer(place, self.player.strip(), crop=self.crops)
             self._waiting = False
             self.set_trait("finished", self._quiz.finished)
             self._paint(question, chosen=place)
             verdict, odd = "Right" if right else "Wrong", question.trial.intruder + 1
-            self.say(f"{verdict}: image {odd} did not belong. The question was about {_name_unit(question)}.")
+            then = " From now on answers count." if practice else ""
+            self.say(f"{verdict}: image {odd} did not belong. The question was about {name_unit(question)}.{then}")
             (self._again if self.finished else self._next).focus()
 
     def next(self) -> None:
@@ -161,7 +179,7 @@ class IntruderQuiz(GalleryPanel):
             return
         with self.guarded():
             new = self._seed + 1 if seed is None else check_count("seed", seed, 0)
-            self._quiz.restart(self._questions(new))
+            self._quiz.restart(self._questions(new))  # who plays again knows how
             self._seed = new
             self.set_trait("finished", False)
             self._ask()
@@ -196,27 +214,49 @@ class IntruderQuiz(GalleryPanel):
         if self.gallery.ready < len(self.gallery.images):
             self.say(f"{self.describe_images()}. The questions come when all are ready.")
         elif not self._quiz.round:
-            self._quiz.restart(self._questions(self._seed))
+            questions, practice = self._questions(self._seed), None
+            if self._practice:
+                asked = {question.channel for question in questions}
+                practice = clearest_question(self.gallery, size=self._size, seed=self._seed, leave_out=sorted(asked))
+            self._quiz.restart(questions, practice)
             self._ask()
 
     def _ask(self) -> None:
         self._waiting = True
-        self.set_trait("question", self._quiz.answered + 1)
+        self.set_trait("question", 0 if self._quiz.practice else self._quiz.answered + 1)
         self._paint(self._quiz.current)
         self.say("Choose the image that does not belong to the others.")
         self._quiz.begin()
 
+    def _take_whole(self, whole: bool) -> None:
+        if whole != (self.crops is None):
+            self.crops = None if whole else type(self).crops.default_value
+
+    @traitlets.validate("crops")
+    def _valid_crops(self, proposal: Any) -> float | None:
+        value: float | None = proposal["value"]
+        if value is not None and not 0 < value <= 1:
+            raise traitlets.TraitError(f"crops={value} must be above 0 and at most 1, or None for whole images.")
+        return value
+
+    def _repaint(self, _: object) -> None:
+        self._whole.value = self.crops is None
+        if self._shown is not None:
+            self._paint(*self._shown)
+
     def _paint(self, question: Question, chosen: int | None = None) -> None:
         """Show a question; once an image was chosen, also what was right."""
-        self._title.value = parts.fill("question.html", number=self.question, count=len(self.questions))
-        for place, image in enumerate(question.trial.images):
+        self._shown = question, chosen
+        count, crops = len(self.questions), self.crops
+        self._title.value = parts.fill("question.html", number=self.question, count=count, size=self._size, crops=crops)
+        for place, picture in enumerate(pictures_of(self.gallery, question, crops)):
             said, colour = "", GREY
             if chosen is not None:
                 odd = place == question.trial.intruder
                 said, colour = ("did not belong", PALETTE[3]) if odd else ("belongs", PALETTE[2])
                 said += ", your choice" if place == chosen else ""
             alt = f"image {place + 1}" + (f", {said}" if said else "")
-            shown = tile(self.gallery.pictures_of(image), alt, side=_SIDE, colour=colour)
+            shown = tile(picture, alt, side=_SIDE, colour=colour)
             self._pictures[place].value = parts.fill("quiz_picture.html", tile=shown, said=said)
             self._answers[place].disabled = chosen is not None
         self._next.disabled = self._waiting or self._quiz.finished
@@ -225,10 +265,12 @@ class IntruderQuiz(GalleryPanel):
     def _paint_score(self) -> None:
         score, results = self._quiz.score(), self._quiz.results
         self.set_trait("score", score)
-        rows = [(_KIND_NAMES[kind], share) for kind, share in score.items()]
+        rows = [(KIND_NAMES[kind], share) for kind, share in score.items()]
         if self._quiz.finished:
             of_model = self._quiz.score_of_embedding(self.gallery.outputs - self.gallery.outputs.mean(0))
-            rows += [(f"{_KIND_NAMES[kind]}, the model itself", share) for kind, share in of_model.items()]
+            rows += [
+                (f"{KIND_NAMES[kind]}, the model itself on whole images", share) for kind, share in of_model.items()
+            ]
         verdict, seen = _judge(score) if self._quiz.finished else "", self.gallery.seen
         self._score.value = parts.fill("quiz_score.html", chance=1 / self._size, rows=rows, verdict=verdict, seen=seen)
         data = base64.b64encode(results.to_csv(index=False).encode("utf-8")).decode("ascii")
@@ -238,13 +280,21 @@ class IntruderQuiz(GalleryPanel):
         """Return the questions of this round as a sheet to print, with the answers folded away."""
         if not self._quiz.round:
             return Markup("<p>{}</p>").format(self.message)
-        show = partial(tile, side=_SMALL_SIDE)
-        pictures = self.gallery.pictures_of
-        asked: dict[str, Any] = {"questions": self.questions, "name": _name_unit, "seen": self.gallery.seen}
+        show, pictures = partial(tile, side=_SMALL_SIDE), partial(pictures_of, self.gallery, share=self.crops)
+        asked: dict[str, Any] = {"questions": self.questions, "name": name_unit, "seen": self.gallery.seen}
         return parts.fill("quiz_sheet.html", tile=show, pictures=pictures, **asked)
 
 
-def _name_unit(question: Question) -> str:
+def pictures_of(gallery: Gallery, question: Question, share: float | None) -> list[np.ndarray[Any, Any]]:
+    """Return the images of a question, whole or so much of their side around where the unit is most active."""
+    whole = [gallery.pictures_of(image) for image in question.trial.images]
+    if share is None:
+        return whole
+    return [crop_at(each, patch, gallery.grid, share) for each, patch in zip(whole, question.patches, strict=True)]
+
+
+def name_unit(question: Question) -> str:
+    """Return in words what a question is about."""
     what = "the whole channel" if question.unit is None else f"sub-unit {question.unit} of channel"
     return f"{what} {question.channel}"
 

@@ -14,7 +14,17 @@ import torch
 from elude_nb import disentangle
 from elude_nb.core.strategies import ConceptRouting
 from elude_nb.interpret.gallery import Gallery
-from elude_nb.interpret.quiz import CHANNEL, KINDS, SUB_UNIT, Question, Quiz, make_questions, share_of
+from elude_nb.interpret.quiz import (
+    CHANNEL,
+    KINDS,
+    SUB_UNIT,
+    Question,
+    Quiz,
+    class_result,
+    clearest_question,
+    make_questions,
+    share_of,
+)
 from elude_nb.scores.intruder import grade
 
 
@@ -271,4 +281,62 @@ def test_without_answers_the_table_has_its_columns(gallery) -> None:
         "intruder",
         "right",
         "seconds",
+        "crop",
     ]
+
+
+def test_each_image_has_the_patch_of_its_unit(gallery) -> None:
+    for question in make_questions(gallery, per_kind=4):
+        maps = (
+            gallery.channel(question.channel).maps.sum(-1)
+            if question.unit is None
+            else gallery.images_of_unit(question.channel, question.unit)
+        )
+        for image, patch in zip(question.trial.images, question.patches, strict=True):
+            assert float(maps[image, patch]) == pytest.approx(float(maps[image].max()), abs=1e-4)
+
+
+def test_the_clearest_question_is_the_clearest(gallery) -> None:
+    centred = torch.nn.functional.normalize(gallery.outputs - gallery.outputs.mean(0), dim=1)
+
+    def clear(question: Question) -> float:
+        of = [centred[image] for image in question.trial.images]
+        odd = of.pop(question.trial.intruder)
+        among = [float(of[i] @ of[j]) for i in range(len(of)) for j in range(i)]
+        return float(np.mean(among) - np.mean([float(odd @ one) for one in of]))
+
+    found = clearest_question(gallery, size=4)
+    left_out = clearest_question(gallery, size=4, leave_out=[found.channel])
+    assert (found.kind, left_out.channel == found.channel) == (SUB_UNIT, False)
+    assert clear(found) > clear(left_out)
+    mean = np.mean([clear(q) for q in make_questions(gallery, per_kind=8, size=4) if q.kind == SUB_UNIT])
+    assert clear(found) > mean
+
+
+def answered(rights: dict[tuple[str, int], list[bool]]) -> pd.DataFrame:
+    rows = [
+        {"player": f"p{i}", "kind": kind, "channel": channel, "unit": None if kind == CHANNEL else 1, "right": right}
+        for (kind, channel), some in rights.items()
+        for i, right in enumerate(some)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_class_is_counted_by_question() -> None:
+    # one question that all of many people got right does not outweigh another that few answered
+    answers = answered({(CHANNEL, 1): [True] * 9, (CHANNEL, 2): [False], (SUB_UNIT, 1): [True], (SUB_UNIT, 2): [True]})
+    result = class_result(answers)
+    assert (result.people, result.answers) == (9, 12)
+    assert (result.shares[CHANNEL].mean, result.shares[SUB_UNIT].mean) == (0.5, 1.0)
+    assert result.difference is not None
+    assert result.difference.mean == 0.5
+    assert (result.difference.low, result.difference.high) == (0.0, 1.0)
+    assert "No difference so far" in str(result)
+
+
+def test_a_class_that_agrees_gets_a_verdict() -> None:
+    rights = {(CHANNEL, c): [False, False] for c in range(6)} | {(SUB_UNIT, c): [True, True] for c in range(6)}
+    assert "more often for sub-units than for whole channels: +100 points" in str(class_result(answered(rights)))
+    turned = {(kind, c): [not right for right in some] for (kind, c), some in rights.items()}
+    assert "more often for whole channels than for sub-units: -100 points" in str(class_result(answered(turned)))
+    assert "No answers to both" in str(class_result(answered({(CHANNEL, 1): [True]})))

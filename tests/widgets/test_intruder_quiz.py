@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import traitlets
 
+from elude_nb.figures.html import data_uri
+from elude_nb.interpret.exemplars import crop_at
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.quiz import CHANNEL, KINDS, SUB_UNIT, make_questions
 from elude_nb.scores.intruder import grade
@@ -26,7 +28,7 @@ def gallery(split, images) -> Gallery:
 
 @pytest.fixture
 def quiz(gallery) -> IntruderQuiz:
-    return IntruderQuiz(gallery, per_kind=3, size=4)
+    return IntruderQuiz(gallery, per_kind=3, size=4, practice=False)
 
 
 def shown(quiz: IntruderQuiz) -> list[dict[str, str]]:
@@ -57,7 +59,7 @@ def test_before_the_answer_nothing_gives_it_away(quiz) -> None:
     assert [image["alt"] for image in shown(quiz)] == [f"image {place}" for place in (1, 2, 3, 4)]
     assert len({image["style"] for image in shown(quiz)}) == 1
     words = " ".join([quiz._title.value, quiz.message])
-    assert not any(kind in words for kind in (*KINDS, "unit"))
+    assert not any(kind in words for kind in KINDS)
     assert all(str(image["title"]) == str(image["alt"]) for image in shown(quiz))
 
 
@@ -84,12 +86,45 @@ def test_a_click_answers(quiz, caplog) -> None:
     assert not caplog.records
 
 
-def test_every_image_of_the_trial_is_shown_in_its_place(quiz, gallery) -> None:
-    from elude_nb.figures.html import data_uri
+def test_every_image_of_the_trial_is_shown_in_its_place_around_its_peak_or_whole(quiz, gallery) -> None:
+    question = quiz.questions[0]
+    of_unit = gallery.maps_of([(question.channel, question.unit or 0)])[..., 0]
+    turned = int(gallery.split.signs[question.channel, question.unit]) if question.unit else 1
+    whole = [gallery.pictures_of(image) for image in question.trial.images]
+    peaks = [int((of_unit[image] * turned).argmax()) for image in question.trial.images]
+    crops = [crop_at(picture, patch, gallery.grid, 0.45) for picture, patch in zip(whole, peaks, strict=True)]
+    assert [image["src"] for image in shown(quiz)] == [data_uri(crop, 160) for crop in crops]
+    assert "where it is most active" in quiz._title.value
+    quiz._whole.value = True
+    assert quiz.crops is None
+    assert [image["src"] for image in shown(quiz)] == [data_uri(picture, 160) for picture in whole]
+    assert "where it is most active" not in quiz._title.value
+    quiz.answer(0)
+    quiz.crops = 0.45
+    assert quiz._whole.value is False
+    assert shown(quiz)[0]["alt"].endswith("your choice")  # it is still answered
+    quiz.next()
+    quiz.answer(0)
+    assert quiz.results["crop"].isna().tolist() == [True, False]
+    with pytest.raises(traitlets.TraitError, match=r"crops=1.5"):
+        quiz.crops = 1.5
 
-    pictures = gallery.pictures
-    expected = [data_uri(pictures[image], 136) for image in quiz.questions[0].trial.images]
-    assert [image["src"] for image in shown(quiz)] == expected
+
+def test_the_first_question_is_to_practise_and_clear(gallery) -> None:
+    quiz = IntruderQuiz(gallery, per_kind=3, size=4)
+    practice = quiz._quiz.practice
+    assert practice is not None
+    assert (quiz.question, practice.kind) == (0, SUB_UNIT)
+    assert practice.channel not in {question.channel for question in quiz.questions}
+    assert "To practise" in quiz._title.value
+    quiz._answers[practice.trial.intruder].click()
+    assert quiz.message.startswith("Right")
+    assert "From now on answers count" in quiz.message
+    assert (len(quiz.results), quiz.finished) == (0, False)
+    quiz._next.click()
+    assert (quiz.question, len(quiz.questions)) == (1, 6)
+    quiz.restart()
+    assert quiz.question == 1  # who plays again knows how
 
 
 def test_a_round_is_scored_by_kind(quiz) -> None:
@@ -116,7 +151,7 @@ def test_a_round_is_scored_by_kind(quiz) -> None:
     ],
 )
 def test_the_verdict_says_what_the_intervals_say(gallery, well, said) -> None:
-    quiz = IntruderQuiz(gallery, per_kind=6, size=4)
+    quiz = IntruderQuiz(gallery, per_kind=6, size=4, practice=False)
     play(quiz, well=well)
     assert said in quiz._score.value
 
@@ -225,7 +260,7 @@ def in_a_kernel(make: Any) -> IntruderQuiz:
 
 def test_in_a_kernel_the_questions_wait_for_all_images(split, images, gallery) -> None:
     quiz = in_a_kernel(lambda: IntruderQuiz(split, images, per_kind=3, size=4))
-    assert quiz.question == 1
+    assert (quiz.question, "To practise" in quiz._title.value) == (0, True)
     assert quiz.questions == make_questions(gallery, per_kind=3, size=4)
 
 
