@@ -246,7 +246,7 @@ class QuizBoard(GalleryPanel):
                 )
                 for place, picture in enumerate(pictures_of(self.gallery, question, self._crops))
             ]
-            share = int((chosen == odd).sum()) / len(chosen)
+            share = counts.get(odd, 0) / len(chosen)
             rows.append((f"{number}. {name_unit(question)}: {share:.0%} of {len(chosen)} right", pictures))
         return rows
 
