@@ -35,6 +35,7 @@ from elude_nb.app.options import (
     ImageSizeOption,
     ImagesOption,
     JsonOption,
+    JudgeOption,
     MethodsOption,
     ModelOption,
     NamedModelOption,
@@ -200,6 +201,7 @@ def score(
     channels: SomeChannelsOption = None,
     k: Annotated[Any, whole_option("Best images of each unit; by default 10, or a quarter of few images.", 2)] = None,
     seed: Annotated[Any, seed_option("Of the random routes.")] = 0,
+    judge: JudgeOption = None,
     json: JsonOption = False,
     model: NamedModelOption = None,
     architecture: ArchitectureOption = None,
@@ -218,7 +220,7 @@ def score(
     split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
     taken = _unseen(split, seen, images, count, skip_broken, value_range)
     k = k or of_few(10, len(taken))
-    scores = en.score(split, taken, k=k, seed=seed)
+    scores = en.score(split, taken, k=k, seed=seed, embeddings=judge)
     if channels is not None:
         check_count("channels", max(channels), 0, split.site.channels - 1)
         scores = scores[scores["channel"].isin(channels)]
@@ -258,6 +260,7 @@ def compare(
     k: Annotated[Any, whole_option("Best images of each unit.", 4)] = 10,
     seed: Annotated[Any, seed_option("Of halves, sampling, clustering and training.")] = 0,
     max_memory: Annotated[Any, memory_option("the recorded tokens")] = 8.0,
+    judge: JudgeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Fit methods on one half of the images, score them on the other; write one table and a page."""
@@ -281,6 +284,7 @@ def compare(
         k=k,
         seed=seed,
         max_memory=max_memory,
+        embeddings=judge,
     )
     paths = write_comparison(compared, out)
     if json:

@@ -160,9 +160,15 @@ def choice_option(allowed: Sequence[str], what: str) -> Any:
 
 
 FileArgument = Annotated[Path, typer.Argument(help="A file that `elude-nb disentangle` wrote.")]
-ModelOption = Annotated[str, typer.Option(help="'dinov2-small', a timm name, or a checkpoint.")]
+ModelOption = Annotated[str, typer.Option(help="'dinov2-small', 'efficientnet-lite0', a timm name, or a checkpoint.")]
 NamedModelOption = Annotated[
     str | None, typer.Option(help="In place of the model that the file names, such as a checkpoint that has moved.")
+]
+JudgeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A network that judges how alike images are, such as 'efficientnet-lite0'; by default the model."
+    ),
 ]
 ArchitectureOption = Annotated[
     str | None, typer.Option(help="For a checkpoint: timm's name of its architecture; see `elude-nb models`.")

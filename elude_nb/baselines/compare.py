@@ -27,7 +27,7 @@ from elude_nb.core.concepts import suggest_concepts
 from elude_nb.core.recording import Recording, record
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.models.default_site import choose_site
-from elude_nb.models.forward import overheard
+from elude_nb.models.forward import name_of_judge, overheard, reference
 from elude_nb.models.hooks import check_pristine
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import Site
@@ -223,7 +223,7 @@ def compare(
     tokens: str | None = None,
     tokens_per_image: int | None = 24,
     k: int = 10,
-    embeddings: Tensor | None = None,
+    embeddings: Tensor | Model | str | None = None,
     fidelity_images: int = 96,
     seed: int = 0,
     max_memory: float = 8.0,
@@ -233,7 +233,8 @@ def compare(
 ) -> Compared:
     """Fit methods on one half of the images and score all of them on the other half.
 
-    Copies of an image are left out first, with a warning, unless ``labels`` or ``embeddings`` are given one an image.
+    Copies of an image are left out first, with a warning, unless ``labels`` or ``embeddings`` are given as numbers,
+    one an image.
 
     Every method gets the same recorded tokens. An image's activation of a unit is the largest over its recorded tokens.
     A unit counts as live if at least ``k`` of the scored images are above its smallest value. All means are over live
@@ -266,7 +267,8 @@ def compare(
         How many best images of each unit are compared, at least 4; at least 8 images are needed to score on. The
         MS-Score is of a tenth of the scored images, but of ``k`` at least and 100 at most.
     embeddings
-        Reference embeddings of the scored images (n, e); by default the model's output, less its mean.
+        What judges how alike images are: reference embeddings of the scored images (n, e), a `Model`, or the name of
+        one, as in `elude_nb.score`; by default the model's output, less its mean.
     fidelity_images
         On how many of the scored images the model is run with reconstructions in place of its activations.
     seed
@@ -295,7 +297,9 @@ def compare(
     check_pristine(model.network, "compare")
     place = choose_site(model, site, blocks=blocks, tokens=tokens, purpose="compare")
     tokens = tokens or place.layout.usual
-    of_rows = labels is not None or embeddings is not None  # which the caller has for every image
+    of_rows = labels is not None or not isinstance(
+        embeddings, str | Model | None
+    )  # which the caller has for every image
     discovery, scored = _split(model, images, held_out, labels, seed, copies=of_rows)
     if len(scored) < max(k + 1, 2 * _FEWEST_BEST):
         raise ValueError(
@@ -323,10 +327,11 @@ def compare(
     with overheard(model, wanted=embeddings is None) as outputs:
         new = Recording.join(list(record(model, scored, place, **how, announce=False)))
     passes = (time.perf_counter() - start) / len(scored)
-    reference = outputs.embeddings() if embeddings is None else torch.as_tensor(embeddings)
+    judged = reference(embeddings, scored, model.progress)
+    vectors = outputs.embeddings() if judged is None else torch.as_tensor(judged)
     token_labels = None if discovery.labels is None else [discovery.labels[i] for i in seen.images.tolist()]
     groups = cluster_directions(seen.channels - seen.channels.mean(0), torch.ones(len(seen)), g, seed=seed)
-    halves = Halves(seen, token_labels, groups, new, scored, reference, k, seed)
+    halves = Halves(seen, token_labels, groups, new, scored, vectors, k, seed)
     bar = progress_bar(chosen, description="methods", show=model.progress)
     fitted = [FittedMethod.fit(method, halves) for method in bar]
     equal = min(n_units, *(len(found.live) for found in fitted))
@@ -346,6 +351,7 @@ def compare(
         "tokens_per_image": tokens_per_image, "units": n_units, "equal_units": equal, "concepts": g,
         "sub_units": sub_units, "shared": shared, "sparsity": sparsity, "k": k, "seed": seed,
         "fidelity_images": len(few), "forward_pass_seconds": passes,
+        "judge": name_of_judge(embeddings),
     }  # fmt: skip
     by_name = {found.method.name: found.method for found in fitted}
     return Compared(pd.DataFrame(rows), pd.concat(tables, ignore_index=True), settings, by_name)

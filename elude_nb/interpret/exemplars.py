@@ -25,7 +25,8 @@ from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.copies import check_enough
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import SiteError
-from elude_nb.models.forward import overheard
+from elude_nb.models.forward import overheard, reference
+from elude_nb.models.load import Model
 from elude_nb.scores.inputs import as_embeddings
 from elude_nb.scores.similarity import best_images, top_similarity
 
@@ -98,7 +99,7 @@ def find_exemplars(
     *,
     count: int = 8,
     units: Sequence[int] | int = 5,
-    embeddings: Tensor | None = None,
+    embeddings: Tensor | Model | str | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> Exemplars:
@@ -120,7 +121,8 @@ def find_exemplars(
         Which units, or how many: then the strongest is taken first, next those that are strong and unlike the ones
         already taken, and unit 0 in the end.
     embeddings
-        Reference embeddings (n, e) of the images, from `embed` or an encoder of your choice; by default the model's.
+        What judges how alike images are: reference embeddings (n, e), a `Model`, or the name of one, as in
+        `elude_nb.score`; by default the model's own output.
     batch_size, progress
         In place of the model's own settings.
 
@@ -136,6 +138,7 @@ def find_exemplars(
     check_count("count", count, 2, len(photos))
     if split.site.layout.grid is None:
         raise SiteError(f"{split.site.name!r} has no patches to draw heat maps over; choose another site.")
+    judged = reference(embeddings, photos, split.model.progress)
     with overheard(split.model, wanted=embeddings is None) as outputs:
         chosen, names, maps = read_channel(split, photos, channel, units)
     distinct = outputs.distinct(photos)
@@ -148,7 +151,7 @@ def find_exemplars(
         grid=split.site.layout.grid,
         picture=lambda index: split.model.picture(photos[index]).numpy(),
         labels=photos.labels,
-        embeddings=outputs.embeddings(distinct) if embeddings is None else as_embeddings(embeddings, len(photos)),
+        embeddings=outputs.embeddings(distinct) if judged is None else as_embeddings(judged, len(photos)),
         count=count,
         distinct=distinct,
     )

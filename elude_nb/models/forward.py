@@ -18,7 +18,7 @@ from elude_nb.data.copies import distinct_numbers, find_originals, sketch
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import ImageError
 from elude_nb.models.hooks import evaluating, for_analysis, intercept, is_intercepted, listen
-from elude_nb.models.load import Model, check_model
+from elude_nb.models.load import Model, check_model, load_model
 from elude_nb.models.outputs import first_tensor, main_tensor, with_first
 from elude_nb.models.sites import STREAM, Site, TokenLayout
 
@@ -32,6 +32,35 @@ def embed(model: Model, images: Images) -> Tensor:
     """
     outputs = outputs_of(model, images)
     return outputs - outputs.mean(0)
+
+
+def judge(name: str) -> Model:
+    """Load a network as a reference encoder: of a classifier, what its last layer looks at is the output.
+
+    Raises what `load_model` raises.
+    """
+    model = load_model(name)
+    network: Any = model.network
+    if getattr(network, "num_classes", 0) and hasattr(network, "reset_classifier"):  # timm's networks
+        network.reset_classifier(0)
+    return replace(model, network=network.eval(), provenance=replace(model.provenance, taken="without its classifier"))
+
+
+def name_of_judge(embeddings: Any) -> str:
+    """Return in words what judges how alike images are; see `reference`."""
+    if isinstance(embeddings, Model):
+        return embeddings.name
+    return embeddings if isinstance(embeddings, str) else "the model itself" if embeddings is None else "embeddings"
+
+
+def reference(embeddings: Any, images: Images, progress: bool | None = None) -> Any:
+    """Return reference embeddings of images (n, e): those given, or what a `Model` or the network of a name makes.
+
+    Of a network that is named, it is what its classifier looks at (`judge`); of a `Model`, its output.
+    """
+    if isinstance(embeddings, str):
+        embeddings = judge(embeddings)
+    return embed(embeddings.using(progress=progress), images) if isinstance(embeddings, Model) else embeddings
 
 
 @own_arithmetic()

