@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,6 +89,29 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
             pass
     except OSError as error:  # names a file that nobody has heard of
         raise OSError(error.errno, error.strerror, str(there)) from error
+
+
+def cache_folder() -> Path:
+    """Return the folder for what is fetched: ``$ELUDE_NB_CACHE``, else ``elude_nb`` in the user's cache folder.
+
+    Raises
+    ------
+    OSError
+        If the user has no home folder in which it would be.
+    """
+    try:
+        chosen = os.environ.get("ELUDE_NB_CACHE")
+        return Path(chosen).expanduser() if chosen else _users_cache() / "elude_nb"
+    except RuntimeError as error:  # from pathlib
+        raise FileNotFoundError("the user has no home folder") from error
+
+
+def _users_cache() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:

@@ -10,7 +10,7 @@ from elude_nb._util.words import counted
 from elude_nb.data.decode import is_picture
 from elude_nb.errors import ImageError
 
-IMAGE_SETS = ("photographs", "shapes")
+IMAGE_SETS = ("photographs", "shapes", "fashion", "stamps", "clipart")
 """Names that stand for a set of images, and for no folder."""
 
 
@@ -23,8 +23,8 @@ def list_pictures(folder: Path) -> tuple[list[str], list[str]]:
         If there is no such folder, or no picture below it.
     """
     if not os.path.isdir(folder):  # noqa: PTH112 - unlike Path.is_dir, False for a name that is too long
-        sets = " or ".join(repr(name) for name in IMAGE_SETS)
-        raise FileNotFoundError(f"There is no folder {str(folder)!r:.500}; name a folder, or {sets}, which need none.")
+        sets = ", ".join(map(repr, IMAGE_SETS))
+        raise FileNotFoundError(f"There is no folder {str(folder)!r:.500}; name a folder, or a set: {sets}.")
     paths, left_out = find_pictures(folder)
     if not paths:
         said = name_left_out(left_out) if left_out else "it is empty"

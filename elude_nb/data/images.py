@@ -39,6 +39,7 @@ from elude_nb.data.datasets import (
     names_of,
     open_item,
 )
+from elude_nb.data.debian import PACKAGES, fashion, folder_of_pictures
 from elude_nb.data.decode import Range, check_value_range, open_rgb, upright_rgb
 from elude_nb.data.folders import IMAGE_SETS, list_pictures, name_left_out
 from elude_nb.data.photographs import PHOTOGRAPHS, factors_of_crops, open_crop, photograph, sample_crops
@@ -308,11 +309,14 @@ def load_images(
           of one: items are an image, a pair (image, label), or a dictionary with ``"image"`` and ``"label"``, and the
           names of classes are taken where the data set has them. Its transform must not normalise or draw at random;
         * ``"photographs"``: crops of ten colour photographs, the label says of which;
-        * ``"shapes"``: drawn scenes whose factors are known.
+        * ``"shapes"``: drawn scenes whose factors are known;
+        * ``"fashion"``: 70,000 small grey photographs of clothes in 10 kinds (Fashion-MNIST); ``"stamps"``: cut-out
+          photographs and drawings of 30 kinds; ``"clipart"``: drawings of as many. They are fetched once, checked by
+          hash and cached (the last two with Debian's apt-get), and their licence stands in ``source``.
     labels
         For lists, arrays and data sets: one label an image.
     count
-        For the two sets by name: how many images (400 by default). For others: draw so many with `ImageSet.sample`.
+        For sets by name: how many images (400 by default). For others: draw so many with `ImageSet.sample`.
     seed
         Of the crops, of the factors, or of the drawing.
     value_range
@@ -345,7 +349,7 @@ def load_images(
     if isinstance(source, str) and source in IMAGE_SETS:
         if labels is not None or value_range is not None:
             raise ValueError(f"{source!r} brings its own labels and values; leave out labels= and value_range=.")
-        return _photographs(count or 400, seed) if source == "photographs" else _shapes(count or 400, seed)
+        return _by_name(source, count or 400, seed)
     if isinstance(source, str | os.PathLike):
         if labels is not None:
             raise ValueError("A folder's labels are its subfolders; to give labels of your own, pass a list of paths.")
@@ -469,6 +473,17 @@ def _photographs(count: int, seed: int) -> ImageSet:
     labels = tuple(crop.label for crop in crops)
     names = tuple(f"{label} {i // len(PHOTOGRAPHS)}" for i, label in enumerate(labels))
     return ImageSet(names, labels, "photographs", factors_of_crops(crops), crops, open_crop)
+
+
+def _by_name(name: str, count: int, seed: int) -> ImageSet:
+    """Return images of one of `IMAGE_SETS`."""
+    if name in {"photographs", "shapes"}:
+        return (_photographs if name == "photographs" else _shapes)(count, seed)
+    if name == "fashion":
+        images, licence = _from_dataset(fashion(), None, None), "MIT"
+    else:
+        images, licence = _from_folder(folder_of_pictures(name), None), PACKAGES[name].licence
+    return replace(images, source=f"{name} ({licence})").sample(count, seed=seed)
 
 
 def _shapes(count: int, seed: int) -> ImageSet:

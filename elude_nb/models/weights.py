@@ -5,7 +5,6 @@ Nothing here unpickles more than tensors. `elude_nb.models.checkpoints` reads fi
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from elude_nb._util.files import (
     NO_ROOM,
+    cache_folder,
     check_writable,
     read_tensors,
     sha256_of_file,
@@ -65,29 +65,6 @@ class Provenance:
         """What was taken of a checkpoint and what was left, in words; empty if all of it was taken as it is."""
         shown = ", ".join(self.left[:6]) + (f" and {len(self.left) - 6} more" if len(self.left) > 6 else "")
         return "; ".join(part for part in (self.taken, shown and f"left: {shown}") if part)
-
-
-def cache_folder() -> Path:
-    """Return the folder for fetched weights: ``$ELUDE_NB_CACHE``, else ``elude_nb`` in the user's cache folder.
-
-    Raises
-    ------
-    OSError
-        If the user has no home folder in which it would be.
-    """
-    try:
-        chosen = os.environ.get("ELUDE_NB_CACHE")
-        return Path(chosen).expanduser() if chosen else _users_cache() / "elude_nb"
-    except RuntimeError as error:  # from pathlib
-        raise FileNotFoundError("the user has no home folder") from error
-
-
-def _users_cache() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 @dataclass(frozen=True)
