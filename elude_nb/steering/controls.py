@@ -1,12 +1,14 @@
-"""Controls of an edit: the same done to random sub-units, random concepts, whole channels, a direction, a latent.
+"""Controls of an edit: the same done to random sub-units, random concepts, whole channels, directions, a latent.
 
-What a control removes is put at its mean over the tokens of the discovery, as an edit about the mean does.
+What a control removes is put at its mean over the tokens of the discovery, as an edit about the mean does; learned
+directions (`elude_nb.steering.directions`) have centres of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.core.steer import check_edit
 from elude_nb.errors import EditError
 from elude_nb.models.hooks import for_analysis
+from elude_nb.steering.directions import Erasure, difference_of_means, leace, linear_svm
 from elude_nb.steering.interventions import Intervention, Outcomes
 
 _LATENTS_PER_CHANNEL = 4
@@ -306,6 +309,12 @@ def _best_latent(given: Controls) -> Intervention:
     return silenced_latent(sae, most_selective(sums, is_target), share)
 
 
+def _erased(name: str, learn: Callable[[Tensor, Tensor], Erasure], given: Controls) -> Intervention:
+    seen, is_target = _seen(given)
+    change = learn(seen.tokens, is_target[seen.images]).change(given.share)
+    return Intervention(name, f"from {counted(len(seen.tokens), 'token')}", change=change)
+
+
 def _seen(given: Controls) -> tuple[Outcomes, Tensor]:
     if given.seen is None or given.is_target is None:
         raise EditError("there are no images to choose on.")
@@ -331,5 +340,8 @@ CONTROLS: dict[str, Callable[[Controls], Intervention]] = {
     "best channel": _best_channel,
     "mean direction": _mean_direction,
     "SAE latent": _best_latent,
+    "difference of means": partial(_erased, "difference of means", difference_of_means),
+    "linear SVM": partial(_erased, "linear SVM", linear_svm),
+    "LEACE": partial(_erased, "LEACE", leace),
 }
 """What an edit can be compared with, by name."""

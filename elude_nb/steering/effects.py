@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
-from elude_nb._util.checks import check_choice, check_count, shortly
+from elude_nb._util.checks import check_choice, check_count, check_fraction, shortly
 from elude_nb.baselines.sae import SparseAutoencoder
 from elude_nb.core.edit import Edit
 from elude_nb.core.result import Disentanglement, check_split
@@ -27,6 +27,9 @@ from elude_nb.scores.intervals import mean_interval
 from elude_nb.steering.controls import CONTROLS, Controls, check_fixed_edit, describe_edit, edited_tokens
 from elude_nb.steering.heads import HEADS, Head, class_codes, class_number, fit_on_outputs
 from elude_nb.steering.interventions import Intervention, Outcomes, run_interventions
+
+_TRIED = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+"""Strengths at which methods are tried to find the one of an equal drop."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,10 @@ class Effect:
         What the head looks at, (n, e), of the model as it is and with the edit at full strength.
     seen
         How many images were measured, and how many of them the discovery saw.
+    at_equal_drop
+        One row a method, as in the table, at the ``strength`` at which it took ``equal_drop`` off the target on the
+        images to choose on; ``reached`` says whether it did (else the row is of the strength at which it came
+        nearest). ``None`` unless asked for.
     """
 
     edit: Edit
@@ -70,6 +77,7 @@ class Effect:
     before: Tensor
     after: Tensor
     seen: Seen
+    at_equal_drop: pd.DataFrame | None = None
 
     @property
     def images(self) -> int:
@@ -110,6 +118,7 @@ def effect(
     controls: Sequence[str] = tuple(CONTROLS),
     beside: Mapping[str, Edit] | None = None,
     strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    equal_drop: float | None = None,
     draws: int = 5,
     sae: SparseAutoencoder | None = None,
     seed: int = 0,
@@ -135,13 +144,16 @@ def effect(
     controls
         Which of ``elude_nb.steering.controls.CONTROLS``. ``"same channels"`` does to the edited channels as a whole
         what the edit does to their sub-units; ``"best channel"`` is the one that tells the target best; ``"mean
-        direction"`` projects the concept's mean out; ``"SAE latent"`` takes away what the best latent adds; two are
-        drawn at random.
+        direction"`` projects the concept's mean out; ``"SAE latent"`` takes away what the best latent adds; three take
+        out a direction that is learned on the first half (`elude_nb.steering.directions`); two are drawn at random.
     beside
         Other edits to measure on the same images, by the name that each has in the tables: the same concepts with
         another ``exclusive``, or another way to choose concepts.
     strengths
         For the dose-response curve: shares of all that the edit does. 1 is always measured.
+    equal_drop
+        Tune all methods on the first half until the target's probability falls by so much there, as 0.5, and measure
+        each at that strength as well: `Effect.at_equal_drop`. What else falls can then be compared.
     draws
         Draws of each random control.
     sae
@@ -177,6 +189,8 @@ def effect(
             raise ValueError(f"beside={name!r} is the name of a control or of the edit itself; give it another.")
         check_fixed_edit(split, other, "effect")
     check_count("draws", draws)
+    if equal_drop is not None:
+        check_fraction("equal_drop", equal_drop, open_ends=True)
     if isinstance(head, str):
         check_choice("head", head, HEADS)
     elif not all(hasattr(head, part) for part in ("classes", "read", "probabilities")):
@@ -198,10 +212,36 @@ def effect(
         is_target = torch.tensor([label == target for label in _labels(chosen)])
         made, left_out = Controls(split, edit, draws, seed, seen, is_target, sae).make_all(wanted)
         made = [*(replace(describe_edit(split, other), name=name) for name, other in others.items()), *made]
-        found = run_interventions(split, rest, measured, [main, *made], doses, weights=weights)
+        every, own = [main, *made], list[tuple[float, bool]]()
+        if equal_drop is not None:
+            tried = run_interventions(split, rest, chosen, every, _TRIED, weights=weights)
+            on_chosen = Measure(head, tried.before, class_codes(head, _labels(chosen)), class_number(head, target))
+            own = [_strength_for(equal_drop, on_chosen, tried, place) for place in range(len(every))]
+        of_each = [[*doses, *(strength for strength, _ in own[place : place + 1])] for place in range(len(every))]
+        found = run_interventions(split, rest, measured, every, of_each, weights=weights)
     measure = Measure(head, found.before, class_codes(head, _labels(measured)), class_number(head, target))
     counted = split.announce_seen(measured, "effect")
-    return _effect(edit, measure, [main, *made], doses, found, left_out, counted)
+    made_of = _effect(edit, measure, every, doses, found, left_out, counted)
+    rows = [
+        {"method": each.name, "detail": each.detail, "strength": strength, "reached": reached,
+         **measure.of(found.after[place, strength])}
+        for place, (each, (strength, reached)) in enumerate(zip(every, own, strict=False))
+    ]  # fmt: skip
+    return replace(made_of, at_equal_drop=pd.DataFrame(rows)) if rows else made_of
+
+
+def _strength_for(drop: float, measure: Measure, tried: Outcomes, place: int) -> tuple[float, bool]:
+    """Return the smallest strength at which an intervention takes ``drop`` off the target, and whether it does.
+
+    Between the strengths tried the drop is taken to be linear; without any that reaches it, the nearest is returned.
+    """
+    drops = [0.0, *(float(measure.by_class(tried.after[place, strength])[measure.target]) for strength in _TRIED)]
+    strengths = [0.0, *_TRIED]
+    for i in range(1, len(drops)):
+        if drops[i] >= drop:
+            share = (drop - drops[i - 1]) / (drops[i] - drops[i - 1])
+            return strengths[i - 1] + share * (strengths[i] - strengths[i - 1]), True
+    return strengths[int(np.argmax(drops[1:])) + 1], False
 
 
 def _most_affected(head: Head, seen: Outcomes, labels: Sequence[str], targets: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def run_interventions(
     rest: Rest,
     images: ImageSet,
     interventions: Sequence[Intervention],
-    strengths: Sequence[float] = (1.0,),
+    strengths: Sequence[float] | Sequence[Sequence[float]] = (1.0,),
     *,
     weights: Tensor | None = None,
     seed: int | None = None,
@@ -88,17 +89,20 @@ def run_interventions(
     split, rest
         The split, and the network after its site.
     images, interventions, strengths
-        What to run; ``after`` of the outcomes has the number of the intervention.
+        What to run, at which strengths, or at which for each intervention; ``after`` of the outcomes has the number of
+        the intervention.
     weights
         With what weight interventions on channels act at each token, (t,); ``None`` is 1.
     seed
         Of the tokens that are kept; ``None`` keeps none.
     """
     weights = torch.ones(split.site.layout.count) if weights is None else weights
+    common = [strength for strength in strengths if not isinstance(strength, Sequence)]
+    of_each = [common or strengths[place] for place in range(len(interventions))]
     parts, start = list[Outcomes](), 0
     for batch in split.model.batches(images, "interventions"):
         numbers = range(start, start + len(batch))
-        parts.append(_run_batch(split, rest, batch, interventions, strengths, weights, numbers, seed))
+        parts.append(_run_batch(split, rest, batch, interventions, of_each, weights, numbers, seed))
         start = numbers.stop
     before, pooled, tokens, owners = (
         torch.cat([getattr(part, name) for part in parts]) for name in ("before", "pooled", "tokens", "images")
@@ -115,7 +119,7 @@ def _run_batch(
     rest: Rest,
     batch: Tensor,
     interventions: Sequence[Intervention],
-    strengths: Sequence[float],
+    strengths: Sequence[Any],
     weights: Tensor,
     numbers: range,
     seed: int | None,
@@ -136,7 +140,7 @@ def _run_batch(
         changes = [(each.plan, each.take()) for each in several]
         if intervention.change is not None:
             changes.append((all_channels(split), intervention.change(h) * weights[:, None]))
-        for strength in strengths:
+        for strength in strengths[place]:
             after[place, strength] = [
                 for_analysis(rest(batch, moved_output(network, site, plan, strength * moved, captured)))
                 for plan, moved in changes

@@ -42,7 +42,7 @@ WRONG = {
     "disentangle --out no/x": "'no/x': there is no folder 'no'",
     "disentangle --out .": "'.' is a folder; name a file in it",
     "disentangle --model notes.txt --out notes.txt": "--out 'notes.txt' is --model as well; name another",
-    "disentangle --images no/such --out x": "There is no folder 'no/such'; name a folder, or a set: 'photographs', 'shapes'",
+    "disentangle --images no/such --out x": "There is no folder 'no/such'; name a folder, or a set: 'photographs'",
     "disentangle --images empty --out x": "No image lies below 'empty'; it is empty",
     "disentangle --images . --out x": "No image lies below '.'; 1 file left out: notes.txt",
     "verify missing": "There is no file 'missing'",

@@ -318,7 +318,7 @@ def test_with_a_mask_nothing_else_is_touched(split) -> None:
     head = OwnClassifier(tuple(f"class {i}" for i in range(5)))
     for more in ({"tokens": "patch"}, {"mask": np.eye(4)}):
         found = measure(split, ablation(split, **more), images, head=head, controls=tuple(CONTROLS), draws=2)
-        assert len(found.table) == 7
+        assert len(found.table) == 1 + len(CONTROLS)
         assert (found.table["largest_change"] == 0).all()
         assert (found.table["drop"] == 0).all()
 
@@ -596,3 +596,28 @@ def test_html_is_escaped(found) -> None:
     assert "<u>" not in shown
     assert "&lt;i&gt; left out" in shown
     assert "others_low" not in shown
+
+
+def test_at_equal_drop_all_methods_take_as_much_off_the_target(split) -> None:
+    images = unbalanced(36, 32, seed=5)
+    controls = ("same channels", "difference of means", "linear SVM", "LEACE", "random sub-units")
+    found = measure(
+        split, ablation(split), images, head=Given(), fit=images, target="label 0", controls=controls, draws=2,
+        equal_drop=0.001,
+    )  # fmt: skip
+    table = found.at_equal_drop
+    assert table is not None
+    assert table["method"].tolist() == ["edit", *controls]
+    reached = table[table["reached"]]
+    assert len(reached) >= 2
+    # The strengths were chosen on the same images here; between those tried the drop is not quite linear.
+    assert reached["drop"].to_numpy() == pytest.approx(0.001, abs=3e-4)
+    assert (table.loc[~table["reached"], "drop"] < 0.001).all()
+    one = reached.iloc[0]
+    again = measure(split, ablation(split), images, head=Given(), fit=images, target="label 0", controls=controls,
+                    draws=2, strengths=(one["strength"],)).curve  # fmt: skip
+    there = again[(again["method"] == one["method"]) & (again["strength"] == one["strength"])].iloc[0]
+    assert (there["drop"], there["others"], there["worst"]) == (one["drop"], one["others"], one["worst"])
+    assert measure(split, ablation(split), images, head=Given()).at_equal_drop is None
+    with pytest.raises(ValueError, match=r"equal_drop=1.5"):
+        measure(split, ablation(split), images, head=Given(), equal_drop=1.5)
