@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from elude_nb._util.arguments import knows_arguments
-from elude_nb._util.checks import check_choice, shortly
+from elude_nb._util.checks import check_choice, check_whole, shortly
 from elude_nb._util.words import counted
 from elude_nb.errors import EditError
 from elude_nb.models.sites import TOKENS
@@ -57,6 +57,9 @@ class Change:
         ``None`` edits all of a sub-unit. A number in (0, 1] edits only what its exclusive sources contribute: those
         whose mean contribution on its concept is positive, and on no other concept of the channel exceeds this share of
         it. ``x`` is then the sum over these sources alone.
+    strongest
+        ``None`` edits at every one of the tokens. A number edits each sub-unit only at so many of them in each image:
+        where it is most active (lowest for a sub-unit that is low on its concept).
     """
 
     kind: str
@@ -68,6 +71,7 @@ class Change:
     mask: Mask | None = None
     strength: float | tuple[float, ...] = 1.0
     exclusive: float | None = None
+    strongest: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
@@ -88,6 +92,8 @@ class Change:
             raise EditError("What is added is counted from nothing; leave about out.")
         if self.exclusive is not None and not 0 < self.exclusive <= 1:
             raise EditError(f"exclusive={self.exclusive} must be above 0 and at most 1, or None to edit all sources.")
+        if self.strongest is not None and self.strongest < 1:
+            raise EditError(f"strongest={self.strongest} must be a number of tokens, or None for all of them.")
         if self.mask is not None and self.tokens not in {"all", "patch"}:
             raise EditError(f"A mask lies over the patches; it cannot go with tokens={self.tokens!r}.")
 
@@ -124,6 +130,8 @@ class Change:
             words["strength"] = self.strength
         if self.exclusive is not None:
             words["exclusive"] = self.exclusive
+        if self.strongest is not None:
+            words["strongest"] = self.strongest
         written = [f"{word}={value!r}" for word, value in words.items()]
         if self.mask is not None:
             size = f"<{len(self.mask)} x {len(self.mask[0])}>"
@@ -170,6 +178,7 @@ class Edit:
         mask: Any = None,
         strength: float | Sequence[float] = 1.0,
         exclusive: float | None = None,
+        strongest: int | None = None,
     ) -> Edit:
         """Multiply activations: ``by=0`` fades them out, 1 leaves them, 2 doubles them.
 
@@ -195,13 +204,16 @@ class Edit:
             Edit only what a sub-unit's exclusive sources contribute, as 0.8: those whose mean contribution on its
             concept is positive, and on no other concept of the channel more than 0.8 times that. A smaller number
             touches fewer sources: the edit is weaker, and other classes change less. ``None`` edits all of the unit.
+        strongest
+            Edit each sub-unit only at so many of the tokens in each image, where it is most active, as ELUDe's paper
+            steers (nu patches); ``tokens="patch"`` leaves the class token out. ``None`` edits at all of them.
 
         Raises
         ------
         TypeError, EditError
             If a number is not finite, or an argument makes no sense.
         """
-        return _edit("scale", _numbers("by", by), concept, unit, about, tokens, mask, strength, exclusive)
+        return _edit("scale", _numbers("by", by), concept, unit, about, tokens, mask, strength, exclusive, strongest)
 
     @staticmethod
     @knows_arguments
@@ -215,6 +227,7 @@ class Edit:
         strength: float | Sequence[float] = 1.0,
         about: str = "mean",
         exclusive: float | None = None,
+        strongest: int | None = None,
     ) -> Edit:
         """Set activations to a fixed value.
 
@@ -224,12 +237,12 @@ class Edit:
             ``"mean"``, the unit's mean over the discovery; ``"zero"``, no contribution at all; or a number, counted
             from ``about`` on the scale of `Disentanglement.activations` (with ``concept``, in means on the concept).
             With ``unit``, also one number for each unit.
-        concept, unit, tokens, mask, strength, exclusive
+        concept, unit, tokens, mask, strength, exclusive, strongest
             As in `scale`.
         """
         if isinstance(to, str):
             about, to = check_choice("to", to, REFERENCES), 0.0
-        return _edit("set", _numbers("to", to), concept, unit, about, tokens, mask, strength, exclusive)
+        return _edit("set", _numbers("to", to), concept, unit, about, tokens, mask, strength, exclusive, strongest)
 
     @staticmethod
     @knows_arguments
@@ -244,6 +257,7 @@ class Edit:
         mask: Any = None,
         strength: float | Sequence[float] = 1.0,
         exclusive: float | None = None,
+        strongest: int | None = None,
     ) -> Edit:
         """Cut activations to [``low``, ``high``]; a bound left out is none.
 
@@ -256,7 +270,7 @@ class Edit:
             -math.inf if low is None else _number("low", low),
             math.inf if high is None else _number("high", high),
         )
-        return _edit("clamp", bounds, concept, unit, about, tokens, mask, strength, exclusive)
+        return _edit("clamp", bounds, concept, unit, about, tokens, mask, strength, exclusive, strongest)
 
     @staticmethod
     @knows_arguments
@@ -269,12 +283,13 @@ class Edit:
         mask: Any = None,
         strength: float | Sequence[float] = 1.0,
         exclusive: float | None = None,
+        strongest: int | None = None,
     ) -> Edit:
         """Add to activations: with ``unit`` in the channel's units, with ``concept`` in means on the concept.
 
         The rest is as in `scale`.
         """
-        return _edit("add", _numbers("by", by), concept, unit, "mean", tokens, mask, strength, exclusive)
+        return _edit("add", _numbers("by", by), concept, unit, "mean", tokens, mask, strength, exclusive, strongest)
 
     def __add__(self, other: Edit) -> Edit:
         """Return the edit that does this one and then ``other``."""
@@ -362,6 +377,7 @@ def _edit(
     mask: Any,
     strength: Any,
     exclusive: Any,
+    strongest: Any,
 ) -> Edit:
     change = Change(
         kind=kind,
@@ -373,6 +389,7 @@ def _edit(
         mask=_mask(mask),
         strength=strength_value(strength),
         exclusive=None if exclusive is None else _number("exclusive", exclusive),
+        strongest=None if strongest is None else check_whole("strongest", strongest),
     )
     return Edit((change,))
 
@@ -391,6 +408,7 @@ def _change_from(found: dict[str, Any]) -> Change:
         mask=_mask(found.get("mask")),
         strength=strength_value(found["strength"]),
         exclusive=None if found.get("exclusive") is None else _number("exclusive", found["exclusive"]),
+        strongest=None if found.get("strongest") is None else check_whole("strongest", found["strongest"]),
     )
 
 

@@ -74,6 +74,8 @@ class Step:
         Share of the change that each of the plan's tokens gets, (t,), or ``None`` for 1.
     start
         The forward pass at which the change's schedule begins.
+    signs
+        1, or -1 for a sub-unit that is low on its concept, (r,): `Change.strongest` counts from this side.
     """
 
     change: Change
@@ -82,10 +84,31 @@ class Step:
     values: Tensor
     weights: Tensor | None
     start: int = 0
+    signs: Tensor | None = None
 
     def increment(self, activations: Tensor) -> Tensor:
         """Return ``f(x) - x`` for activations (..., r): exactly 0 where the change asks for nothing."""
         return increment(self.change.kind, activations, self.reference, self.values)
+
+    def weighted(self, activations: Tensor) -> Tensor:
+        """Return the increment (n, t, r) at full strength, with the weights of the tokens, at the strongest of them."""
+        found = self.increment(activations)
+        if self.weights is not None:
+            found = found * self.weights[:, None]
+        if self.change.strongest is None or self.signs is None:
+            return found
+        return at_strongest(found, activations * self.signs, self.change.strongest, self.weights)
+
+
+def at_strongest(increments: Tensor, activations: Tensor, count: int, weights: Tensor | None) -> Tensor:
+    """Return increments (n, t, r) where each sub-unit is among its ``count`` highest in the image, and 0 elsewhere.
+
+    Tokens with weight 0, (t,), are not among these.
+    """
+    if weights is not None:
+        activations = activations.masked_fill((weights == 0)[:, None], -torch.inf)
+    places = activations.topk(min(count, activations.shape[1]), dim=1).indices
+    return increments * torch.zeros_like(increments).scatter(1, places, 1.0)
 
 
 def increment(kind: str, activations: Tensor, reference: Tensor, values: Tensor) -> Tensor:
@@ -140,6 +163,7 @@ class Plan:
                 reference=step.reference.to(device),
                 values=step.values.to(device),
                 weights=None if step.weights is None else step.weights.to(device),
+                signs=None if step.signs is None else step.signs.to(device),
             )
             for step in self.steps
         )
@@ -160,10 +184,7 @@ class Plan:
         for step in self.steps:
             part = (activations + moved)[..., step.rows]  # what the steps before have made of them
             strength = step.change.strength_at(number - step.start)
-            increment = strength * step.increment(part)
-            if step.weights is not None:
-                increment = increment * step.weights[:, None]
-            moved = moved.index_add(-1, step.rows, increment)
+            moved = moved.index_add(-1, step.rows, strength * step.weighted(part))
         return moved
 
     def added(self, change: Tensor, tokens: Tensor) -> Tensor:
@@ -259,7 +280,7 @@ def plan_edit(split: Splittable, edit: Edit, starts: Sequence[int] | None = None
         rows = torch.tensor([place[unit] for unit in several], dtype=torch.int64)
         reference = torch.zeros_like(means[rows]) if change.about == "mean" else -means[rows]
         values = _values(split, change, [parts[place[unit]] for unit in several])
-        step = Step(change, rows, reference, values, weight, start)
+        step = Step(change, rows, reference, values, weight, start, _signs(split, several).to(values.dtype))
         if not _is_identity(step):
             steps.append(step)
     count = split.site.layout.count
@@ -449,6 +470,12 @@ def _values(split: Splittable, change: Change, parts: Sequence[_Part]) -> Tensor
     return torch.where(means == 0, torch.tensor([[-torch.inf], [torch.inf]], dtype=dtype), bounds)
 
 
+def _signs(split: Splittable, units: Sequence[tuple[int, int]]) -> Tensor:
+    """Return -1 for units that are low on their concept and 1 for others, (r,)."""
+    channels, numbers = torch.tensor(units).T
+    return torch.where((numbers > 0) & (split.means_on_concepts[channels, numbers] < 0), -1.0, 1.0)
+
+
 def _is_identity(step: Step) -> bool:
     """Say whether a step can be left out: it asks for what is there already."""
     return (step.change.kind == "scale" and bool((step.values == 1).all())) or (
@@ -471,7 +498,8 @@ def _affine(steps: Sequence[Step], units: int, like: Tensor) -> tuple[Tensor, Te
     gain, shift = torch.zeros(units, dtype=like.dtype), torch.zeros(units, dtype=like.dtype)
     for step in steps:
         change, rows = step.change, step.rows
-        if isinstance(change.strength, tuple) or change.kind == "clamp" or step.weights is not None:
+        everywhere = step.weights is None and change.strongest is None
+        if isinstance(change.strength, tuple) or change.kind == "clamp" or not everywhere:
             return None
         # The activation is now (1 + gain) x + shift; increments are affine in it.
         at_zero = step.increment(shift[rows])

@@ -19,7 +19,7 @@ from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.words import counted
 from elude_nb.core.edit import Edit
 from elude_nb.core.explicit import replace_module, take_branch
-from elude_nb.core.plan import Plan, increment
+from elude_nb.core.plan import Plan, Step, at_strongest, increment
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.steer import Steering, check_edit
 from elude_nb.errors import EditError, SiteError
@@ -38,17 +38,22 @@ class EditStep(nn.Module):
     reference: Tensor
     values: Tensor
     weights: Tensor
+    signs: Tensor
 
-    def __init__(self, kind: str, rows: Tensor, reference: Tensor, values: Tensor, weights: Tensor) -> None:
+    def __init__(self, step: Step, weights: Tensor) -> None:
         super().__init__()
-        self.kind = kind
-        for name, tensor in {"rows": rows, "reference": reference, "values": values, "weights": weights}.items():
+        self.kind, self.strongest = step.change.kind, step.change.strongest
+        signs = torch.ones_like(step.reference) if step.signs is None else step.signs
+        buffers = {"rows": step.rows, "reference": step.reference, "values": step.values, "weights": weights}
+        for name, tensor in {**buffers, "signs": signs}.items():
             self.register_buffer(name, _own(tensor))
 
     def forward(self, activations: Tensor) -> Tensor:
         """Return the increments (n, t, u)."""
         part = activations.index_select(-1, self.rows)
         change = increment(self.kind, part, self.reference, self.values) * self.weights[:, None]
+        if self.strongest is not None:
+            change = at_strongest(change, part * self.signs, self.strongest, self.weights)
         return torch.zeros_like(activations).index_add(-1, self.rows, change)
 
     def extra_repr(self) -> str:
@@ -220,14 +225,14 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
-def _step_module(step: Any, plan: Plan, here: Tensor) -> EditStep:
+def _step_module(step: Step, plan: Plan, here: Tensor) -> EditStep:
     """Return a step as a module; its weights are laid out over all tokens, its strength is in them."""
     weights = step.change.strength * here
     if step.weights is not None:
         full = torch.zeros(plan.tokens, dtype=here.dtype)
         where = torch.arange(plan.tokens) if plan.positions is None else plan.positions.cpu()
         weights = step.change.strength * full.index_copy(0, where, step.weights.cpu().to(here.dtype))
-    return EditStep(step.change.kind, step.rows, step.reference, step.values, weights)
+    return EditStep(step, weights)
 
 
 def _fold(network: nn.Module, site: Site, plan: Plan) -> None:
