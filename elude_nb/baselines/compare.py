@@ -6,7 +6,7 @@ import html
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
-from elude_nb._util.checks import check_choice, check_count, check_kind, check_number
+from elude_nb._util.checks import check_choice, check_count, check_flag, check_kind, check_number
 from elude_nb._util.progress import announced, progress_bar
 from elude_nb._util.words import counted
 from elude_nb.baselines.base import Method
-from elude_nb.baselines.evaluate import Fidelity, FittedMethod, Halves
+from elude_nb.baselines.evaluate import Fidelity, FittedMethod, Halves, stability_of
 from elude_nb.baselines.registry import METHODS, Plan
 from elude_nb.core.clustering import cluster_directions
 from elude_nb.core.concepts import suggest_concepts
@@ -225,6 +225,7 @@ def compare(
     k: int = 10,
     embeddings: Tensor | Model | str | None = None,
     fidelity_images: int = 96,
+    stability: bool = False,
     seed: int = 0,
     max_memory: float = 8.0,
     batch_size: int | None = None,
@@ -271,6 +272,10 @@ def compare(
         one, as in `elude_nb.score`; by default the model's output, less its mean.
     fidelity_images
         On how many of the scored images the model is run with reconstructions in place of its activations.
+    stability
+        Fit each method three times more, from another seed and on either half of the discovery, and say how well its
+        units are found again (`elude_nb.baselines.evaluate.stability_of`). Channels are the same in every fit, so
+        theirs is 1 whatever they mean. Methods must be given by name.
     seed
         Of the halves, the sampling, the clustering and the training.
     max_memory
@@ -313,6 +318,7 @@ def compare(
         seed=seed,
     )  # fmt: skip
     chosen = _make_methods(methods, plan, discovery)
+    made_of, plans = _by_name(methods, chosen, stability), [replace(plan, seed=seed + more) for more in (1, 0, 0)]
     _check_memory(place, each * (len(discovery) + len(scored)), max_memory)
     how: dict[str, Any] = {"tokens": tokens, "tokens_per_image": tokens_per_image, "seed": seed}
     few = scored.sample(fidelity_images, seed=seed)
@@ -336,15 +342,13 @@ def compare(
     fitted = [FittedMethod.fit(method, halves) for method in bar]
     equal = min(n_units, *(len(found.live) for found in fitted))
     fidelity = Fidelity(model.using(progress=False), few, place, tokens, k=min(k, len(few) - 1), seed=seed)
-    rows, tables = [], []
+    rows, tables = list[dict[str, Any]](), list[pd.DataFrame]()
     for found in progress_bar(fitted, description="scores", show=model.progress):
-        name = found.method.name
         common = {**fidelity.measure(found.method, new), **found.cost(passes)}
-        of_size = {"own": found.live, "equal": found.order[:equal], "distinct": found.distinct(equal)}
-        for size, numbers in of_size.items():
-            summary, single = found.scores(numbers)
-            rows.append({"method": name, "size": size, **summary, **common})
-            tables.append(single.assign(method=name, size=size))
+        if stability:
+            anew = [_make_methods([made_of[found.method.name]], each, discovery)[0] for each in plans]
+            common |= stability_of(found, anew, n_units)
+        _add_rows(found, equal, common, rows, tables)
     settings = {
         "model": model.name, "site": place.name, "blocks": place.blocks, "images": scored.source,
         "discovery_images": len(discovery), "scored_images": len(scored), "tokens": tokens,
@@ -355,6 +359,17 @@ def compare(
     }  # fmt: skip
     by_name = {found.method.name: found.method for found in fitted}
     return Compared(pd.DataFrame(rows), pd.concat(tables, ignore_index=True), settings, by_name)
+
+
+def _add_rows(
+    found: FittedMethod, equal: int, common: dict[str, float], rows: list[dict[str, Any]], tables: list[pd.DataFrame]
+) -> None:
+    """Add a method's rows of each size, and the tables of its units."""
+    name = found.method.name
+    for size, numbers in {"own": found.live, "equal": found.order[:equal], "distinct": found.distinct(equal)}.items():
+        summary, single = found.scores(numbers)
+        rows.append({"method": name, "size": size, **summary, **common})
+        tables.append(single.assign(method=name, size=size))
 
 
 def _expected_seconds(batch: int, discovery: int, scored: int, few: int, methods: int, first: float) -> float:
@@ -404,6 +419,19 @@ def _make_methods(methods: Sequence[str | Method], plan: Plan, discovery: ImageS
     if needy and discovery.labels is None:
         raise ValueError(f"{needy[0]!r} needs labels, and these images have none; leave it out.")
     return made
+
+
+def _by_name(methods: Sequence[str | Method], made: Sequence[Method], stability: bool) -> dict[str, str]:
+    """Return what each method is made of, if they are to be made again."""
+    check_flag("stability", stability)
+    if not stability:
+        return {}
+    given = next((method for method in methods if not isinstance(method, str)), None)
+    if given is not None:
+        raise ValueError(
+            f"stability=True fits each method anew; give {given.name!r} by a name of METHODS, or leave it."
+        )
+    return {method.name: str(name) for method, name in zip(made, methods, strict=True)}
 
 
 def _check_memory(site: Site, tokens: int, max_memory: float) -> None:

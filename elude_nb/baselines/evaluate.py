@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -183,6 +184,45 @@ class FittedMethod:
         seen_units, channels = self.seen_units[:, numbers], (halves.seen.channels, halves.new.channels)
         summary["linearly_explained"] = scores.linear_explained(seen_units, channels[0], tokens, channels[1])
         return summary, table.assign(unit=numbers.numpy())
+
+
+def stability_of(found: FittedMethod, anew: Sequence[Method], n_units: int) -> dict[str, float]:
+    """Return how alike a method finds its units again, on the scored images, with their intervals.
+
+    The units of one fit, ``n_units`` of them, the most selective, are matched with the live units of another fit by
+    their correlation (`elude_nb.scores.stability`). ``stability_seeds``: the fit at hand and one from another seed, on
+    the same images; ``stability_halves``: two fits, each on half of the images of the discovery.
+
+    Parameters
+    ----------
+    found
+        The fitted method.
+    anew
+        The same method three times, not fitted: from another seed, and for either half.
+    n_units
+        How many units.
+    """
+    halves = found.halves
+    images, generator = halves.seen.images.unique(), torch.Generator().manual_seed(halves.seed)
+    drawn = images[torch.randperm(len(images), generator=generator)]
+    in_first = torch.isin(halves.seen.images, drawn[::2])
+    everything = torch.ones_like(in_first)
+    fits = [
+        FittedMethod.fit(method, replace(halves, **_only(halves, rows)))
+        for method, rows in zip(anew, (everything, in_first, ~in_first), strict=True)
+    ]
+    pairs = {"stability_seeds": (found, fits[0]), "stability_halves": (fits[1], fits[2])}
+    summary: dict[str, float] = {}
+    for name, (one, other) in pairs.items():
+        matched = scores.stability(one.pooled[:, one.order[:n_units]], other.pooled[:, other.live])
+        summary |= _with_interval(name, matched)
+    return summary
+
+
+def _only(halves: Halves, rows: Tensor) -> dict[str, Any]:
+    """Return what is seen of some tokens of the discovery, (t,), bool."""
+    labels = halves.labels and [label for label, kept in zip(halves.labels, rows.tolist(), strict=True) if kept]
+    return {"seen": halves.seen.rows(rows.nonzero().flatten()), "labels": labels, "groups": halves.groups[rows]}
 
 
 def _label_scores(pooled: Tensor, labels: Sequence[str] | None, seed: int) -> dict[str, float]:

@@ -19,7 +19,8 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "intruder_accuracy": True, "best_unit_precision": True, "labels_covered": True, "top_purity": True,
     "label_share_over_chance": True, "redundancy": False,
     "effective_rank": True, "linearly_explained": True, "unexplained_variance": False, "output_change": False,
-    "top1_agreement": True, "neighbour_agreement": True, "knn_accuracy": True, "probe_accuracy": True,
+    "top1_agreement": True, "stability_seeds": True, "stability_halves": True,
+    "neighbour_agreement": True, "knn_accuracy": True, "probe_accuracy": True,
 }  # fmt: skip
 """The columns that are scores, and whether higher is better."""
 
