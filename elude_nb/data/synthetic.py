@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageChops, ImageDraw
 
+from elude_nb._util.checks import check_choice
+
 SIDE = 224
 _FINER = 3  # drawn this many times larger, then reduced: smooth edges
 
@@ -45,6 +47,26 @@ def sample_scenes(count: int, seed: int = 0) -> pd.DataFrame:
             "y": size + rng.random(count) * (1 - 2 * size),
         }
     )
+
+
+def swap_factor(scenes: pd.DataFrame, factor: str, seed: int = 0) -> pd.DataFrame:
+    """Return the same scenes with one factor exchanged for another of its values, drawn evenly from the others.
+
+    Parameters
+    ----------
+    scenes
+        From `sample_scenes`.
+    factor
+        ``"shape"``, ``"colour"`` or ``"texture"``.
+    seed
+        Of the drawing.
+    """
+    values = {"shape": SHAPES, "colour": tuple(COLOURS), "texture": TEXTURES}
+    allowed = values[check_choice("factor", factor, values)]
+    steps = np.random.default_rng(seed).integers(1, len(allowed), len(scenes))
+    places = [allowed.index(value) for value in scenes[factor]]
+    swapped = [allowed[(place + int(step)) % len(allowed)] for place, step in zip(places, steps, strict=True)]
+    return scenes.assign(**{factor: swapped})
 
 
 def draw_scene(factors: Mapping[str, Any]) -> Image.Image:

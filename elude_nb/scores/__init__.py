@@ -60,6 +60,7 @@ from elude_nb.scores.similarity import (
     top_similarity,
 )
 from elude_nb.scores.suggest import Suggestion, suggest_settings
+from elude_nb.scores.swaps import match_units, swap_response
 from elude_nb.scores.top_labels import label_share_over_chance, top_purity
 from elude_nb.scores.verdict import Verdict, verdict
 
@@ -105,6 +106,7 @@ __all__ = [
     "linear_explained",
     "localised_monosemanticity",
     "make_trials",
+    "match_units",
     "mean_interval",
     "mixed_channels",
     "monosemanticity",
@@ -122,6 +124,7 @@ __all__ = [
     "sibling_similarity",
     "stability",
     "suggest_settings",
+    "swap_response",
     "top_centres",
     "top_purity",
     "top_similarity",
