@@ -254,8 +254,8 @@ def values_on_groups(weight: Tensor, routing: Routing, book: ConceptBook) -> Ten
     means, kernel, live = book.mean_sources(), weight.shape[1] // routing.routes.shape[1], routing.live()
     found = []
     for channel in live.any(1).nonzero().flatten().tolist():
-        products = (weight[channel] * means).unflatten(1, (-1, kernel)).sum(2)  # (g, s)
-        found.append(products @ routing.fractions(channel)[live[channel]].to(products).T)
+        mine = routing.fractions(channel)[live[channel]].to(means).repeat_interleave(kernel, dim=1)  # (u, s * kernel)
+        found.append(means @ (weight[channel] * mine).T)
     return torch.cat(found, dim=1) if found else means.new_zeros(len(book), 0)
 
 
