@@ -91,10 +91,12 @@ def run_tour(out: Path, *, only: Sequence[str] | None = None, progress: bool = T
     cells = sum(cell.cell_type == "code" for _, notebook in notebooks for cell in notebook.cells)
     with pages, progress_bar(description="tour", total=cells, show=progress, unit="cell") as bar:
         what = f"tour: {counted(len(notebooks), 'notebook')}"
-        for path, notebook in announced(notebooks, what, lambda first: first * len(notebooks), show=progress):
+        shares = [_stated(notebook) for _, notebook in notebooks]
+        expect = sum(shares) / shares[0] if shares and all(shares) else len(shares)
+        for path, notebook in announced(notebooks, what, lambda first: first * expect, show=progress):
             bar.set_description(path.stem)
             pages.start(path)
-            _execute(notebook, path, bar, pages.show)
+            _execute(notebook, path, bar, pages.hear)
             pages.finish()
     for line in skipped:
         say(f"tour: left out {line}")
@@ -111,7 +113,10 @@ class _Pages:
         self._out, self._notebooks, self._skipped = out, dict(notebooks), skipped
         self._states = dict.fromkeys(self._notebooks, "waiting")
         self._now: Path | None = None
-        self._written = -math.inf  # when a page was written the last time
+        self._new, self._written = (
+            False,
+            -math.inf,
+        )  # whether a picture came since a page was written, and when that was
         self.index = out / "index.html"
 
     def __enter__(self) -> _Pages:
@@ -131,16 +136,18 @@ class _Pages:
 
     def start(self, path: Path) -> None:
         """Say in the index that a notebook runs."""
-        self._now, self._states[path], self._written = path, "running", -math.inf
+        self._now, self._states[path] = path, "running"
+        self._new, self._written = False, -math.inf
         self._place(path).unlink(missing_ok=True)  # of another tour
         self._write_index()
 
-    def show(self) -> None:
-        """Write what there is of the notebook that runs, unless that was done a moment ago."""
-        if perf_counter() - self._written >= _EVERY and self._now is not None:
+    def hear(self, *, picture: bool) -> None:
+        """Write what there is of the notebook that runs if a picture has come, but not more often than `_EVERY`."""
+        self._new |= picture
+        if self._new and self._now is not None and perf_counter() - self._written >= _EVERY:
             self._write_page(self._now)
             self._write_index()
-            self._written = perf_counter()
+            self._new, self._written = False, perf_counter()
 
     def finish(self) -> None:
         """Write the notebook that has run."""
@@ -187,7 +194,14 @@ def lacking_packages(notebook: NotebookNode) -> str:
     return f"it needs {', '.join(lacking)}: pip install 'elude-nb[{needs['extra']}]'" if lacking else ""
 
 
-def _execute(notebook: NotebookNode, path: Path, bar: Any, picture_came: Callable[[], object]) -> None:
+def _stated(notebook: NotebookNode) -> float:
+    """Return how many seconds a notebook says at its head that it takes on two cores; 0 if it does not say."""
+    head = notebook.cells[0].source if notebook.cells else ""
+    found = re.search(r"\*\*Time\*\*: about ([\d.]+) (second|minute)", head)
+    return float(found[1]) * {"second": 1, "minute": 60}[found[2]] if found else 0.0
+
+
+def _execute(notebook: NotebookNode, path: Path, bar: Any, heard: Callable[..., object]) -> None:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
@@ -207,8 +221,7 @@ def _execute(notebook: NotebookNode, path: Path, bar: Any, picture_came: Callabl
         def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
             found = super().process_message(msg, cell, cell_index)
             data = msg["content"].get("data", {})
-            if "image/png" in data or "<img" in data.get("text/html", ""):  # shown, or drawn anew
-                picture_came()
+            heard(picture="image/png" in data or "<img" in data.get("text/html", ""))  # shown, or drawn anew
             return found
 
     def cell_done(cell: Any, cell_index: int, execute_reply: Any) -> None:  # noqa: ARG001 - nbclient names them
