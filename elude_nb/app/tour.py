@@ -113,10 +113,8 @@ class _Pages:
         self._out, self._notebooks, self._skipped = out, dict(notebooks), skipped
         self._states = dict.fromkeys(self._notebooks, "waiting")
         self._now: Path | None = None
-        self._new, self._written = (
-            False,
-            -math.inf,
-        )  # whether a picture came since a page was written, and when that was
+        self._new = False  # whether a picture has come since the page was written
+        self._written = -math.inf
         self.index = out / "index.html"
 
     def __enter__(self) -> _Pages:

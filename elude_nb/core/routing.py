@@ -153,9 +153,9 @@ class Routing:
         A unit has the channel's weight where it owns the contribution, a share of it where several do, and 0 elsewhere.
         """
         kernel = weight.shape[1] // self.routes.shape[1]
-        mask = (self.routes[channels] == units[:, None]).repeat_interleave(kernel, dim=1)
         if self.owner_sets is None:
-            return weight[channels].masked_fill(~mask, 0)
+            others = self.routes[channels] != units[:, None]
+            return weight[channels].masked_fill_(others if kernel == 1 else others.repeat_interleave(kernel, dim=1), 0)
         made = weight.new_zeros(len(channels), weight.shape[1])
         for channel in channels.unique().tolist():
             rows = (channels == channel).nonzero().flatten()
