@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def test_it_teaches(path: Path) -> None:
     text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     assert "What you will know afterwards" in text
     assert "## Try it yourself" in text
+    assert re.search(r"\n\n\*\*Time\*\*: about \d+ (seconds|minutes?) on two cores", "".join(cells[0]["source"]))
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     assert len(tagged) == 1
     assert cells.index(tagged[0]) <= 2

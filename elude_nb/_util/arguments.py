@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pkgutil import resolve_name
 from typing import Any, TypeVar
 
@@ -15,11 +15,17 @@ _SAME_WORD = 0.8  # two spellings that are as alike as this are one word
 _MOST = 3
 
 
-def knows_arguments(function: F) -> F:
-    """Let a public function say of an argument that it does not take where it belongs.
+@typing.overload
+def knows_arguments(function: F) -> F: ...
+@typing.overload
+def knows_arguments(**instead: str) -> Callable[[F], F]: ...
+def knows_arguments(function: Any = None, **instead: str) -> Any:
+    """Let a public function say of an argument that it does not take where it belongs, or what to do ``instead``.
 
     Only the message is another: it is a ``TypeError``, and signature and help are those of the function.
     """
+    if function is None:
+        return functools.partial(knows_arguments, **instead)
     parameters = inspect.signature(function).parameters.values()
     known = {each.name for each in parameters if each.kind in {each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY}}
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
@@ -28,15 +34,17 @@ def knows_arguments(function: F) -> F:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not kwargs.keys() <= known:
-            raise TypeError(_message(function, next(name for name in kwargs if name not in known)))
+            raise TypeError(_message(function, next(name for name in kwargs if name not in known), instead))
         return function(*args, **kwargs)
 
-    return typing.cast(F, call)
+    return call
 
 
-def _message(function: Callable[..., Any], name: str) -> str:
+def _message(function: Callable[..., Any], name: str, instead: Mapping[str, str]) -> str:
     own = [each for each in inspect.signature(function).parameters if each != "self"]
     start = f"{function.__name__}() takes no {name}="
+    if name in instead:
+        return f"{start}; {instead[name]}."
     spelled = difflib.get_close_matches(name, own, n=1, cutoff=_SAME_WORD)
     elsewhere = [] if spelled else _where(function, name)
     if elsewhere:

@@ -52,7 +52,10 @@ def reporting(report: Report) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Write a line without tearing a bar that is being drawn."""
+    """Write a line without tearing a bar that is being drawn: on standard error, or as a notebook's ordinary output.
+
+    Notebooks draw standard error in red, as if something had failed.
+    """
     from tqdm import tqdm
 
     report = _REPORT.get()
@@ -60,7 +63,8 @@ def say(text: str) -> None:
         report(text, None)
         return
 
-    tqdm.write(text, file=sys.stderr)
+    kernels = sys.modules.get("ipykernel.iostream")
+    tqdm.write(text, file=sys.stdout if kernels and isinstance(sys.stderr, kernels.OutStream) else sys.stderr)
 
 
 def in_words(seconds: float) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -18,12 +20,18 @@ from elude_nb._util.html import render
 from elude_nb._util.progress import TEXT_BARS, announced, progress_bar, say
 from elude_nb._util.words import counted
 from elude_nb.errors import TourError
+from elude_nb.examples.finished import example
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _PLOTLY = "application/vnd.plotly.v1+json"
+_EVERY = 5.0  # seconds from one page of a running notebook to the next
+_AGAIN = Markup('<meta http-equiv="refresh" content="5">')
+_MEANWHILE = (
+    "Meanwhile, a finished example: made beforehand, with the same model and photographs. Your own pages come above."
+)
 
 
 def find_notebooks(only: Sequence[str] | None = None) -> list[Path]:
@@ -51,6 +59,8 @@ def find_notebooks(only: Sequence[str] | None = None) -> list[Path]:
 def run_tour(out: Path, *, only: Sequence[str] | None = None, progress: bool = True) -> Path:
     """Run notebooks and write one page each and an index to the folder ``out``; return the index.
 
+    The index is there at once, with a finished example, and pages are written whenever a picture comes.
+
     Parameters
     ----------
     out
@@ -63,8 +73,8 @@ def run_tour(out: Path, *, only: Sequence[str] | None = None, progress: bool = T
     Raises
     ------
     TourError
-        If a cell fails (the pages before it are kept), or a notebook named in ``only`` needs packages that are not
-        installed. Without ``only`` such a notebook is left out, and the index says so.
+        If a cell fails (the pages before it are kept, and the index says which failed), or a notebook named in ``only``
+        needs packages that are not installed. Without ``only`` such a notebook is left out, and the index says so.
     """
     import nbformat
 
@@ -75,21 +85,104 @@ def run_tour(out: Path, *, only: Sequence[str] | None = None, progress: bool = T
     notebooks = [(path, notebook) for path, notebook in every if not lacking_packages(notebook)]
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out)  # found out now, not after minutes
+    pages = _Pages(out, notebooks, skipped)
+    if progress:
+        say(f"tour: open {pages.index}; it fills while the notebooks run")
     cells = sum(cell.cell_type == "code" for _, notebook in notebooks for cell in notebook.cells)
-    pages = []
-    with progress_bar(description="tour", total=cells, show=progress, unit="cell") as bar:
+    with pages, progress_bar(description="tour", total=cells, show=progress, unit="cell") as bar:
         what = f"tour: {counted(len(notebooks), 'notebook')}"
-        for path, notebook in announced(notebooks, what, lambda first: first * len(notebooks), show=progress):
+        shares = [_stated(notebook) for _, notebook in notebooks]
+        expect = sum(shares) / shares[0] if shares and all(shares) else len(shares)
+        for path, notebook in announced(notebooks, what, lambda first: first * expect, show=progress):
             bar.set_description(path.stem)
-            _execute(notebook, path, bar)
-            page = out / f"{path.stem}.html"
-            _write(page, _page(notebook))
-            pages.append((page, notebook))
-    index = out / "index.html"
-    _write(index, _index(pages, skipped))
+            pages.start(path)
+            _execute(notebook, path, bar, pages.hear)
+            pages.finish()
     for line in skipped:
         say(f"tour: left out {line}")
-    return index
+    return pages.index
+
+
+class _Pages:
+    """The pages of a tour: written at once, and anew as pictures come in.
+
+    While the tour runs, its pages have themselves loaded again every few seconds.
+    """
+
+    def __init__(self, out: Path, notebooks: Sequence[tuple[Path, NotebookNode]], skipped: Sequence[str]) -> None:
+        self._out, self._notebooks, self._skipped = out, dict(notebooks), skipped
+        self._states = dict.fromkeys(self._notebooks, "waiting")
+        self._now: Path | None = None
+        self._new = False  # whether a picture has come since the page was written
+        self._written = -math.inf
+        self.index = out / "index.html"
+
+    def __enter__(self) -> _Pages:
+        self._write_index()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            for path, state in self._states.items():
+                if state == "running":
+                    self._states[path] = "stopped"
+                    self._place(path).unlink(missing_ok=True)  # half a page would look like a whole one
+                elif state == "waiting":
+                    self._states[path] = "not run"
+        self._now = None
+        self._write_index(running=False)
+
+    def start(self, path: Path) -> None:
+        """Say in the index that a notebook runs."""
+        self._now, self._states[path] = path, "running"
+        self._new, self._written = False, -math.inf
+        self._place(path).unlink(missing_ok=True)  # of another tour
+        self._write_index()
+
+    def hear(self, *, picture: bool) -> None:
+        """Write what there is of the notebook that runs if a picture has come, but not more often than `_EVERY`."""
+        self._new |= picture
+        if self._new and self._now is not None and perf_counter() - self._written >= _EVERY:
+            self._write_page(self._now)
+            self._write_index()
+            self._new, self._written = False, perf_counter()
+
+    def finish(self) -> None:
+        """Write the notebook that has run."""
+        if self._now is not None:
+            self._states[self._now] = "done"
+            self._write_page(self._now)
+            self._write_index()
+
+    def _place(self, path: Path) -> Path:
+        return self._out / f"{path.stem}.html"
+
+    def _write_page(self, path: Path) -> None:
+        notebook, page = self._notebooks[path], _page(self._notebooks[path])
+        if self._states[path] == "running":
+            cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+            done = sum(cell.get("execution_count") is not None for cell in cells)
+            strip = render("elude_nb.app", "tour_running.html", done=done, cells=len(cells))
+            page = page.replace("<head>", f"<head>{_AGAIN}", 1)
+            page = re.sub(r"<body[^>]*>", lambda found: found[0] + str(strip), page, count=1)
+        _write(self._place(path), page)
+
+    def _write_index(self, *, running: bool = True) -> None:
+        shown = {path: state in {"running", "done"} for path, state in self._states.items()}
+        entries = [
+            {
+                "name": self._place(path).name if shown[path] and self._place(path).exists() else "",
+                "title": _title(notebook),
+                "picture": _first_picture(notebook) if shown[path] else "",
+                "state": "" if self._states[path] == "done" else self._states[path],
+            }
+            for path, notebook in self._notebooks.items()
+        ]
+        again, meanwhile = (_AGAIN, example().html(_MEANWHILE, most=2)) if running else ("", "")
+        page = render(
+            "elude_nb.app", "tour.html", pages=entries, skipped=self._skipped, again=again, meanwhile=meanwhile
+        )
+        _write(self.index, str(page))
 
 
 def lacking_packages(notebook: NotebookNode) -> str:
@@ -99,7 +192,14 @@ def lacking_packages(notebook: NotebookNode) -> str:
     return f"it needs {', '.join(lacking)}: pip install 'elude-nb[{needs['extra']}]'" if lacking else ""
 
 
-def _execute(notebook: NotebookNode, path: Path, bar: Any) -> None:
+def _stated(notebook: NotebookNode) -> float:
+    """Return how many seconds a notebook says at its head that it takes on two cores; 0 if it does not say."""
+    head = notebook.cells[0].source if notebook.cells else ""
+    found = re.search(r"\*\*Time\*\*: about ([\d.]+) (second|minute)", head)
+    return float(found[1]) * {"second": 1, "minute": 60}[found[2]] if found else 0.0
+
+
+def _execute(notebook: NotebookNode, path: Path, bar: Any, heard: Callable[..., object]) -> None:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
@@ -115,6 +215,12 @@ def _execute(notebook: NotebookNode, path: Path, bar: Any) -> None:
                 if inner or not content["text"].strip():
                     return None
             return super().output(outs, msg, display_id, cell_index)
+
+        def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
+            found = super().process_message(msg, cell, cell_index)
+            data = msg["content"].get("data", {})
+            heard(picture="image/png" in data or "<img" in data.get("text/html", ""))  # shown, or drawn anew
+            return found
 
     def cell_done(cell: Any, cell_index: int, execute_reply: Any) -> None:  # noqa: ARG001 - nbclient names them
         if cell.cell_type == "code":
@@ -182,13 +288,6 @@ def _make_static(notebook: NotebookNode) -> NotebookNode:
                 )
                 script = False  # 5 MB: once a page is enough
     return notebook
-
-
-def _index(pages: Sequence[tuple[Path, NotebookNode]], skipped: Sequence[str]) -> str:
-    entries = [
-        {"name": page.name, "title": _title(notebook), "picture": _first_picture(notebook)} for page, notebook in pages
-    ]
-    return str(render("elude_nb.app", "tour.html", pages=entries, skipped=skipped))
 
 
 def _title(notebook: NotebookNode) -> str:

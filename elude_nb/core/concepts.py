@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -75,6 +76,10 @@ class ConceptBook:
 
     def source_mean(self) -> Tensor:
         """Return the mean sources over all tokens, (s * kernel,)."""
+        return self._source_mean.clone()
+
+    @cached_property
+    def _source_mean(self) -> Tensor:  # galleries ask for it with every batch and channel
         return (self.source_sums.double().sum(0) / self.counts.sum()).to(self.source_sums.dtype)
 
     def mean_channels(self) -> Tensor:

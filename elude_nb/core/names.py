@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
 from elude_nb._util.checks import check_count, check_kind, near_matches
+from elude_nb._util.warn import warn_caller
 from elude_nb._util.words import as_text, one_line
 
 
@@ -89,10 +89,9 @@ class UniqueNames(dict[int, str]):
         alike = re.compile(re.escape(name) + r" \(\d+\)")
         unsure = [text for concept, text in self.items() if concept not in self.labels and alike.fullmatch(text)]
         if unsure:
-            warnings.warn(
+            warn_caller(
                 f"{unsure} may stand for {name!r} too, or be labels of their own: this split was saved by version 0.2, "
-                "which did not note it. Name its concepts anew, or pass with_names(split.names, labels=...).",
-                stacklevel=3,
+                "which did not note it. Name its concepts anew, or pass with_names(split.names, labels=...)."
             )
         return found
 

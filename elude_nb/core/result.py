@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import html
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +20,7 @@ from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_fraction, check_kind, check_unit
 from elude_nb._util.files import sha256_of_tensors
 from elude_nb._util.progress import say
+from elude_nb._util.warn import warn_caller
 from elude_nb._util.words import counted
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.distinct import THRESHOLD, choose_covering, choose_unlike, count_copies, spread, standardise
@@ -468,7 +468,7 @@ class Disentanglement:
             values = read_out(model, photos, self.site, readout, tokens=which)  # (n, t, u)
         own = values[..., every.index(unit)]
         if is_flat(own, values.sum(-1)):
-            warnings.warn(f"Unit {(channel, unit)} is the same in every image, so it has no best ones.", stacklevel=4)
+            warn_caller(f"Unit {(channel, unit)} is the same in every image, so it has no best ones.")
             k = 0
         distinct = outputs.distinct(photos)
         check_enough("k", k, len(distinct), len(photos))

@@ -153,9 +153,9 @@ class Routing:
         A unit has the channel's weight where it owns the contribution, a share of it where several do, and 0 elsewhere.
         """
         kernel = weight.shape[1] // self.routes.shape[1]
-        mask = (self.routes[channels] == units[:, None]).repeat_interleave(kernel, dim=1)
         if self.owner_sets is None:
-            return weight[channels].masked_fill(~mask, 0)
+            others = self.routes[channels] != units[:, None]
+            return weight[channels].masked_fill_(others if kernel == 1 else others.repeat_interleave(kernel, dim=1), 0)
         made = weight.new_zeros(len(channels), weight.shape[1])
         for channel in channels.unique().tolist():
             rows = (channels == channel).nonzero().flatten()
@@ -254,8 +254,8 @@ def values_on_groups(weight: Tensor, routing: Routing, book: ConceptBook) -> Ten
     means, kernel, live = book.mean_sources(), weight.shape[1] // routing.routes.shape[1], routing.live()
     found = []
     for channel in live.any(1).nonzero().flatten().tolist():
-        products = (weight[channel] * means).unflatten(1, (-1, kernel)).sum(2)  # (g, s)
-        found.append(products @ routing.fractions(channel)[live[channel]].to(products).T)
+        mine = routing.fractions(channel)[live[channel]].to(means).repeat_interleave(kernel, dim=1)  # (u, s * kernel)
+        found.append(means @ (weight[channel] * mine).T)
     return torch.cat(found, dim=1) if found else means.new_zeros(len(book), 0)
 
 

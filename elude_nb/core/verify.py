@@ -295,8 +295,9 @@ def verify(
     clock = _Clock(min(model.batch_size, len(photos)))
     used, done = 0.0, 0
     with evaluating(network):
-        first = model.prepare(photos[: model.batch_size])
-        passes = _seconds_a_batch(network, explicit, first) * -(-len(photos) // model.batch_size)
+        # CUDA chooses its kernels by the size of a batch; elsewhere one image warms up as well, and sooner.
+        few = photos[: min(model.batch_size, len(photos)) if model.device.type == "cuda" else 1]
+        passes = _seconds_to_compare(network, explicit, model.prepare(few)) / len(few) * len(photos)
         doubles = announced(
             model.using(batch_size=1).batches(photos[:images_float64], ""),  # one at a time, to spare memory
             f"verify: {_some_of(len(photos), len(given))}",
@@ -400,7 +401,7 @@ def _now(batch: Tensor) -> float:
     return time.perf_counter()
 
 
-def _seconds_a_batch(network: nn.Module, explicit: nn.Module, batch: Tensor) -> float:
+def _seconds_to_compare(network: nn.Module, explicit: nn.Module, batch: Tensor) -> float:
     """Warm up both networks; return about how long a batch takes: both, the lens, and the bound on the rounding."""
     run_network(network, batch)
     start = _now(batch)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from elude_nb._util.warn import warn_caller
 
 NEAR = 0.1
 """Near copies differ by less than this share of their contrast (both as standard deviations)."""
@@ -72,10 +73,9 @@ def distinct_numbers(originals: Tensor, names: Sequence[str], *, warn: bool = Tr
     copies = (originals != numbers).nonzero().flatten().tolist()
     if copies and warn:
         said = ", ".join(f"{names[i]!r} (of {names[int(originals[i])]!r})" for i in copies[:3])
-        warnings.warn(
+        warn_caller(
             f"{len(copies)} of {len(originals)} images are copies of others and count once with these: {said}"
-            f"{', ...' if len(copies) > 3 else ''}",
-            stacklevel=3,
+            f"{', ...' if len(copies) > 3 else ''}"
         )
     return (originals == numbers).nonzero().flatten()
 

@@ -7,7 +7,6 @@ opened one at a time. Labels come from the data set's own list where it has one,
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
@@ -27,6 +26,7 @@ from torch.utils.data import (
 
 from elude_nb._util.checks import shortly
 from elude_nb._util.progress import progress_bar
+from elude_nb._util.warn import warn_caller
 from elude_nb._util.words import as_text
 from elude_nb.errors import ImageError
 
@@ -166,10 +166,9 @@ def labels_of(dataset: Any, names: Sequence[str]) -> list[str] | None:
         label = open_item(dataset, number, names[number])[1] if number else first
         plain = _plain(label)
         if plain is None:
-            warnings.warn(
+            warn_caller(
                 f"The labels of {name_of(dataset)} are left out: they are not one word or number an image, but for "
-                f"{names[number]!r} {shortly(label)}. Give your own: load_images(dataset, labels=[...]).",
-                stacklevel=5,
+                f"{names[number]!r} {shortly(label)}. Give your own: load_images(dataset, labels=[...])."
             )
             return None
         found.append(_in_words(plain, classes))

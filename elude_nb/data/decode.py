@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from elude_nb._util.checks import check_number, shortly
+from elude_nb._util.warn import warn_caller
 from elude_nb.errors import ImageError
 
 Range = tuple[float, float]
@@ -271,8 +272,7 @@ def _warn_of_dark(shown: Image.Image, name: str) -> None:
     """Warn once of a deep picture whose upper bits are all empty: it may be a scan of 12 bits in a file of 16."""
     if not _dark and 0 < int(np.asarray(shown).max()) < 64:
         _dark.append(name)
-        warnings.warn(
+        warn_caller(
             f"{name!r} has more than 8 bits a channel, reaches less than a quarter of its range, and is dark; others "
-            "may be, too. If they are scans of 12 bits, say so: value_range=(0, 4095).",
-            stacklevel=2,
+            "may be, too. If they are scans of 12 bits, say so: value_range=(0, 4095)."
         )

@@ -7,7 +7,6 @@ and nothing more. It can be pickled, so that the workers of a `torch.utils.data.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +24,7 @@ from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_fraction, check_kind, shortly
 from elude_nb._util.progress import progress_bar
+from elude_nb._util.warn import warn_caller
 from elude_nb._util.words import as_text, counted
 from elude_nb.data.arrays import as_array, check_dtype, one_picture, show_picture, split_pictures
 from elude_nb.data.copies import NEAR, distinct_numbers, find_originals, hash_image, sketch
@@ -236,7 +236,7 @@ class ImageSet(Sequence[Image.Image]):
         broken = self.find_broken(progress=progress)
         if broken:
             shown = "\n  ".join([*broken.values()][:10])
-            warnings.warn(f"{len(broken)} of {counted(len(self), 'image')} left out:\n  {shown}", stacklevel=2)
+            warn_caller(f"{len(broken)} of {counted(len(self), 'image')} left out:\n  {shown}")
         whole = [index for index in range(len(self)) if index not in broken]
         return replace(self.subset(whole), left_out=self.left_out + tuple(self.names[index] for index in broken))
 
@@ -400,7 +400,7 @@ def _from_folder(folder: Path, value_range: Range | None) -> ImageSet:
     paths, left_out = list_pictures(folder)
     if left_out:
         there = f"{len(paths):,} images lie" if len(paths) > 1 else "1 image lies"
-        warnings.warn(f"{there} below {str(folder)!r}; {name_left_out(left_out)}", stacklevel=4)
+        warn_caller(f"{there} below {str(folder)!r}; {name_left_out(left_out)}")
     names = [as_text(os.path.relpath(path, folder)) for path in paths]
     labels = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
     known = tuple(labels) if any(labels) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-import warnings
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,8 @@ from matplotlib import font_manager
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.text import Text
+
+from elude_nb._util.warn import warn_caller
 
 FONT = "DejaVu Sans"
 
@@ -46,11 +47,10 @@ def fonts_for(letters: frozenset[str]) -> tuple[str, ...]:
             break
     if left:
         shown = " ".join(sorted(left)[:10]) + (f" and {len(left) - 10} others" if len(left) > 10 else "")
-        warnings.warn(
+        warn_caller(
             f"No installed font has {shown}; {'they are' if len(left) > 1 else 'it is'} drawn as boxes. Install a font "
             "of that script, such as one of Noto (Debian: apt install fonts-noto-core fonts-noto-cjk; others: "
-            "https://fonts.google.com/noto), and start Python again.",
-            stacklevel=2,
+            "https://fonts.google.com/noto), and start Python again."
         )
     return tuple(families)
 

@@ -17,6 +17,7 @@ from elude_nb.interpret.neighbours import Neighbours, find_neighbours
 from elude_nb.interpret.profiles import depth_profile, find_contributors, route_table, spatial_profile
 from elude_nb.interpret.quiz import Question, Quiz, make_questions
 from elude_nb.interpret.ranking import rank_channels
+from elude_nb.interpret.scored_gallery import ScoredGallery
 from elude_nb.interpret.trace import ChannelTrace, trace_channel
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Neighbours",
     "Question",
     "Quiz",
+    "ScoredGallery",
     "attribute",
     "depth_profile",
     "describe_concepts",

@@ -429,9 +429,11 @@ def look(split: Disentanglement, images: Sequence[Image.Image]) -> Sight:
     outputs = for_analysis(output)
     check_finite(outputs, images, range(len(images)), "The model's outputs")
     features = outputs if mean_patch is None else torch.cat([outputs, for_analysis(mean_patch)], dim=1)
-    joined = torch.cat([sources[number] for number in range(len(site.terms))], dim=-1)
+    joined = torch.cat([sources.pop(number) for number in range(len(site.terms))], dim=-1).sub_(
+        split.book.source_mean()
+    )
     pictures = np.stack([picture_of(model, image) for image in images])
-    return Sight(pictures, joined - split.book.source_mean(), channels[-1], outputs, features, sketch(batch))
+    return Sight(pictures, joined, channels[-1], outputs, features, sketch(batch))
 
 
 def picture_of(model: Model, image: Image.Image) -> Pictures:

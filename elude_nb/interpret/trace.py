@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -42,6 +42,8 @@ class ChannelTrace:
         The routing of this channel alone, d = 1.
     reason
         ``"split"``, or why not.
+    recording, weight
+        What was seen at the tokens, and W (d, s, kernel).
     """
 
     channel: int
@@ -52,6 +54,19 @@ class ChannelTrace:
     units: Tensor
     routing: Routing
     reason: str
+    recording: Recording = field(repr=False)
+    weight: Tensor = field(repr=False)
+
+    def under(self, routing: EludeRouting) -> ChannelTrace:
+        """Return the same channel, at the same tokens, under other settings; no image is run.
+
+        Raises
+        ------
+        TypeError
+            If ``routing`` is no `EludeRouting`.
+        """
+        check_kind("routing", routing, EludeRouting, "an EludeRouting")
+        return _trace(self.recording, self.weight, self.channel, routing)
 
     @property
     def largest_gap(self) -> float:
@@ -125,14 +140,19 @@ def trace_channel(
     drawn = record(model, model.inputs(images), place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
     seen = Recording.join(list(drawn))
     weight = for_analysis(place.weight(model.network)).unflatten(1, (-1, place.kernel))
+    return _trace(seen, weight, channel, strategy)
+
+
+@own_arithmetic()
+def _trace(seen: Recording, weight: Tensor, channel: int, routing: EludeRouting) -> ChannelTrace:
     found = Instances(seen.sources, seen.channels, torch.ones(len(seen)))
-    clusters, one = strategy.trace(weight, found, channel)
+    clusters, one = routing.trace(weight, found, channel)
     shares = one.fractions(0)[1 : 1 + len(clusters)].to(clusters.contributions)
     values = seen.sources @ weight[channel].flatten()
     order = torch.cat([clusters.chosen, _others(clusters.chosen, seen.channels[:, channel])])
     return ChannelTrace(
         channel, values[order], clusters.contributions, clusters.groups, shares, clusters.contributions @ shares.T, one,
-        one.reasons[0],
+        one.reasons[0], seen, weight,
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count, check_kind, check_whole, near_matches
+from elude_nb._util.warn import warn_caller
 from elude_nb.errors import SiteError
 from elude_nb.models.hooks import Tap, as_dtype, check_pristine, clean_copy, evaluating, listen
 from elude_nb.models.layers import layer_names, reason_against
@@ -76,10 +76,9 @@ def _by_maps(registers: int | None, count: int, grids: Iterable[tuple[int, int]]
         others = count - grid[0] * grid[1]
         if 0 <= others <= min(_MOST_OTHERS, grid[0] * grid[1]):
             if others > 1 and registers is None:
-                warnings.warn(
+                warn_caller(
                     f"{others} tokens stand before the {grid[0]} x {grid[1]} patches, and the network does not say "
-                    "which are registers: all count as class tokens. wrap_network(network, registers=...) tells.",
-                    stacklevel=2,
+                    "which are registers: all count as class tokens. wrap_network(network, registers=...) tells."
                 )
             known = min(others, registers or 0)
             return TokenLayout(others - known, known, grid)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic, run_network
-from elude_nb._util.checks import check_count, check_flag, check_kind, shortly
+from elude_nb._util.checks import check_count, check_flag, check_kind, near_matches, shortly
 from elude_nb._util.files import sha256_of_tensors
 from elude_nb._util.progress import announced, progress_bar, say
+from elude_nb._util.warn import warn_caller
 from elude_nb._util.words import as_text, counted
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.errors import WeightsError
@@ -383,7 +383,9 @@ def _check_numbers(model: Model) -> None:
         raise WeightsError(f"{empty!r} of {model.name!r} is on the device meta, which holds no numbers; load it again.")
 
 
-@knows_arguments
+@knows_arguments(
+    device="move the network first: network.to('cuda')", dtype="convert the network first: network.to(torch.float16)"
+)
 def wrap_network(
     network: nn.Module,
     *,
@@ -454,10 +456,9 @@ def wrap_network(
     if preprocess is not None:
         preprocessing = "given by the user"
     elif preprocessing == ASSUMED:
-        warnings.warn(
+        warn_caller(
             f"{kind} does not say how its weights were trained to see images; the normalisation of ImageNet is "
-            "assumed. Pass preprocess=..., from a PIL image to a tensor, if it was another.",
-            stacklevel=3,  # past the decorator
+            "assumed. Pass preprocess=..., from a PIL image to a tensor, if it was another."
         )
     return Model(
         network=network.eval(),
@@ -499,10 +500,21 @@ def check_dtype(dtype: object) -> None:
         raise TypeError(f"dtype must be one of torch's for fractions, such as torch.float32, not {shortly(dtype)}.")
 
 
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+_DEVICES_CALLED = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
+
+
 def placed(network: nn.Module, device: str | torch.device, dtype: torch.dtype | None) -> nn.Module:
     """Return a network moved to a device and, if given, a dtype; raise ``ValueError`` if the device cannot be used."""
     try:
-        return network.to(torch.device(device), dtype)
+        there = torch.device(device)
+    except RuntimeError:
+        kind = str(device).partition(":")[0].lower()
+        hint = near_matches(_DEVICES_CALLED.get(kind, kind), _DEVICES)
+        known = ", ".join(map(repr, _DEVICES))
+        raise ValueError(f"device={shortly(device)} cannot be used here; there are {known}.{hint}") from None
+    try:
+        return network.to(there, dtype)
     except (
         RuntimeError,
         AssertionError,

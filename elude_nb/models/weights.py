@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from elude_nb._util.files import (
     write_tensors,
 )
 from elude_nb._util.progress import progress_bar
+from elude_nb._util.warn import warn_caller
 from elude_nb.errors import WeightsError
 
 _HUB_FILE = "model.safetensors"
@@ -144,10 +144,9 @@ def _is_writable(folder: Callable[[], Path], variable: str) -> bool:
 
 
 def _warn_of_no_cache(error: OSError, variable: str) -> None:
-    warnings.warn(
+    warn_caller(
         f"Fetched weights cannot be kept ({error}). They are used all the same, and fetched again next time; set the "
-        f"variable {variable} to a folder that can be written.",
-        stacklevel=4,
+        f"variable {variable} to a folder that can be written."
     )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from elude_nb._util.checks import check_count, check_fraction
+
+_KEPT = 1 << 23  # draws that are kept at most, 16 MB
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,24 @@ def mean_interval(values: Any, *, level: float = 0.95, resamples: int = 1000, se
     missing = len(every) - len(found)
     if not len(found):
         return Interval(np.nan, np.nan, np.nan, 0, missing)
-    rng = np.random.default_rng(seed)
-    # How often a resample draws each value determines its mean: no (resamples, m) table of draws is needed.
-    means = [rng.multinomial(len(found), np.full(len(found), 1 / len(found))) @ found for _ in range(resamples)]
-    low, high = np.quantile(np.array(means) / len(found), [(1 - level) / 2, (1 + level) / 2])
+    # How often a resample draws each value determines its mean.
+    draws = (_drawn if len(found) * resamples <= _KEPT else _draw)(len(found), resamples, seed)
+    means = np.array([each @ found for each in draws])
+    low, high = np.quantile(means / len(found), [(1 - level) / 2, (1 + level) / 2])
     mean = float(found.mean())
     return Interval(mean, min(float(low), mean), max(float(high), mean), len(found), missing)
+
+
+def _draw(m: int, resamples: int, seed: int) -> Iterator[Any]:
+    """Yield for each resample how often it draws each of ``m`` values, (m,)."""
+    rng = np.random.default_rng(seed)
+    return (rng.multinomial(m, np.full(m, 1 / m)) for _ in range(resamples))
+
+
+@lru_cache(8)
+def _drawn(m: int, resamples: int, seed: int) -> Any:
+    """Keep the draws, which take longer than the sums: the scores of one kind of unit are mostly equally many."""
+    return np.stack([*_draw(m, resamples, seed)]).astype(np.uint16)
 
 
 def difference_interval(

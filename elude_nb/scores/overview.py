@@ -167,9 +167,9 @@ class Scoring:
     @own_arithmetic()
     def add(self, part: Recording) -> None:
         """Take in the recorded tokens of the next images."""
-        values = {"channel": torch.cat([part.channels, -part.channels], dim=1)}
-        values |= {kind: (part.sources - self._mean) @ matrix for kind, (_, _, matrix) in self._routed.items()}
-        for kind, activations in values.items():
+        centred, channels = part.sources - self._mean, torch.cat([part.channels, -part.channels], dim=1)
+        for kind in self._found:
+            activations = channels if kind == "channel" else centred @ self._routed[kind][2]
             highest, rows = find_largest(activations, part.images)
             self._found[kind].append((highest, rows + self._tokens))
         self._vectors.append(part.channels)
@@ -255,7 +255,7 @@ def read_sub_units(weight: Tensor, routing: Routing, signs: Tensor) -> tuple[Ten
         (s * kernel, u), with the sign with which each sub-unit is high on its concept.
     """
     channels, numbers = routing.live_rows()
-    return channels, numbers, routing.masked(weight, channels, numbers).T * signs
+    return channels, numbers, routing.masked(weight, channels, numbers).mul_(signs[:, None]).T
 
 
 def signs_of(weight: Tensor, routing: Routing, book: ConceptBook) -> Tensor:

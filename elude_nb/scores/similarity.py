@@ -18,6 +18,7 @@ from elude_nb.scores.inputs import (
 )
 
 _STEPS = 20  # of k-means, at most
+_UNITS_AT_ONCE = 64  # whose vectors are looked up together
 
 
 def top_similarity(activations: Array, embeddings: Array, k: int = 10) -> pd.Series[float]:
@@ -236,8 +237,9 @@ def ms_score_at(
     span = torch.where(high > low, high - low, torch.nan)
     best = highest.topk(min(count, len(highest)), dim=0).indices  # (count, u)
     weights, places = (highest.gather(0, best) - low) / span, tokens.gather(0, best)
-    found = [_weighted_similarity(weights[:, [u]], unit[places[:, u]].to(weights)) for u in range(len(high))]
-    scores = torch.cat(found) if found else high
+    parts = zip(weights.split(_UNITS_AT_ONCE, 1), places.split(_UNITS_AT_ONCE, 1), strict=True)
+    found = [_weighted_similarity(those, unit[where].to(weights)) for those, where in parts]
+    scores = torch.cat(found) if len(high) else high
     return per_unit("ms_score", scores.masked_fill(high <= 0, torch.nan))
 
 
@@ -344,13 +346,19 @@ def _mean(members: Tensor, chosen: Tensor, otherwise: Tensor) -> Tensor:
 def _weighted_similarity(weights: Tensor, unit: Tensor) -> Tensor:
     """Return the mean cosine over pairs of images, by the product of their weights (n, u), (u,); of no pair, NaN.
 
-    Each unit's first image stands apart from the rest: where they are tiny, the difference between the square of the
-    sum and the sum of squares would be rounded away.
+    The unit vectors are those of the images, (n, e), or each unit has its own, (n, u, e). Each unit's first image
+    stands apart from the rest: where they are tiny, the difference between the square of the sum and the sum of squares
+    would be rounded away.
     """
     top = weights.argmax(0, keepdim=True)  # (1, u)
     most, rest = weights.gather(0, top)[0], weights.scatter(0, top, 0)
-    total, centres, squares = rest.sum(0), rest.T @ unit, rest.square()
-    lengths = unit.square().sum(1)  # 1; 0 for an embedding of zeros, whose cosine is 0
-    together = 2 * most * (unit[top[0]] * centres).sum(1) + centres.square().sum(1) - squares.T @ lengths
+    total, squares = rest.sum(0), rest.square()
+    lengths = unit.square().sum(-1)  # 1; 0 for an embedding of zeros, whose cosine is 0
+    if unit.ndim == 2:
+        centres, first, selves = rest.T @ unit, unit[top[0]], squares.T @ lengths
+    else:
+        centres, first = torch.einsum("nu,nue->ue", rest, unit), unit[top[0], torch.arange(unit.shape[1])]
+        selves = (squares * lengths).sum(0)
+    together = 2 * most * (first * centres).sum(1) + centres.square().sum(1) - selves
     pairs = 2 * most * total + total.square() - squares.sum(0)
     return (together / pairs).clamp(-1, 1).masked_fill(total == 0, torch.nan)

@@ -70,3 +70,17 @@ def test_warnings_point_at_the_line_of_the_caller(tmp_path) -> None:
     with pytest.warns(UserWarning, match="assumed") as of_network:
         en.wrap_network(nn.Linear(2, 2))
     assert [each[0].filename for each in (of_images, of_network)] == [__file__] * 2
+
+
+def test_a_folder_given_to_another_call_warns_at_the_line_of_the_caller_too(vit, images, tmp_path) -> None:
+    for number in range(3):
+        images[number].save(tmp_path / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.warns(UserWarning, match="left out: notes.txt") as found:
+        en.disentangle(vit, tmp_path, concepts=2, progress=False)
+    assert found[0].filename == __file__
+
+
+def test_what_a_wrapped_network_does_not_take_is_said_with_what_to_do_instead() -> None:
+    with pytest.raises(TypeError, match=r"takes no device=; move the network first: network.to\('cuda'\)."):
+        en.wrap_network(nn.Linear(2, 2), device="cuda")  # type: ignore[call-arg]

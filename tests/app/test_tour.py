@@ -79,8 +79,39 @@ def test_a_failing_cell_is_shown_and_leaves_no_page(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(tour, "find_notebooks", lambda only: [path])
     with pytest.raises(TourError, match=r"09_small\.ipynb failed[\s\S]*ZeroDivisionError"):
         run_tour(tmp_path / "out", progress=False)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [page.name for page in (tmp_path / "out").iterdir()] == ["index.html"]
+    front = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "(stopped)" in front
+    assert "http-equiv" not in front  # nothing comes any more
     assert TEXT_BARS not in os.environ
+
+
+def test_pages_show_what_there_is_while_the_notebooks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last cell copies the pages as they are: a picture was drawn anew before."""
+    path = write_notebook(
+        tmp_path,
+        "from elude_nb.figures import Picture\nfirst, second = Picture(figsize=(1, 1)), Picture(figsize=(1, 1))\n"
+        "first.alt, second.alt = 'of 32 images', 'of all images'\n"
+        "shown = display(first, display_id=True); shown.update(second)",
+        f"import shutil, time; time.sleep(0.5); shutil.copytree({str(tmp_path / 'out')!r}, {str(tmp_path / 'seen')!r})",
+    )
+    monkeypatch.setattr(tour, "find_notebooks", lambda only: [path])
+    monkeypatch.setattr(tour, "_EVERY", 0.0)
+    index = run_tour(tmp_path / "out", progress=False)
+    seen, done = tmp_path / "seen", tmp_path / "out"
+    page, front = ((seen / name).read_text(encoding="utf-8") for name in ("09_small.html", "index.html"))
+    assert "1 of 2 cells are done" in page or "0 of 2 cells are done" in page
+    assert 'alt="of all images"' in page
+    assert 'alt="of 32 images"' not in page
+    assert 'alt="of all images"' in front
+    assert "(running)" in front
+    assert "finished example" in front
+    for text in (page, front):
+        assert text.count('<meta http-equiv="refresh" content="5">') == 1
+    for text in ((done / "09_small.html").read_text(encoding="utf-8"), index.read_text(encoding="utf-8")):
+        assert "http-equiv" not in text
+        assert "running" not in text.partition("<body")[2]
+        assert "finished example" not in text
 
 
 def test_a_kernel_that_cannot_write_its_files_names_the_variables(

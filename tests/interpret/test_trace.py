@@ -85,3 +85,8 @@ def test_the_signed_rule_gives_every_source_one_owner(vit, images, trace) -> Non
     assert set(found.shares.unique().tolist()) == {0.0, 1.0}
     split = disentangle(vit, images, SITE, routing=signed, concepts=8, tokens_per_image=6, progress=False)
     assert found.routing.routes[0].equal(split.routing.routes[trace.channel])
+    again = trace.under(signed)  # runs no image
+    assert again.shares.equal(found.shares)
+    assert again.units.equal(found.units)
+    with pytest.raises(TypeError, match="EludeRouting"):
+        trace.under("elude-signed")

@@ -20,6 +20,7 @@ from elude_nb.scores.overview import mixed_channels
 
 LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 """One letter for each of 64 degrees of brightness; an eye cannot distinguish more of them in a heat map."""
+_LETTERS = np.frombuffer(LEVELS.encode("ascii"), dtype=np.uint8)
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -166,7 +167,7 @@ def pack_heat(heat: Any, brightest: float) -> str:
     'Ag/A'
     """
     share = np.clip(np.asarray(heat, dtype=np.float64).ravel() / max(brightest, 1e-12), 0, 1)
-    return "".join(LEVELS[level] for level in np.rint(share * (len(LEVELS) - 1)).astype(int))
+    return _LETTERS[np.rint(share * (len(LEVELS) - 1)).astype(int)].tobytes().decode("ascii")
 
 
 def round_to(value: Any, digits: int = 4) -> float | None:

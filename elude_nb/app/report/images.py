@@ -12,15 +12,15 @@ from torch import Tensor
 
 from elude_nb._util.progress import announced, progress_bar
 from elude_nb._util.words import counted
-from elude_nb.core.recording import Recording, draw_tokens
 from elude_nb.core.result import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.interpret.descriptions import described
 from elude_nb.interpret.exemplars import Exemplars, add_rest, arrange_exemplars, choose_units, name_of_unit
-from elude_nb.interpret.gallery import Gallery, Sight, picture_of
+from elude_nb.interpret.gallery import picture_of
+from elude_nb.interpret.scored_gallery import ScoredGallery
 from elude_nb.models.forward import overheard
-from elude_nb.scores.overview import N_DISTINCT, TOKENS_PER_IMAGE, Scoring, score
+from elude_nb.scores.overview import score
 
 Pictures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -77,16 +77,7 @@ def run_images(
         raise ValueError(f"A report compares images with each other; it was given {len(photos)}: give two at least.")
     if split.site.layout.grid is None:
         return _run_whole_images(split, photos, seed)
-    scoring = Scoring(split, seed=seed) if split.settings.tokens == "patch" else None
-
-    def watch(seen: Sight, first: int) -> None:
-        numbers = range(first, first + len(seen.sources))
-        rows, places = draw_tokens(torch.arange(seen.sources.shape[1]), None, TOKENS_PER_IMAGE, numbers, seed)
-        channels, sources = seen.channels[rows, places], seen.sources[rows, places] + split.book.source_mean()
-        if scoring is not None:
-            scoring.add(Recording(channels, sources, torch.zeros_like(channels), first + rows, places))
-
-    gallery = Gallery(split, photos, max_memory=max_memory, watch=watch)
+    gallery = ScoredGallery(split, photos, max_memory=max_memory, seed=seed)
     n, model = len(gallery.images), split.model
     what = f"report: {counted(n, 'image')}, {counted(channels, 'channel')}"
     worth = (n + _CERTIFICATE + _CHANNEL * channels) / min(n, model.batch_size)  # batches
@@ -95,18 +86,12 @@ def run_images(
         for done in steps:
             bar.update(done)
 
-    def scores(k: int) -> pd.DataFrame:
-        if scoring is None:
-            return score(split, gallery.images, k=k, seed=seed)
-        embeddings = gallery.outputs - gallery.outputs[gallery.distinct].mean(0)
-        return scoring.table(gallery.images, gallery.distinct, embeddings, k=k, n_distinct=N_DISTINCT)
-
     def channel(number: int, count: int, units: int) -> tuple[Exemplars, dict[int, pd.DataFrame]]:
         view = gallery.channel(number)
         return gallery.exemplars(view, count=count, units=units), gallery.depths(view)
 
     maps = gallery.concept_maps if gallery.has_concepts else None
-    return ReportImages(gallery.images, gallery.pictures, gallery.grid, maps, channel, gallery.distinct, scores)
+    return ReportImages(gallery.images, gallery.pictures, gallery.grid, maps, channel, gallery.distinct, gallery.scores)
 
 
 def _run_whole_images(split: Disentanglement, images: ImageSet, seed: int) -> ReportImages:
