@@ -15,11 +15,19 @@ from matplotlib.colors import Normalize
 from PIL import Image
 from torch import Tensor
 
-from elude_nb._util.checks import check_count, check_flag, check_fraction, check_kind, check_number, check_whole
+from elude_nb._util.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_fraction,
+    check_kind,
+    check_number,
+    check_whole,
+)
 from elude_nb._util.words import counted, one_line
 from elude_nb.data.arrays import as_rgb
 from elude_nb.data.images import ImageSet, as_image_set
-from elude_nb.figures.html import darken, enlarge
+from elude_nb.figures.html import WAYS, draw_activation, enlarge
 from elude_nb.figures.theme import Picture, diverging, drawing, finish, house_style, nth_colour, shade, words
 from elude_nb.interpret.exemplars import REST, Exemplar, Exemplars, crop_at
 from elude_nb.interpret.gallery import ChannelView, Gallery
@@ -75,18 +83,22 @@ def contact_sheet(images: ImageSet, count: int = 20, columns: int = 10) -> Pictu
     return picture
 
 
-def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bool = False) -> Picture:
+def before_after(
+    exemplars: Exemplars, *, activation: str = "outline", crops: float | None = None, beside: bool = False
+) -> Picture:
     """Show the top-activating images of a whole channel, and below them those of each of its sub-units.
-
-    Where a unit is active the photograph keeps its colours; elsewhere it is darkened. The scale goes from 0 (a
-    unit's mean) to the row's largest activation.
 
     Parameters
     ----------
     exemplars
         From `elude_nb.find_exemplars`.
+    activation
+        How it is shown where in a photograph a unit is active: ``"outline"``, around where it is above half of its
+        highest value there; ``"dark"``, the rest darkened; ``"heat"``, in colours; ``"crop"``, half of the photograph's
+        side around the highest patch; or ``"none"``. The scale of ``"dark"`` and ``"heat"`` goes from 0 (a unit's mean)
+        to the row's largest activation.
     crops
-        Show, instead of whole photographs under heat maps, what surrounds the patch at which a unit is highest: so much
+        Show, instead of whole photographs, what surrounds the patch at which a unit is highest: so much
         of the photograph's side, as 0.4 (0.43 is 96 pixels of 224).
     beside
         Show both: each crop at the right of its photograph.
@@ -94,9 +106,10 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bo
     Raises
     ------
     ValueError
-        If ``crops`` is not between 0 and 1, or missing with ``beside``.
+        If ``crops`` is not between 0 and 1, or missing with ``beside``, or there is no such ``activation``.
     """
     check_kind("exemplars", exemplars, Exemplars, "what find_exemplars returns")
+    check_choice("activation", activation, WAYS)
     check_flag("beside", beside)
     if crops is not None:
         check_fraction("crops", crops, open_ends=True)
@@ -118,7 +131,8 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bo
                 number, part = divmod(column, len(parts))
                 left = _LABEL + (column - 0.03 * part) * _CELL  # a crop is near its photograph
                 place = picture.add_box(left, top, 0.96 * _CELL, 0.96 * _CELL)
-                draw_exemplar(place, exemplars.rows[row][number], brightest, colour, crop=parts[part])
+                shown = exemplars.rows[row][number]
+                draw_exemplar(place, shown, brightest, colour, activation=activation, crop=parts[part])
         picture.text(0, 1, f"Channel {exemplars.channel}", fontsize=12, fontweight="bold", va="top")
     shown = "; ".join(name.replace("\n", ": ") for name in exemplars.names)
     what = "images" if crops is None else "images, and crops of them," if beside else "crops of images"
@@ -127,15 +141,21 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bo
 
 
 def draw_exemplar(
-    axes: Axes, exemplar: Exemplar, brightest: float, colour: str = "#222222", *, crop: float | None = None
+    axes: Axes,
+    exemplar: Exemplar,
+    brightest: float,
+    colour: str = "#222222",
+    *,
+    activation: str = "outline",
+    crop: float | None = None,
 ) -> None:
-    """Draw one photograph under its heat map: full colour at ``brightest``, dark at 0 and below.
+    """Draw one photograph with its activation, as `elude_nb.figures.html.draw_activation` does it.
 
-    With ``crop``, so much of its side around the highest patch is drawn, and no heat.
+    With ``crop``, so much of its side around the highest patch is drawn, and nothing else.
     """
     image, heat = exemplar.image, exemplar.heat
     if crop is None:
-        shown = darken(image, heat, brightest)
+        shown = draw_activation(image, heat, brightest, activation)
     else:
         shown = crop_at(image, int(heat.argmax()), (heat.shape[0], heat.shape[1]), crop).clip(0, 1)
     show_image(axes, shown, frame=colour)

@@ -23,6 +23,7 @@ from elude_nb.interpret.gallery import ChannelView, Gallery
 from elude_nb.interpret.ranking import rank_channels
 from elude_nb.scores.overview import mixed_channels
 from elude_nb.widgets import parts
+from elude_nb.widgets.appearance import appearance
 from elude_nb.widgets.panel import GalleryPanel
 
 MOST_UNITS = 16  # more rows of pictures than anybody looks at
@@ -142,7 +143,7 @@ class ChannelExplorer(GalleryPanel):
         self._fixed.value = parts.fill("fixed.html", reason=self.gallery.why_not_reroute) if fixed else ""
         self.children = (
             parts.make_row(self._order, self._place),
-            parts.make_row(self._search),
+            parts.make_row(self._search, appearance.make_choice(self)),
             self._status,
             self._bar,
             self._grid,
@@ -245,7 +246,7 @@ class ChannelExplorer(GalleryPanel):
             "channel.html",
             title=f"Channel {self.channel}{reason}",
             caption=self._caption(found),
-            grid=exemplar_grid(found, colours),
+            grid=exemplar_grid(found, colours, activation=appearance.activation),
         )
         concepts = view.units["concept"].fillna(NO_CONCEPT).tolist()
         titles = [

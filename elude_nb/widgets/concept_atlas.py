@@ -19,6 +19,7 @@ from elude_nb.figures.theme import in_words, words
 from elude_nb.interpret.concept_map import cut_thumbnails, lay_out
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets import parts
+from elude_nb.widgets.appearance import appearance
 from elude_nb.widgets.controls import ConceptMap
 from elude_nb.widgets.panel import GalleryPanel
 
@@ -100,7 +101,7 @@ class ConceptAtlas(GalleryPanel):
         self._concepts, self._table = parts.make_place("concepts"), parts.make_place("sub-units")
         self.children = (
             parts.make_row(self._choice, self._name, self._rename),
-            parts.make_row(self._path, self._save),
+            parts.make_row(self._path, self._save, appearance.make_choice(self)),
             self._status,
             self._bar,
             self.map,
@@ -214,7 +215,8 @@ class ConceptAtlas(GalleryPanel):
 
     def _top_images(self, concept: int, place: int) -> Markup:
         maps = self.gallery.concept_maps[..., concept]
-        return top_images(self.gallery, maps, self._count, colour=PALETTE[place % len(PALETTE)])
+        look = {"colour": PALETTE[place % len(PALETTE)], "activation": appearance.activation}
+        return top_images(self.gallery, maps, self._count, **look)
 
     def _title(self, concept: int) -> str:
         return words(self.split.concept_title(concept, number=True), 75)

@@ -22,6 +22,7 @@ from elude_nb.figures.theme import words
 from elude_nb.interpret.gallery import Gallery, Sight, look
 from elude_nb.interpret.profiles import find_contributors
 from elude_nb.widgets import parts
+from elude_nb.widgets.appearance import appearance
 from elude_nb.widgets.controls import MOST_BYTES, Files, PatchPicker, UploadButton
 from elude_nb.widgets.panel import EXPECTED, GalleryPanel
 
@@ -89,7 +90,7 @@ class ImageInspector(GalleryPanel):
             control.on_files(self._take_choice)
         self._picker.observe(lambda _: move(), ["row", "column"])
         self.children = (
-            parts.make_row(self._choice, self._upload),
+            parts.make_row(self._choice, self._upload, appearance.make_choice(self)),
             self._status,
             self._bar,
             parts.make_row(self._picker, self._list),
@@ -205,10 +206,11 @@ class ImageInspector(GalleryPanel):
 
     def _top_images(self, channel: int, unit: int) -> Markup:
         """Return where a sub-unit is active in this image, and the images of the gallery on which it is highest."""
-        others = top_images(self.gallery, self.gallery.images_of_unit(channel, unit), self._count)
+        maps, way = self.gallery.images_of_unit(channel, unit), appearance.activation
+        others = top_images(self.gallery, maps, self._count, activation=way)
         heat = self._map(channel, unit)
         alt = f"{self._title()}, where it is active"
-        own = tile(self._picture(), alt, heat=heat, brightest=max(float(heat.max()), 1e-6))
+        own = tile(self._picture(), alt, heat=heat, brightest=max(float(heat.max()), 1e-6), activation=way)
         return parts.fill("others.html", channel=channel, unit=unit, own=own, others=others)
 
     # --------------------------------------------------------------------- data

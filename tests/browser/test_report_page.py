@@ -162,15 +162,15 @@ def test_activations_are_shown_in_the_way_that_is_chosen_and_remembered(linked: 
     choice = linked.locator("#channel-view").get_by_label("activation")
     expect(choice).to_have_value("outline")
     totals = {"outline": canvas.evaluate(pixels)}
-    for way in ("none", "dark", "part"):
+    for way in ("none", "dark", "heat", "crop"):
         choice.select_option(way)
         totals[way] = canvas.evaluate(pixels)
-    assert len(set(totals.values())) == 4
+    assert len(set(totals.values())) == 5
     assert totals["none"] > 1.05 * totals["dark"]
     for other in linked.locator("select.way").all():
-        expect(other).to_have_value("part")
+        expect(other).to_have_value("crop")
     linked.reload()
-    expect(linked.locator("#channel-view").get_by_label("activation")).to_have_value("part")
+    expect(linked.locator("#channel-view").get_by_label("activation")).to_have_value("crop")
     linked.locator("#channel-view").get_by_label("activation").select_option("outline")
     assert linked.locator("#channel-view .row canvas").nth(1).evaluate(pixels) == totals["outline"]
 

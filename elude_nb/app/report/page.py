@@ -17,7 +17,7 @@ from markupsafe import Markup
 from elude_nb._util.html import render
 from elude_nb.app.report.charts import KINDS, draw_distribution, score_columns
 from elude_nb.data.images import ImageSet
-from elude_nb.figures.html import data_uri, depth_chart
+from elude_nb.figures.html import WAYS, data_uri, depth_chart
 from elude_nb.figures.theme import in_words
 from elude_nb.scores.overview import DISTINCT, score_means
 
@@ -72,7 +72,7 @@ def fill_page(
         distributions=[draw_distribution(scores, name) for name in score_columns(scores)],
         images=[(_caption(images, index), data_uri(picture, SIDE)) for index, picture in enumerate(pictures)],
         depth_chart=depth_chart(empty),
-        data=data,
+        data={**data, "ways": WAYS},
         **texts,
     )
     return str(page)
