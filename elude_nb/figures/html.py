@@ -62,7 +62,8 @@ def draw_activation(picture: Array, heat: Array, brightest: float, way: str = "o
         return crop_at(image, int(heat.argmax()), (heat.shape[0], heat.shape[1]), 0.5)
     if way == "outline":
         return _outline(image, heat)
-    share = enlarge(np.clip(heat / max(brightest, 1e-12), 0, 1), image.shape).clip(0, 1)[..., None]  # cubic overshoots
+    share = enlarge(np.clip(heat / max(brightest, 1e-12), 0, 1), image.shape)
+    share = share.clip(0, 1)[..., None]  # a cubic curve overshoots
     if way == "heat":
         hot = np.concatenate([np.ones_like(share), 0.85 * (1 - share), np.zeros_like(share)], axis=2)
         return image + 0.75 * share * (hot - image)

@@ -12,6 +12,7 @@ import ipywidgets
 import traitlets
 from markupsafe import Markup
 
+from elude_nb._util.html import look_css
 from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
 from elude_nb.interpret.gallery import Gallery
@@ -27,10 +28,23 @@ class Panel(ipywidgets.VBox):
     Subclasses return the fallback from `static_html`.
     """
 
+    _style = traitlets.Any()
+
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        self.add_class("elude-look").add_class("elude-panel")
         self._status = parts.make_place("status")
         self.say("")
+
+    @traitlets.validate("children")
+    def _with_style(self, proposal: Any) -> tuple[Any, ...]:
+        """Put the style of all panels before what is shown."""
+        shown = tuple(child for child in proposal["value"] if child is not self._style)
+        return (self._style, *shown) if shown else ()
+
+    @traitlets.default("_style")
+    def _make_style(self) -> Any:
+        return ipywidgets.HTML(f"<style>{look_css()}</style>", layout={"display": "none"})
 
     def say(self, text: str, *, error: bool = False) -> None:
         """Show a message in the status line; screen readers read it aloud."""
