@@ -93,6 +93,27 @@ class Thumbnails(anywidget.AnyWidget):
         self.on_msg(lambda _, content, __: act(content["choose"]) if "choose" in content else None)
 
 
+class Links(anywidget.AnyWidget):
+    """A few words and buttons after them, each of which leads to something; without buttons nothing is shown.
+
+    Attributes
+    ----------
+    label
+        The words (trait, synchronised).
+    options
+        What is written on the buttons (trait, synchronised).
+    """
+
+    _esm = _HERE / "links.js"
+    _css = _HERE / "links.css"
+    label = traitlets.Unicode().tag(sync=True)
+    options = traitlets.List(traitlets.Unicode()).tag(sync=True)
+
+    def on_press(self, act: Callable[[int], object]) -> None:
+        """Have ``act`` called with the number of the button that is pressed."""
+        self.on_msg(lambda _, content, __: act(content["press"]) if "press" in content else None)
+
+
 class ConceptMap(anywidget.AnyWidget):
     """The map of concepts, by the script that the report draws it with.
 
