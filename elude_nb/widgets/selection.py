@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet, ref
@@ -39,10 +39,13 @@ class State:
     image: int | None = None
     patch: tuple[int, int] | None = None
 
-    def code(self) -> str:
-        """Return what is chosen as arguments, ``channel=47, concepts=[12]``."""
-        chosen = ((name, value) for name, value in self.__dict__.items() if value is not None)
-        return ", ".join(f"{name}={list(value) if name == 'concepts' else value!r}" for name, value in chosen)
+    def chosen(self) -> dict[str, Any]:
+        """Return what is chosen, by its name, as `Selection.choose` takes it."""
+        return {
+            name: list(value) if name == "concepts" else value
+            for name, value in vars(self).items()
+            if value is not None
+        }
 
 
 class Follower(Protocol):
@@ -109,9 +112,7 @@ class Selection(traitlets.HasTraits):
         TraitError
             If there is no such channel, unit, concept, image or patch.
         """
-        unknown = sorted(set(what) - {field.name for field in fields(State)})
-        if unknown:
-            raise TypeError(f"{unknown[0]!r} cannot be chosen; choose among {[field.name for field in fields(State)]}.")
+        check_names(what)
         state = self._complete(self._check(what))
         if state != self.state:
             self._past = [*self._past, self.state][-MOST_STEPS:]
@@ -139,7 +140,7 @@ class Selection(traitlets.HasTraits):
 
     def code(self) -> str:
         """Return a line that chooses the same again, for a variable ``selection``."""
-        return f"selection.choose({self.state.code()})"
+        return f"selection.choose({', '.join(f'{name}={value!r}' for name, value in self.state.chosen().items())})"
 
     # ----------------------------------------------------------------- innards
 
@@ -242,6 +243,14 @@ def selection_of(gallery: Gallery) -> Selection:
     if found is None:
         found = _SELECTIONS[gallery] = Selection(gallery)
     return found
+
+
+def check_names(what: Iterable[str]) -> None:
+    """Raise TypeError if these are not all names of something that can be chosen."""
+    names = [field.name for field in fields(State)]
+    unknown = [name for name in what if name not in names]
+    if unknown:
+        raise TypeError(f"{unknown[0]!r} cannot be chosen; choose among {', '.join(names)}.")
 
 
 def _within(what: str, number: int, count: int) -> int:
