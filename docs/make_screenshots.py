@@ -104,8 +104,10 @@ def each_width(page: Any, title: str) -> Iterator[tuple[str, Image.Image]]:
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(700)
-        height = min(page.evaluate("document.documentElement.scrollHeight"), HIGHEST)
-        page.set_viewport_size({"width": width, "height": height})  # a page of voila scrolls inside itself
+        # A page of voila scrolls inside itself.
+        inner = "Math.max(...[...document.querySelectorAll('*')].map(element => element.scrollHeight))"
+        height = max(min(page.evaluate(inner), HIGHEST), 400)
+        page.set_viewport_size({"width": width, "height": height})
         page.wait_for_timeout(300)
         yield f"{title}_{width}", Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     page.set_viewport_size({"width": WIDTHS[0], "height": 900})

@@ -1,4 +1,4 @@
-"""The words of labels and pages that need a sentence: shown on hovering, at the end of pages, and in docs/glossary.md."""
+"""Words of labels and pages, a sentence each: shown on hovering, at the end of pages, and in docs/glossary.md."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ GLOSSARY = {
     "outline": "The line around the patches where an activation is above half of its highest value in the image.",
     "random routes": "The control: as many sub-units of the same sizes, but with contributions drawn at random.",
     "rest (unit 0)": "What no sub-unit has: the bias, what enters the site, and what is left over.",
-    "rho": "What is left over: contributions to which a second concept has a claim above rho times the first one's.",
+    "rho": "Left over is a contribution whose second concept has more than rho times the share of its first.",
     "separation": "Similarity after the split, less the larger of that before and that between the sub-units.",
     "share of variance": "How much of a channel's variance a unit carries; the shares of a channel add up to 1.",
-    "similarity": "How alike a unit's best images are to the model: the mean cosine of their outputs, 1 for the same image.",
+    "similarity": "How alike a unit's best images are to the model: the mean cosine of their outputs, 1 at most.",
     "source": "A part of the model that adds to channels: a neuron of an MLP or a value of an attention head.",
     "specificity": "What the target class loses, divided by the mean change of the other classes; higher is better.",
     "sub-unit": "A part of a channel: its contributions to one concept. The parts add up to the channel again.",

@@ -30,7 +30,7 @@ def render(package: str, template: str, **values: Any) -> Markup:
     Examples
     --------
     >>> render("elude_nb.figures", "tile.html", src="data:,", alt="<b>", colour="red", side=96)  # doctest: +ELLIPSIS
-    Markup('<img alt="&lt;b&gt;" title="&lt;b&gt;" width="96" height="96" ... src="data:,">')
+    Markup('<img alt="&lt;b&gt;" title="&lt;b&gt;" ... src="data:,">')
     """
     return Markup(as_text(_environment(package).get_template(template).render(values)))  # noqa: S704 - escaped there
 

@@ -49,7 +49,7 @@ class Appearance(traitlets.HasTraits):
     @traitlets.observe("activation")
     def _repaint(self, _: object) -> None:
         for panel in list(self._followers):
-            with panel.guarded():
+            with panel.guarded(), panel.unshared():
                 panel.activation_choice.value = self.activation
                 panel.retitle()
 

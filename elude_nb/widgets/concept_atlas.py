@@ -22,6 +22,7 @@ from elude_nb.widgets import parts
 from elude_nb.widgets.appearance import appearance
 from elude_nb.widgets.controls import ConceptMap
 from elude_nb.widgets.panel import GalleryPanel
+from elude_nb.widgets.selection import State
 
 _MOST_CONCEPTS = 6  # of those chosen have their images shown
 _MOST_UNITS = 12  # are listed
@@ -77,10 +78,19 @@ class ConceptAtlas(GalleryPanel):
         self._atlas = lay_out(self.split, seed=seed)
         self._thumbnails: list[str] = []
         self._build()
-        self.selected = [int(self.split.book.counts.argmax())]
+        self._first = [int(self.split.book.counts.argmax())]
+        self.selected = list(self._first)
         traitlets.link((self, "selected"), (self.map, "chosen"))
-        self.observe(self._show, "selected")
         self.begin()
+
+    def listen(self) -> None:
+        """Observe what is chosen on the map or from Python."""
+        self.observe(self._show, "selected")
+
+    def take(self, state: State, changed: set[str]) -> None:
+        """Show the concepts that are chosen."""
+        if "concepts" in changed:
+            self.selected = list(self._first if state.concepts is None else state.concepts)
 
     @property
     def split(self) -> Disentanglement:
@@ -162,6 +172,7 @@ class ConceptAtlas(GalleryPanel):
     def _show(self, _: object) -> None:
         with self.guarded():
             self._paint_chosen()
+        self.share(concepts=self.selected)
 
     def refresh(self) -> None:
         """Paint the map, with thumbnails from the images that are ready, and the chosen concepts."""

@@ -33,6 +33,7 @@ from elude_nb.widgets import parts
 from elude_nb.widgets.controls import CopyButton, Slider, Thumbnails
 from elude_nb.widgets.dose_meter import DoseMeter
 from elude_nb.widgets.panel import FIRST_IMAGES, GalleryPanel
+from elude_nb.widgets.selection import State
 from elude_nb.widgets.steering_html import dose_chart, probability_bars, shown_images
 
 STRONGEST = 2.0
@@ -141,6 +142,8 @@ class SteeringPanel(GalleryPanel):
         self._listed: tuple[object, ...] | None = None
         self._following = False  # while the panel itself sets its controls
         self._sliding = False  # while a slider was moved and the panel waits for it to rest
+        self._silent = False  # while several traits are set, to be painted once
+        self._lent = NO_CONCEPT  # has a slider because it was chosen in another panel
         self.set_trait("edit", Edit())
         self._build()
         next(self.gallery.steps(4), None)  # some images to compare with
@@ -148,11 +151,39 @@ class SteeringPanel(GalleryPanel):
         self.beside = list(self._others_to_show() if beside is None else beside)
         chosen = self._by_presence()[:3] if concepts is None else [self._live.number(concept) for concept in concepts]
         self.strengths = dict.fromkeys(chosen, UNCHANGED)
+        self.begin()
+
+    def listen(self) -> None:
+        """Observe what is chosen by the controls or from Python."""
         self.observe(self._show_strengths, "strengths")
         self.observe(self._show_image, "image")
         self.observe(lambda _: self.refresh(), "beside")
         self.observe(self._show_picture, "picture")
-        self.begin()
+
+    def take(self, state: State, changed: set[str]) -> None:
+        """Show the image that is chosen, and have a slider on the concept that is, if it is one."""
+        self._silent = True
+        try:
+            if "image" in changed:
+                self.picture, self.image = None, state.image or 0
+            if "concepts" in changed:
+                self._lend(next(iter(state.concepts or ()), None) if len(state.concepts or ()) == 1 else None)
+        finally:
+            self._silent = False
+        if changed & {"image", "concepts"}:
+            self.refresh()
+
+    def _lend(self, concept: int | None) -> None:
+        """Put a slider on a concept that was chosen elsewhere; that of the one before goes if it was not moved."""
+        lent, self._lent = self._lent, NO_CONCEPT
+        gone = () if lent == concept else (lent, UNCHANGED)
+        kept = {one: value for one, value in self.strengths.items() if (one, value) != gone}
+        if concept is not None and concept in self._live.steerable:
+            self._moved_last = concept
+            if concept not in kept or concept == lent:
+                self._lent = concept
+            kept.setdefault(concept, UNCHANGED)
+        self.strengths = kept
 
     # ------------------------------------------------------------------- parts
 
@@ -308,6 +339,7 @@ class SteeringPanel(GalleryPanel):
             self.beside = [change["old"] if number == change["new"] else number for number in self.beside]
         else:
             self.refresh()
+        self.share(image=change["new"])
 
     def _others_to_show(self) -> list[int]:
         """Return a few of the images that are run first anyway: one of each other label, or any."""
@@ -327,6 +359,8 @@ class SteeringPanel(GalleryPanel):
 
     def refresh(self) -> None:
         """Compute and paint what the sliders do to the image."""
+        if self._silent:
+            return
         began = time.perf_counter()
         self._live.split = self.gallery.split  # which may have other names
         with self.guarded():

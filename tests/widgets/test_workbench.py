@@ -261,3 +261,95 @@ def test_a_default_dtype_of_the_users_is_not_changed_beside_their_cells() -> Non
         assert asyncio.run(found())
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_one_selection_leads_all_panels_and_only_the_one_that_is_seen_computes(app) -> None:
+    channels = app.panels["Channels"]
+    app.open("Concepts")
+    before = channels._grid.value
+    app.panels["Concepts"].map.chosen = [3]
+    assert channels._grid.value == before
+    app.open("Image")
+    assert app.panels["Image"].image == app.selection.image
+    app.open("Channels")
+    assert channels.channel == app.selection.channel
+    assert channels._grid.value != before
+    assert "with sub-units of concept 3" in channels._some.label
+    app.open("Steering")
+    assert 3 in app.panels["Steering"].strengths
+
+
+def test_back_and_forward_by_the_buttons(app) -> None:
+    first = app.panels["Channels"].channel
+    assert app._steps.layout.display == ""
+    assert (app._back.disabled, app._forward.disabled) == (True, True)
+    app.panels["Channels"].channel = other = 1 if first != 1 else 2
+    assert (app._back.disabled, app._forward.disabled) == (False, True)
+    app._back.click()
+    assert app.panels["Channels"].channel == first
+    assert (app._back.disabled, app._forward.disabled) == (True, False)
+    app._forward.click()
+    assert app.panels["Channels"].channel == other
+    assert app._back.tooltip
+    assert app._forward.tooltip
+    assert bench()._steps.layout.display == "none"
+
+
+CHOSEN: dict[str, Any] = {"channel": 5, "unit": (5, 1), "concepts": [2], "image": 3, "patch": (1, 3)}
+
+
+def traits(app: Any) -> dict[str, Any]:
+    """Return what the panels of a bench show, in each of them."""
+    channels, concepts, image, steering = (app.open(title).panels[title] for title in list(app._tabs.titles)[:4])
+    return {
+        "channel": channels.channel,
+        "unit": image.unit,
+        "concepts": [*concepts.selected],
+        "image": image.image,
+        "steered": steering.image,
+        "patch": (image.row, image.column),
+    }
+
+
+def test_a_line_of_code_opens_the_same_again(slow) -> None:
+    slow.go.set()
+    app = bench().run()
+    app.selection.choose(**CHOSEN)
+    assert traits(app) == {**CHOSEN, "steered": 3}
+    app.open("Image")
+    app._count.value = 20  # not what the result was made with
+    line = app.code()
+    assert line == (
+        "Workbench('tiny', 'here', count=16, concepts=4, units=3, seed=0).run()"
+        ".open('Image', channel=5, unit=(5, 1), concepts=[2], image=3, patch=(1, 3))"
+    )
+    assert app._line.text == line
+    again = eval(line)  # noqa: S307 - made above
+    assert again.code() == line
+    assert traits(again) == traits(app)
+
+
+def test_the_line_waits_for_a_result_that_is_being_made(slow) -> None:
+    async def use() -> None:
+        app = bench().run().open("Concepts", concepts=[3])
+        assert app.selection is None
+        assert app.code().endswith(".run().open('Concepts', concepts=[3])")
+        slow.go.set()
+        await app._task
+        assert app._tabs.selected_index == 1
+        assert app.panels["Concepts"].selected == [3]
+        assert app.selection.image is not None
+
+    asyncio.run(use())
+
+
+def test_what_cannot_be_opened_is_reported(slow, app) -> None:
+    with pytest.raises(ValueError, match="no panel 'Concept'; there are Channels, Concepts"):
+        app.open("Concept")
+    with pytest.raises(TypeError, match="'row' cannot be chosen"):
+        bench().open("Image", row=3)
+    slow.go.set()
+    late = bench().open("Image", channel=99).run()
+    assert "no channel 99" in late.message
+    assert list(late.panels) == ["Image"]
+    assert app.code() == "Workbench(gallery=gallery).open('Channels')"

@@ -23,7 +23,7 @@ from elude_nb.scores.overview import DISTINCT, score_means
 
 SIDE = 192  # pixels of a picture: sharp on screens of two dots a pixel at the size of a tile
 SCRIPTS = ("figures/concept_map.js", "app/report/base.js", "app/report/panels.js", "app/report/list.js")
-STYLES = ("app/report/page.css", "figures/concept_map.css")
+STYLES = ("_util/look.css", "app/report/page.css", "figures/concept_map.css")
 CHANNEL_COLUMNS = (
     ("channel", "channel", "Number of the channel"),
     ("units", "sub-units", "How many sub-units it was split into"),
