@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
 import traitlets
+from IPython.display import display
 from markupsafe import Markup
 
 from elude_nb._util.html import look_css
@@ -17,22 +19,26 @@ from elude_nb.data.images import Images
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets import parts
 from elude_nb.widgets.selection import Selection, State, selection_of
+from elude_nb.widgets.stored import Stored
 
 FIRST_IMAGES = 8  # are run before the first paint: about a second for a ViT-S on two cores
+_STOPPED = (Path(__file__).parent / "stopped.css").read_text("utf-8")
 EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, traitlets.TraitError)
 
 
 class Panel(ipywidgets.VBox):
     """A widget with a status line, and with a static fallback for pages that have no kernel.
 
-    Subclasses return the fallback from `static_html`.
+    Subclasses return the fallback from `static_html`. A saved notebook keeps it as the panel was last (`Stored`), and
+    where a kernel has stopped the panel says so, by a rule of style.
     """
 
     _style = traitlets.Any()
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.add_class("elude-look").add_class("elude-panel")
+        self.add_class("elude-look").add_class("elude-panel").add_class(f"elude-live-{self.model_id}")
+        self.stored = Stored(self.model_id, type(self).__name__, self.static_html)
         self._status = parts.make_place("status")
         self.say("")
 
@@ -44,12 +50,13 @@ class Panel(ipywidgets.VBox):
 
     @traitlets.default("_style")
     def _make_style(self) -> Any:
-        return ipywidgets.HTML(f"<style>{look_css()}</style>", layout={"display": "none"})
+        return ipywidgets.HTML(f"<style>{look_css()}{_STOPPED}</style>", layout={"display": "none"})
 
     def say(self, text: str, *, error: bool = False) -> None:
         """Show a message in the status line; screen readers read it aloud."""
         self.message = text
         self._status.value = parts.fill("status.html", text=text, error=error)
+        self.stored.soon()  # a panel says something whenever it shows something else
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -78,6 +85,11 @@ class Panel(ipywidgets.VBox):
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         bundle = super()._repr_mimebundle_(**kwargs)
         return {**bundle, "text/html": str(parts.fill("fallback.html", content=self.static_html()))}
+
+    def _ipython_display_(self) -> None:
+        """Display the widget, and what is kept of it as an output of its own."""
+        display({**super()._repr_mimebundle_(), "text/plain": ""}, raw=True)
+        self.stored.show()
 
 
 class GalleryPanel(Panel):

@@ -8,7 +8,6 @@ from typing import Any
 
 import ipywidgets
 import traitlets
-from IPython.display import display
 from markupsafe import Markup
 
 from elude_nb._util.progress import say
@@ -66,7 +65,7 @@ class Workbench(Panel):
     Examples
     --------
     ``Workbench("dinov2-small", "photographs").run()``
-    ``Workbench("dinov2-small", "photographs").run().open("Concepts", concepts=[12])``
+    ``Workbench("dinov2-small", "photographs").run().show("Concepts", concepts=[12])``
     """
 
     gallery = traitlets.Instance(Gallery, allow_none=True, read_only=True)
@@ -103,7 +102,6 @@ class Workbench(Panel):
         )
         self._work: Work | None = None
         self._task: asyncio.Task[None] | None = None
-        self._shown: Any = None  # where it was displayed last
         self._log = ipywidgets.Output().add_class("elude-log")
         self._tabs = ipywidgets.Tab().add_class("elude-tabs")
         self._tabs.observe(lambda change: self._open_tab(change["new"]), "selected_index")
@@ -170,7 +168,7 @@ class Workbench(Panel):
             self._go.disabled = False
         return self
 
-    def open(self, title: str = "Channels", **chosen: Any) -> Workbench:
+    def show(self, title: str = "Channels", **chosen: Any) -> Workbench:
         """Open a panel and choose what all panels show; at once, or when the result that is being made is there.
 
         Parameters
@@ -195,7 +193,7 @@ class Workbench(Panel):
             self._wanted = title, chosen
         else:
             selection_of(self.gallery).choose(**chosen)
-            self._show(title)
+            self._show_tab(title)
         return self
 
     @property
@@ -215,7 +213,7 @@ class Workbench(Panel):
             chosen = selection_of(self.gallery).state.chosen()
         arguments = ", ".join([repr(title), *(f"{name}={value!r}" for name, value in chosen.items())])
         run = "" if self._made_with == _GIVEN else ".run()"
-        return f"{self._made_with or self._call()}{run}.open({arguments})"
+        return f"{self._made_with or self._call()}{run}.show({arguments})"
 
     def _call(self) -> str:
         """Return the call that makes a workbench with what the form says now."""
@@ -288,11 +286,7 @@ class Workbench(Panel):
             self._work = None
             self._go.description, self._go.button_style = "disentangle", "primary"
             self._bar.layout.display = "none"
-        if self._shown is not None:  # a saved notebook keeps what was displayed last
-            self._shown.update(self._repr_mimebundle_(), raw=True)
-
-    def _ipython_display_(self) -> None:
-        self._shown = display(self._repr_mimebundle_(), raw=True, display_id=True)
+        self.stored.update()
 
     def _show_progress(self, text: str, share: float | None) -> None:
         self.say(text)
@@ -329,9 +323,9 @@ class Workbench(Panel):
         (title, chosen), self._wanted = self._wanted or ("Channels", {}), None
         with self.guarded():  # what was asked for before may not exist
             selection_of(gallery).choose(**chosen)
-        self._show(title)
+        self._show_tab(title)
 
-    def _show(self, title: str) -> None:
+    def _show_tab(self, title: str) -> None:
         place = self._tabs.titles.index(title)
         if self._tabs.selected_index == place:  # else the tab is opened when this changes
             self._open_tab(place)
@@ -358,6 +352,7 @@ class Workbench(Panel):
         if title not in self.panels:
             with self.guarded():
                 self.panels[title] = makers[title]()
+                self.panels[title].stored = self.stored  # which has all panels that were opened
                 self._tabs.children[index].children = (self.panels[title],)
         self._show_steps()
 

@@ -7,13 +7,14 @@ import gc
 import weakref
 from typing import Any
 
+import ipywidgets
 import numpy as np
 import pytest
 import traitlets
 from PIL import Image
 
 from elude_nb.interpret.gallery import Gallery
-from elude_nb.widgets import ChannelExplorer, ConceptAtlas, ImageInspector, SteeringPanel
+from elude_nb.widgets import ChannelExplorer, ConceptAtlas, ImageInspector, IntruderQuiz, SteeringPanel, Workbench
 from elude_nb.widgets.selection import Selection, State, selection_of
 
 
@@ -299,3 +300,14 @@ def test_a_gallery_that_nobody_has_is_forgotten(split, images) -> None:
     assert kept() is None
     with pytest.raises(ReferenceError):
         chosen.channel = 4
+
+
+@pytest.mark.parametrize(
+    "kind", [ChannelExplorer, ConceptAtlas, ImageInspector, IntruderQuiz, SteeringPanel, Workbench]
+)
+def test_no_method_of_a_panel_takes_the_place_of_one_of_a_widget(kind) -> None:
+    own = {name for each in kind.__mro__ if each.__module__.startswith("elude_nb") for name in vars(each)}
+    wanted = {"_repr_mimebundle_", "_traits", "_all_trait_default_generators", "_trait_default_generators"}
+    wanted |= {"_static_immutable_initial_values", "_instance_inits", "_descriptors", "_states_to_send"}
+    shadowed = {name for name in own if hasattr(ipywidgets.VBox, name) and not name.startswith("__")}
+    assert shadowed <= wanted
