@@ -10,6 +10,7 @@ import ipywidgets
 import traitlets
 from markupsafe import Markup
 
+from elude_nb._util.glossary import GLOSSARY
 from elude_nb._util.progress import say
 from elude_nb._util.words import counted
 from elude_nb.core.disentangle import disentangle
@@ -88,8 +89,8 @@ class Workbench(Panel):
         self._images = parts.make(ipywidgets.Text, "images", "images", value=images, continuous_update=False)
         number = ipywidgets.BoundedIntText
         self._count = parts.make(number, "how many", "count", value=count, min=4, max=100_000)
-        self._concepts = parts.make(number, "G: concepts", "g", value=concepts, min=2, max=4096)
-        self._units = parts.make(number, "K: units", "max-units", value=units, min=2, max=64)
+        self._concepts = parts.make(number, "G: concepts", "g", value=concepts, min=2, max=4096, tooltip=GLOSSARY["G"])
+        self._units = parts.make(number, "K: units", "max-units", value=units, min=2, max=64, tooltip=GLOSSARY["K"])
         self._go = parts.make_button(
             "disentangle",
             "disentangle",

@@ -10,6 +10,13 @@ const number = (value, digits = 3) => (value === null ? "–" : String(Number(va
 const conceptName = (c) => data.concepts[c]?.title ?? `concept ${c}`; // "concept 3: cat"
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
+// A word as it is shown; the glossary says on hovering what it means.
+const IN_GLOSSARY = { unit: "sub-unit", sources: "source", "copies in other channels": "copies", "top similarity": "similarity" };
+function term(shown) {
+  const title = data.words[IN_GLOSSARY[shown] ?? shown];
+  return title ? make("abbr", { class: "elude-term", title }, shown) : shown;
+}
+
 // ------------------------------------------------------------------ tiles
 
 const WAYS = data.ways; // as figures/html.py draws them, too
@@ -146,7 +153,7 @@ function legend() {
 }
 
 function table(heads, rows) {
-  const head = make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, text)));
+  const head = make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, term(text))));
   const lines = rows.map((cells) => make("tr", {}, ...cells.map((cell) => make("td", {}, cell))));
   return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines)));
 }
