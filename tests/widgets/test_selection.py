@@ -245,6 +245,17 @@ def test_a_panel_that_is_opened_later_shows_what_is_chosen(panels, gallery) -> N
     assert explorer.selection.state == chosen
 
 
+def test_an_explorer_that_is_opened_later_says_which_channel_is_the_best(gallery) -> None:
+    atlas, inspector = ConceptAtlas(gallery), ImageInspector(gallery)
+    atlas.selected = [3]
+    assert (atlas.selection.channel, atlas.selection.unit) == (None, None)
+    explorer = ChannelExplorer(gallery, count=3)
+    assert explorer.channel == explorer._listed[0] == atlas.selection.channel
+    assert inspector.unit == atlas.selection.unit
+    assert inspector.unit[0] == explorer.channel
+    assert len(atlas.selection._past) == 1
+
+
 def test_a_hidden_panel_computes_when_it_is_seen(panels, monkeypatch) -> None:
     explorer, atlas, _, steering = panels
     explorer.hide()
