@@ -270,6 +270,30 @@ def test_a_hidden_panel_computes_when_it_is_seen(panels, monkeypatch) -> None:
     assert f"Channel {explorer.channel}" in explorer._grid.value
 
 
+def test_a_panel_whose_cell_has_run_again_computes_nothing(panels) -> None:
+    explorer, atlas, _, _ = panels
+    before = explorer.channel
+    explorer._presence.views = 1  # as the page says
+    explorer._presence.views = 0
+    atlas.selected = [3]
+    assert explorer.channel == before
+    explorer._presence.views = 1
+    assert explorer.channel == explorer._listed[0] == atlas.selection.channel
+
+
+def test_panels_that_are_not_linked_show_two_channels_side_by_side(panels, gallery) -> None:
+    explorer, atlas, _, _ = panels
+    other = ChannelExplorer(gallery, count=3)
+    other.linked = False
+    explorer.channel = 3
+    other.channel = 9
+    assert (explorer.channel, other.channel, explorer.selection.channel) == (3, 9, 3)
+    atlas.selected = [3]
+    assert other.channel == 9
+    other.linked = True
+    assert other.channel == explorer.channel
+
+
 def test_in_a_kernel_one_choice_is_one_step_and_nothing_bounces(gallery) -> None:
     async def use() -> tuple[Any, ...]:
         panels = ChannelExplorer(gallery, count=3), ConceptAtlas(gallery), ImageInspector(gallery)
