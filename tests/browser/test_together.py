@@ -63,7 +63,7 @@ def run(page: Any, name: str) -> Any:
     found = cell(page, name)
     found.locator(".cm-content").click()
     page.keyboard.press("Control+Enter")
-    until(lambda: re.fullmatch(r"\[\d+\]:", found.locator(".jp-InputPrompt").inner_text().strip()), 90)
+    until(lambda: bool(re.fullmatch(r"\[\d+\]:", found.locator(".jp-InputPrompt").inner_text().strip())), 90)
     return found
 
 
