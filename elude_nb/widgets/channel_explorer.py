@@ -135,6 +135,7 @@ class ChannelExplorer(GalleryPanel):
         ranked = [] if first == BEST else rank_channels(self.gallery, k=self._count).index.tolist()
         if not ranked:
             self.refresh()
+            self.selection.settle()
             return
         kept = self.order, self.channel
         untouched = kept == (first, self._listed[0]) and self.selection.channel is None
@@ -145,6 +146,7 @@ class ChannelExplorer(GalleryPanel):
             self.order, self.channel = kept
         if self.channel == before:  # otherwise it was painted when it changed
             self.refresh()
+        self.selection.settle()
 
     def _build(self) -> None:
         k, rho, fixed = self._settings.units, self._settings.shared, not self.gallery.can_reroute

@@ -26,6 +26,7 @@ from elude_nb.widgets.selection import State
 
 _MOST_CONCEPTS = 6  # of those chosen have their images shown
 _MOST_UNITS = 12  # are listed
+_MOST_STORED = 100  # thumbnails in a page without a kernel: each is 3 kB
 _COLUMNS = ["channel", "unit", "concept", "sources", "share_of_variance", "mean_on_concept"]
 
 
@@ -238,4 +239,7 @@ class ConceptAtlas(GalleryPanel):
     def static_html(self) -> Markup:
         """Return the map, the chosen concepts and their sub-units."""
         content = Markup(self._concepts.value + self._table.value)  # noqa: S704 - made by templates
-        return parts.fill("concept_map.html", concepts=self.map.concepts, content=content, side=40, height=360)
+        largest = set(self.split.book.counts.argsort(descending=True)[:_MOST_STORED].tolist()) | set(self.selected)
+        shown = [concept for number, concept in enumerate(self.map.concepts) if number in largest]
+        more = len(self.map.concepts) - len(shown)
+        return parts.fill("concept_map.html", concepts=shown, more=more, content=content, side=40, height=360)

@@ -117,6 +117,19 @@ class Links(anywidget.AnyWidget):
         self.on_msg(lambda _, content, __: act(content["press"]) if "press" in content else None)
 
 
+class Presence(anywidget.AnyWidget):
+    """Tells how many views of what it stands in the page has: none once a cell that showed it has run again.
+
+    Attributes
+    ----------
+    views
+        How many; -1 where no page has said it (trait, synchronised).
+    """
+
+    _esm = _HERE / "presence.js"
+    views = traitlets.Int(-1).tag(sync=True)
+
+
 class ConceptMap(anywidget.AnyWidget):
     """The map of concepts, by the script that the report draws it with.
 

@@ -18,6 +18,7 @@ from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets import parts
+from elude_nb.widgets.controls import Presence
 from elude_nb.widgets.selection import Selection, State, selection_of
 from elude_nb.widgets.stored import Stored
 
@@ -34,6 +35,7 @@ class Panel(ipywidgets.VBox):
     """
 
     _style = traitlets.Any()
+    _presence = traitlets.Instance(Presence, ())
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -44,9 +46,10 @@ class Panel(ipywidgets.VBox):
 
     @traitlets.validate("children")
     def _with_style(self, proposal: Any) -> tuple[Any, ...]:
-        """Put the style of all panels before what is shown."""
-        shown = tuple(child for child in proposal["value"] if child is not self._style)
-        return (self._style, *shown) if shown else ()
+        """Put the style of all panels, and what tells whether they are in the page, before what is shown."""
+        before = self._style, self._presence
+        shown = tuple(child for child in proposal["value"] if child not in before)
+        return (*before, *shown) if shown else ()
 
     @traitlets.default("_style")
     def _make_style(self) -> Any:
@@ -98,16 +101,25 @@ class GalleryPanel(Panel):
     In a running kernel the images are run a few at a time between other work; elsewhere all at once. All panels on a
     gallery share what is chosen, ``panel.selection``: subclasses hand what is chosen in them to `share`, and show in
     `take` what is chosen elsewhere.
+
+    Attributes
+    ----------
+    linked
+        Whether it shares what is chosen (trait, settable): set it to False to see two channels side by side.
     """
+
+    linked = traitlets.Bool(default_value=True, help="whether what is chosen is shared with other panels")
 
     def __init__(self, gallery: Gallery | Disentanglement, images: Images | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         self.gallery = open_gallery(gallery, images)
         self.selection: Selection = selection_of(self.gallery)
         self._taken = State()  # what of the selection it shows
-        self._hidden = False
+        self._hidden = False  # in a tab that is not open
         self._shares = False  # whether what changes in it is a choice of the user's
         self._follow_soon = self.later(self._take_selection)
+        self._presence.observe(lambda _: self.follow(), "views")
+        self.observe(lambda _: self.follow(), "linked")
         hidden = {"width": "60%", "display": "none"}
         self._bar = parts.make(
             ipywidgets.IntProgress, "images", "progress", max=len(self.gallery.images), layout=hidden
@@ -140,7 +152,7 @@ class GalleryPanel(Panel):
 
     def share(self, **what: Any) -> None:
         """Choose something for all panels, as a user did in this one."""
-        if self._shares:
+        if self._shares and self.linked:
             self.selection.choose(**what)
 
     @contextmanager
@@ -153,14 +165,14 @@ class GalleryPanel(Panel):
             self._shares = before
 
     def follow(self) -> None:
-        """Show what is chosen now, soon; a panel that is hidden does it when it is seen."""
-        if not self._hidden:
+        """Show what is chosen now, soon; a panel that nobody sees does it when it is seen."""
+        if self.linked and not self._hidden and self._presence.views:
             self._follow_soon()
 
     def hide(self, *, hidden: bool = True) -> None:
         """Say whether the panel is hidden; it then computes nothing at choices in others."""
         self._hidden = hidden
-        if not hidden:
+        if not hidden and self.linked:
             with self.guarded():
                 self._take_selection()
 

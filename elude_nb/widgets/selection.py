@@ -120,6 +120,11 @@ class Selection(traitlets.HasTraits):
             self._show(state)
         return self
 
+    def settle(self) -> None:
+        """Choose the channel that the concepts imply, if a panel that knows it was opened after they were chosen."""
+        if self.state.channel is None and self.state.concepts:
+            self._show(self._with_channel(self.state))
+
     def back(self) -> None:
         """Go back to what was chosen before, if anything was."""
         self._go(self._past, self._future)
@@ -192,16 +197,14 @@ class Selection(traitlets.HasTraits):
 
     def _complete(self, what: dict[str, Any]) -> State:
         """Return the state in which this is chosen, and what it implies."""
-        given = set(what)
-        state = replace(self.state, **what)
-        if state.concepts and state.concepts != self.state.concepts:
+        given, before = set(what), self.state
+        state: State = replace(before, **what)
+        if state.concepts and state.concepts != before.concepts:
             if len(state.concepts) == 1 and "image" not in given:
                 image, patch = self._peak(state.concepts[0])
                 state = replace(state, image=image, patch=state.patch if "patch" in given else patch)
             if not given & {"channel", "unit"}:
-                found = (panel.best_channel(state.concepts) for panel in list(self.panels))
-                channel = next((number for number in found if number is not None), None)
-                state = replace(state, channel=channel, unit=self._unit_of(channel, state.concepts))
+                state = self._with_channel(state)
         elif given & {"image", "patch"} and "unit" not in given:
             state = replace(state, unit=None)  # the inspector shows the one that is most active there
         if "unit" in given and state.unit is not None and "channel" not in given:
@@ -209,6 +212,13 @@ class Selection(traitlets.HasTraits):
         if state.unit is not None and state.unit[0] != state.channel:
             state = replace(state, unit=None)
         return state
+
+    def _with_channel(self, state: State) -> State:
+        """Return the state with the best channel of its concepts, if a panel that knows it is there."""
+        concepts = state.concepts or ()
+        found = (panel.best_channel(concepts) for panel in list(self.panels))
+        channel = next((number for number in found if number is not None), None)
+        return replace(state, channel=channel, unit=self._unit_of(channel, concepts))
 
     def _peak(self, concept: int) -> tuple[int | None, tuple[int, int] | None]:
         """Return the image on which a concept is strongest, and the patch."""

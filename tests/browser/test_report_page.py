@@ -13,6 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from elude_nb import Disentanglement, ImageSet
+from elude_nb._util.glossary import GLOSSARY
 from elude_nb.app.report.build import write_report
 
 NOTHING = "\N{EN DASH}"
@@ -305,8 +306,10 @@ def test_without_a_script_the_tables_charts_and_images_are_there(scriptless: Pag
     expect(scriptless.locator("#channel-table tbody tr")).to_have_count(24)
     expect(scriptless.locator(".images img")).to_have_count(20)
     assert scriptless.locator("svg.chart").count() >= 4
-    scriptless.locator("summary").click()
+    scriptless.get_by_text("concepts as a list").click()
     expect(scriptless.get_by_text("concept 1: night sky")).to_be_visible()
+    scriptless.get_by_text("Words of this page").click()
+    expect(scriptless.get_by_text(GLOSSARY["specificity"])).to_be_visible()
     expect(scriptless.locator("#channel-tools")).to_be_hidden()
 
 

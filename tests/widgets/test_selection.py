@@ -245,6 +245,17 @@ def test_a_panel_that_is_opened_later_shows_what_is_chosen(panels, gallery) -> N
     assert explorer.selection.state == chosen
 
 
+def test_an_explorer_that_is_opened_later_says_which_channel_is_the_best(gallery) -> None:
+    atlas, inspector = ConceptAtlas(gallery), ImageInspector(gallery)
+    atlas.selected = [3]
+    assert (atlas.selection.channel, atlas.selection.unit) == (None, None)
+    explorer = ChannelExplorer(gallery, count=3)
+    assert explorer.channel == explorer._listed[0] == atlas.selection.channel
+    assert inspector.unit == atlas.selection.unit
+    assert inspector.unit[0] == explorer.channel
+    assert len(atlas.selection._past) == 1
+
+
 def test_a_hidden_panel_computes_when_it_is_seen(panels, monkeypatch) -> None:
     explorer, atlas, _, steering = panels
     explorer.hide()
@@ -257,6 +268,30 @@ def test_a_hidden_panel_computes_when_it_is_seen(panels, monkeypatch) -> None:
     explorer.hide(hidden=False)
     assert explorer.channel == atlas.selection.channel
     assert f"Channel {explorer.channel}" in explorer._grid.value
+
+
+def test_a_panel_whose_cell_has_run_again_computes_nothing(panels) -> None:
+    explorer, atlas, _, _ = panels
+    before = explorer.channel
+    explorer._presence.views = 1  # as the page says
+    explorer._presence.views = 0
+    atlas.selected = [3]
+    assert explorer.channel == before
+    explorer._presence.views = 1
+    assert explorer.channel == explorer._listed[0] == atlas.selection.channel
+
+
+def test_panels_that_are_not_linked_show_two_channels_side_by_side(panels, gallery) -> None:
+    explorer, atlas, _, _ = panels
+    other = ChannelExplorer(gallery, count=3)
+    other.linked = False
+    explorer.channel = 3
+    other.channel = 9
+    assert (explorer.channel, other.channel, explorer.selection.channel) == (3, 9, 3)
+    atlas.selected = [3]
+    assert other.channel == 9
+    other.linked = True
+    assert other.channel == explorer.channel
 
 
 def test_in_a_kernel_one_choice_is_one_step_and_nothing_bounces(gallery) -> None:

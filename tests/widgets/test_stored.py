@@ -60,5 +60,5 @@ def test_the_style_of_a_stopped_kernel_comes_with_the_panel(gallery) -> None:
     explorer = ChannelExplorer(gallery, count=3)
     assert "elude-panel" in explorer._dom_classes
     assert "Kernel stopped" in explorer.children[0].value
-    explorer.children = explorer.children  # it is there once
+    explorer.set_trait("children", explorer.children[:])  # it is there once
     assert sum(child is explorer.children[0] for child in explorer.children) == 1
