@@ -66,9 +66,11 @@ def draw_activation(picture: Array, heat: Array, brightest: float, way: str = "o
     share = share.clip(0, 1)[..., None]  # a cubic curve overshoots
     if way == "heat":
         hot = np.concatenate([np.ones_like(share), 0.85 * (1 - share), np.zeros_like(share)], axis=2)
-        return image + 0.75 * share * (hot - image)
+        shown: Array = image + 0.75 * share * (hot - image)
+        return shown
     grey = image.mean(axis=2, keepdims=True)
-    return (share * image + (1 - share) * (0.12 + 0.25 * (0.6 * grey + 0.4 * image))).clip(0, 1)
+    shown = share * image + (1 - share) * (0.12 + 0.25 * (0.6 * grey + 0.4 * image))
+    return shown.clip(0, 1)
 
 
 def _outline(image: Array, heat: Array) -> Array:
@@ -79,7 +81,7 @@ def _outline(image: Array, heat: Array) -> Array:
     away = np.abs(level) / np.hypot(*np.gradient(level)).clip(1e-6)  # pixels from the line, near to it
     half = max(*image.shape[:2], 135) / 180
     # Without the difference of light nobody could say on which side of the line the unit is active.
-    shown = image * (OUTSIDE + (1 - OUTSIDE) * np.clip(0.5 + np.sign(level) * away, 0, 1)[..., None])
+    shown: Array = image * (OUTSIDE + (1 - OUTSIDE) * np.clip(0.5 + np.sign(level) * away, 0, 1)[..., None])
     for reach, colour, opacity in ((2.2 * half + 0.5, 0.0, 0.6), (half + 0.25, 1.0, 1.0)):
         cover = opacity * np.clip(reach + 0.5 - away, 0, 1)[..., None]
         shown = shown + cover * (colour - shown)

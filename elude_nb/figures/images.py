@@ -132,8 +132,8 @@ def before_after(
                 number, part = divmod(column, len(parts))
                 left = _LABEL + (column - 0.03 * part) * _CELL  # a crop is near its photograph
                 place = picture.add_box(left, top, 0.96 * _CELL, 0.96 * _CELL)
-                shown = exemplars.rows[row][number]
-                draw_exemplar(place, shown, brightest, colour, activation=activation, crop=parts[part])
+                exemplar = exemplars.rows[row][number]
+                draw_exemplar(place, exemplar, brightest, colour, activation=activation, crop=parts[part])
         picture.text(0, 1, f"Channel {exemplars.channel}", fontsize=12, fontweight="bold", va="top")
     shown = "; ".join(name.replace("\n", ": ") for name in exemplars.names)
     what = "images" if crops is None else "images, and crops of them," if beside else "crops of images"
