@@ -132,4 +132,4 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     # In fewer colours, noise like that of the tiny photographs would differ from its own stored picture by 0.1.
     for name, draw in drawings(*made()).items():
-        stored(rendered(draw())).quantize(256).save(FOLDER / f"{name}.png", optimize=True)
+        stored(rendered(draw())).quantize(256, kmeans=3).save(FOLDER / f"{name}.png", optimize=True)

@@ -13,6 +13,7 @@ from elude_nb._util.html import render
 from elude_nb._util.words import as_text
 from elude_nb.baselines.compare import SIZES, Compared, table_of_methods
 from elude_nb.figures.scores import score_intervals, tradeoff
+from elude_nb.figures.theme import THEMES, theme
 
 
 def write_comparison(compared: Compared, out: Path) -> list[Path]:
@@ -52,13 +53,12 @@ def as_records(compared: Compared) -> dict[str, Any]:
 def comparison_page(compared: Compared) -> str:
     """Return one HTML page with the tables, the pictures and the settings; it loads nothing."""
     shown = [name for name in ("top_similarity", "best_unit_precision", "redundancy") if name in compared.table]
-    pictures = [tradeoff(compared, score) for score in shown if score != "redundancy"]
     there = set(compared.table["size"])
     titles = {size: title.format(**compared.settings) for size, title in SIZES.items() if size in there}
     page = render(
         "elude_nb.app",
         "comparison.html",
-        pictures=[Markup(each._repr_html_()) for each in (*pictures, score_intervals(compared, shown))],  # noqa: S704
+        pictures=[(name, _draw(compared, shown, name)) for name in THEMES],
         tables=[
             (title, Markup(table_of_methods(compared.table, size)), compared.verdicts(size))  # noqa: S704
             for size, title in titles.items()
@@ -67,3 +67,11 @@ def comparison_page(compared: Compared) -> str:
         settings=compared.settings,
     )
     return str(page)
+
+
+def _draw(compared: Compared, shown: list[str], name: str) -> list[Markup]:
+    """Return the pictures for pages of a theme."""
+    with theme(name):
+        drawn = [tradeoff(compared, score) for score in shown if score != "redundancy"]
+        drawn.append(score_intervals(compared, shown))
+        return [Markup(each._repr_html_()) for each in drawn]  # noqa: S704 - it escapes its alt text

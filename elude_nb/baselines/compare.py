@@ -52,7 +52,8 @@ _FEWEST_BEST = 4
 """The smallest k: trials of the intruder test show as many of a unit's best images."""
 _GIB = 1 << 30
 _TABLE = """\
-<table><thead><tr>{% for name in head %}<th>{{ name }}</th>{% endfor %}</tr></thead><tbody>
+<table class="elude-table"><thead><tr>
+{%- for name in head %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead><tbody>
 {%- for row in rows %}<tr>
 {%- for text, best in row %}<td{% if best %} class="best"{% endif %}>{{ text }}</td>{% endfor %}</tr>
 {%- endfor %}</tbody></table>"""

@@ -9,20 +9,31 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+// Whether a point lies in a polygon: a ray from it crosses its sides an odd number of times.
+function inPolygon([x, y], corners) {
+  let odd = false;
+  corners.forEach(([x1, y1], i) => {
+    const [x2, y2] = corners[(i + 1) % corners.length];
+    if (y1 > y !== y2 > y && x < x1 + ((y - y1) / (y2 - y1)) * (x2 - x1)) odd = !odd;
+  });
+  return odd;
+}
+
 // Draw concepts, each with a name (or "") and a place x, y in [0, 1], as nodes that can be dragged, zoomed and walked
 // with arrow keys. `node` makes a link or a button of a concept; `preview` is called when one is hovered or focused.
 // With `choose`, which is called with numbers of concepts, several can be chosen: by Space, by a click with Ctrl, Cmd or
-// Shift, or by a box drawn with Shift. Returns functions that mark the chosen concepts, and that end it.
+// Shift, or by a lasso: drawn with Shift, or with its button pressed. Returns functions that mark the chosen concepts, and
+// that end it.
 function drawConceptMap(home, concepts, { node, preview = () => {}, choose = null }) {
   const map = make("div", { class: "elude-map", role: "group", "aria-label": `Map of ${concepts.length} concepts` });
   const help = make("p", { class: "elude-map-help", id: `elude-map-${Math.random().toString(36).slice(2)}` },
     "Concepts of similar direction lie side by side. Drag to move; + and − or Ctrl and the wheel zoom. Arrow keys go " +
     "from concept to concept, 0 shows all. " +
-    (choose ? "Click one, or draw a box with Shift to choose several; Space adds one or takes it away."
+    (choose ? "Click one, or draw around several with the lasso or with Shift; Space adds one or takes it away."
             : "Hover or focus one to see its top images, open it to see its sub-units."));
   map.setAttribute("aria-describedby", help.id);
   const view = { zoom: 1, x: 0, y: 0 }; // x, y: what share of the map lies left of and above the window
-  let dragged = false, chosen = new Set();
+  let dragged = false, lassoes = false, chosen = new Set();
 
   const nodes = concepts.map((concept, i) => {
     const made = node(concept);
@@ -178,23 +189,25 @@ function drawConceptMap(home, concepts, { node, preview = () => {}, choose = nul
     }, () => map.classList.remove("dragged"));
   }
 
-  function box(start) {
-    const area = map.getBoundingClientRect(), frame = make("div", { class: "elude-map-box" });
-    let ends = [0, 0, 0, 0];
+  function lasso(start) {
+    const area = map.getBoundingClientRect(), corners = [[start.clientX, start.clientY]];
+    const [drawn, line] = ["svg", "polygon"].map((name) => document.createElementNS("http://www.w3.org/2000/svg", name));
+    drawn.setAttribute("class", "elude-map-lasso");
+    drawn.setAttribute("aria-hidden", "true");
+    drawn.append(line);
     drag((to) => {
       dragged = dragged || Math.hypot(to.clientX - start.clientX, to.clientY - start.clientY) > 5;
       if (!dragged) return;
-      const [x, y] = [[start.clientX, to.clientX], [start.clientY, to.clientY]].map((pair) => pair.sort((a, b) => a - b));
-      ends = [x[0], y[0], x[1], y[1]];
-      Object.assign(frame.style, { left: `${x[0] - area.left}px`, top: `${y[0] - area.top}px`,
-        width: `${x[1] - x[0]}px`, height: `${y[1] - y[0]}px` });
-      map.append(frame);
+      corners.push([to.clientX, to.clientY]);
+      line.setAttribute("points", corners.map(([x, y]) => `${x - area.left},${y - area.top}`).join(" "));
+      map.append(drawn);
     }, () => {
-      frame.remove();
+      drawn.remove();
       if (!dragged) return;
-      const inside = nodes.map((made) => made.getBoundingClientRect()).map((at) => [(at.left + at.right) / 2,
-        (at.top + at.bottom) / 2]).map(([x, y]) => x >= ends[0] && x <= ends[2] && y >= ends[1] && y <= ends[3]);
-      const found = concepts.map((_, i) => i).filter((i) => inside[i]);
+      const found = concepts.map((_, i) => i).filter((i) => {
+        const at = nodes[i].getBoundingClientRect();
+        return inPolygon([(at.left + at.right) / 2, (at.top + at.bottom) / 2], corners);
+      });
       if (found.length) choose(found);
     });
   }
@@ -202,7 +215,7 @@ function drawConceptMap(home, concepts, { node, preview = () => {}, choose = nul
   map.addEventListener("pointerdown", (event) => {
     dragged = false;
     if (event.button) return;
-    if (choose && event.shiftKey) box(event);
+    if (choose && (lassoes || event.shiftKey)) lasso(event);
     else pan(event);
   });
   map.addEventListener("dragstart", (event) => event.preventDefault());
@@ -215,6 +228,15 @@ function drawConceptMap(home, concepts, { node, preview = () => {}, choose = nul
   };
   const buttons = make("div", { class: "elude-map-buttons" }, button("+", "Zoom in", () => zoom(1.5)),
     button("−", "Zoom out", () => zoom(1 / 1.5)), button("all", "Show the whole map", () => zoom(0)));
+  if (choose) {
+    const toggled = button("lasso", "Lasso: draw around concepts to choose them", () => {
+      lassoes = !lassoes;
+      toggled.setAttribute("aria-pressed", lassoes);
+      map.classList.toggle("lassoes", lassoes);
+    });
+    toggled.setAttribute("aria-pressed", "false");
+    buttons.append(toggled);
+  }
   home.append(help, buttons, map);
   const redraw = () => {
     spread();

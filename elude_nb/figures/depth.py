@@ -67,7 +67,7 @@ def contributions_by_block(split: Disentanglement, channel: int, units: Sequence
             place.set_ylabel(name, rotation=0, ha="right", va="center", color=colour, fontweight="bold")
         axes[-1].set_xlabel("block in which the contribution arises")
         axes[0].set_title(f"Channel {channel}: what each sub-unit is made of (mean contribution on its concept)")
-        legend: Any = axes[0].legend(loc="upper left", ncols=2, fontsize=8, handlelength=1.2)
+        legend: Any = axes[0].legend(loc="upper left", ncols=2, fontsize=9, handlelength=1.2)
         for handle in legend.legend_handles:
             handle.set_facecolor(shade("faint"))
         picture.align_ylabels(axes)
@@ -123,7 +123,7 @@ def concept_profile(of: Gallery | Disentanglement, concept: int, *, maps: Tensor
         place.set_xlabel("block in which the contribution arises" if len(table) > 1 else "")
         place.set_ylabel("contribution, in standard\ndeviations of the channels")
         if table.shape[1] > 1:
-            place.legend(loc="best", fontsize=8)
+            place.legend(loc="best", fontsize=9)
     return picture
 
 
@@ -135,7 +135,7 @@ def _draw_space(picture: Picture, place: Axes, mean: np.ndarray[Any, Any], count
     place.set_title(f"where in the image:\nmean of {counted(count, 'image')}", loc="center", fontsize=9)
     bar: Any = picture.colorbar(shown, ax=place, shrink=0.8)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=7.5)
-    bar.set_label("read-out", fontsize=8)
+    bar.ax.tick_params(labelsize=9)
+    bar.set_label("read-out", fontsize=9)
     row, column = np.unravel_index(mean.argmax(), mean.shape)
     return f"; mean over {counted(count, 'image')}, highest in row {row + 1}, column {column + 1} of {mean.shape}"

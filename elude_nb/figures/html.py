@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,29 +15,77 @@ from PIL import Image
 from torch import Tensor
 
 from elude_nb._util.html import render
-from elude_nb.interpret.exemplars import Exemplars
+from elude_nb.interpret.exemplars import Exemplars, crop_at
 from elude_nb.interpret.gallery import Gallery
 
-SIDE = 96  # pixels of a tile
+SIDE = 160  # pixels of a tile
+WAYS = {
+    "outline": "outlined",
+    "dark": "the rest darkened",
+    "heat": "in colours",
+    "crop": "cut out",
+    "none": "not shown",
+}
+"""How an activation can be shown on a photograph, with the words for it; panels, figures and pages offer these."""
 GREY = "#767676"
 # Okabe and Ito, a little lighter, so that text in them is readable on light and on dark pages.
 PALETTE = ("#2C8FCC", "#C98500", "#0AA67B", "#DE6A1F", "#C56B9E", "#3FA0DC", "#9C9000")
+OUTSIDE = 0.7  # of the light is left outside an outline
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 _ROOM = "elude_nb.figures"
 
 
-def darken(picture: Array, heat: Array, brightest: float) -> Array:
-    """Return a photograph (h, w, 3), uint8 or in [0, 1], darkened where a heat map (rows, columns) is low.
+def draw_activation(picture: Array, heat: Array, brightest: float, way: str = "outline") -> Array:
+    """Return a photograph (h, w, 3), uint8 or in [0, 1], with a heat map (rows, columns) shown in one of `WAYS`.
 
-    It keeps its colours where the heat is ``brightest``, and is dark where the heat is 0 or less. The result is in
-    [0, 1].
+    Parameters
+    ----------
+    picture, heat
+        The photograph and the activation at each patch, counted from the mean. Of one patch nothing is known of where
+        in the image it is: the photograph is returned as it is.
+    brightest
+        The activation that is full colour in ``"dark"`` and ``"heat"``; 0 and less are dark, or clear.
+    way
+        ``"outline"``: a line around where the activation is above half of its highest value in this image, none if
+        that is not above 0. ``"crop"``: what surrounds the highest patch, half a side high and wide.
+
+    Returns
+    -------
+    ndarray
+        In [0, 1], of the size of the photograph, or of the crop.
     """
     image = np.asarray(picture, dtype=np.float32) / (255 if picture.dtype == np.uint8 else 1)
-    share = np.clip(np.asarray(heat, dtype=np.float32) / max(brightest, 1e-12), 0, 1)
-    light = enlarge(share, image.shape).clip(0, 1)[..., None]  # bicubic overshoots
+    heat = np.asarray(heat, dtype=np.float32)
+    if way == "none" or heat.size == 1:
+        return image
+    if way == "crop":
+        return crop_at(image, int(heat.argmax()), (heat.shape[0], heat.shape[1]), 0.5)
+    if way == "outline":
+        return _outline(image, heat)
+    share = enlarge(np.clip(heat / max(brightest, 1e-12), 0, 1), image.shape)
+    share = share.clip(0, 1)[..., None]  # a cubic curve overshoots
+    if way == "heat":
+        hot = np.concatenate([np.ones_like(share), 0.85 * (1 - share), np.zeros_like(share)], axis=2)
+        shown: Array = image + 0.75 * share * (hot - image)
+        return shown
     grey = image.mean(axis=2, keepdims=True)
-    shown: Array = light * image + (1 - light) * (0.12 + 0.25 * (0.6 * grey + 0.4 * image))
+    shown = share * image + (1 - share) * (0.12 + 0.25 * (0.6 * grey + 0.4 * image))
     return shown.clip(0, 1)
+
+
+def _outline(image: Array, heat: Array) -> Array:
+    """Draw a white line with a dark halo, so that it is seen on any picture; outside it is a little less light."""
+    if not heat.max() > 0:
+        return image
+    level = enlarge(np.clip(heat / heat.max(), 0, 1), image.shape) - 0.5
+    away = np.abs(level) / np.hypot(*np.gradient(level)).clip(1e-6)  # pixels from the line, near to it
+    half = max(*image.shape[:2], 135) / 180
+    # Without the difference of light nobody could say on which side of the line the unit is active.
+    shown: Array = image * (OUTSIDE + (1 - OUTSIDE) * np.clip(0.5 + np.sign(level) * away, 0, 1)[..., None])
+    for reach, colour, opacity in ((2.2 * half + 0.5, 0.0, 0.6), (half + 0.25, 1.0, 1.0)):
+        cover = opacity * np.clip(reach + 0.5 - away, 0, 1)[..., None]
+        shown = shown + cover * (colour - shown)
+    return shown
 
 
 def enlarge(heat: Array, shape: tuple[int, ...]) -> Array:
@@ -77,10 +126,14 @@ def change_layer(distance: Array) -> Array:
 
 def pixels_uri(pixels: Array) -> str:
     """Return pixels (h, w, 3) in [0, 1], or (h, w, 4) uint8, as a PNG data URI of their own size."""
-    image = Image.fromarray(pixels if pixels.dtype == np.uint8 else (pixels * 255).round().astype(np.uint8))
+    image = Image.fromarray(_as_bytes(pixels))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _as_bytes(pixels: Array) -> Array:
+    return pixels if pixels.dtype == np.uint8 else (pixels * 255).round().astype(np.uint8)
 
 
 def tile(
@@ -91,14 +144,19 @@ def tile(
     brightest: float = 1.0,
     side: int = SIDE,
     colour: str = GREY,
+    activation: str = "outline",
 ) -> Markup:
-    """Return one ``<img>``, with a heat map darkened as `darken` does it."""
+    """Return one ``<img>``, with a heat map drawn as `draw_activation` does it."""
     if heat is not None:
-        picture = (darken(picture, heat, brightest) * 255).round().astype(np.uint8)
+        if activation != "crop":  # lines are drawn at the size at which they are seen
+            picture = np.asarray(Image.fromarray(_as_bytes(picture)).resize((side, side), Image.Resampling.LANCZOS))
+        picture = _as_bytes(draw_activation(picture, heat, brightest, activation))
     return render(_ROOM, "tile.html", src=data_uri(picture, side), alt=alt, colour=colour, side=side)
 
 
-def top_images(gallery: Gallery, maps: Tensor, count: int, *, colour: str = GREY) -> Markup:
+def top_images(
+    gallery: Gallery, maps: Tensor, count: int, *, colour: str = GREY, activation: str = "outline"
+) -> Markup:
     """Return tiles of the images on which maps (n, t) are highest, the highest first, all on one scale."""
     labels, brightest = gallery.labels or gallery.images.names, float(maps.amax())
     distinct = gallery.distinct
@@ -110,15 +168,16 @@ def top_images(gallery: Gallery, maps: Tensor, count: int, *, colour: str = GREY
             heat=maps[image].view(*gallery.grid).numpy(),
             brightest=brightest,
             colour=colour,
+            activation=activation,
         )
         for image in best.tolist()
     )
 
 
-def exemplar_grid(exemplars: Exemplars, colours: Sequence[str]) -> Markup:
+def exemplar_grid(exemplars: Exemplars, colours: Sequence[str], *, activation: str = "outline") -> Markup:
     """Return a table of the top-activating images of the whole channel and of each of its sub-units, one row each."""
     rows = zip(exemplars.names, exemplars.rows, exemplars.similarity, colours, strict=True)
-    return render(_ROOM, "exemplars.html", rows=rows, tile=tile)
+    return render(_ROOM, "exemplars.html", rows=rows, tile=partial(tile, activation=activation))
 
 
 def depth_chart(table: pd.DataFrame, *, width: int = 180, height: int = 34) -> Markup:

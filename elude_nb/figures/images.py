@@ -12,25 +12,34 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.lines import Line2D
 from PIL import Image
 from torch import Tensor
 
-from elude_nb._util.checks import check_count, check_flag, check_fraction, check_kind, check_number, check_whole
+from elude_nb._util.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_fraction,
+    check_kind,
+    check_number,
+    check_whole,
+)
 from elude_nb._util.words import counted, one_line
 from elude_nb.data.arrays import as_rgb
 from elude_nb.data.images import ImageSet, as_image_set
-from elude_nb.figures.html import darken, enlarge
+from elude_nb.figures.html import WAYS, draw_activation, enlarge
 from elude_nb.figures.theme import Picture, diverging, drawing, finish, house_style, nth_colour, shade, words
 from elude_nb.interpret.exemplars import REST, Exemplar, Exemplars, crop_at
 from elude_nb.interpret.gallery import ChannelView, Gallery
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
-_CELL, _LABEL = 1.05, 1.75  # inches: a photograph, and the names at the left
+_CELL, _LABEL = 1.05, 2.0  # inches: a photograph, and the names at the left
 _TILE, _GAP, _TITLE = 1.8, 0.24, 0.42  # inches, of an activation map
 _LEAST = 1e-12
 
 
-def show_image(place: Axes, image: Any, *, title: str = "", size: float = 8, frame: str | None = None) -> None:
+def show_image(place: Axes, image: Any, *, title: str = "", size: float = 9, frame: str | None = None) -> None:
     """Show an image on axes, with a title above it and a coloured frame around it, or none."""
     place.imshow(image)
     place.set(xticks=[], yticks=[])
@@ -75,18 +84,22 @@ def contact_sheet(images: ImageSet, count: int = 20, columns: int = 10) -> Pictu
     return picture
 
 
-def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bool = False) -> Picture:
+def before_after(
+    exemplars: Exemplars, *, activation: str = "outline", crops: float | None = None, beside: bool = False
+) -> Picture:
     """Show the top-activating images of a whole channel, and below them those of each of its sub-units.
-
-    Where a unit is active the photograph keeps its colours; elsewhere it is darkened. The scale goes from 0 (a
-    unit's mean) to the row's largest activation.
 
     Parameters
     ----------
     exemplars
         From `elude_nb.find_exemplars`.
+    activation
+        How it is shown where in a photograph a unit is active: ``"outline"``, around where it is above half of its
+        highest value there; ``"dark"``, the rest darkened; ``"heat"``, in colours; ``"crop"``, half of the photograph's
+        side around the highest patch; or ``"none"``. The scale of ``"dark"`` and ``"heat"`` goes from 0 (a unit's mean)
+        to the row's largest activation.
     crops
-        Show, instead of whole photographs under heat maps, what surrounds the patch at which a unit is highest: so much
+        Show, instead of whole photographs, what surrounds the patch at which a unit is highest: so much
         of the photograph's side, as 0.4 (0.43 is 96 pixels of 224).
     beside
         Show both: each crop at the right of its photograph.
@@ -94,9 +107,10 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bo
     Raises
     ------
     ValueError
-        If ``crops`` is not between 0 and 1, or missing with ``beside``.
+        If ``crops`` is not between 0 and 1, or missing with ``beside``, or there is no such ``activation``.
     """
     check_kind("exemplars", exemplars, Exemplars, "what find_exemplars returns")
+    check_choice("activation", activation, WAYS)
     check_flag("beside", beside)
     if crops is not None:
         check_fraction("crops", crops, open_ends=True)
@@ -118,7 +132,8 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bo
                 number, part = divmod(column, len(parts))
                 left = _LABEL + (column - 0.03 * part) * _CELL  # a crop is near its photograph
                 place = picture.add_box(left, top, 0.96 * _CELL, 0.96 * _CELL)
-                draw_exemplar(place, exemplars.rows[row][number], brightest, colour, crop=parts[part])
+                exemplar = exemplars.rows[row][number]
+                draw_exemplar(place, exemplar, brightest, colour, activation=activation, crop=parts[part])
         picture.text(0, 1, f"Channel {exemplars.channel}", fontsize=12, fontweight="bold", va="top")
     shown = "; ".join(name.replace("\n", ": ") for name in exemplars.names)
     what = "images" if crops is None else "images, and crops of them," if beside else "crops of images"
@@ -127,15 +142,21 @@ def before_after(exemplars: Exemplars, *, crops: float | None = None, beside: bo
 
 
 def draw_exemplar(
-    axes: Axes, exemplar: Exemplar, brightest: float, colour: str = "#222222", *, crop: float | None = None
+    axes: Axes,
+    exemplar: Exemplar,
+    brightest: float,
+    colour: str = "#222222",
+    *,
+    activation: str = "outline",
+    crop: float | None = None,
 ) -> None:
-    """Draw one photograph under its heat map: full colour at ``brightest``, dark at 0 and below.
+    """Draw one photograph with its activation, as `elude_nb.figures.html.draw_activation` does it.
 
-    With ``crop``, so much of its side around the highest patch is drawn, and no heat.
+    With ``crop``, so much of its side around the highest patch is drawn, and nothing else.
     """
     image, heat = exemplar.image, exemplar.heat
     if crop is None:
-        shown = darken(image, heat, brightest)
+        shown = draw_activation(image, heat, brightest, activation)
     else:
         shown = crop_at(image, int(heat.argmax()), (heat.shape[0], heat.shape[1]), crop).clip(0, 1)
     show_image(axes, shown, frame=colour)
@@ -147,12 +168,17 @@ def _write_name(picture: Picture, name: str, similarity: float, middle: float, c
     title = "\n".join(words(part, 28) for part in title.split(", "))  # the photographs begin beside it
     lines, line, high = title.count("\n") + 1, 0.165, picture.get_figheight()
     start = middle - line * (lines + (1 if labels else 0) + 1) / 2
-    picture.text(0, 1 - start / high, title, fontsize=9, fontweight="bold", color=colour, va="top", linespacing=1.25)
+    # The colour of the frames is a bar: words in it could not be read by everybody.
+    left, top, end = 0.1 / picture.get_figwidth(), 1 - start / high, 1 - (start + lines * line) / high
+    picture.add_artist(Line2D([0, 0], [end, top], color=colour, linewidth=3, solid_capstyle="butt"))
+    picture.text(left, top, title, fontsize=9, fontweight="bold", va="top", linespacing=1.25)
     wrapped = labels.replace(", ", "\n", 1) if len(labels) > 24 else labels
     wrapped = "\n".join(words(line, 28) for line in wrapped.split("\n"))
-    below = "\n".join(text for text in (wrapped, "" if math.isnan(similarity) else f"alike: {similarity:.2f}") if text)
+    below = "\n".join(
+        text for text in (wrapped, "" if math.isnan(similarity) else f"similarity {similarity:.2f}") if text
+    )
     under = 1 - (start + 1.05 * lines * line) / high
-    picture.text(0, under, below, fontsize=7.5, color=shade("faint"), va="top", linespacing=1.3)
+    picture.text(left, under, below, fontsize=9, color=shade("faint"), va="top", linespacing=1.3)
 
 
 def activation_map(
@@ -195,7 +221,7 @@ def activation_map(
     limit = max(float(np.abs(heat).max()) if limit is None else limit, _LEAST)
     with drawing(axes, (3.9, 3.2)) as place:
         _draw_heat(place, image, heat, limit)
-        place.set_title(words(title), fontsize=8.5, loc="center")
+        place.set_title(words(title), fontsize=9, loc="center")
         if axes is None:
             _draw_scale(place, limit, "activation above the mean", ax=place, shrink=0.9)
     alt = f"Activation over an image, from {heat.min():.2f} to {heat.max():.2f}. {title}".strip()
@@ -239,12 +265,12 @@ def unit_maps(gallery: Gallery, image: int, channel: int, *, units: Sequence[int
             picture.add_box(column * (_TILE + _GAP) + 0.1, 0.3 + row * (_TILE + _TITLE) + _TITLE, _TILE, _TILE)
             for row, column in (divmod(number, columns) for number in range(len(shown) + 1))
         ]
-        show_image(boxes[0], seen, title="the image", size=8.5, frame=shade("faint"))
+        show_image(boxes[0], seen, title="the image", size=9, frame=shade("faint"))
         for number, (place, (name, heat, colour)) in enumerate(zip(boxes[1:], shown, strict=True)):
             _draw_heat(place, seen, heat.view(*gallery.grid).numpy(), limit)
             _mark_patch(place, seen.shape, divmod(peak, gallery.grid[1]), gallery.grid)
             place.spines[:].set(visible=True, color=colour, linewidth=1.6)
-            place.set_title(f"{name}\n{float(heat[peak]):+.2f}", fontsize=8.5, loc="center", pad=4, color=colour)
+            place.set_title(f"{name}\n{float(heat[peak]):+.2f}", fontsize=9, loc="center", pad=4, color=colour)
             if number:
                 sign, at = "=" if number == 1 else "+", -0.5 * _GAP / _TILE
                 place.text(at, 0.5, sign, transform=place.transAxes, ha="center", va="center", fontsize=12)
@@ -320,5 +346,5 @@ def _draw_scale(owner: Axes, limit: float, label: str, **where: Any) -> None:
     picture: Any = owner.figure
     bar = picture.colorbar(ScalarMappable(Normalize(-limit, limit), cmap=diverging()), **where)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=7.5, color=shade("faint"))
-    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=9, color=shade("faint"))
+    bar.set_label(label, fontsize=9)

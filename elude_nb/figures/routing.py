@@ -102,8 +102,8 @@ def routing_bars(
         place.set_axisbelow(True)
         handles = [Patch(color=look["color"], alpha=look["alpha"]) for look in looks.values()]
         names = [_name_unit(split, channel, unit) for unit in units]
-        beside: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 8}
-        place.legend(handles, names, title="goes to", title_fontsize=8, **beside)
+        beside: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 9}
+        place.legend(handles, names, title="goes to", title_fontsize=9, **beside)
     strongest = table.groupby("place")["width"].sum().idxmax()
     alt = f"Stacked bars: {said} by {detail} for {len(units)} units of channel {channel}; most from {strongest}."
     return finish(place, axes, alt)
@@ -169,7 +169,7 @@ def _draw_places(place: Axes, table: pd.DataFrame, looks: dict[int, dict[str, An
     place.tick_params(axis="y", length=0)
     if len(totals) > len(names):
         rest = f"and {len(totals) - len(names)} others, with {totals.iloc[most:].sum() / totals.sum():.0%} of all"
-        place.text(0.99, 0.02, rest, transform=place.transAxes, ha="right", fontsize=8, color=shade("faint"))
+        place.text(0.99, 0.02, rest, transform=place.transAxes, ha="right", fontsize=9, color=shade("faint"))
 
 
 _FLOW, _LINE, _SPACE, _MARGINS = 300, 13, 4, 56  # pixels: all that flows, a label, between nodes, above and below

@@ -112,7 +112,7 @@ def tradeoff(
     with drawing(axes, (7.6, 4.6)) as place:
         place.axvline(0, color=shade("faint"), linewidth=6, alpha=0.25, zorder=0)
         where = (0, 1.01)
-        place.annotate("nothing is lost", where, xycoords=("data", "axes fraction"), color=shade("faint"), fontsize=8)
+        place.annotate("nothing is lost", where, xycoords=("data", "axes fraction"), color=shade("faint"), fontsize=9)
         place.set_xlim(-0.06 * widest, 1.35 * widest)
         table = table.sort_values(score)
         table["height"] = table[score]  # of the name
@@ -137,7 +137,7 @@ def _draw_point(place: Axes, row: dict[Any, Any], value: float, lost: float, bes
         (lost, value),
         xytext=(lost + beside, row["height"]),
         va="center",
-        fontsize=8,
+        fontsize=9,
         color=shade("ink"),
         arrowprops={"arrowstyle": "-", "color": shade("faint"), "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4},
     )
@@ -228,7 +228,7 @@ def granularity_curve(
                     (rows.get(f"{score}_high", rows[score]) - rows[score]).to_numpy()]  # fmt: skip
             place.errorbar(factors, rows[score], ends, fmt="o-", color=shade("blue"), capsize=3, markersize=5)
             for x, y, least in zip(factors, rows[score], rows["min_cluster_size"], strict=True):
-                place.annotate(f"{least:g}", (x, y), xytext=(4, 5), textcoords="offset points", fontsize=8)
+                place.annotate(f"{least:g}", (x, y), xytext=(4, 5), textcoords="offset points", fontsize=9)
             place.set_title(f"{in_words(score)} ({_name_better(score)} is better)")
             place.set_xscale("log")
             place.margins(x=0.08, y=0.2)
@@ -281,7 +281,7 @@ def factor_heatmap(information: pd.DataFrame, count: int = 30, *, axes: Axes | N
         most = max(0.01, float(shown.to_numpy().max()))
         mesh = place.imshow(shown, cmap=sequential(), vmin=0, vmax=most, aspect="auto")
         place.set_yticks(range(len(shown)), [words(name) for name in shown.index])
-        place.set_xticks(range(shown.shape[1]), [words(unit) for unit in shown.columns], rotation=90, fontsize=7)
+        place.set_xticks(range(shown.shape[1]), [words(unit) for unit in shown.columns], rotation=90, fontsize=9)
         place.set_xlabel("unit")
         place.set_title("Share of each factor that a single unit tells")
         place.tick_params(length=0)
@@ -325,6 +325,6 @@ def trial_sheet(trials: Sequence[IntruderTrial], images: ImageSet, answers: Sequ
                     colour = shade("green" if number == trial.intruder else "orange")
                 show_image(axes[row, number], square_thumbnail(images[index]), frame=colour)
                 axes[row, number].spines[:].set_linewidth(3)
-            axes[row, 0].set_ylabel(f"unit {trial.unit}", fontsize=8)
+            axes[row, 0].set_ylabel(f"unit {trial.unit}", fontsize=9)
     picture.alt = f"{len(trials)} intruder trials of {size} images"
     return picture

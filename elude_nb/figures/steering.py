@@ -72,7 +72,7 @@ def dose_response(effect: Effect) -> Picture:
             place.set_xlabel("strength of the edit")
             place.grid(axis="y", color=shade("faint"), alpha=0.2)
         axes[0].set_ylabel("fall of the true class's\nprobability, points")
-        picture.legend(*axes[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.91, 0.5), fontsize=8)
+        picture.legend(*axes[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.91, 0.5), fontsize=9)
     picture.alt = f"Fall of the probability of {effect.target} and of the others over strengths. {effect}"
     return picture
 
@@ -99,7 +99,7 @@ def selectivity_curves(effect: Effect, *, axes: Axes | None = None) -> Any:
         place.set_ylabel("fall of the others', points")
         place.set_title("What the others lose, at equal drop of the target")
         place.grid(color=shade("faint"), alpha=0.2)
-        place.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+        place.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     alt = f"Fall of the other classes against that of {effect.target} as the strength grows. {effect}"
     return finish(place, axes, alt)
 
@@ -126,7 +126,7 @@ def side_effects(effect: Effect, *, axes: Axes | None = None) -> Any:
             if values["low"] > 100 * _LEAST_DROP:  # a ratio of two zeros says nothing
                 end = max(values["drop"], values["high"], 0) + 0.02 * right
                 text = f"specificity {values['specificity']:.1f}"
-                place.text(end, row, text, va="center", fontsize=7.5, color=shade("faint"))
+                place.text(end, row, text, va="center", fontsize=9, color=shade("faint"))
         place.set_xlim(right=1.25 * right)
         place.set_xlabel("fall of the true class's probability, points")
         _grey_legend(place, loc="lower right")
@@ -168,12 +168,12 @@ def _draw_methods(place: Axes, table: pd.DataFrame, looks: tuple[tuple[str, floa
     place.set_yticks(
         rows, [f"{words(method)}\n{detail}" for method, detail in zip(table["method"], details, strict=True)]
     )
-    place.tick_params(axis="y", length=0, labelsize=8)
+    place.tick_params(axis="y", length=0, labelsize=9)
     place.axvline(0, color=shade("faint"), linewidth=0.8)
 
 
 def _grey_legend(place: Axes, **settings: Any) -> None:
-    handles: list[Any] = place.legend(fontsize=8, **settings).legend_handles
+    handles: list[Any] = place.legend(fontsize=9, **settings).legend_handles
     for handle in handles:
         if not handle.get_hatch():
             handle.set_color(shade("faint"))
@@ -213,7 +213,7 @@ def neighbour_grid(neighbours: Neighbours, columns: int = 6) -> Picture:
     with house_style():
         picture = Picture(figsize=(left + shown * _TILE, len(neighbours.found) * row_height))
         query = picture.add_box(0, 0.2, _TILE, _TILE)
-        show_image(query, square_thumbnail(neighbours.image), title="the image", size=7.5)
+        show_image(query, square_thumbnail(neighbours.image), title="the image", size=9)
         for row, (name, found) in enumerate(neighbours.found.items()):
             top = row * row_height + 0.2
             wide, high = picture.get_size_inches()
@@ -223,7 +223,7 @@ def neighbour_grid(neighbours: Neighbours, columns: int = 6) -> Picture:
             for column, (number, cosine) in enumerate(zip(found[:shown], neighbours.cosines[name], strict=False)):
                 place = picture.add_box(left + column * _TILE, top, 0.96 * _TILE, 0.96 * _TILE)
                 title = f"{words(labels[number], 14)} {cosine:.2f}"
-                show_image(place, square_thumbnail(neighbours.among[number]), title=title, size=7.5)
+                show_image(place, square_thumbnail(neighbours.among[number]), title=title, size=9)
     picture.alt = f"Nearest neighbours of an image, by edit: {neighbours.labels.to_dict('index')}"
     return picture
 
@@ -260,7 +260,7 @@ def patch_changes(change: PatchChange, *, count: int = 4) -> Picture:
                 if column == 1:
                     place.imshow(change_layer(moved), extent=extent, interpolation="bilinear")
                 title = f"moved: up to {moved.max():.2f}" if column == 1 else name
-                place.set_title(title, fontsize=8.5, loc="center", pad=3)
+                place.set_title(title, fontsize=9, loc="center", pad=3)
                 place.set(xticks=[], yticks=[])
                 place.spines[:].set_visible(False)
     picture.alt = (
@@ -282,10 +282,10 @@ def accuracy_bars(accuracies: pd.DataFrame, *, title: str = "", axes: Axes | Non
             places = np.arange(rows) + (number - (columns - 1) / 2) * 0.8 / columns
             heights, colour = 100 * accuracies[name], colours[number % len(colours)]
             bars = place.bar(places, heights, width=0.74 / columns, color=colour, label=words(name))
-            place.bar_label(bars, fmt="%.0f", fontsize=8, color=shade("ink"))
+            place.bar_label(bars, fmt="%.0f", fontsize=9, color=shade("ink"))
         wrapped = ["\n".join(textwrap.wrap(words(name), 14)) for name in accuracies.index]
-        place.set_xticks(range(rows), wrapped, fontsize=8)
+        place.set_xticks(range(rows), wrapped, fontsize=9)
         place.set(ylim=(0, 118), ylabel="% right", title=words(title))
-        place.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=8)
+        place.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=9)
         place.tick_params(axis="x", length=0)
     return finish(place, axes, f"{title}: {accuracies.round(2).to_dict('index')}")

@@ -27,7 +27,7 @@ from elude_nb.figures.fonts import FONT, choose_fonts
 # hues, lighter: each has a contrast of 5 or more with the paper, so that text in it is readable.
 _COLOURS = {
     "ink": ("#222222", "#E6E6E6"),
-    "faint": ("#767676", "#9A9A9A"),
+    "faint": ("#616161", "#9A9A9A"),
     "paper": ("#FFFFFF", "#111111"),
     "blue": ("#0072B2", "#2E96D6"),
     "orange": ("#E69F00", "#E69F00"),

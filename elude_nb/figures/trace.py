@@ -89,11 +89,11 @@ def _draw_shares(place: Axes, trace: ChannelTrace, max_sources: int, max_units: 
         opacity = 0.5 if len(SEQUENCE) <= unit < max_units else 1.0  # the eighth has the first one's colour
         place.bar(places, row, bottom=bottom, color=colour, alpha=opacity, width=0.85, label=name)
         bottom += row
-    beside: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 7, "title_fontsize": 7}
+    beside: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 9, "title_fontsize": 9}
     place.legend(title="sub-unit", **beside)
     place.set_title(f"4. Shares of the {len(strongest)} strongest sources")
     place.set_xlabel("source")
-    place.set_xticks(places, [str(source) for source in strongest.tolist()], rotation=90, fontsize=6)
+    place.set_xticks(places, [str(source) for source in strongest.tolist()], rotation=90, fontsize=9)
     place.set_ylabel("shares")
     place.set_ylim(0, 1)
 
@@ -107,6 +107,6 @@ def _draw_units(place: Axes, trace: ChannelTrace, max_units: int) -> None:
     place.set_xlabel(f"cluster\nsum of the sub-units less the channel: {trace.largest_gap:.1g} at most")
     place.set_ylabel("sub-unit")
     names = [str(unit + 1) for unit in range(k)]
-    place.set_xticks(range(k), names, fontsize=7)
-    place.set_yticks(range(k), names, fontsize=7)
+    place.set_xticks(range(k), names, fontsize=9)
+    place.set_yticks(range(k), names, fontsize=9)
     place.figure.colorbar(drawn, ax=place, fraction=0.046, label="mean")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,19 +13,23 @@ import pandas as pd
 import traitlets
 from markupsafe import Markup
 
+from elude_nb._util.glossary import GLOSSARY
 from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.core.strategies import agreement_of, strongest_concepts
 from elude_nb.data.images import Images
 from elude_nb.figures.html import GREY, PALETTE, depth_chart, exemplar_grid
-from elude_nb.figures.theme import in_words
+from elude_nb.figures.theme import in_words, words
 from elude_nb.interpret.exemplars import Exemplars
 from elude_nb.interpret.gallery import ChannelView, Gallery
 from elude_nb.interpret.ranking import rank_channels
 from elude_nb.scores.overview import mixed_channels
 from elude_nb.widgets import parts
+from elude_nb.widgets.appearance import appearance
+from elude_nb.widgets.controls import Links, Slider
 from elude_nb.widgets.panel import GalleryPanel
+from elude_nb.widgets.selection import State
 
 MOST_UNITS = 16  # more rows of pictures than anybody looks at
 BEST = "how well it comes apart"
@@ -88,7 +94,8 @@ class ChannelExplorer(GalleryPanel):
         super().__init__(gallery, images)
         self._count, self._max_units = count, max_units
         self._settings = self.gallery.split.settings
-        self._painting = False
+        self._painting = False  # while the panel itself sets its controls
+        self._owned: list[dict[Any, Any]] = []  # sub-units that are shown and have a concept
         self.orders = _orders(self.gallery.split, scores)
         self._listed = next(iter(self.orders.values()))
         self._build()
@@ -96,8 +103,28 @@ class ChannelExplorer(GalleryPanel):
         self.set_trait("shared", self._settings.shared)
         self.order = next(iter(self.orders))
         self.channel = self._listed[0]
-        self.observe(self._show, ["channel", "units", "shared"])
         self.begin()
+
+    def listen(self) -> None:
+        """Observe what is chosen by the controls or from Python."""
+        self.observe(self._show, ["channel", "units", "shared"])
+        self.observe(lambda change: self.share(channel=change["new"]), "channel")
+
+    def take(self, state: State, changed: set[str]) -> None:
+        """Show the channel that is chosen, and list those with sub-units of the concepts that are."""
+        if "concepts" in changed:
+            self._list_channels_of(state.concepts or ())
+        if changed & {"channel", "concepts"}:
+            channel = self._listed[0] if state.channel is None else state.channel
+            if channel not in self._listed:
+                self._list_all()
+            self.channel = channel
+            self._show_place()
+
+    def best_channel(self, concepts: Sequence[int]) -> int | None:
+        """Return the first channel, as they are sorted, that has sub-units of these concepts."""
+        allowed = self._channels_of(concepts)
+        return next((channel for channel in self.orders[self.order] if channel in allowed), None)
 
     def complete(self) -> None:
         """Paint anew, now that all images are ready; without scores, put first what comes apart best on them.
@@ -108,9 +135,10 @@ class ChannelExplorer(GalleryPanel):
         ranked = [] if first == BEST else rank_channels(self.gallery, k=self._count).index.tolist()
         if not ranked:
             self.refresh()
+            self.selection.settle()
             return
         kept = self.order, self.channel
-        untouched = kept == (first, self.orders[first][0])
+        untouched = kept == (first, self._listed[0]) and self.selection.channel is None
         self.orders = {BEST: [*ranked, *(c for c in self.orders[first] if c not in ranked)], **self.orders}
         before = self.channel
         self._order.options = list(self.orders)  # which chooses the first of them
@@ -118,23 +146,27 @@ class ChannelExplorer(GalleryPanel):
             self.order, self.channel = kept
         if self.channel == before:  # otherwise it was painted when it changed
             self.refresh()
+        self.selection.settle()
 
     def _build(self) -> None:
         k, rho, fixed = self._settings.units, self._settings.shared, not self.gallery.can_reroute
-        change_place = self.later(lambda place: self.set_trait("channel", self._listed[place - 1]))
-        change_k = self.later(lambda value: self.set_trait("units", value))
-        number = ipywidgets.IntSlider
+        change_place = self._unless_painting(lambda place: self.set_trait("channel", self._listed[int(place) - 1]))
+        change_k = self._unless_painting(lambda value: self.set_trait("units", int(value)))
         self._order = parts.make(
             ipywidgets.Dropdown, "sorted by", "order", partial(self.set_trait, "order"), options=list(self.orders)
         )
-        self._place = parts.make(number, "place", "place", change_place, min=1, max=len(self._listed))
+        self._place = parts.make(Slider, "place", "place", change_place, min=1, max=len(self._listed), value=1)
         hint = {"placeholder": "a channel's number, or a concept's name", "continuous_update": False}
         self._search = parts.make(ipywidgets.Text, "search", "search", self.search, **hint)
+        self._some, self._concepts = (Links().add_class(f"elude-{name}") for name in ("some", "its-concepts"))
+        self._some.on_press(lambda _: self._list_all())
+        self._concepts.on_press(self._choose_concept)
         most = max(MOST_UNITS, k)
-        self._k = parts.make(number, "K: units", "k", change_k, value=k, min=2, max=most, disabled=fixed)
+        about = {"hint": GLOSSARY["K"], "disabled": fixed}
+        self._k = parts.make(Slider, "K: units", "k", change_k, value=k, min=2, max=most, **about)
         self._rho = parts.make(
             ipywidgets.Dropdown, "left over", "rho", self._choose_shared, options=_left_over(rho), value=rho,
-            disabled=fixed,
+            disabled=fixed, tooltip=GLOSSARY["rho"],
         )  # fmt: skip
         hint = {"tooltip": "as in the split"}
         self._reset = parts.make_button("as discovered", "reset", self.reset, disabled=fixed, **hint)
@@ -142,10 +174,11 @@ class ChannelExplorer(GalleryPanel):
         self._fixed.value = parts.fill("fixed.html", reason=self.gallery.why_not_reroute) if fixed else ""
         self.children = (
             parts.make_row(self._order, self._place),
-            parts.make_row(self._search),
+            parts.make_row(self._search, self._some, appearance.make_choice(self)),
             self._status,
             self._bar,
             self._grid,
+            self._concepts,
             self._table,
             parts.make_closed(
                 "Split this channel otherwise", parts.make_row(self._k, self._rho, self._reset), self._fixed
@@ -169,12 +202,12 @@ class ChannelExplorer(GalleryPanel):
         allowed = set(range(split.site.channels))
         if text:
             concepts = [c for c, name in split.names.items() if text.lower() in name.lower()]
-            allowed = set(split.units.loc[split.units["concept"].isin(concepts), "channel"].tolist())
+            allowed = self._channels_of(concepts)
             if not allowed:
                 known = ", ".join(sorted(set(split.names.values()))) or "none; see with_names and name_concepts"
                 self.say(f"No concept with a name like {text!r} has sub-units. Names: {known}.", error=True)
                 return
-        self._list([channel for channel in self.orders[self.order] if channel in allowed])
+        self._list(allowed, f"with sub-units of {text!r}" if text else "")
         self.channel = self._listed[0]
         self.say(counted(len(self._listed), "channel") + (f" with sub-units of {text!r}" if text else ""))
 
@@ -183,9 +216,33 @@ class ChannelExplorer(GalleryPanel):
         with self.hold_trait_notifications():
             self.units, self.shared = self._settings.units, self._settings.shared
 
-    def _list(self, channels: list[int]) -> None:
-        self._listed = channels
-        self._place.max = len(channels)
+    def _list(self, allowed: Container[int], which: str = "") -> None:
+        """List the channels that are allowed, in their order; ``which`` says what they are, if they are not all."""
+        self._listed = [channel for channel in self.orders[self.order] if channel in allowed]
+        self._some.label = f"{counted(len(self._listed), 'channel')} {which}" if which else ""
+        self._some.options = ["show all channels"] if which else []
+        self._show_place()
+
+    def _list_all(self) -> None:
+        self._list(range(self.gallery.split.site.channels))
+
+    def _list_channels_of(self, concepts: Sequence[int]) -> None:
+        allowed, title = self._channels_of(concepts), self.gallery.split.concept_title
+        which = words(title(concepts[0], number=True), 60) if len(concepts) == 1 else f"{len(concepts)} concepts"
+        if allowed:
+            self._list(allowed, f"with sub-units of {which}")
+        else:
+            self._list_all()
+
+    def _channels_of(self, concepts: Sequence[int]) -> set[int]:
+        units = self.gallery.split.units
+        return set(units.loc[units["concept"].isin(concepts), "channel"].tolist())
+
+    def _choose_concept(self, number: int) -> None:
+        """Choose the concept of one of the sub-units that are shown."""
+        row = self._owned[number]
+        with self.guarded():
+            self.selection.choose(concepts=[row["concept"]], channel=self.channel, unit=(self.channel, row["unit"]))
 
     @traitlets.validate("channel")
     def _valid_channel(self, proposal: Any) -> Any:
@@ -214,11 +271,30 @@ class ChannelExplorer(GalleryPanel):
     def _sort(self, change: Any) -> None:
         self._order.value = change["new"]
         kept = set(self._listed)
-        self._list([channel for channel in self.orders[change["new"]] if channel in kept])
+        self._listed = [channel for channel in self.orders[change["new"]] if channel in kept]
         if change["old"]:
             self.channel = self._listed[0]
 
     # -------------------------------------------------------------------- paint
+
+    def _unless_painting(self, change: Callable[[Any], object]) -> Callable[[Any], None]:
+        """Return what a control calls: ``change``, debounced, unless the panel itself has set it."""
+        soon = self.later(change)
+        return lambda value: None if self._painting else soon(value)
+
+    @contextmanager
+    def _setting_controls(self) -> Iterator[None]:
+        before, self._painting = self._painting, True
+        try:
+            yield
+        finally:
+            self._painting = before
+
+    def _show_place(self) -> None:
+        with self._setting_controls():
+            self._place.max = len(self._listed)
+            if self.channel in self._listed:
+                self._place.value = self._listed.index(self.channel) + 1
 
     def _choose_shared(self, rho: float | None) -> None:
         if not self._painting:
@@ -245,7 +321,7 @@ class ChannelExplorer(GalleryPanel):
             "channel.html",
             title=f"Channel {self.channel}{reason}",
             caption=self._caption(found),
-            grid=exemplar_grid(found, colours),
+            grid=exemplar_grid(found, colours, activation=appearance.activation),
         )
         concepts = view.units["concept"].fillna(NO_CONCEPT).tolist()
         titles = [
@@ -260,12 +336,13 @@ class ChannelExplorer(GalleryPanel):
             },
             charts={unit: depth_chart(table) for unit, table in gallery.depths(view).items()},
         )
-        if self.channel in self._listed:  # the controls show what is shown, whoever changed it
-            self._place.value = self._listed.index(self.channel) + 1
-        self._k.value = self.units
-        shown, self._painting = self.shared, True  # new options make the control choose the first of them
-        self._rho.options, self._rho.value = _left_over(shown), shown
-        self._painting = False
+        self._owned = [row for row in view.units.to_dict("records") if row["unit"] and not pd.isna(row["concept"])]
+        self._concepts.label = "Choose a concept of these sub-units, for all panels:" if self._owned else ""
+        self._concepts.options = [f"{row['unit']}: {words(row['title'], 40)}" for row in self._owned]
+        self._show_place()  # the controls show what is shown, whoever changed it
+        with self._setting_controls():  # new options make one choose the first of them
+            self._k.value = self.units
+            self._rho.options, self._rho.value = _left_over(self.shared), self.shared
         what = "not split" if whole else counted(len(view.units) - 1, "sub-unit")
         self.say(f"Channel {self.channel}: {what}, on {self.describe_images()}.")
 

@@ -19,11 +19,14 @@ from elude_nb.figures.theme import in_words, words
 from elude_nb.interpret.concept_map import cut_thumbnails, lay_out
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets import parts
+from elude_nb.widgets.appearance import appearance
 from elude_nb.widgets.controls import ConceptMap
 from elude_nb.widgets.panel import GalleryPanel
+from elude_nb.widgets.selection import State
 
 _MOST_CONCEPTS = 6  # of those chosen have their images shown
 _MOST_UNITS = 12  # are listed
+_MOST_STORED = 100  # thumbnails in a page without a kernel: each is 3 kB
 _COLUMNS = ["channel", "unit", "concept", "sources", "share_of_variance", "mean_on_concept"]
 
 
@@ -76,10 +79,19 @@ class ConceptAtlas(GalleryPanel):
         self._atlas = lay_out(self.split, seed=seed)
         self._thumbnails: list[str] = []
         self._build()
-        self.selected = [int(self.split.book.counts.argmax())]
+        self._first = [int(self.split.book.counts.argmax())]
+        self.selected = list(self._first)
         traitlets.link((self, "selected"), (self.map, "chosen"))
-        self.observe(self._show, "selected")
         self.begin()
+
+    def listen(self) -> None:
+        """Observe what is chosen on the map or from Python."""
+        self.observe(self._show, "selected")
+
+    def take(self, state: State, changed: set[str]) -> None:
+        """Show the concepts that are chosen."""
+        if "concepts" in changed:
+            self.selected = list(self._first if state.concepts is None else state.concepts)
 
     @property
     def split(self) -> Disentanglement:
@@ -100,7 +112,7 @@ class ConceptAtlas(GalleryPanel):
         self._concepts, self._table = parts.make_place("concepts"), parts.make_place("sub-units")
         self.children = (
             parts.make_row(self._choice, self._name, self._rename),
-            parts.make_row(self._path, self._save),
+            parts.make_row(self._path, self._save, appearance.make_choice(self)),
             self._status,
             self._bar,
             self.map,
@@ -161,6 +173,7 @@ class ConceptAtlas(GalleryPanel):
     def _show(self, _: object) -> None:
         with self.guarded():
             self._paint_chosen()
+        self.share(concepts=self.selected)
 
     def refresh(self) -> None:
         """Paint the map, with thumbnails from the images that are ready, and the chosen concepts."""
@@ -214,7 +227,8 @@ class ConceptAtlas(GalleryPanel):
 
     def _top_images(self, concept: int, place: int) -> Markup:
         maps = self.gallery.concept_maps[..., concept]
-        return top_images(self.gallery, maps, self._count, colour=PALETTE[place % len(PALETTE)])
+        look = {"colour": PALETTE[place % len(PALETTE)], "activation": appearance.activation}
+        return top_images(self.gallery, maps, self._count, **look)
 
     def _title(self, concept: int) -> str:
         return words(self.split.concept_title(concept, number=True), 75)
@@ -225,4 +239,7 @@ class ConceptAtlas(GalleryPanel):
     def static_html(self) -> Markup:
         """Return the map, the chosen concepts and their sub-units."""
         content = Markup(self._concepts.value + self._table.value)  # noqa: S704 - made by templates
-        return parts.fill("concept_map.html", concepts=self.map.concepts, content=content, side=40, height=360)
+        largest = set(self.split.book.counts.argsort(descending=True)[:_MOST_STORED].tolist()) | set(self.selected)
+        shown = [concept for number, concept in enumerate(self.map.concepts) if number in largest]
+        more = len(self.map.concepts) - len(shown)
+        return parts.fill("concept_map.html", concepts=shown, more=more, content=content, side=40, height=360)

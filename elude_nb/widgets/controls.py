@@ -42,6 +42,8 @@ class Slider(anywidget.AnyWidget):
     ----------
     description
         Its name; also what screen readers say (trait, synchronised).
+    hint
+        What it means, on hovering (trait, synchronised).
     value, min, max, step
         Where it stands, and between what (traits, synchronised).
     digits
@@ -55,6 +57,7 @@ class Slider(anywidget.AnyWidget):
     _esm = _HERE / "slider.js"
     _css = _HERE / "steering.css"
     description = traitlets.Unicode().tag(sync=True)
+    hint = traitlets.Unicode().tag(sync=True)
     value = traitlets.Float().tag(sync=True)
     min = traitlets.Float(0).tag(sync=True)
     max = traitlets.Float(1).tag(sync=True)
@@ -91,6 +94,40 @@ class Thumbnails(anywidget.AnyWidget):
     def on_choose(self, act: Callable[[int], object]) -> None:
         """Have ``act`` called with the number of the picture that is clicked."""
         self.on_msg(lambda _, content, __: act(content["choose"]) if "choose" in content else None)
+
+
+class Links(anywidget.AnyWidget):
+    """A few words and buttons after them, each of which leads to something; without buttons nothing is shown.
+
+    Attributes
+    ----------
+    label
+        The words (trait, synchronised).
+    options
+        What is written on the buttons (trait, synchronised).
+    """
+
+    _esm = _HERE / "links.js"
+    _css = _HERE / "links.css"
+    label = traitlets.Unicode().tag(sync=True)
+    options = traitlets.List(traitlets.Unicode()).tag(sync=True)
+
+    def on_press(self, act: Callable[[int], object]) -> None:
+        """Have ``act`` called with the number of the button that is pressed."""
+        self.on_msg(lambda _, content, __: act(content["press"]) if "press" in content else None)
+
+
+class Presence(anywidget.AnyWidget):
+    """Tells how many views of what it stands in the page has: none once a cell that showed it has run again.
+
+    Attributes
+    ----------
+    views
+        How many; -1 where no page has said it (trait, synchronised).
+    """
+
+    _esm = _HERE / "presence.js"
+    views = traitlets.Int(-1).tag(sync=True)
 
 
 class ConceptMap(anywidget.AnyWidget):

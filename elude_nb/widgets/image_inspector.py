@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets
@@ -14,6 +16,7 @@ from PIL import Image
 
 from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement
+from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.decode import endings, read_rgb
 from elude_nb.data.images import Images, open_image
 from elude_nb.errors import ImageError
@@ -22,8 +25,10 @@ from elude_nb.figures.theme import words
 from elude_nb.interpret.gallery import Gallery, Sight, look
 from elude_nb.interpret.profiles import find_contributors
 from elude_nb.widgets import parts
-from elude_nb.widgets.controls import MOST_BYTES, Files, PatchPicker, UploadButton
+from elude_nb.widgets.appearance import appearance
+from elude_nb.widgets.controls import MOST_BYTES, Files, Links, PatchPicker, UploadButton
 from elude_nb.widgets.panel import EXPECTED, GalleryPanel
+from elude_nb.widgets.selection import State
 
 
 class ImageInspector(GalleryPanel):
@@ -65,14 +70,38 @@ class ImageInspector(GalleryPanel):
         self._count = count
         self._own: Sight | None = None  # an image that is not in the gallery
         self._own_name = ""
-        self._filling = False
+        self._silent = False  # while the panel itself sets its controls
+        self._awaited = False  # whether an image was chosen that was not ready
         self._build()
         rows, columns = self.gallery.grid
-        self.row, self.column = rows // 2, columns // 2
-        self.observe(self._show_image, "image")
-        self.observe(self._show_patch, ["row", "column"])
-        self.observe(self._show_unit, "unit")
+        self.row, self.column = self._middle = rows // 2, columns // 2
         self.begin()
+
+    def listen(self) -> None:
+        """Observe what is chosen by the controls or from Python."""
+        self.observe(self._choose_image, "image")
+        self.observe(self._choose_patch, ["row", "column"])
+        self.observe(self._choose_unit, "unit")
+
+    def take(self, state: State, changed: set[str]) -> None:
+        """Show the image, the patch and the sub-unit that are chosen."""
+        image = (state.image or 0) if "image" in changed else self.image
+        self._awaited = image >= self.gallery.ready
+        if self._awaited:
+            self.say(f"Image {image} is not ready yet: {self.describe_images()}.")
+        elif changed & {"image", "patch", "unit"}:
+            with self._filling():
+                self.image = image
+                self.row, self.column = state.patch or self._middle
+            self._paint_image()
+            self._show_patch(state.unit)
+
+    def complete(self) -> None:
+        """Paint anew, and the image that was chosen before it was ready."""
+        if self._awaited:
+            self.take(self.selection.state, {"image", "patch", "unit"})
+        else:
+            self.refresh()
 
     def _build(self) -> None:
         images, narrow = self.gallery.images, {"style": {"description_width": "60px"}}
@@ -82,17 +111,18 @@ class ImageInspector(GalleryPanel):
         hint = "or drop an image onto the picture"
         self._upload = UploadButton(hint=hint, accept=",".join(sorted(endings()))).add_class("elude-upload")
         self._picker = PatchPicker(grid=list(self.gallery.grid))
-        size = {"rows": self._count, "layout": {"width": "440px"}, **narrow}
+        size = {"rows": self._count, "layout": {"width": "620px", "max_width": "100%"}, **narrow}
         self._list = parts.make(ipywidgets.Select, "sub-units", "contributors", self._pick, **size)
-        self._others = parts.make_place("others")
+        self._others, self._concept = parts.make_place("others"), Links().add_class("elude-its-concept")
+        self._concept.on_press(self._press_concept)
         for control in (self._upload, self._picker):
             control.on_files(self._take_choice)
         self._picker.observe(lambda _: move(), ["row", "column"])
         self.children = (
-            parts.make_row(self._choice, self._upload),
+            parts.make_row(self._choice, self._upload, appearance.make_choice(self)),
             self._status,
             self._bar,
-            parts.make_row(self._picker, self._list),
+            parts.make_row(self._picker, ipywidgets.VBox((self._list, self._concept))),
             self._others,
         )
 
@@ -108,7 +138,7 @@ class ImageInspector(GalleryPanel):
         """
         self._own, self._own_name = look(self.gallery.split, [open_image((image, name))]), name
         if self.image == -1:
-            self.refresh()
+            self._choose_image()
         self.image = -1
 
     def bring(self, name: str, content: bytes) -> None:
@@ -151,30 +181,73 @@ class ImageInspector(GalleryPanel):
         return parts.check_range(proposal, 0, self.gallery.grid[proposal["trait"].name == "column"] - 1)
 
     def _move(self) -> None:
-        with self.hold_trait_notifications():
-            self.row, self.column = self._picker.row, self._picker.column
+        patch = self._picker.row, self._picker.column
+        if patch != (self.row, self.column):  # else the panel itself has moved it
+            with self._filling():
+                self.row, self.column = patch
+            self._choose_patch()
 
     def _pick(self, value: tuple[int, int] | None) -> None:
-        if value is not None and not self._filling:
+        if value is not None and not self._silent:
             self.unit = value
+
+    def _press_concept(self, _: int) -> None:
+        """Choose the concept of the sub-unit that is shown; the image stays."""
+        with self.guarded():
+            concept = self._concept_of(self.unit)
+            if concept is not None:
+                stays = {"image": self.selection.image, "patch": self.selection.patch, **self._here()}
+                self.selection.choose(concepts=[concept], unit=self.unit, **stays)
 
     # -------------------------------------------------------------------- paint
 
     def refresh(self) -> None:
-        """Paint the image and what is active at the patch."""
+        """Paint the image, what is active at the patch, and the sub-unit that was shown."""
+        self._paint_image()
+        self._show_patch(self.unit)
+
+    def _paint_image(self) -> None:
         self._choice.value = None if self.image < 0 else self.image
         self._picker.src = data_uri(self._picture(), self._picker.side)
         self._picker.alt = f"{self._title()}, as the model sees it"
-        self._show_patch()
 
-    def _show_image(self, _: object) -> None:
+    @contextmanager
+    def _filling(self) -> Iterator[None]:
+        """Set controls and traits without painting at each step."""
+        before, self._silent = self._silent, True
+        try:
+            yield
+        finally:
+            self._silent = before
+
+    def _choose_image(self, _: object = None) -> None:
+        if self._silent:
+            return
         with self.guarded():
             if self.image >= self.gallery.ready:
                 self.say(f"Image {self.image} is not ready yet: {self.describe_images()}.", error=True)
                 return
-            self.refresh()
+            self._paint_image()
+            self._show_patch()
+            if self.image >= 0:
+                self.share(**self._here(), unit=None)
 
-    def _show_patch(self, _: object = None) -> None:
+    def _choose_patch(self, _: object = None) -> None:
+        if not self._silent:
+            self._show_patch()
+            self.share(**self._here(), unit=self.unit)
+
+    def _choose_unit(self, _: object) -> None:
+        if not self._silent:
+            self._show_unit()
+            self.share(**self._here(), unit=self.unit)
+
+    def _here(self) -> dict[str, Any]:
+        """Return the image and the patch as all panels may show them: an image of one's own is in this one alone."""
+        return {} if self.image < 0 else {"image": self.image, "patch": (self.row, self.column)}
+
+    def _show_patch(self, unit: tuple[int, int] | None = None) -> None:
+        """Paint what is active at the patch, and where ``unit`` is, or else what is most active."""
         self._picker.row, self._picker.column = self.row, self.column
         with self.guarded():
             patch = self._sources()[self.row * self.gallery.grid[1] + self.column]
@@ -182,19 +255,20 @@ class ImageInspector(GalleryPanel):
             self.set_trait("contributors", table)
             lines = [(_describe(row), (row["channel"], row["unit"])) for row in table.to_dict("records")]
             most_active = lines[0][1] if lines else None
-            self._filling = True  # a new list chooses its first line by itself; paint once, not for each step
-            self._list.options = lines
-            self._filling = False
-            if self.unit == most_active:
-                self._show_unit()
-            else:
-                self.unit = most_active
+            with self._filling():  # a new list chooses its first line by itself; paint once, not for each step
+                self._list.options = lines
+                self.unit = most_active if unit is None else unit
+            self._show_unit()
 
-    def _show_unit(self, _: object = None) -> None:
+    def _show_unit(self) -> None:
+        concept = self._concept_of(self.unit)
+        title = "" if concept is None else words(self.gallery.split.concept_title(concept, number=True), 60)
+        self._concept.label = "Choose its concept, for all panels:" if title else ""
+        self._concept.options = [title] if title else []
         if self.unit is None:
             self._others.value = "<p>No sub-unit is active here.</p>"
             return
-        with self.guarded():
+        with self.guarded(), self._filling():
             if self.unit in [value for _, value in self._list.options]:
                 self._list.value = self.unit
             self._others.value = self._top_images(*self.unit)
@@ -205,10 +279,11 @@ class ImageInspector(GalleryPanel):
 
     def _top_images(self, channel: int, unit: int) -> Markup:
         """Return where a sub-unit is active in this image, and the images of the gallery on which it is highest."""
-        others = top_images(self.gallery, self.gallery.images_of_unit(channel, unit), self._count)
+        maps, way = self.gallery.images_of_unit(channel, unit), appearance.activation
+        others = top_images(self.gallery, maps, self._count, activation=way)
         heat = self._map(channel, unit)
         alt = f"{self._title()}, where it is active"
-        own = tile(self._picture(), alt, heat=heat, brightest=max(float(heat.max()), 1e-6))
+        own = tile(self._picture(), alt, heat=heat, brightest=max(float(heat.max()), 1e-6), activation=way)
         return parts.fill("others.html", channel=channel, unit=unit, own=own, others=others)
 
     # --------------------------------------------------------------------- data
@@ -227,6 +302,12 @@ class ImageInspector(GalleryPanel):
         if self.image < 0 and self._own is not None:
             return self._own.sources[0]
         return self.gallery.sources_of(self.image)
+
+    def _concept_of(self, unit: tuple[int, int] | None) -> int | None:
+        if unit is None or unit[1] == 0:
+            return None
+        concept = int(self.gallery.split.routing.concepts[unit[0], unit[1] - 1])
+        return None if concept == NO_CONCEPT else concept
 
     def _map(self, channel: int, unit: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         """Return the activation of a sub-unit at every patch of the image, (rows, columns)."""

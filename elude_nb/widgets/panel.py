@@ -3,39 +3,63 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
 
 import ipywidgets
 import traitlets
+from IPython.display import display
 from markupsafe import Markup
 
+from elude_nb._util.html import look_css
 from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.widgets import parts
+from elude_nb.widgets.controls import Presence
+from elude_nb.widgets.selection import Selection, State, selection_of
+from elude_nb.widgets.stored import Stored
 
 FIRST_IMAGES = 8  # are run before the first paint: about a second for a ViT-S on two cores
+_STOPPED = (Path(__file__).parent / "stopped.css").read_text("utf-8")
 EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, traitlets.TraitError)
 
 
 class Panel(ipywidgets.VBox):
     """A widget with a status line, and with a static fallback for pages that have no kernel.
 
-    Subclasses return the fallback from `static_html`.
+    Subclasses return the fallback from `static_html`. A saved notebook keeps it as the panel was last (`Stored`), and
+    where a kernel has stopped the panel says so, by a rule of style.
     """
+
+    _style = traitlets.Any()
+    _presence = traitlets.Instance(Presence, ())
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        self.add_class("elude-look").add_class("elude-panel").add_class(f"elude-live-{self.model_id}")
+        self.stored = Stored(self.model_id, type(self).__name__, self.static_html)
         self._status = parts.make_place("status")
         self.say("")
+
+    @traitlets.validate("children")
+    def _with_style(self, proposal: Any) -> tuple[Any, ...]:
+        """Put the style of all panels, and what tells whether they are in the page, before what is shown."""
+        before = self._style, self._presence
+        shown = tuple(child for child in proposal["value"] if child not in before)
+        return (*before, *shown) if shown else ()
+
+    @traitlets.default("_style")
+    def _make_style(self) -> Any:
+        return ipywidgets.HTML(f"<style>{look_css()}{_STOPPED}</style>", layout={"display": "none"})
 
     def say(self, text: str, *, error: bool = False) -> None:
         """Show a message in the status line; screen readers read it aloud."""
         self.message = text
         self._status.value = parts.fill("status.html", text=text, error=error)
+        self.stored.soon()  # a panel says something whenever it shows something else
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -65,16 +89,37 @@ class Panel(ipywidgets.VBox):
         bundle = super()._repr_mimebundle_(**kwargs)
         return {**bundle, "text/html": str(parts.fill("fallback.html", content=self.static_html()))}
 
+    def _ipython_display_(self) -> None:
+        """Display the widget, and what is kept of it as an output of its own."""
+        display({**super()._repr_mimebundle_(), "text/plain": ""}, raw=True)
+        self.stored.show()
+
 
 class GalleryPanel(Panel):
     """A panel over a `Gallery` that may still be filling: it paints at once, and again when all images are ready.
 
-    In a running kernel the images are run a few at a time between other work; elsewhere all at once.
+    In a running kernel the images are run a few at a time between other work; elsewhere all at once. All panels on a
+    gallery share what is chosen, ``panel.selection``: subclasses hand what is chosen in them to `share`, and show in
+    `take` what is chosen elsewhere.
+
+    Attributes
+    ----------
+    linked
+        Whether it shares what is chosen (trait, settable): set it to False to see two channels side by side.
     """
+
+    linked = traitlets.Bool(default_value=True, help="whether what is chosen is shared with other panels")
 
     def __init__(self, gallery: Gallery | Disentanglement, images: Images | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         self.gallery = open_gallery(gallery, images)
+        self.selection: Selection = selection_of(self.gallery)
+        self._taken = State()  # what of the selection it shows
+        self._hidden = False  # in a tab that is not open
+        self._shares = False  # whether what changes in it is a choice of the user's
+        self._follow_soon = self.later(self._take_selection)
+        self._presence.observe(lambda _: self.follow(), "views")
+        self.observe(lambda _: self.follow(), "linked")
         hidden = {"width": "60%", "display": "none"}
         self._bar = parts.make(
             ipywidgets.IntProgress, "images", "progress", max=len(self.gallery.images), layout=hidden
@@ -85,20 +130,74 @@ class GalleryPanel(Panel):
     def rename(self, names: Mapping[int, str]) -> None:
         """Name concepts of the gallery's split, and paint all panels on the gallery anew."""
         self.gallery.split = self.gallery.split.with_names(names)
-        for panel in list(_ON_GALLERY[self.gallery]):
-            with panel.guarded():
-                panel.retitle()
+        for panel in list(self.selection.panels):
+            if isinstance(panel, GalleryPanel):
+                with panel.guarded(), panel.unshared():
+                    panel.retitle()
 
     def retitle(self) -> None:
         """Paint what concepts are called now."""
         self.refresh()
 
+    # ------------------------------------------------------- the shared selection
+
+    def listen(self) -> None:
+        """Observe the panel's own traits; called once it shows what is chosen."""
+
+    def take(self, state: State, changed: set[str]) -> None:
+        """Show what is chosen; ``changed`` has the names of what was not shown yet."""
+
+    def best_channel(self, concepts: Sequence[int]) -> int | None:
+        """Return the channel that it would show first of those with sub-units of these concepts, if it shows any."""
+
+    def share(self, **what: Any) -> None:
+        """Choose something for all panels, as a user did in this one."""
+        if self._shares and self.linked:
+            self.selection.choose(**what)
+
+    @contextmanager
+    def unshared(self) -> Iterator[None]:
+        """Have what changes in the panel chosen for no other: nobody has chosen it."""
+        before, self._shares = self._shares, False
+        try:
+            yield
+        finally:
+            self._shares = before
+
+    def follow(self) -> None:
+        """Show what is chosen now, soon; a panel that nobody sees does it when it is seen."""
+        if self.linked and not self._hidden and self._presence.views:
+            self._follow_soon()
+
+    def hide(self, *, hidden: bool = True) -> None:
+        """Say whether the panel is hidden; it then computes nothing at choices in others."""
+        self._hidden = hidden
+        if not hidden and self.linked:
+            with self.guarded():
+                self._take_selection()
+
+    def _take_selection(self) -> None:
+        state = self.selection.state
+        changed = {name for name, value in vars(state).items() if value != getattr(self._taken, name)}
+        self._taken = state
+        if changed:
+            with self.unshared():
+                self.take(state, changed)
+
+    # --------------------------------------------------------- images and painting
+
     def begin(self) -> None:
-        """Run enough images for a first paint, paint, and run the others."""
-        _ON_GALLERY.setdefault(self.gallery, WeakSet()).add(self)
+        """Run enough images for a first paint, paint what is chosen, and run the others."""
+        self.selection.panels.add(self)
         steps = self.gallery.steps(4)
         while self.gallery.ready < min(FIRST_IMAGES, len(self.gallery.images)):
             next(steps)
+        self._take_selection()
+        self.listen()
+        self._paint_and_fill()
+        self._shares = True
+
+    def _paint_and_fill(self) -> None:
         if self.gallery.ready == len(self.gallery.images):
             self.complete()
             return
@@ -142,15 +241,12 @@ class GalleryPanel(Panel):
         except (Exception, asyncio.CancelledError) as caught:  # noqa: BLE001 - raised below
             error, self._failure = caught, _describe(caught)
         self._bar.layout.display = "none"
-        with self.guarded():
+        with self.guarded(), self.unshared():
             (self.complete if error is None else self.refresh)()
         if error is not None:
             self.say(self.describe_images(), error=True)
             if not isinstance(error, EXPECTED):
                 raise error
-
-
-_ON_GALLERY: WeakKeyDictionary[Gallery, WeakSet[GalleryPanel]] = WeakKeyDictionary()
 
 
 def _describe(error: BaseException) -> str:

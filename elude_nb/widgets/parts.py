@@ -43,7 +43,9 @@ Change = Callable[[Any], object]
 
 def make(kind: Callable[..., Any], description: str, name: str, change: Change | None = None, **settings: Any) -> Any:
     """Return a control with a label and the class ``elude-{name}``; ``change`` is called with each new value."""
-    usual = {"layout": {"width": "340px"}, "style": {"description_width": "90px"}}
+    usual: dict[str, Any] = {"layout": {"width": "340px", "max_width": "100%"}}
+    if hasattr(kind, "style"):  # our own controls have none
+        usual["style"] = {"description_width": "90px"}
     control = kind(description=description, **{**usual, **settings}).add_class(f"elude-{name}")
     if change is not None:
         control.observe(lambda event: change(event["new"]), "value")

@@ -22,7 +22,7 @@ function render({ model, el }) {
   function paint() {
     const title = model.get("description");
     name.textContent = title;
-    name.title = title;
+    name.title = model.get("hint") || title;
     input.setAttribute("aria-label", title);
     remove.setAttribute("aria-label", `remove ${title}`);
     remove.title = `remove ${title}`;

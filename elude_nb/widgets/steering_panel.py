@@ -11,7 +11,6 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import pandas as pd
-import torch
 import traitlets
 from markupsafe import Markup
 from PIL import Image
@@ -22,24 +21,22 @@ from elude_nb.core.edit import Edit
 from elude_nb.core.result import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.data.images import Images, open_image
-from elude_nb.figures.html import PALETTE, data_uri, tile
+from elude_nb.figures.html import PALETTE
 from elude_nb.figures.theme import words
-from elude_nb.interpret.gallery import Gallery, picture_of
+from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.neighbours import rank_neighbours
 from elude_nb.steering.heads import Head
-from elude_nb.steering.live import UNCHANGED, LiveSteering, Seen, Steered, order_by_presence
-from elude_nb.steering.patches import PatchColours
+from elude_nb.steering.live import UNCHANGED, LiveSteering, Steered, order_by_presence
 from elude_nb.widgets import parts
 from elude_nb.widgets.controls import CopyButton, Slider, Thumbnails
 from elude_nb.widgets.dose_meter import DoseMeter
-from elude_nb.widgets.panel import FIRST_IMAGES, GalleryPanel
+from elude_nb.widgets.panel import GalleryPanel
+from elude_nb.widgets.selection import State
 from elude_nb.widgets.steering_html import dose_chart, probability_bars, shown_images
+from elude_nb.widgets.steering_images import SteeredImages
 
 STRONGEST = 2.0
 MOST_BESIDE = 3  # images beside the main one
-_KEPT = 6  # images whose sources are cached: 24 MB each for all blocks of a ViT-S
-_SIDE, _LARGE, _SMALL = 64, 160, 48  # pixels of neighbours, of images that are steered, and in the strip
-_IN_STRIP = 60
 
 
 class SteeringPanel(GalleryPanel):
@@ -132,27 +129,56 @@ class SteeringPanel(GalleryPanel):
         super().__init__(gallery, images)
         self._live = LiveSteering(self.gallery.split, head=head, tokens=tokens)
         self._count = check_count("neighbours", neighbours)
-        self._seen: dict[int | None, tuple[Seen, str, float]] = {}  # with its picture; None is the user's own
-        self._tiles: dict[int, Markup] = {}
+        self._images = SteeredImages(self.gallery, self._live)
         self._rows: dict[int, Slider] = {}
-        self._colours: tuple[list[int | None], PatchColours | None] = [], None  # of the images that are shown
         self._moved_last = NO_CONCEPT  # the concept whose slider was
         self._meter = DoseMeter(self._live, self.gallery, lambda: self._in_hand, self._paint_dose)
         self._listed: tuple[object, ...] | None = None
         self._following = False  # while the panel itself sets its controls
         self._sliding = False  # while a slider was moved and the panel waits for it to rest
+        self._silent = False  # while several traits are set, to be painted once
+        self._lent = NO_CONCEPT  # has a slider because it was chosen in another panel
         self.set_trait("edit", Edit())
         self._build()
+        self.image = self.selection.image or 0  # its concepts are offered first
         next(self.gallery.steps(4), None)  # some images to compare with
-        self._live.steer(self._look(self._key), {})  # a head that does not fit raises here
-        self.beside = list(self._others_to_show() if beside is None else beside)
+        self._live.steer(self._images.look(self._key), {})  # a head that does not fit raises here
+        self.beside = list(self._images.others(self.image, MOST_BESIDE) if beside is None else beside)
         chosen = self._by_presence()[:3] if concepts is None else [self._live.number(concept) for concept in concepts]
         self.strengths = dict.fromkeys(chosen, UNCHANGED)
+        self.begin()
+
+    def listen(self) -> None:
+        """Observe what is chosen by the controls or from Python."""
         self.observe(self._show_strengths, "strengths")
         self.observe(self._show_image, "image")
         self.observe(lambda _: self.refresh(), "beside")
         self.observe(self._show_picture, "picture")
-        self.begin()
+
+    def take(self, state: State, changed: set[str]) -> None:
+        """Show the image that is chosen, and have a slider on the concept that is, if it is one."""
+        self._silent = True
+        try:
+            if "image" in changed:
+                self.picture, self.image = None, state.image or 0
+            if "concepts" in changed:
+                self._lend(next(iter(state.concepts or ()), None) if len(state.concepts or ()) == 1 else None)
+        finally:
+            self._silent = False
+        if changed & {"image", "concepts"}:
+            self.refresh()
+
+    def _lend(self, concept: int | None) -> None:
+        """Put a slider on a concept that was chosen elsewhere; that of the one before goes if it was not moved."""
+        lent, self._lent = self._lent, NO_CONCEPT
+        gone = () if lent == concept else (lent, UNCHANGED)
+        kept = {one: value for one, value in self.strengths.items() if (one, value) != gone}
+        if concept is not None and concept in self._live.steerable:
+            self._moved_last = concept
+            if concept not in kept or concept == lent:
+                self._lent = concept
+            kept.setdefault(concept, UNCHANGED)
+        self.strengths = kept
 
     # ------------------------------------------------------------------- parts
 
@@ -300,7 +326,7 @@ class SteeringPanel(GalleryPanel):
         self.refresh()
 
     def _show_picture(self, _: object) -> None:
-        self._seen.pop(None, None)
+        self._images.take_own(self.picture)
         self.refresh()
 
     def _show_image(self, change: Any) -> None:
@@ -308,13 +334,7 @@ class SteeringPanel(GalleryPanel):
             self.beside = [change["old"] if number == change["new"] else number for number in self.beside]
         else:
             self.refresh()
-
-    def _others_to_show(self) -> list[int]:
-        """Return a few of the images that are run first anyway: one of each other label, or any."""
-        count = min(FIRST_IMAGES, len(self.gallery.images))
-        labels = self.gallery.images.labels or self.gallery.images.names
-        first = {labels[number]: number for number in reversed(range(count))}
-        return sorted(number for label, number in first.items() if label != labels[self.image])[:MOST_BESIDE]
+        self.share(image=change["new"])
 
     @property
     def _keys(self) -> list[int | None]:
@@ -327,10 +347,12 @@ class SteeringPanel(GalleryPanel):
 
     def refresh(self) -> None:
         """Compute and paint what the sliders do to the image."""
+        if self._silent:
+            return
         began = time.perf_counter()
         self._live.split = self.gallery.split  # which may have other names
         with self.guarded():
-            every = [self._live.steer(self._look(key), self.strengths) for key in self._keys]
+            every = [self._live.steer(self._images.look(key), self.strengths) for key in self._keys]
             steered = every[0]
             before, after = self._nearest(steered.before), self._nearest(steered.after)
             self.set_trait("steered", steered)
@@ -346,27 +368,6 @@ class SteeringPanel(GalleryPanel):
                 f"Computed in {time.perf_counter() - began:.2f} s."
             )
 
-    def _look(self, key: int | None) -> Seen:
-        """Return an image as the model saw it; the last few are cached, with their pictures."""
-        kept = self._seen.pop(key, None)
-        if kept is None:
-            image = self.picture if key is None else self.gallery.images[key]
-            pixels = picture_of(self.gallery.split.model, image)
-            ratio = pixels.shape[1] / pixels.shape[0]
-            kept = self._live.see(image), data_uri(pixels, (round(_LARGE * ratio), _LARGE)), ratio
-            for old in list(self._seen)[: max(len(self._seen) - _KEPT + 1, 0)]:
-                del self._seen[old]
-        self._seen[key] = kept  # at the end: used last
-        return kept[0]
-
-    def _fit_colours(self) -> PatchColours | None:
-        """Return the colours of the patches before, of all images that are shown."""
-        if self._colours[0] != self._keys or None in self._keys:
-            patches = [seen.patches for seen in map(self._look, self._keys)]
-            tokens = [found.flatten(0, 1) for found in patches if found is not None]
-            self._colours = self._keys, PatchColours.fit(torch.cat(tokens)) if tokens else None
-        return self._colours[1]
-
     def _nearest(self, vector: Tensor) -> pd.DataFrame:
         labels = self.gallery.images.labels or self.gallery.images.names
         itself = self._key if self._key is not None and self._key < self.gallery.ready else None
@@ -374,15 +375,16 @@ class SteeringPanel(GalleryPanel):
 
     def _by_presence(self) -> list[int]:
         maps = self.gallery.concept_maps
-        return order_by_presence(self._look(self._key).concepts.to(maps), maps.amax(1), self._live.steerable)
+        return order_by_presence(self._images.look(self._key).concepts.to(maps), maps.amax(1), self._live.steerable)
 
     def _follow(self) -> None:
         """Have the controls show what is shown, whoever changed it."""
         self._following = True
         try:
             self._image.value = self.image
-            self._image.description = _plain(f"image {self.image}: {words(self._label(self.image), 40)}")
-            self._fill_strip()
+            self._image.description = _plain(f"image {self.image}: {words(self._images.label(self.image), 40)}")
+            self._strip.pictures = self._images.strip(self._strip.pictures)
+            self._strip.chosen = [key for key in self._keys if key is not None]
             for concept, value in self.strengths.items():
                 if not self._sliding:  # else a repaint would move the slider under the user's hand
                     self._row(concept).value = value
@@ -399,34 +401,19 @@ class SteeringPanel(GalleryPanel):
         finally:
             self._following = False
 
-    def _fill_strip(self) -> None:
-        ready = min(self.gallery.ready, _IN_STRIP)
-        if len(self._strip.pictures) != ready:
-            self._strip.pictures = [
-                {
-                    "number": number,
-                    "src": data_uri(self.gallery.pictures_of(number), _SMALL),
-                    "name": f"image {number}, {words(self._label(number))}",
-                }
-                for number in range(ready)
-            ]
-        self._strip.chosen = [key for key in self._keys if key is not None]
-
     def _paint(self, every: Sequence[Steered], before: pd.DataFrame, after: pd.DataFrame) -> None:
-        steered, abouts = every[0], []
-        for key in self._keys:
-            label = self._label(key)
-            alt = label if key is None else f"image {key}, {label}"
-            abouts.append({"picture": self._seen[key][1], "alt": alt, "label": words(label, 40)})
-        ratio = self._seen[self._key][2]
-        colours, shown = self._fit_colours(), list(zip(every, abouts, strict=True))
+        steered, ratio = every[0], self._images.seen[self._key][2]
+        shown = list(zip(every, map(self._images.describe, self._keys), strict=True))
+        colours = self._images.fit_colours(self._keys)
         self._own.value = shown_images(shown[:1], colours, ratio=ratio, main=True)
         self._beside.value = shown_images(shown[1:], colours, ratio=ratio, main=False)
         self._moved.value = parts.fill("moved.html", steered=steered)
         self._bars.value = "" if steered.probabilities.empty else probability_bars(steered.probabilities)
         rows = (("before", before.to_dict("records")), ("after", after.to_dict("records")))
         known = set(before["image"])
-        self._near.value = parts.fill("neighbours.html", rows=rows, known=known, tile=self._tile, colour=PALETTE[3])
+        self._near.value = parts.fill(
+            "neighbours.html", rows=rows, known=known, tile=self._images.tile, colour=PALETTE[3]
+        )
         self._copy.text = f"from elude_nb import Edit\n\nedit = {self.edit.code()}"
         self._code.value = parts.fill("code.html", code=self._copy.text)
         self._paint_dose()
@@ -479,17 +466,6 @@ class SteeringPanel(GalleryPanel):
         else:
             images = len(self._meter.curve(concept).images)
             self._dose.value = dose_chart(name, found, self.strengths[concept], images)
-
-    def _tile(self, number: int) -> Markup:
-        if number not in self._tiles:
-            alt = f"image {number}, {self._label(number)}"
-            self._tiles[number] = tile(self.gallery.pictures_of(number), alt, side=_SIDE)
-        return self._tiles[number]
-
-    def _label(self, number: int | None) -> str:
-        if number is None:
-            return "an image of your own"
-        return str((self.gallery.images.labels or self.gallery.images.names)[number])
 
     def static_html(self) -> Markup:
         """Return what the sliders do to the image."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import ipywidgets
 import traitlets
-from IPython.display import display
 from markupsafe import Markup
 
+from elude_nb._util.glossary import GLOSSARY
 from elude_nb._util.progress import say
 from elude_nb._util.words import counted
 from elude_nb.core.disentangle import disentangle
@@ -24,11 +24,14 @@ from elude_nb.widgets import parts
 from elude_nb.widgets.background import Stopped, Work, find_loop
 from elude_nb.widgets.channel_explorer import ChannelExplorer
 from elude_nb.widgets.concept_atlas import ConceptAtlas
+from elude_nb.widgets.controls import CopyButton
 from elude_nb.widgets.image_inspector import ImageInspector
 from elude_nb.widgets.intruder_quiz import IntruderQuiz
-from elude_nb.widgets.panel import Panel, open_gallery
+from elude_nb.widgets.panel import GalleryPanel, Panel, open_gallery
+from elude_nb.widgets.selection import Selection, check_names, selection_of
 from elude_nb.widgets.steering_panel import SteeringPanel
 
+_GIVEN = "Workbench(gallery=gallery)"
 _STORED = 3  # channels of the example in a page without a kernel: each is 60 kB
 
 
@@ -57,9 +60,13 @@ class Workbench(Panel):
     panels
         The panels by title, those that were opened so far.
 
+    selection
+        What is chosen in all panels, a `Selection`; None before the first discovery.
+
     Examples
     --------
     ``Workbench("dinov2-small", "photographs").run()``
+    ``Workbench("dinov2-small", "photographs").run().show("Concepts", concepts=[12])``
     """
 
     gallery = traitlets.Instance(Gallery, allow_none=True, read_only=True)
@@ -77,13 +84,13 @@ class Workbench(Panel):
     ) -> None:
         super().__init__()
         self._seed = seed
-        self.panels: dict[str, Panel] = {}
+        self.panels: dict[str, GalleryPanel] = {}
         self._model = parts.make(ipywidgets.Text, "model", "model", value=model, continuous_update=False)
         self._images = parts.make(ipywidgets.Text, "images", "images", value=images, continuous_update=False)
         number = ipywidgets.BoundedIntText
         self._count = parts.make(number, "how many", "count", value=count, min=4, max=100_000)
-        self._concepts = parts.make(number, "G: concepts", "g", value=concepts, min=2, max=4096)
-        self._units = parts.make(number, "K: units", "max-units", value=units, min=2, max=64)
+        self._concepts = parts.make(number, "G: concepts", "g", value=concepts, min=2, max=4096, tooltip=GLOSSARY["G"])
+        self._units = parts.make(number, "K: units", "max-units", value=units, min=2, max=64, tooltip=GLOSSARY["K"])
         self._go = parts.make_button(
             "disentangle",
             "disentangle",
@@ -96,7 +103,6 @@ class Workbench(Panel):
         )
         self._work: Work | None = None
         self._task: asyncio.Task[None] | None = None
-        self._shown: Any = None  # where it was displayed last
         self._log = ipywidgets.Output().add_class("elude-log")
         self._tabs = ipywidgets.Tab().add_class("elude-tabs")
         self._tabs.observe(lambda change: self._open_tab(change["new"]), "selected_index")
@@ -107,8 +113,21 @@ class Workbench(Panel):
         ]
         self._form = ipywidgets.VBox(form).add_class("elude-form")
         self._finished = parts.make_place("finished")
-        self.children = (self._form, self._status, self._bar, self._log, self._tabs)
+        self._filling = False
+        self._made_with: str | None = None  # the call that makes what is shown
+        self._wanted: tuple[str, dict[str, Any]] | None = None  # to be opened when there are panels
+        step = {"layout": {"width": "auto"}, "disabled": True}
+        back, forward = lambda: self._step(Selection.back), lambda: self._step(Selection.forward)
+        hint = "Back to what was chosen before, in all panels"
+        self._back = parts.make_button("\N{LEFTWARDS ARROW} back", "back", back, tooltip=hint, **step)
+        hint = "Forward again, after going back"
+        self._forward = parts.make_button("forward \N{RIGHTWARDS ARROW}", "forward", forward, tooltip=hint, **step)
+        self._line = CopyButton(label="copy the line that opens this").add_class("elude-line")
+        self._steps = parts.make_row(self._back, self._forward, self._line).add_class("elude-steps")
+        self._steps.layout.display = "none"
+        self.children = (self._form, self._status, self._bar, self._log, self._steps, self._tabs)
         if gallery is not None:
+            self._made_with = _GIVEN
             self.take(gallery)
         else:
             self._tabs.children, self._tabs.titles = (self._finished,), ("Example",)
@@ -133,9 +152,9 @@ class Workbench(Panel):
             self.say("It is running already; press “stop” first to begin anew.", error=True)
             return self
         loop = None if wait else find_loop() if wait is None else asyncio.get_running_loop()
-        make = self._maker()
+        make, call = self._maker(), self._call()
         if loop is not None:
-            self._begin(make, loop)
+            self._begin(make, call, loop)
             return self
         self._go.disabled = True
         self.say(f"{self._model.value}: loading …")
@@ -144,10 +163,76 @@ class Workbench(Panel):
             with self._log, self.guarded():  # in this order: an Output shows errors itself and keeps them
                 gallery = make()
                 self._log.clear_output()
+                self._made_with = call
                 self.take(gallery)
         finally:
             self._go.disabled = False
         return self
+
+    def show(self, title: str = "Channels", **chosen: Any) -> Workbench:
+        """Open a panel and choose what all panels show; at once, or when the result that is being made is there.
+
+        Parameters
+        ----------
+        title
+            Of the panel: ``"Channels"``, ``"Concepts"``, ``"Image"``, ``"Steering"`` or ``"Intruder quiz"``.
+        **chosen
+            ``channel``, ``unit``, ``concepts``, ``image``, ``patch``: see `Selection.choose`.
+
+        Raises
+        ------
+        ValueError
+            If there is no such panel.
+        TypeError, TraitError
+            If ``chosen`` names something else, or what does not exist; while a result is being made, the panel says so
+            when it is there.
+        """
+        if title not in self._makers():
+            raise ValueError(f"There is no panel {title!r}; there are {', '.join(self._makers())}.")
+        check_names(chosen)
+        if self.gallery is None or self._work is not None:
+            self._wanted = title, chosen
+        else:
+            selection_of(self.gallery).choose(**chosen)
+            self._show_tab(title)
+        return self
+
+    @property
+    def selection(self) -> Selection | None:
+        """What is chosen in all panels; None before the first discovery."""
+        return None if self.gallery is None else selection_of(self.gallery)
+
+    def code(self) -> str:
+        """Return a line that opens the same again: the model, the images, the panel and what is chosen.
+
+        K, rho and orders of a panel, sliders of the steering and pictures of one's own are not in it. Of a workbench
+        that was given a ``gallery``, the line asks for a variable of that name.
+        """
+        title, chosen = self._wanted or ("Channels", {})
+        if self.gallery is not None and self._tabs.selected_index is not None:
+            title = self._tabs.titles[self._tabs.selected_index]
+            chosen = selection_of(self.gallery).state.chosen()
+        arguments = ", ".join([repr(title), *(f"{name}={value!r}" for name, value in chosen.items())])
+        run = "" if self._made_with == _GIVEN else ".run()"
+        return f"{self._made_with or self._call()}{run}.show({arguments})"
+
+    def _call(self) -> str:
+        """Return the call that makes a workbench with what the form says now."""
+        numbers = {"count": self._count, "concepts": self._concepts, "units": self._units}
+        written = [f"{name}={control.value}" for name, control in numbers.items()]
+        return f"Workbench({self._model.value!r}, {self._images.value!r}, {', '.join(written)}, seed={self._seed})"
+
+    def _step(self, go: Callable[[Selection], None]) -> None:
+        with self.guarded():
+            if self.selection is not None:
+                go(self.selection)
+
+    def _show_steps(self, _: object = None) -> None:
+        """Have the buttons and the line of code say what is chosen now."""
+        if self.selection is not None:
+            self._back.disabled = not self.selection.can_go_back
+            self._forward.disabled = not self.selection.can_go_forward
+            self._line.text = self.code()
 
     def _press(self) -> None:
         if self._work is None:
@@ -180,19 +265,21 @@ class Workbench(Panel):
 
     # ---------------------------------------------------------- in the background
 
-    def _begin(self, make: Callable[[], Gallery], loop: asyncio.AbstractEventLoop) -> None:
+    def _begin(self, make: Callable[[], Gallery], call: str, loop: asyncio.AbstractEventLoop) -> None:
         self._introduce(f"Yours is being made: {self._model.value} on {self._images.value}.")
         self._go.description, self._go.button_style = "stop", "warning"
         self._bar.value, self._bar.layout.display = 0.0, ""
         self.say(f"{self._model.value}: loading …")
         self._work = Work(make, self._show_progress, loop)
-        self._task = loop.create_task(self._finish(self._work))
+        self._task = loop.create_task(self._finish(self._work, call))
 
-    async def _finish(self, work: Work) -> None:
+    async def _finish(self, work: Work, call: str) -> None:
         try:
             with self.guarded():
                 try:
-                    self.take(await work.result)
+                    gallery = await work.result
+                    self._made_with = call
+                    self.take(gallery)
                 except Stopped:
                     self.say("Stopped. Press “disentangle” to begin anew.")
                     self._introduce("Press “disentangle” to make yours.")
@@ -200,11 +287,7 @@ class Workbench(Panel):
             self._work = None
             self._go.description, self._go.button_style = "disentangle", "primary"
             self._bar.layout.display = "none"
-        if self._shown is not None:  # a saved notebook keeps what was displayed last
-            self._shown.update(self._repr_mimebundle_(), raw=True)
-
-    def _ipython_display_(self) -> None:
-        self._shown = display(self._repr_mimebundle_(), raw=True, display_id=True)
+        self.stored.update()
 
     def _show_progress(self, text: str, share: float | None) -> None:
         self.say(text)
@@ -222,21 +305,34 @@ class Workbench(Panel):
 
     def take(self, gallery: Gallery) -> None:
         """Show the panels on a gallery."""
+        if self.selection is not None:
+            self.selection.unobserve(self._show_steps, "state")
         self.set_trait("gallery", open_gallery(gallery, None))
         self._finished.value = ""  # 1.5 MB that would be kept in the notebook
         self.panels = {}
-        makers = self._makers()
-        self._tabs.children = tuple(ipywidgets.VBox() for _ in makers)
-        self._tabs.titles = tuple(makers)
-        self._tabs.selected_index = 0
-        self._open_tab(0)
-        split, images = gallery.split, counted(len(gallery.images), "image")
+        titles = tuple(self._makers())
+        self._filling = True  # new tabs choose the first of them
+        self._tabs.children, self._tabs.titles = tuple(ipywidgets.VBox() for _ in titles), titles
+        self._filling = False
+        selection_of(gallery).observe(self._show_steps, "state")
+        self._steps.layout.display = ""
+        split, count = gallery.split, counted(len(gallery.images), "image")
         self.say(
-            f"{split.model.name}: split on {counted(split.settings.images, 'image')}, and {images} from "
+            f"{split.model.name}: split on {counted(split.settings.images, 'image')}, and {count} from "
             f"{gallery.images.source} to look at"
         )
+        (title, chosen), self._wanted = self._wanted or ("Channels", {}), None
+        with self.guarded():  # what was asked for before may not exist
+            selection_of(gallery).choose(**chosen)
+        self._show_tab(title)
 
-    def _makers(self) -> dict[str, Callable[[], Panel]]:
+    def _show_tab(self, title: str) -> None:
+        place = self._tabs.titles.index(title)
+        if self._tabs.selected_index == place:  # else the tab is opened when this changes
+            self._open_tab(place)
+        self._tabs.selected_index = place
+
+    def _makers(self) -> dict[str, Callable[[], GalleryPanel]]:
         gallery: Any = self.gallery
         return {
             "Channels": lambda: ChannelExplorer(gallery),
@@ -249,13 +345,17 @@ class Workbench(Panel):
     def _open_tab(self, index: int | None) -> None:
         """Make a panel when it is looked at for the first time: five at once would hold up the page."""
         makers = self._makers() if self.gallery is not None else {}
-        if index is None or index >= len(makers):
+        if index is None or index >= len(makers) or self._filling:
             return
         title = list(makers)[index]
+        for name, panel in self.panels.items():
+            panel.hide(hidden=name != title)
         if title not in self.panels:
             with self.guarded():
                 self.panels[title] = makers[title]()
+                self.panels[title].stored = self.stored  # which has all panels that were opened
                 self._tabs.children[index].children = (self.panels[title],)
+        self._show_steps()
 
     def static_html(self) -> Markup:
         """Return the panels that were opened, one below the other."""

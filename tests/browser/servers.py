@@ -51,10 +51,11 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def voila(notebook: Path) -> Iterator[str]:
-    """Serve one notebook with voila; yield its address."""
+def voila(notebook: Path, theme: str = "light") -> Iterator[str]:
+    """Serve one notebook with voila in a theme, light or dark; yield its address."""
     port = free_port()
     command = [sys.executable, "-m", "voila", str(notebook), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
+    command.append(f"--theme={theme}")
     with _running(command, notebook.parent, f"http://127.0.0.1:{port}/voila/static/voila.js") as address:
         yield address.partition("/voila")[0] + "/"
 

@@ -143,7 +143,7 @@ def use_channels(page: Any) -> None:
 
 
 def use_concepts(page: Any) -> None:
-    """Choose on the map by pointer, by keyboard and with a box; name a concept."""
+    """Choose on the map by pointer, by keyboard and with a lasso; name a concept."""
     open_tab(page, "Concepts")
     page.wait_for_selector(".elude-concepts img", timeout=60_000)
     nodes, heads = page.locator(".elude-map-node"), page.locator(".elude-concepts h4")
@@ -165,7 +165,8 @@ def use_concepts(page: Any) -> None:
     page.keyboard.down("Shift")
     page.mouse.move(area["x"] + 2, area["y"] + 2)
     page.mouse.down()
-    page.mouse.move(area["x"] + area["width"] - 2, area["y"] + area["height"] - 2, steps=4)
+    for x, y in ((1, 0), (1, 1), (0, 1)):
+        page.mouse.move(area["x"] + 2 + x * (area["width"] - 4), area["y"] + 2 + y * (area["height"] - 4), steps=4)
     page.mouse.up()
     page.keyboard.up("Shift")
     until(lambda: page.locator(".elude-map-node.chosen").count() == count)

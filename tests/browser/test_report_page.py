@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from elude_nb import Disentanglement, ImageSet
+from elude_nb._util.glossary import GLOSSARY
 from elude_nb.app.report.build import write_report
 from tests.browser.accessibility import serious
 
@@ -162,15 +163,15 @@ def test_activations_are_shown_in_the_way_that_is_chosen_and_remembered(linked: 
     choice = linked.locator("#channel-view").get_by_label("activation")
     expect(choice).to_have_value("outline")
     totals = {"outline": canvas.evaluate(pixels)}
-    for way in ("none", "dark", "part"):
+    for way in ("none", "dark", "heat", "crop"):
         choice.select_option(way)
         totals[way] = canvas.evaluate(pixels)
-    assert len(set(totals.values())) == 4
+    assert len(set(totals.values())) == 5
     assert totals["none"] > 1.05 * totals["dark"]
     for other in linked.locator("select.way").all():
-        expect(other).to_have_value("part")
+        expect(other).to_have_value("crop")
     linked.reload()
-    expect(linked.locator("#channel-view").get_by_label("activation")).to_have_value("part")
+    expect(linked.locator("#channel-view").get_by_label("activation")).to_have_value("crop")
     linked.locator("#channel-view").get_by_label("activation").select_option("outline")
     assert linked.locator("#channel-view .row canvas").nth(1).evaluate(pixels) == totals["outline"]
 
@@ -305,8 +306,10 @@ def test_without_a_script_the_tables_charts_and_images_are_there(scriptless: Pag
     expect(scriptless.locator("#channel-table tbody tr")).to_have_count(24)
     expect(scriptless.locator(".images img")).to_have_count(20)
     assert scriptless.locator("svg.chart").count() >= 4
-    scriptless.locator("summary").click()
+    scriptless.get_by_text("concepts as a list").click()
     expect(scriptless.get_by_text("concept 1: night sky")).to_be_visible()
+    scriptless.get_by_text("Words of this page").click()
+    expect(scriptless.get_by_text(GLOSSARY["specificity"])).to_be_visible()
     expect(scriptless.locator("#channel-tools")).to_be_hidden()
 
 

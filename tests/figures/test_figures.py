@@ -20,8 +20,9 @@ from elude_nb.figures import (
     score_intervals,
     tradeoff,
 )
+from elude_nb.figures.html import OUTSIDE, WAYS, draw_activation
 from elude_nb.figures.images import draw_exemplar
-from elude_nb.interpret.exemplars import Exemplar
+from elude_nb.interpret.exemplars import Exemplar, Exemplars
 from tests.markup import Page
 
 
@@ -65,17 +66,41 @@ def test_tiles_do_not_overlap_each_other_or_the_names(split: Disentanglement, im
         assert not any(name.overlaps(other) for other in names[number + 1 :])
 
 
-def test_a_tile_keeps_its_colours_where_the_unit_is_active() -> None:
-    red = np.zeros((32, 32, 3), dtype=np.float32)
-    red[..., 0] = 1
-    heat = np.zeros((4, 4), dtype=np.float32)
+@pytest.fixture
+def half_red() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A red photograph, and a heat map that is high in its right half."""
+    red = np.zeros((64, 64, 3), dtype=np.float32)
+    red[..., 0] = 0.8
+    heat = np.full((4, 4), -1.0, dtype=np.float32)
     heat[:, 2:] = 2.0
+    return red, heat
+
+
+def test_an_outline_leaves_the_active_side_as_it_is_and_stands_between_the_sides(half_red) -> None:
+    red, heat = half_red
     axes = Picture(figsize=(1, 1)).subplots()
     draw_exemplar(axes, Exemplar(red, heat, 0, 2.0), brightest=2.0)
-    shown = axes.images[0].get_array()
-    assert shown is not None
-    assert shown[:, -4:, 0].mean() > 0.95
-    assert shown[:, :4, 0].mean() < 0.4
+    shown = np.asarray(axes.images[0].get_array())
+    assert shown[:, 40:] == pytest.approx(red[:, 40:])
+    assert shown[:, :24] == pytest.approx(OUTSIDE * red[:, :24])
+    assert np.flatnonzero(shown[32].min(1) > 0.9).tolist() in ([31], [32], [31, 32])  # white
+    assert shown[32, 29, 0] < 0.99 * OUTSIDE * 0.8  # its halo
+    assert shown[32, 34, 0] < 0.99 * 0.8
+    assert draw_activation(red, -np.abs(heat), 1.0) == pytest.approx(red)  # nowhere above the mean
+    assert draw_activation(red, heat[:1, 3:], 1.0, "dark") == pytest.approx(red)  # one patch: nothing is known of where
+
+
+def test_the_other_ways_to_show_an_activation(half_red) -> None:
+    red, heat = half_red
+    dark, hot, crop, none = (draw_activation(red, heat, 2.0, way) for way in list(WAYS)[1:])
+    assert dark[:, 48:] == pytest.approx(red[:, 48:], abs=0.02)
+    assert dark[:, :16].max() < 0.4
+    assert hot[:, :16] == pytest.approx(red[:, :16], abs=0.02)
+    assert hot[:, 48:].mean((0, 1)) == pytest.approx((0.95, 0.0, 0.0), abs=0.02)  # 0.25 * red + 0.75 * full colour
+    assert crop.shape == (32, 32, 3)
+    assert none == pytest.approx(red)
+    with pytest.raises(ValueError, match=r"'outlin'.*outline"):
+        before_after(Exemplars(0, (), (), (), ()), activation="outlin")
 
 
 def test_contact_sheet_shows_labels_and_no_more_than_there_are(images: ImageSet) -> None:

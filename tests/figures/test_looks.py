@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from elude_nb.figures import (
@@ -43,6 +44,16 @@ def test_every_picture_looks_as_it_did(drawn) -> None:
     unlike = {name: unlikeness(kept[name], stored(rendered(picture))) for name, picture in found.items()}
     assert max(unlike.values()) < ALIKE, unlike
     assert all(picture.alt for picture in found.values())
+
+
+def test_no_text_is_below_9_points(drawn) -> None:
+    small = [
+        (name, text.get_text(), text.get_fontsize())
+        for name, draw in drawings(*drawn).items()
+        for text in draw().findobj(Text)
+        if text.get_text() and text.get_fontsize() < 9
+    ]
+    assert small == []
 
 
 def test_the_comparison_sees_what_breaks(drawn) -> None:

@@ -12,7 +12,10 @@ from elude_nb.core.strategies import ConceptRouting
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.interpret.ranking import rank_channels
 from elude_nb.scores import mixed_channels
+from elude_nb.widgets.appearance import appearance
 from elude_nb.widgets.channel_explorer import BEST, ChannelExplorer
+from elude_nb.widgets.concept_atlas import ConceptAtlas
+from elude_nb.widgets.image_inspector import ImageInspector
 from elude_nb.widgets.panel import Panel
 from elude_nb.widgets.parts import debounce
 from tests.markup import Page
@@ -289,3 +292,20 @@ def test_only_expected_errors_become_messages() -> None:
 def _fail_inside(panel: Panel, error: Exception) -> None:
     with panel.guarded():
         raise error
+
+
+def test_how_activations_are_shown_is_one_choice_for_all_panels(split, images) -> None:
+    gallery = Gallery(split, images[:6]).fill(progress=False)
+    panels = [ChannelExplorer(gallery), ConceptAtlas(gallery), ImageInspector(gallery)]
+    places = [panels[0]._grid, panels[1]._concepts, panels[2]._others]
+    try:
+        before = [place.value for place in places]
+        panels[1].activation_choice.value = "heat"
+        assert [panel.activation_choice.value for panel in panels] == ["heat"] * 3
+        assert all(place.value != old for place, old in zip(places, before, strict=True))
+        assert ChannelExplorer(gallery).activation_choice.value == "heat"
+        with pytest.raises(traitlets.TraitError, match="outlin"):
+            appearance.activation = "outlin"
+    finally:
+        appearance.activation = "outline"
+    assert [place.value for place in places] == before

@@ -6,6 +6,7 @@ import traitlets
 from elude_nb import Disentanglement, disentangle
 from elude_nb.core.names import UniqueNames
 from elude_nb.interpret.gallery import Gallery
+from elude_nb.widgets import concept_atlas
 from elude_nb.widgets.channel_explorer import ChannelExplorer
 from elude_nb.widgets.concept_atlas import ConceptAtlas
 from elude_nb.widgets.image_inspector import ImageInspector
@@ -161,3 +162,12 @@ def test_the_static_fallback_has_the_map_the_images_and_the_table(atlas) -> None
     assert alts[:2] == [concept["label"] for concept in atlas.map.concepts[:2]]
     assert all(alts)
     assert len(page.rows) == 1 + min(12, len(atlas.sub_units))
+
+
+def test_a_page_without_a_kernel_has_the_largest_concepts_only(atlas, split, monkeypatch) -> None:
+    monkeypatch.setattr(concept_atlas, "_MOST_STORED", 3)
+    smallest = int(split.book.counts.argmin())
+    atlas.selected = [smallest]
+    page = Page(atlas.static_html())
+    assert len(page.find("img")) == 4 + 4  # the chosen one is among them
+    assert "and 4 concepts with fewer tokens" in page.text

@@ -258,10 +258,10 @@ def test_the_last_images_are_cached(panel) -> None:
     panel.beside = []
     for number in range(10):
         panel.image = number
-    assert list(panel._seen) == [4, 5, 6, 7, 8, 9]
-    kept = panel._seen[5]
+    assert list(panel._images.seen) == [4, 5, 6, 7, 8, 9]
+    kept = panel._images.seen[5]
     panel.image = 5
-    assert panel._seen[5] is kept
+    assert panel._images.seen[5] is kept
 
 
 def test_the_static_fallback(panel, images) -> None:

@@ -144,28 +144,21 @@ def test_in_a_kernel_it_shows_an_example_until_the_readers_own_is_ready(slow) ->
     asyncio.run(use())
 
 
-def test_what_a_saved_notebook_keeps_is_the_readers_own(slow, monkeypatch) -> None:
-    kept = list[str]()
-
-    class Handle:
-        def update(self, bundle: dict[str, str], *, raw: bool) -> None:
-            kept.append(bundle["text/html"])
-
-    def display(bundle: dict[str, str], *, raw: bool, display_id: bool) -> Handle:
-        kept.append(bundle["text/html"])
-        return Handle()
-
+def test_what_a_saved_notebook_keeps_is_the_readers_own(slow, displayed) -> None:
     async def use() -> None:
-        monkeypatch.setattr(workbench, "display", display)
         slow.go.set()
         app = bench().run()
         app._ipython_display_()
         await app._task
+        app.show("Concepts")
+        app.stored.update()
 
     asyncio.run(use())
-    assert "This is a finished example" in kept[0]
-    assert "<h3>Channels</h3>" in kept[1]
-    assert "example" not in kept[1]
+    first, *later = [bundle["text/html"] for bundle in displayed if "text/html" in bundle]
+    assert "This is a finished example" in first
+    assert "<h3>Channels</h3>" in later[0]
+    assert "This is a finished example" not in later[0]
+    assert "<h3>Concepts</h3>" in later[1]
 
 
 def test_the_button_stops_what_is_running_and_begins_anew(slow) -> None:
@@ -261,3 +254,95 @@ def test_a_default_dtype_of_the_users_is_not_changed_beside_their_cells() -> Non
         assert asyncio.run(found())
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_one_selection_leads_all_panels_and_only_the_one_that_is_seen_computes(app) -> None:
+    channels = app.panels["Channels"]
+    app.show("Concepts")
+    before = channels._grid.value
+    app.panels["Concepts"].map.chosen = [3]
+    assert channels._grid.value == before
+    app.show("Image")
+    assert app.panels["Image"].image == app.selection.image
+    app.show("Channels")
+    assert channels.channel == app.selection.channel
+    assert channels._grid.value != before
+    assert "with sub-units of concept 3" in channels._some.label
+    app.show("Steering")
+    assert 3 in app.panels["Steering"].strengths
+
+
+def test_back_and_forward_by_the_buttons(app) -> None:
+    first = app.panels["Channels"].channel
+    assert app._steps.layout.display == ""
+    assert (app._back.disabled, app._forward.disabled) == (True, True)
+    app.panels["Channels"].channel = other = 1 if first != 1 else 2
+    assert (app._back.disabled, app._forward.disabled) == (False, True)
+    app._back.click()
+    assert app.panels["Channels"].channel == first
+    assert (app._back.disabled, app._forward.disabled) == (True, False)
+    app._forward.click()
+    assert app.panels["Channels"].channel == other
+    assert app._back.tooltip
+    assert app._forward.tooltip
+    assert bench()._steps.layout.display == "none"
+
+
+CHOSEN: dict[str, Any] = {"channel": 5, "unit": (5, 1), "concepts": [2], "image": 3, "patch": (1, 3)}
+
+
+def traits(app: Any) -> dict[str, Any]:
+    """Return what the panels of a bench show, in each of them."""
+    channels, concepts, image, steering = (app.show(title).panels[title] for title in list(app._tabs.titles)[:4])
+    return {
+        "channel": channels.channel,
+        "unit": image.unit,
+        "concepts": [*concepts.selected],
+        "image": image.image,
+        "steered": steering.image,
+        "patch": (image.row, image.column),
+    }
+
+
+def test_a_line_of_code_opens_the_same_again(slow) -> None:
+    slow.go.set()
+    app = bench().run()
+    app.selection.choose(**CHOSEN)
+    assert traits(app) == {**CHOSEN, "steered": 3}
+    app.show("Image")
+    app._count.value = 20  # not what the result was made with
+    line = app.code()
+    assert line == (
+        "Workbench('tiny', 'here', count=16, concepts=4, units=3, seed=0).run()"
+        ".show('Image', channel=5, unit=(5, 1), concepts=[2], image=3, patch=(1, 3))"
+    )
+    assert app._line.text == line
+    again = eval(line)  # noqa: S307 - made above
+    assert again.code() == line
+    assert traits(again) == traits(app)
+
+
+def test_the_line_waits_for_a_result_that_is_being_made(slow) -> None:
+    async def use() -> None:
+        app = bench().run().show("Concepts", concepts=[3])
+        assert app.selection is None
+        assert app.code().endswith(".run().show('Concepts', concepts=[3])")
+        slow.go.set()
+        await app._task
+        assert app._tabs.selected_index == 1
+        assert app.panels["Concepts"].selected == [3]
+        assert "image=" in app.code()
+
+    asyncio.run(use())
+
+
+def test_what_cannot_be_opened_is_reported(slow, app) -> None:
+    with pytest.raises(ValueError, match="no panel 'Concept'; there are Channels, Concepts"):
+        app.show("Concept")
+    with pytest.raises(TypeError, match="'row' cannot be chosen"):
+        bench().show("Image", row=3)
+    slow.go.set()
+    late = bench().show("Image", channel=99).run()
+    assert "no channel 99" in late.message
+    assert list(late.panels) == ["Image"]
+    assert app.code() == "Workbench(gallery=gallery).show('Channels')"

@@ -10,9 +10,16 @@ const number = (value, digits = 3) => (value === null ? "–" : String(Number(va
 const conceptName = (c) => data.concepts[c]?.title ?? `concept ${c}`; // "concept 3: cat"
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
+// A word as it is shown; the glossary says on hovering what it means.
+const IN_GLOSSARY = { unit: "sub-unit", sources: "source", "copies in other channels": "copies", "top similarity": "similarity" };
+function term(shown) {
+  const title = data.words[IN_GLOSSARY[shown] ?? shown];
+  return title ? make("abbr", { class: "elude-term", title }, shown) : shown;
+}
+
 // ------------------------------------------------------------------ tiles
 
-const WAYS = { outline: "outlined", dark: "the rest darkened", part: "cut out", none: "not shown" };
+const WAYS = data.ways; // as figures/html.py draws them, too
 const REMEMBERED = "elude-activation-shown"; // by the browser, where it lets a file remember anything
 const painters = new WeakMap(); // canvas -> function that draws it anew
 let way = remembered();
@@ -25,33 +32,36 @@ function remembered() {
   }
 }
 
-// A dark picture of one pixel a patch; ``opacity`` is of a level in [0, 1]. Scaling it up makes it smooth.
-function overlay(heat, opacity) {
+// A picture of one pixel a patch, its colour [r, g, b, a] made of the level in [0, 1]. Scaling it up makes it smooth.
+function overlay(heat, colour) {
   const canvas = make("canvas", { width: COLUMNS, height: ROWS });
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(COLUMNS, ROWS);
-  for (let i = 0; i < ROWS * COLUMNS; i++) {
-    pixels.data.set([20, 20, 20, Math.round(opacity(LEVELS.indexOf(heat[i]) / 63) * 255)], 4 * i);
-  }
+  for (let i = 0; i < ROWS * COLUMNS; i++) pixels.data.set(colour(LEVELS.indexOf(heat[i]) / 63), 4 * i);
   context.putImageData(pixels, 0, 0);
   return canvas;
 }
 
-// The outline of where a map is above half of its highest level, on a square of so many pixels.
+// A white line with a dark halo around where a map is above half of its highest level, on a square of so many pixels.
+// Outside it is a little darker, or nobody could say on which side of the line the unit is active.
 function outline(heat, side) {
   const canvas = make("canvas", { width: side, height: side });
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  const highest = Math.max(1, ...Array.from(heat, (letter) => LEVELS.indexOf(letter))) / 63;
-  context.drawImage(overlay(heat, (level) => level / highest), 0, 0, side, side);
+  const highest = Math.max(...Array.from(heat, (letter) => LEVELS.indexOf(letter))) / 63;
+  if (!highest) return canvas;
+  context.imageSmoothingQuality = "high";
+  context.drawImage(overlay(heat, (level) => [0, 0, 0, (255 * level) / highest]), 0, 0, side, side);
   const pixels = context.getImageData(0, 0, side, side);
-  const inside = Array.from({ length: side * side }, (_, i) => pixels.data[4 * i + 3] > 127);
-  const width = Math.max(1, Math.round(side / 96));
-  const beyond = (x, y) => x >= 0 && y >= 0 && x < side && y < side && !inside[y * side + x];
-  for (let i = 0; i < side * side; i++) {
-    const [x, y] = [i % side, Math.floor(i / side)];
-    const edge = inside[i] && (beyond(x - width, y) || beyond(x + width, y) || beyond(x, y - width) || beyond(x, y + width));
-    pixels.data.set(edge ? [255, 255, 255, 255] : [0, 0, 0, 0], 4 * i);
-  }
+  const levels = Float32Array.from({ length: side * side }, (_, i) => pixels.data[4 * i + 3] / 255 - 0.5);
+  const slope = (i, at, step) => (levels[at < side - 1 ? i + step : i] - levels[at ? i - step : i]) / (at % (side - 1) ? 2 : 1);
+  const cover = (value) => Math.min(Math.max(value, 0), 1), half = Math.max(side, 135) / 180;
+  levels.forEach((level, i) => {
+    const away = Math.abs(level) / Math.max(Math.hypot(slope(i, i % side, 1), slope(i, Math.floor(i / side), side)), 1e-6);
+    const line = cover(half + 0.75 - away), halo = 0.6 * cover(2.2 * half + 1 - away);
+    const outside = 0.3 * cover(0.5 - Math.sign(level) * away);
+    const alpha = 1 - (1 - outside) * (1 - halo) * (1 - line), white = alpha ? (255 * line) / alpha : 0;
+    pixels.data.set([white, white, white, 255 * alpha], 4 * i);
+  });
   context.putImageData(pixels, 0, 0);
   return canvas;
 }
@@ -68,7 +78,7 @@ function tileCanvas([index, , heat], side, fixed = false) {
   const canvas = make("canvas", { width: side * SHARP, height: side * SHARP });
   const picture = document.querySelector(`#image-${index} img`);
   const paint = () => {
-    const part = (fixed || way === "part") && ROWS * COLUMNS > 1 ? 0.5 : 1;
+    const part = (fixed || way === "crop") && ROWS * COLUMNS > 1 ? 0.5 : 1;
     const [x, y] = part < 1 ? brightest(heat).map((at) => Math.min(Math.max(at - part / 2, 0), 1 - part)) : [0, 0];
     const context = canvas.getContext("2d");
     const draw = (source, width, height) =>
@@ -76,12 +86,9 @@ function tileCanvas([index, , heat], side, fixed = false) {
     context.imageSmoothingQuality = "high";
     draw(picture, picture.naturalWidth, picture.naturalHeight);
     if (fixed || ROWS * COLUMNS === 1) return;
-    if (way === "dark") draw(overlay(heat, (level) => 0.8 * (1 - level)), COLUMNS, ROWS);
-    if (way !== "outline") return;
-    context.shadowColor = "black"; // so that the line can be seen on white as well
-    context.shadowBlur = 2 * SHARP;
-    draw(outline(heat, canvas.width), canvas.width, canvas.height);
-    context.shadowBlur = 0;
+    if (way === "dark") draw(overlay(heat, (level) => [20, 20, 20, 204 * (1 - level)]), COLUMNS, ROWS);
+    if (way === "heat") draw(overlay(heat, (level) => [255, 217 * (1 - level), 0, 191 * level]), COLUMNS, ROWS);
+    if (way === "outline") draw(outline(heat, canvas.width), canvas.width, canvas.height);
   };
   painters.set(canvas, paint);
   if (picture.complete) paint();
@@ -146,7 +153,7 @@ function legend() {
 }
 
 function table(heads, rows) {
-  const head = make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, text)));
+  const head = make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, term(text))));
   const lines = rows.map((cells) => make("tr", {}, ...cells.map((cell) => make("td", {}, cell))));
   return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines)));
 }

@@ -14,24 +14,25 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from elude_nb._util.glossary import GLOSSARY
 from elude_nb._util.html import render
 from elude_nb.app.report.charts import KINDS, draw_distribution, score_columns
 from elude_nb.data.images import ImageSet
-from elude_nb.figures.html import data_uri, depth_chart
+from elude_nb.figures.html import WAYS, data_uri, depth_chart
 from elude_nb.figures.theme import in_words
 from elude_nb.scores.overview import DISTINCT, score_means
 
 SIDE = 192  # pixels of a picture: sharp on screens of two dots a pixel at the size of a tile
 SCRIPTS = ("figures/concept_map.js", "app/report/base.js", "app/report/panels.js", "app/report/list.js")
-STYLES = ("app/report/page.css", "figures/concept_map.css")
+STYLES = ("_util/look.css", "app/report/page.css", "figures/concept_map.css")
 CHANNEL_COLUMNS = (
-    ("channel", "channel", "Number of the channel"),
-    ("units", "sub-units", "How many sub-units it was split into"),
-    ("variance", "variance", "Variance over the tokens of the discovery"),
-    ("before", "before", "Top similarity of the whole channel: how alike its top images are"),
-    ("after", "after", "Mean top similarity of its sub-units"),
-    ("random routes", "control", "Mean top similarity of random routes of the same sizes"),
-    ("separation", "separation", "After, less the larger of before and the similarity of sub-units to each other"),
+    ("channel", "channel", GLOSSARY["channel"]),
+    ("units", "sub-units", GLOSSARY["sub-unit"]),
+    ("variance", "variance", GLOSSARY["variance"]),
+    ("before", "before", f"Of the channel. {GLOSSARY['similarity']}"),
+    ("after", "after", f"Mean of its sub-units. {GLOSSARY['similarity']}"),
+    ("random routes", "random routes", GLOSSARY["random routes"]),
+    ("separation", "separation", GLOSSARY["separation"]),
 )
 
 
@@ -72,7 +73,7 @@ def fill_page(
         distributions=[draw_distribution(scores, name) for name in score_columns(scores)],
         images=[(_caption(images, index), data_uri(picture, SIDE)) for index, picture in enumerate(pictures)],
         depth_chart=depth_chart(empty),
-        data=data,
+        data={**data, "ways": WAYS, "words": GLOSSARY},
         **texts,
     )
     return str(page)

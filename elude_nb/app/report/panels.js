@@ -59,7 +59,7 @@ function unitRow(row, unit) {
   if (unit && unit.copies) what.append(make("small", {}, `${unit.copies} ${unit.copies === 1 ? "copy" : "copies"} in other channels`));
   if (row.labels) what.append(make("small", {}, row.labels));
   if (row.images.length) {
-    what.append(make("small", { title: "mean cosine between these images" }, `alike: ${number(row.alike)}`));
+    what.append(make("small", {}, term("similarity"), ` ${row.alike === null ? "–" : row.alike.toFixed(2)}`));
   }
   return make("div", { class: row.unit < 0 ? "row whole" : "row" }, what, tiles(row.images, 160, name));
 }
