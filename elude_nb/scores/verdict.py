@@ -189,4 +189,4 @@ class Scores(Table):
         return "\n".join([*map(str, self._verdicts()), super().__repr__()])
 
     def _repr_html_(self) -> str:
-        return "".join([each._repr_html_() for each in self._verdicts()]) + str(super()._repr_html_())
+        return "".join([each._repr_html_() for each in self._verdicts()]) + str(super()._repr_html_())  # type: ignore[misc]  # pandas-stubs leave it out
