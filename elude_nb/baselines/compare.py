@@ -165,7 +165,7 @@ class Compared:
         values = {str(method): units.loc[units["method"] == method, score] for method in self.methods}
         numbers = f"{counted(self.settings['equal_units'], 'unit')} each, " if size != "own" else ""
         basis = f"{numbers}{self.settings['k']} best of {self.settings['scored_images']} images that no method has seen"
-        return verdict_on(values, mine[score], score, basis=basis)
+        return verdict_on(values, mine[score], score, basis=basis, images=self.settings["scored_images"])
 
     def verdicts(self, size: str = "equal") -> list[Verdict]:
         """Return the verdicts that stand under a table, those where a rival leads first; none if no method is ours."""

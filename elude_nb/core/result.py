@@ -20,6 +20,7 @@ from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_fraction, check_kind, check_unit
 from elude_nb._util.files import sha256_of_tensors
 from elude_nb._util.progress import say
+from elude_nb._util.tables import Table
 from elude_nb._util.warn import warn_caller
 from elude_nb._util.words import counted
 from elude_nb.core.concepts import ConceptBook
@@ -177,7 +178,7 @@ class Disentanglement:
         its overall mean) on the tokens of its concept. Unit 0 of a channel is what no sub-unit owns, or the whole
         channel where it was not split; it has no concept.
         """
-        return self._unit_table.copy()
+        return Table(self._unit_table.copy())
 
     @cached_property
     @own_arithmetic()
@@ -267,7 +268,7 @@ class Disentanglement:
     @property
     def channels(self) -> pd.DataFrame:
         """One row a channel: ``split`` or not, ``units`` (unit 0 not counted), ``reason``, ``variance``."""
-        return self._channel_table.copy()
+        return Table(self._channel_table.copy())
 
     @cached_property
     def _channel_table(self) -> pd.DataFrame:

@@ -195,6 +195,10 @@ def _upright(image: Image.Image, name: str, value_range: Range | None, bits: int
     return to_rgb(image, name, value_range)
 
 
+LEAVE_OUT = ", or leave such files out: images.without_broken()"
+"""What errors of single images advise; who leaves them out does not say it."""
+
+
 @contextmanager
 def _image_errors(name: str) -> Iterator[None]:
     """Turn whatever Pillow raises about an image into an `ImageError`."""
@@ -204,14 +208,10 @@ def _image_errors(name: str) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name!r} is not an image of a kind that is read; save it as a PNG or JPEG file, or leave such files out: "
-            "images.without_broken()."
+            f"{name!r} is not an image of a kind that is read; save it as a PNG or JPEG file{LEAVE_OUT}."
         ) from error
     except _UNREADABLE as error:
-        raise ImageError(
-            f"{name!r} is too large or a broken image ({error}); fetch it again, or leave such files out: "
-            "images.without_broken()."
-        ) from error
+        raise ImageError(f"{name!r} is too large or a broken image ({error}); fetch it again{LEAVE_OUT}.") from error
 
 
 def _known(formats: list[str]) -> list[str]:

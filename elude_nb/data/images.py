@@ -40,7 +40,7 @@ from elude_nb.data.datasets import (
     open_item,
 )
 from elude_nb.data.debian import PACKAGES, fashion, folder_of_pictures
-from elude_nb.data.decode import Range, check_value_range, open_rgb, upright_rgb
+from elude_nb.data.decode import LEAVE_OUT, Range, check_value_range, open_rgb, upright_rgb
 from elude_nb.data.folders import IMAGE_SETS, list_pictures, name_left_out
 from elude_nb.data.photographs import PHOTOGRAPHS, factors_of_crops, open_crop, photograph, sample_crops
 from elude_nb.data.synthetic import draw_scene, sample_scenes
@@ -235,7 +235,7 @@ class ImageSet(Sequence[Image.Image]):
         """Open every image once and return those that can be used; a warning names the others."""
         broken = self.find_broken(progress=progress)
         if broken:
-            shown = "\n  ".join([*broken.values()][:10])
+            shown = "\n  ".join([*broken.values()][:10]).replace(LEAVE_OUT, "")
             warn_caller(f"{len(broken)} of {counted(len(self), 'image')} left out:\n  {shown}")
         whole = [index for index in range(len(self)) if index not in broken]
         return replace(self.subset(whole), left_out=self.left_out + tuple(self.names[index] for index in broken))

@@ -34,6 +34,7 @@ from elude_nb.scores.similarity import (
     top_similarity,
 )
 from elude_nb.scores.top_labels import label_share_over_chance, top_purity
+from elude_nb.scores.verdict import Scores
 
 DISTINCT = "distinct "
 """What the kinds of distinct units begin with in the table of `score_means`."""
@@ -98,7 +99,8 @@ def score(
         ``top_purity`` and ``label_share_over_chance``. Channels have a row for each sign: unit 1 is the channel itself
         and unit -1 its negative. Shared units and dead sub-units are not scored; each sub-unit has the sign with which
         it is high on its concept. ``table.attrs["images"]`` says how many images there were, and how many of them the
-        discovery saw; ``table.attrs["judge"]`` the name of another judge.
+        discovery saw; ``table.attrs["judge"]`` the name of another judge. Shown whole, it begins with its verdicts
+        (`elude_nb.scores.verdict`).
 
     Examples
     --------
@@ -213,7 +215,8 @@ class Scoring:
                 table["top_purity"] = top_purity(activations, labels, k)
                 table["label_share_over_chance"] = label_share_over_chance(activations, labels, k)
             tables.append(table)
-        scores = pd.concat(tables, ignore_index=True)
+        scores = Scores(pd.concat(tables, ignore_index=True))
+        scores.attrs["distinct_images"] = len(once)
         scores.attrs["images"] = f"{k} best of {split.announce_seen(photos, 'score')}"
         return scores
 

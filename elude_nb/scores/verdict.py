@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from elude_nb._util.checks import check_choice
+from elude_nb._util.tables import Table
+from elude_nb._util.words import counted
 from elude_nb.scores.inputs import check_table
 from elude_nb.scores.intervals import Interval, difference_interval, mean_interval
 
@@ -23,6 +25,8 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "neighbour_agreement": True, "knn_accuracy": True, "probe_accuracy": True,
 }  # fmt: skip
 """The columns that are scores, and whether higher is better."""
+FEW_IMAGES = 20
+"""Of fewer different images the ten best are half of all: whatever differs may be chance."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Verdict:
         positive where the subject is better, whichever way the score points.
     basis
         What this rests on, such as "10 best of 48 images".
+    images
+        How many different images that are, if it is known. Fewer than `FEW_IMAGES` decide nothing, which is said.
     """
 
     score: str
@@ -49,6 +55,7 @@ class Verdict:
     mean: Interval
     others: Mapping[str, tuple[Interval, Interval]]
     basis: str = ""
+    images: int | None = None
 
     @property
     def rivals(self) -> list[str]:
@@ -73,7 +80,10 @@ class Verdict:
         score += "" if HIGHER_IS_BETTER[self.score] else " (lower is better)"
         basis = f" ({self.basis})" if self.basis else ""
         parts = parts or ["nothing to compare it with"]
-        return f"{score}{basis}: {self.subject} {self.mean}; {'; '.join(parts)}."
+        few = ""
+        if self.images is not None and self.images < FEW_IMAGES:
+            few = f" {counted(self.images, 'different image')} decide nothing: score on {FEW_IMAGES} or more."
+        return f"{score}{basis}: {self.subject} {self.mean}; {'; '.join(parts)}.{few}"
 
     def _beside(self, name: str) -> str:
         mean, gain = self.others[name]
@@ -89,7 +99,13 @@ class Verdict:
 
 
 def verdict_on(
-    values: Mapping[str, Any], subject: str, score: str, *, clusters: Mapping[str, Any] | None = None, basis: str = ""
+    values: Mapping[str, Any],
+    subject: str,
+    score: str,
+    *,
+    clusters: Mapping[str, Any] | None = None,
+    basis: str = "",
+    images: int | None = None,
 ) -> Verdict:
     """Return the verdict on one of several samples of a score.
 
@@ -103,8 +119,8 @@ def verdict_on(
         One of `HIGHER_IS_BETTER`.
     clusters
         For each sample which cluster (such as the channel) each value is from, as in `difference_interval`.
-    basis
-        What the sentence says about what it rests on.
+    basis, images
+        What the sentence says about what it rests on, and of how many different images that is, if it is known.
     """
     check_choice("score", score, HIGHER_IS_BETTER)
     check_choice("subject", subject, list(values))
@@ -116,7 +132,7 @@ def verdict_on(
             pair = None if clusters is None else (clusters[subject], clusters[name])
             mine, theirs = (sign * np.asarray(v, dtype=np.float64) for v in (values[subject], each))
             others[name] = (means[name], difference_interval(mine, theirs, clusters=pair))
-    return Verdict(score, subject, means[subject], others, basis)
+    return Verdict(score, subject, means[subject], others, basis, images)
 
 
 def verdict(scores: pd.DataFrame, score: str = "top_similarity", *, distinct: bool = False) -> Verdict:
@@ -156,4 +172,23 @@ def verdict(scores: pd.DataFrame, score: str = "top_similarity", *, distinct: bo
     basis = f"{len(groups['sub-units']):,} {'distinct ' if distinct else ''}sub-units"
     basis += f"; {scores.attrs['images']}" if "images" in scores.attrs else ""
     basis += f"; judged by {scores.attrs['judge']}" if "judge" in scores.attrs else ""
-    return verdict_on(values, "sub-units", score, clusters=clusters, basis=basis)
+    images = scores.attrs.get("distinct_images")
+    return verdict_on(values, "sub-units", score, clusters=clusters, basis=basis, images=images)
+
+
+class Scores(Table):
+    """What `elude_nb.score` returns: a data frame that is shown with its verdicts above it."""
+
+    @property
+    def _constructor(self) -> Any:
+        return Table  # a part of it has other verdicts
+
+    def _verdicts(self) -> list[Verdict]:
+        some = self[self["kind"] == "sub-unit"]["distinct"]
+        return [verdict(self, distinct=distinct) for distinct in (False, True) if (some >= distinct).any()]
+
+    def __repr__(self) -> str:
+        return "\n".join([*map(str, self._verdicts()), super().__repr__()])
+
+    def _repr_html_(self) -> str:
+        return "".join([each._repr_html_() for each in self._verdicts()]) + str(super()._repr_html_())  # type: ignore[misc]  # pandas-stubs leave it out

@@ -175,6 +175,7 @@ def test_a_checkpoint_on_the_command_line(tmp_path: Path, capsys: pytest.Capture
         ("--image-size", "0", "'--image-size': '0'; give a whole number"),
         ("--dtype", "int8", "'--dtype': 'int8' is not known; choose one of 'float32'"),
         ("--device", "moon", "--device moon cannot be used here"),
+        ("--device", "gpu", "Did you mean 'cuda'?"),
         ("--architecture", "test_vitt", "See `elude-nb models` for all names"),
     ],
 )

@@ -151,7 +151,7 @@ def test_without_a_cache_weights_are_used_and_what_to_set_is_said_before_the_dow
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, str(no_folder))
     warned: list[int] = []
-    monkeypatch.setattr(weights.warnings, "warn", lambda *_, **__: warned.append(mirror.fetched))
+    monkeypatch.setattr(weights, "warn_caller", lambda _: warned.append(mirror.fetched))
     assert same(weights.weights_of_wheel(NAME, progress=False)[0], mirror.converted)
     assert warned == [0]
     monkeypatch.undo()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from elude_nb.scores import difference_interval, mean_interval, verdict
-from elude_nb.scores.verdict import verdict_on
+from elude_nb.scores.verdict import Scores, verdict_on
 
 KINDS = ("channel", "random route", "sub-unit")
 
@@ -99,3 +102,25 @@ def test_bad_input_is_refused_with_what_there_is() -> None:
         verdict(scores, "top_purity")
     with pytest.raises(ValueError, match="'beauty' is not known"):
         verdict_on({"a": [1.0]}, "a", "beauty")
+
+
+def test_of_few_images_it_says_that_they_decide_nothing() -> None:
+    scores = table(dict.fromkeys(KINDS, 0.3))
+    for images, few in ((19, True), (20, False)):
+        scores.attrs["distinct_images"] = images
+        assert ("19 different images decide nothing: score on 20 or more." in str(verdict(scores))) is few
+
+
+def test_a_table_of_scores_is_shown_with_its_verdicts_and_all_its_columns() -> None:
+    plain = table(dict.fromkeys(KINDS, 0.3))
+    for number in range(12):
+        plain[f"another_score_{number}"] = 0.5
+    scores = Scores(plain)
+    said = [str(verdict(plain)), str(verdict(plain, distinct=True))]
+    assert repr(scores).splitlines()[:2] == said
+    assert scores._repr_html_().startswith(f"<p>{html.escape(said[0])}</p>")
+    part = scores.head()
+    assert not repr(part).startswith("top similarity")  # of a part other verdicts would be true
+    for shown in (repr(scores), repr(part)):
+        assert all(column in shown for column in scores.columns)
+    assert type(pickle.loads(pickle.dumps(scores))) is Scores  # noqa: S301 - made on the line itself

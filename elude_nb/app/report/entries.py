@@ -167,7 +167,8 @@ def pack_heat(heat: Any, brightest: float) -> str:
     'Ag/A'
     """
     share = np.clip(np.asarray(heat, dtype=np.float64).ravel() / max(brightest, 1e-12), 0, 1)
-    return _LETTERS[np.rint(share * (len(LEVELS) - 1)).astype(int)].tobytes().decode("ascii")
+    letters: bytes = _LETTERS[np.rint(share * (len(LEVELS) - 1)).astype(int)].tobytes()
+    return letters.decode("ascii")
 
 
 def round_to(value: Any, digits: int = 4) -> float | None:
