@@ -95,6 +95,7 @@ class ChannelExplorer(GalleryPanel):
         self._count, self._max_units = count, max_units
         self._settings = self.gallery.split.settings
         self._painting = False  # while the panel itself sets its controls
+        self._of: Sequence[int] = ()  # the concepts whose channels are listed; all, if none
         self._owned: list[dict[Any, Any]] = []  # sub-units that are shown and have a concept
         self.orders = _orders(self.gallery.split, scores)
         self._listed = next(iter(self.orders.values()))
@@ -120,6 +121,12 @@ class ChannelExplorer(GalleryPanel):
                 self._list_all()
             self.channel = channel
             self._show_place()
+
+    def retitle(self) -> None:
+        """Paint what concepts are called now."""
+        if self._of:
+            self._list_channels_of(self._of)
+        self.refresh()
 
     def best_channel(self, concepts: Sequence[int]) -> int | None:
         """Return the first channel, as they are sorted, that has sub-units of these concepts."""
@@ -218,6 +225,7 @@ class ChannelExplorer(GalleryPanel):
 
     def _list(self, allowed: Container[int], which: str = "") -> None:
         """List the channels that are allowed, in their order; ``which`` says what they are, if they are not all."""
+        self._of = ()
         self._listed = [channel for channel in self.orders[self.order] if channel in allowed]
         self._some.label = f"{counted(len(self._listed), 'channel')} {which}" if which else ""
         self._some.options = ["show all channels"] if which else []
@@ -231,6 +239,7 @@ class ChannelExplorer(GalleryPanel):
         which = words(title(concepts[0], number=True), 60) if len(concepts) == 1 else f"{len(concepts)} concepts"
         if allowed:
             self._list(allowed, f"with sub-units of {which}")
+            self._of = concepts
         else:
             self._list_all()
 

@@ -102,6 +102,7 @@ class ConceptAtlas(GalleryPanel):
         narrow = {"style": {"description_width": "70px"}}
         text: dict[str, Any] = {"continuous_update": False, **narrow}
         self.map = ConceptMap()
+        self.map.on_again(lambda: self.share(concepts=self.selected))  # other panels may show something else by now
         self._choice = parts.make(
             ipywidgets.Dropdown, "concept", "concept", self._choose, options=self._titles(), **narrow
         )

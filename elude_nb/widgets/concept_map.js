@@ -15,6 +15,7 @@ function render({ model, el }) {
         ...(src ? [make("img", { src, alt: "", draggable: "false" })] : [])),
       preview: ({ label }) => { caption.textContent = label; },
       choose: (numbers) => {
+        if (String(numbers) === String(model.get("chosen"))) model.send({ again: true });
         model.set("chosen", numbers);
         model.save_changes();
       },

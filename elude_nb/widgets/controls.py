@@ -147,6 +147,10 @@ class ConceptMap(anywidget.AnyWidget):
     concepts = traitlets.List(traitlets.Dict()).tag(sync=True)
     chosen = traitlets.List(traitlets.Int()).tag(sync=True)
 
+    def on_again(self, act: Callable[[], object]) -> None:
+        """Have ``act`` called when what is chosen already is chosen once more."""
+        self.on_msg(lambda _, content, __: act() if "again" in content else None)
+
 
 MOST_BYTES = 30_000_000  # a larger file would hold up the connection to the kernel
 

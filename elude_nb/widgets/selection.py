@@ -197,9 +197,9 @@ class Selection(traitlets.HasTraits):
 
     def _complete(self, what: dict[str, Any]) -> State:
         """Return the state in which this is chosen, and what it implies."""
-        given, before = set(what), self.state
-        state: State = replace(before, **what)
-        if state.concepts and state.concepts != before.concepts:
+        given = set(what)
+        state: State = replace(self.state, **what)
+        if state.concepts and "concepts" in given:
             if len(state.concepts) == 1 and "image" not in given:
                 image, patch = self._peak(state.concepts[0])
                 state = replace(state, image=image, patch=state.patch if "patch" in given else patch)

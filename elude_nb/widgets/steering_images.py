@@ -1,4 +1,4 @@
-"""The images of the steering panel: as the model saw them, as tiles, in the strip, and with their patches in colours."""
+"""The images of the steering panel: as the model saw them, as tiles, in the strip, and their patches in colours."""
 
 from __future__ import annotations
 

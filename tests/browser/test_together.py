@@ -87,6 +87,16 @@ def choose_on_the_map(page: Any, number: int) -> None:
     until(lambda: picture.get_attribute("alt") != before)
 
 
+def choose_it_again(page: Any) -> None:
+    """After a look at another image, another click on the same concept leads to its image again."""
+    picture = cell(page, "inspector").locator(".elude-picker img")
+    before = picture.get_attribute("alt")
+    cell(page, "steering").locator(".elude-thumbnails button:not([aria-pressed=true])").last.click()
+    until(lambda: picture.get_attribute("alt") != before)
+    cell(page, "atlas").locator(".elude-map-node.chosen").click()
+    until(lambda: picture.get_attribute("alt") == before)
+
+
 def lasso(page: Any) -> None:
     """Draw around the left half of the map, and read in Python what is in it."""
     atlas = cell(page, "atlas")
@@ -191,6 +201,7 @@ def test_panels_share_what_is_chosen_and_outlive_their_kernel(page, lab) -> None
     choose_on_the_map(page, 3)
     run_a_cell_again(page)
     choose_on_the_map(page, 5)
+    choose_it_again(page)
     lasso(page)
     go_back(page)
     open_the_same_again(page)

@@ -78,6 +78,14 @@ def test_a_concept_on_the_map_leads_the_other_panels(panels, gallery) -> None:
     assert explorer._place.value == explorer._listed.index(explorer.channel) + 1
 
 
+def test_a_concept_that_is_clicked_once_more_leads_once_more(panels, gallery) -> None:
+    _, atlas, inspector, _ = panels
+    atlas.selected = [3]
+    inspector.image = (peak(gallery, 3)[0] + 1) % 12
+    atlas.map._handle_custom_msg({"again": True}, [])
+    assert (inspector.image, (inspector.row, inspector.column)) == peak(gallery, 3)
+
+
 def test_sliders_of_concepts_that_were_only_looked_at_go_again(panels) -> None:
     _, atlas, _, steering = panels
     atlas.selected = [3]
@@ -316,10 +324,12 @@ def test_in_a_kernel_one_choice_is_one_step_and_nothing_bounces(gallery) -> None
 
 
 def test_names_change_nothing_that_is_chosen(panels) -> None:
-    _, atlas, inspector, _ = panels
+    explorer, atlas, inspector, _ = panels
     atlas.selected = [3]
     before = atlas.selection.state
     atlas.name(2, "edge")
+    atlas.name(3, "corner")
+    assert explorer._some.label.endswith("with sub-units of concept 3: corner")
     assert atlas.selection.state == before
     assert not atlas.selection._future
     assert len(atlas.selection._past) == 1
