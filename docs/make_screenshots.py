@@ -24,7 +24,14 @@ from elude_nb.app.report.build import write_report
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the servers are those of the browser tests
 WIDTHS, THEMES = (1400, 400), ("light", "dark")
-TABS = ("Channels", "Concepts", "Image", "Steering", "Intruder quiz")
+TABS = {
+    "Channels": ".elude-channel img",
+    "Concepts": ".elude-map-node",
+    "Image": ".elude-picker",
+    "Steering": ".elude-doses svg",
+    "Intruder quiz": ".elude-answer-1",
+}
+"""Each panel, and what is there when it is complete."""
 HIGHEST = 2600  # pixels of a page that are photographed
 CELL = """
 from elude_nb import Disentanglement, load_images
@@ -68,7 +75,8 @@ def make_pages(folder: Path, count: int, *, whole: bool) -> dict[str, Path]:
     compared = en.compare(model, discover, split.site.name, methods=("sub-units", "channels", "PCA"), **few)
     write_comparison(compared, folder)
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    (folder / "example.html").write_text(f"{head}<title>example</title>{en.example().html(most=4)}</html>", "utf-8")
+    body = f'<title>example</title><body class="elude-look">{en.example().html(most=4)}</body></html>'
+    (folder / "example.html").write_text(head + body, "utf-8")
     report = write_report(split, unseen, folder / "report.html", channels=6)
     return {"report": report, "comparison": folder / "compare.html", "example": folder / "example.html"}
 
@@ -91,9 +99,9 @@ def photograph(folder: Path, pages: dict[str, Path], panels: bool) -> Iterator[t
                 with voila(folder / "panels.ipynb", theme) as address:
                     page.goto(address, timeout=300_000)
                     page.wait_for_selector(".elude-channel img", timeout=300_000)
-                    for tab in TABS:
+                    for tab, part in TABS.items():
                         page.get_by_role("tab", name=tab, exact=True).click()
-                        page.wait_for_timeout(9000 if tab == "Steering" else 3000)  # doses are measured
+                        page.locator(part).first.wait_for(timeout=120_000)
                         yield from each_width(page, f"{tab.lower().replace(' ', '_')}_{theme}")
             page.close()
         browser.close()

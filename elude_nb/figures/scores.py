@@ -184,6 +184,7 @@ def score_intervals(
             place.scatter(table[score], places, c=colours, s=28, zorder=3)
             place.set_title(f"{in_words(score)} {'→' if _name_better(score) == 'higher' else '←'}")
             place.grid(axis="x", color=shade("faint"), alpha=0.2)
+            place.locator_params(axis="x", nbins=4)  # numbers of many digits would run into each other
             place.tick_params(axis="y", length=0)
         axes[0].set_yticks(
             places, [f"{words(m)} ({int(u)})" for m, u in zip(table["method"], table["units"], strict=True)]

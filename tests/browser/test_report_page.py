@@ -298,7 +298,7 @@ def test_a_phone_needs_no_sideways_scrolling_and_is_dark(phone: Page) -> None:
     phone.locator("#channel-table tbody a").first.tap()
     expect(phone.locator("#channel-view h3")).to_be_visible()
     assert phone.evaluate("document.documentElement.scrollWidth") == 400
-    assert phone.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(23, 25, 27)"
+    assert phone.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 17, 17)"
 
 
 def test_without_a_script_the_tables_charts_and_images_are_there(scriptless: Page) -> None:
