@@ -28,7 +28,7 @@ from elude_nb.steering.controls import CONTROLS, Controls, check_fixed_edit, des
 from elude_nb.steering.heads import HEADS, Head, class_codes, class_number, fit_on_outputs
 from elude_nb.steering.interventions import Intervention, Outcomes, run_interventions
 
-_TRIED = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+_TRIED = (0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 4.0)
 """Strengths at which methods are tried to find the one of an equal drop."""
 
 
@@ -61,9 +61,9 @@ class Effect:
     seen
         How many images were measured, and how many of them the discovery saw.
     at_equal_drop
-        One row a method, as in the table, at the ``strength`` at which it took ``equal_drop`` off the target on the
-        images to choose on; ``reached`` says whether it did (else the row is of the strength at which it came
-        nearest). ``None`` unless asked for.
+        One row a method, but for those drawn at random, as in the table, at the ``strength`` at which it took
+        ``equal_drop`` off the target on the images to choose on; ``reached`` says whether it did (else the row is of
+        the strength at which it came nearest). ``None`` unless asked for.
     """
 
     edit: Edit
@@ -212,20 +212,21 @@ def effect(
         is_target = torch.tensor([label == target for label in _labels(chosen)])
         made, left_out = Controls(split, edit, draws, seed, seen, is_target, sae).make_all(wanted)
         made = [*(replace(describe_edit(split, other), name=name) for name, other in others.items()), *made]
-        every, own = [main, *made], list[tuple[float, bool]]()
+        every, own = [main, *made], dict[int, tuple[float, bool]]()
         if equal_drop is not None:
-            tried = run_interventions(split, rest, chosen, every, _TRIED, weights=weights)
+            tuned = [place for place, each in enumerate(every) if len(each.plans) < 2]  # not those drawn at random
+            tried = run_interventions(split, rest, chosen, [every[place] for place in tuned], _TRIED, weights=weights)
             on_chosen = Measure(head, tried.before, class_codes(head, _labels(chosen)), class_number(head, target))
-            own = [_strength_for(equal_drop, on_chosen, tried, place) for place in range(len(every))]
-        of_each = [[*doses, *(strength for strength, _ in own[place : place + 1])] for place in range(len(every))]
+            own = {place: _strength_for(equal_drop, on_chosen, tried, i) for i, place in enumerate(tuned)}
+        of_each = [[*doses, *({own[place][0]} if place in own else ())] for place in range(len(every))]
         found = run_interventions(split, rest, measured, every, of_each, weights=weights)
     measure = Measure(head, found.before, class_codes(head, _labels(measured)), class_number(head, target))
     counted = split.announce_seen(measured, "effect")
     made_of = _effect(edit, measure, every, doses, found, left_out, counted)
     rows = [
-        {"method": each.name, "detail": each.detail, "strength": strength, "reached": reached,
+        {"method": every[place].name, "detail": every[place].detail, "strength": strength, "reached": reached,
          **measure.of(found.after[place, strength])}
-        for place, (each, (strength, reached)) in enumerate(zip(every, own, strict=False))
+        for place, (strength, reached) in own.items()
     ]  # fmt: skip
     return replace(made_of, at_equal_drop=pd.DataFrame(rows)) if rows else made_of
 

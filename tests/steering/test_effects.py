@@ -607,9 +607,9 @@ def test_at_equal_drop_all_methods_take_as_much_off_the_target(split) -> None:
     )  # fmt: skip
     table = found.at_equal_drop
     assert table is not None
-    assert table["method"].tolist() == ["edit", *controls]
+    assert table["method"].tolist() == ["edit", *controls[:-1]]  # none of those drawn at random
     reached = table[table["reached"]]
-    assert len(reached) >= 2
+    assert len(reached) >= 1
     # The strengths were chosen on the same images here; between those tried the drop is not quite linear.
     assert reached["drop"].to_numpy() == pytest.approx(0.001, abs=3e-4)
     assert (table.loc[~table["reached"], "drop"] < 0.001).all()
