@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ class GalleryPanel(Panel):
         self._taken = State()  # what of the selection it shows
         self._hidden = False  # in a tab that is not open
         self._shares = False  # whether what changes in it is a choice of the user's
+        self._choosing = False  # while it makes one
         self._follow_soon = self.later(self._take_selection)
         self._presence.observe(lambda _: self.follow(), "views")
         self.observe(lambda _: self.follow(), "linked")
@@ -150,9 +152,17 @@ class GalleryPanel(Panel):
         """Return the channel that it would show first of those with sub-units of these concepts, if it shows any."""
 
     def share(self, **what: Any) -> None:
-        """Choose something for all panels, as a user did in this one."""
-        if self._shares and self.linked:
+        """Choose something for all panels, as a user did in this one; it shows that already."""
+        if not self._shares or not self.linked:
+            return
+        self._choosing = True
+        try:
             self.selection.choose(**what)
+        finally:
+            self._choosing = False
+        # To follow its own choice would set its controls while the user moves them on.
+        self._taken = replace(self._taken, **{name: getattr(self.selection.state, name) for name in what})
+        self.follow()
 
     @contextmanager
     def unshared(self) -> Iterator[None]:
@@ -165,7 +175,7 @@ class GalleryPanel(Panel):
 
     def follow(self) -> None:
         """Show what is chosen now, soon; a panel that nobody sees does it when it is seen."""
-        if self.linked and not self._hidden and self._presence.views:
+        if self.linked and not self._hidden and self._presence.views and not self._choosing:
             self._follow_soon()
 
     def hide(self, *, hidden: bool = True) -> None:
