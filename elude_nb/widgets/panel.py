@@ -119,7 +119,7 @@ class GalleryPanel(Panel):
         self._shares = False  # whether what changes in it is a choice of the user's
         self._choosing = False  # while it makes one
         self._follow_soon = self.later(self._take_selection)
-        self._presence.observe(lambda _: self.follow(), "views")
+        self._presence.observe(lambda _: self.follow(soon=True), "views")
         self.observe(lambda _: self.follow(), "linked")
         hidden = {"width": "60%", "display": "none"}
         self._bar = parts.make(
@@ -157,12 +157,12 @@ class GalleryPanel(Panel):
             return
         self._choosing = True
         try:
-            self.selection.choose(**what)
+            self.selection.choose(**what, soon=True)
         finally:
             self._choosing = False
         # To follow its own choice would set its controls while the user moves them on.
         self._taken = replace(self._taken, **{name: getattr(self.selection.state, name) for name in what})
-        self.follow()
+        self.follow(soon=True)
 
     @contextmanager
     def unshared(self) -> Iterator[None]:
@@ -173,17 +173,20 @@ class GalleryPanel(Panel):
         finally:
             self._shares = before
 
-    def follow(self) -> None:
-        """Show what is chosen now, soon; a panel that nobody sees does it when it is seen."""
-        if self.linked and not self._hidden and self._presence.views and not self._choosing:
+    def follow(self, *, soon: bool = False) -> None:
+        """Show what is chosen now, or soon; a panel that nobody sees does it when it is seen."""
+        if not self.linked or self._hidden or self._choosing or self._presence.views == 0:
+            return
+        if soon:
             self._follow_soon()
+        else:
+            with self.guarded():
+                self._take_selection()
 
     def hide(self, *, hidden: bool = True) -> None:
         """Say whether the panel is hidden; it then computes nothing at choices in others."""
         self._hidden = hidden
-        if not hidden and self.linked:
-            with self.guarded():
-                self._take_selection()
+        self.follow()
 
     def _take_selection(self) -> None:
         state = self.selection.state
