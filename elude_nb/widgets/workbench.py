@@ -356,6 +356,7 @@ class Workbench(Panel):
                 self.panels[title].stored = self.stored  # which has all panels that were opened
                 self._tabs.children[index].children = (self.panels[title],)
         self._show_steps()
+        self.stored.soon()
 
     def static_html(self) -> Markup:
         """Return the panels that were opened, one below the other."""

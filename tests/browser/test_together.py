@@ -205,7 +205,7 @@ def test_panels_share_what_is_chosen_and_outlive_their_kernel(page, lab) -> None
     lasso(page)
     go_back(page)
     open_the_same_again(page)
-    page.wait_for_timeout(4000)  # what is kept of a panel is stored when it rests
+    page.wait_for_timeout(6000)  # what is kept of a panel is stored when it rests
     stop_the_kernel(page)
     open_without_a_kernel(page, path)
 

@@ -13,7 +13,7 @@ import torch
 from elude_nb._util.progress import TEXT_BARS, progress_bar
 from elude_nb.data.images import ImageSet
 from elude_nb.interpret.gallery import Gallery
-from elude_nb.widgets import background, workbench
+from elude_nb.widgets import background, stored, workbench
 from elude_nb.widgets.workbench import Workbench
 
 
@@ -144,21 +144,22 @@ def test_in_a_kernel_it_shows_an_example_until_the_readers_own_is_ready(slow) ->
     asyncio.run(use())
 
 
-def test_what_a_saved_notebook_keeps_is_the_readers_own(slow, displayed) -> None:
+def test_what_a_saved_notebook_keeps_is_the_readers_own(slow, displayed, monkeypatch) -> None:
+    monkeypatch.setattr(stored, "PAUSE", 0.05)
+
     async def use() -> None:
         slow.go.set()
         app = bench().run()
         app._ipython_display_()
         await app._task
         app.show("Concepts")
-        app.stored.update()
+        await until(lambda: "<h3>Concepts</h3>" in displayed[-1]["text/html"])
 
     asyncio.run(use())
-    first, *later = [bundle["text/html"] for bundle in displayed if "text/html" in bundle]
+    first, *_, last = [bundle["text/html"] for bundle in displayed if "text/html" in bundle]
     assert "This is a finished example" in first
-    assert "<h3>Channels</h3>" in later[0]
-    assert "This is a finished example" not in later[0]
-    assert "<h3>Concepts</h3>" in later[1]
+    assert "<h3>Channels</h3>" in last
+    assert "This is a finished example" not in last
 
 
 def test_the_button_stops_what_is_running_and_begins_anew(slow) -> None:
