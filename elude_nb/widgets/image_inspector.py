@@ -111,7 +111,7 @@ class ImageInspector(GalleryPanel):
         hint = "or drop an image onto the picture"
         self._upload = UploadButton(hint=hint, accept=",".join(sorted(endings()))).add_class("elude-upload")
         self._picker = PatchPicker(grid=list(self.gallery.grid))
-        size = {"rows": self._count, "layout": {"width": "620px", "max_width": "100%"}, **narrow}
+        size = {"rows": self._count, "layout": {"width": "620px"}, **narrow}
         self._list = parts.make(ipywidgets.Select, "sub-units", "contributors", self._pick, **size)
         self._others, self._concept = parts.make_place("others"), Links().add_class("elude-its-concept")
         self._concept.on_press(self._press_concept)
