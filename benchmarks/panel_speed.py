@@ -2,7 +2,8 @@
 
 First paint: from the moment the kernel begins to make the ChannelExplorer of a fresh split until it has its pictures.
 Slider to picture: from the key press until the page shows another channel (another position of a concept's strength,
-another patch). The ratio is over one forward pass of one image, measured in the same run.
+another patch). Concept on the map: from the click until each panel shows it; all of them are on one page, which is the
+most that a click costs. The ratio is over one forward pass of one image, measured in the same run.
 
     python benchmarks/panel_speed.py
     python benchmarks/panel_speed.py --presses 40 --images 48
@@ -30,7 +31,7 @@ import time
 import ipywidgets
 import torch
 import elude_nb as en
-from elude_nb.widgets import ChannelExplorer, Gallery, ImageInspector, SteeringPanel
+from elude_nb.widgets import ChannelExplorer, ConceptAtlas, Gallery, ImageInspector, SteeringPanel
 model = en.load_model("dinov2-small")
 discover, held_out = en.load_images("photographs", count=2 * IMAGES).split(0.5, seed=0)
 split = en.disentangle(model, discover, concepts=64, progress=False)
@@ -49,7 +50,15 @@ ipywidgets.HTML(f"{painted} {sorted(times)[6]}").add_class("elude-measured")
     "explorer",
     "ImageInspector(explorer.gallery.fill(progress=False))",
     "SteeringPanel(explorer.gallery)",
+    "ConceptAtlas(explorer.gallery)",
 ]
+
+FOLLOWERS = {
+    "in the map": ".elude-concepts h4",
+    "its channels": ".elude-some",
+    "its image": ".elude-others h4",
+    "its slider": ".elude-strengths",
+}
 
 
 def notebook(folder: Path, images: int) -> Path:
@@ -95,7 +104,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=find_chromium(), headless=True, args=FLAGS)
         page = browser.new_page(viewport={"width": 1280, "height": 2400})
         page.goto(address, timeout=300_000)
-        page.wait_for_selector(".elude-neighbours img", timeout=300_000)
+        page.wait_for_selector(".elude-map-node", timeout=300_000)
         page.wait_for_timeout(3000)
         painted, one_pass = (float(value) for value in page.locator(".elude-measured").inner_text().split())
         print(f"dinov2-small, {options.images} images, {options.presses} key presses; one pass {one_pass:.3f} s")
@@ -120,6 +129,14 @@ def main() -> None:
         line(
             "strength of a concept", [timed(lambda: press("ArrowRight"), moved.inner_text) for _ in range(18)], one_pass
         )
+        nodes = page.locator(".elude-map-node")
+        for name, place in FOLLOWERS.items():
+            seconds, shown = [], page.locator(place).first
+            for _ in range(6):
+                page.wait_for_timeout(2500)  # until all panels show the one before
+                other = nodes.nth((len(seconds) * 5 + 3) % nodes.count())
+                seconds.append(timed(other.click, shown.inner_text))
+            line(f"concept on the map, {name}", seconds, one_pass)
         browser.close()
 
 

@@ -111,6 +111,7 @@ class ImageInspector(GalleryPanel):
         hint = "or drop an image onto the picture"
         self._upload = UploadButton(hint=hint, accept=",".join(sorted(endings()))).add_class("elude-upload")
         self._picker = PatchPicker(grid=list(self.gallery.grid))
+        beside = {"flex": "1 1 300px", "min_width": "0"}
         size = {"rows": self._count, "layout": {"width": "620px"}, **narrow}
         self._list = parts.make(ipywidgets.Select, "sub-units", "contributors", self._pick, **size)
         self._others, self._concept = parts.make_place("others"), Links().add_class("elude-its-concept")
@@ -122,7 +123,7 @@ class ImageInspector(GalleryPanel):
             parts.make_row(self._choice, self._upload, appearance.make_choice(self)),
             self._status,
             self._bar,
-            parts.make_row(self._picker, ipywidgets.VBox((self._list, self._concept))),
+            parts.make_row(self._picker, ipywidgets.VBox((self._list, self._concept), layout=beside)),
             self._others,
         )
 

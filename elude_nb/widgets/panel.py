@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,9 @@ class GalleryPanel(Panel):
         self._taken = State()  # what of the selection it shows
         self._hidden = False  # in a tab that is not open
         self._shares = False  # whether what changes in it is a choice of the user's
+        self._choosing = False  # while it makes one
         self._follow_soon = self.later(self._take_selection)
-        self._presence.observe(lambda _: self.follow(), "views")
+        self._presence.observe(lambda _: self.follow(soon=True), "views")
         self.observe(lambda _: self.follow(), "linked")
         hidden = {"width": "60%", "display": "none"}
         self._bar = parts.make(
@@ -151,9 +153,17 @@ class GalleryPanel(Panel):
         """Return the channel that it would show first of those with sub-units of these concepts, if it shows any."""
 
     def share(self, **what: Any) -> None:
-        """Choose something for all panels, as a user did in this one."""
-        if self._shares and self.linked:
-            self.selection.choose(**what)
+        """Choose something for all panels, as a user did in this one; it shows that already."""
+        if not self._shares or not self.linked:
+            return
+        self._choosing = True
+        try:
+            self.selection.choose(**what, soon=True)
+        finally:
+            self._choosing = False
+        # To follow its own choice would set its controls while the user moves them on.
+        self._taken = replace(self._taken, **{name: getattr(self.selection.state, name) for name in what})
+        self.follow(soon=True)
 
     @contextmanager
     def unshared(self) -> Iterator[None]:
@@ -164,17 +174,20 @@ class GalleryPanel(Panel):
         finally:
             self._shares = before
 
-    def follow(self) -> None:
-        """Show what is chosen now, soon; a panel that nobody sees does it when it is seen."""
-        if self.linked and not self._hidden and self._presence.views:
+    def follow(self, *, soon: bool = False) -> None:
+        """Show what is chosen now, or soon; a panel that nobody sees does it when it is seen."""
+        if not self.linked or self._hidden or self._choosing or self._presence.views == 0:
+            return
+        if soon:
             self._follow_soon()
+        else:
+            with self.guarded():
+                self._take_selection()
 
     def hide(self, *, hidden: bool = True) -> None:
         """Say whether the panel is hidden; it then computes nothing at choices in others."""
         self._hidden = hidden
-        if not hidden and self.linked:
-            with self.guarded():
-                self._take_selection()
+        self.follow()
 
     def _take_selection(self) -> None:
         state = self.selection.state

@@ -51,8 +51,8 @@ class State:
 class Follower(Protocol):
     """A panel that shows what is chosen."""
 
-    def follow(self) -> None:
-        """Show what is chosen now, soon."""
+    def follow(self, *, soon: bool = False) -> None:
+        """Show what is chosen now, or soon."""
 
     def best_channel(self, concepts: Sequence[int]) -> int | None:
         """Return the channel that it would show first of those with sub-units of these concepts."""
@@ -97,11 +97,13 @@ class Selection(traitlets.HasTraits):
         self._showing = False
         self.observe(self._take_trait, list(State.__dataclass_fields__))
 
-    def choose(self, **what: Any) -> Selection:
+    def choose(self, *, soon: bool = False, **what: Any) -> Selection:
         """Choose a channel, a unit, concepts, an image, a patch, or several of these; return the selection.
 
         Parameters
         ----------
+        soon
+            Whether the panels follow a moment later, so that the one in which something was chosen is painted first.
         **what
             ``channel``, ``unit``, ``concepts``, ``image``, ``patch``; ``None`` for what is not chosen any more.
 
@@ -117,7 +119,7 @@ class Selection(traitlets.HasTraits):
         if state != self.state:
             self._past = [*self._past, self.state][-MOST_STEPS:]
             self._future = []
-            self._show(state)
+            self._show(state, soon=soon)
         return self
 
     def settle(self) -> None:
@@ -171,11 +173,11 @@ class Selection(traitlets.HasTraits):
         finally:
             self._showing = False
 
-    def _show(self, state: State) -> None:
+    def _show(self, state: State, *, soon: bool = False) -> None:
         self._set_traits(state)
         self.set_trait("state", state)
         for panel in list(self.panels):
-            panel.follow()
+            panel.follow(soon=soon)
 
     def _check(self, what: dict[str, Any]) -> dict[str, Any]:
         """Return what is to be chosen as a `State` has it."""

@@ -107,7 +107,7 @@ def watch_the_clock(page: Any) -> None:
                 for (const cell of document.querySelectorAll('.jp-CodeCell'))
                     if (cell.innerText.includes('import Workbench') && /\\d/.test(cell.innerText.split(':')[0]))
                         seen.imported ??= Date.now();
-                if (document.querySelector('.elude-example img')?.complete) seen.example ??= Date.now();
+                if (document.querySelector('.elude-finished .elude-example img')?.complete) seen.example ??= Date.now();
             }, 50);
         }"""
     )
@@ -115,9 +115,9 @@ def watch_the_clock(page: Any) -> None:
 
 def see_the_example(page: Any) -> None:
     """See something within three seconds of running the cell."""
-    page.locator(".elude-example img").first.wait_for(timeout=START)
-    assert "Yours is being made" in page.locator(".elude-example").inner_text()
-    assert page.locator(".elude-example img:not([alt])").count() == 0
+    page.locator(".elude-finished .elude-example img").first.wait_for(timeout=START)
+    assert "Yours is being made" in page.locator(".elude-finished .elude-example").inner_text()
+    assert page.locator(".elude-finished .elude-example img:not([alt])").count() == 0
     assert page.locator(".elude-disentangle").inner_text() == "stop"
     until(lambda: page.evaluate("'example' in seen"))
     assert page.evaluate("seen.example - seen.imported") < 3000
@@ -287,7 +287,7 @@ def test_every_panel_in_jupyterlab_and_once_more_after_a_reload(page, lab, tmp_p
     run_all(page)
     see_the_example(page)
     use_channels(page)
-    assert page.locator(".elude-example").count() == 0
+    assert page.locator(".elude-finished .elude-example").count() == 0
     use_concepts(page)
     use_image(page, tmp_path)
     drop_an_image(page)
@@ -326,7 +326,7 @@ def steering_fits(page: Any) -> None:
 
 def test_the_classroom_under_voila(page, classroom) -> None:
     page.goto(classroom, timeout=START)
-    page.locator(".elude-example img").first.wait_for()
+    page.locator(".elude-finished .elude-example img").first.wait_for()
     use_channels(page)
     use_concepts(page)
     use_steering(page)

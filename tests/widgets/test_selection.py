@@ -323,6 +323,31 @@ def test_in_a_kernel_one_choice_is_one_step_and_nothing_bounces(gallery) -> None
     assert shown == place
 
 
+def test_what_is_set_from_python_is_there_in_the_same_cell(gallery) -> None:
+    async def use() -> None:
+        explorer, inspector = ChannelExplorer(gallery, count=3), ImageInspector(gallery)
+        explorer.selection.choose(channel=11, image=4)
+        assert explorer.view is not None
+        assert (explorer.view.channel, inspector.image) == (11, 4)
+        explorer.selection.back()
+        assert inspector.image == 0
+
+    asyncio.run(use())
+
+
+def test_a_second_key_press_soon_after_the_first_counts(gallery) -> None:
+    async def use() -> tuple[int, int]:
+        inspector = ImageInspector(gallery)
+        inspector._picker.row = 3
+        while inspector.row != 3:
+            await asyncio.sleep(0.01)
+        inspector._picker.row = 0  # before the panel follows the selection
+        await asyncio.sleep(0.5)
+        return inspector.row, inspector._picker.row
+
+    assert asyncio.run(use()) == (0, 0)
+
+
 def test_names_change_nothing_that_is_chosen(panels) -> None:
     explorer, atlas, inspector, _ = panels
     atlas.selected = [3]
