@@ -43,7 +43,7 @@ Change = Callable[[Any], object]
 
 def make(kind: Callable[..., Any], description: str, name: str, change: Change | None = None, **settings: Any) -> Any:
     """Return a control with a label and the class ``elude-{name}``; ``change`` is called with each new value."""
-    usual: dict[str, Any] = {"layout": {"width": "340px", "max_width": "100%"}}
+    usual: dict[str, Any] = {"layout": {"width": "340px"}}
     if hasattr(kind, "style"):  # our own controls have none
         usual["style"] = {"description_width": "90px"}
     control = kind(description=description, **{**usual, **settings}).add_class(f"elude-{name}")

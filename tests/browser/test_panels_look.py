@@ -59,6 +59,12 @@ def page(request, browser: Browser, tmp_path_factory) -> Iterator[Page]:
         context.close()
 
 
+def serious(page: Page) -> list[tuple[str, str]]:
+    """Return what axe finds serious or critical."""
+    found = Axe().run(page, context=".elude-panel", options=RULES).response["violations"]
+    return [(each["id"], each["nodes"][0]["html"][:160]) for each in found if each["impact"] in {"serious", "critical"}]
+
+
 @pytest.mark.parametrize("tab", TABS)
 def test_a_panel_can_be_read_by_everybody(page: Page, tab: str) -> None:
     page.set_viewport_size({"width": 1400, "height": 1000})
@@ -69,12 +75,10 @@ def test_a_panel_can_be_read_by_everybody(page: Page, tab: str) -> None:
         if not closed.is_visible():
             page.get_by_text("Split this channel otherwise").first.click()
             closed.wait_for()
-    found = Axe().run(page, context=".elude-panel", options=RULES).response["violations"]
-    assert [
-        (each["id"], each["nodes"][0]["html"][:160]) for each in found if each["impact"] in {"serious", "critical"}
-    ] == []
+    assert serious(page) == []
     page.set_viewport_size({"width": 400, "height": 1000})
     page.wait_for_timeout(300)
+    assert serious(page) == []
     assert page.evaluate(SMALL) == []
     assert page.evaluate(CUT) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 400

@@ -155,7 +155,7 @@ function legend() {
 function table(heads, rows) {
   const head = make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, term(text))));
   const lines = rows.map((cells) => make("tr", {}, ...cells.map((cell) => make("td", {}, cell))));
-  return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines)));
+  return make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `table: ${heads.join(", ")}` }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines)));
 }
 
 const conceptLink = (c) => make("a", { href: `#concept-${c}` }, conceptName(c));
