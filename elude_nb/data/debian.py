@@ -226,7 +226,7 @@ def labelled_pictures(folder: Path) -> Iterator[tuple[str, str, Image.Image]]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
-                picture = Image.open(path)
+                picture: Image.Image = Image.open(path)
             except (UnidentifiedImageError, OSError, Image.DecompressionBombWarning):
                 continue  # broken, or so large that it takes seconds to read
         if min(picture.size) < SMALLEST:

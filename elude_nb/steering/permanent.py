@@ -227,11 +227,12 @@ def _own(tensor: Tensor) -> Tensor:
 
 def _step_module(step: Step, plan: Plan, here: Tensor) -> EditStep:
     """Return a step as a module; its weights are laid out over all tokens, its strength is in them."""
-    weights = step.change.strength * here
+    strength = step.change.strength_at(0)  # a number: schedules were refused
+    weights = strength * here
     if step.weights is not None:
         full = torch.zeros(plan.tokens, dtype=here.dtype)
         where = torch.arange(plan.tokens) if plan.positions is None else plan.positions.cpu()
-        weights = step.change.strength * full.index_copy(0, where, step.weights.cpu().to(here.dtype))
+        weights = strength * full.index_copy(0, where, step.weights.cpu().to(here.dtype))
     return EditStep(step, weights)
 
 

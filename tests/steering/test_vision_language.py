@@ -16,9 +16,9 @@ import elude_nb as en
 transformers = pytest.importorskip("transformers")
 
 SIDE, PATCH, IMAGE = 56, 14, 199
-VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 VISION |= {"image_size": SIDE, "patch_size": PATCH, "model_type": "siglip_vision_model"}
-TEXT = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+TEXT: dict[str, Any] = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
 
 
@@ -44,7 +44,8 @@ def paligemma() -> tuple[Any, dict[str, Any]]:
 def preprocess(image: Any) -> Tensor:
     from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
-    return pil_to_tensor(resize(image, [SIDE, SIDE])) / 127.5 - 1
+    found: Tensor = pil_to_tensor(resize(image, [SIDE, SIDE])) / 127.5 - 1
+    return found
 
 
 @pytest.mark.parametrize("make", [llava, paligemma])
