@@ -53,7 +53,7 @@ def split(clock: Clock) -> en.Disentanglement:
 QUICK: dict[str, Any] = {"methods": ["channels", "PCA"], "n_units": 4, "concepts": 4, "k": 4}
 CALLS: dict[str, tuple[str, Callable[[en.Disentanglement, en.ImageSet, Path], object], Callable[[int], float]]] = {
     "verify": ("verify: {n} images", lambda split, images, _: en.verify(split, images, max_images=None),
-               lambda n: 4.3 * n + 4),  # and four in float64
+               lambda n: 17.2 * n + 4),  # from one image, which takes as long as a batch on this clock; and float64
     "score": ("score: {n} images", lambda split, images, _: en.score(split, images, k=4), lambda n: n),
     "compare": ("compare: 2 methods on {n} images",
                 lambda split, images, _: en.compare(split.model, images, **QUICK),
