@@ -84,7 +84,7 @@ def test_the_time_is_said_beforehand_and_grows_with_the_images(
     assert not others, "said twice"
     assert seconds == pytest.approx(expected(count), abs=1)
     assert prepared < clock.prepared, "said when all was over"
-    begun = {"compare": 4, "verify": 5, "report": 8, "gallery": 8}
+    begun = {"compare": 4, "verify": 2, "report": 8, "gallery": 8}
     assert prepared == begun.get(name, 4)
     clock.said.clear()
     call(split.using(progress=False), random_images(count, 32), tmp_path)
