@@ -139,11 +139,11 @@ def peaks(split: Any, images: Any, *, channels: bool = False) -> Any:
     return torch.cat(found)
 
 
-def parts(seeds: list[int], count: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def parts(seeds: list[int], count: int, sets: list[str]) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield the name of each part and what computes it."""
     for seed in seeds:
         for name in NETWORKS:
-            for pictures in PICTURES:
+            for pictures in sets:
                 for judge in NETWORKS:
                     yield (
                         f"score {name}, {pictures}, {judge}, {seed}",
@@ -160,11 +160,11 @@ def parts(seeds: list[int], count: int) -> Iterator[tuple[str, Callable[[], dict
         split_of.cache_clear()
 
 
-def run(out: Path, seeds: list[int], count: int) -> dict[str, dict[str, Any]]:
+def run(out: Path, seeds: list[int], count: int, sets: list[str]) -> dict[str, dict[str, Any]]:
     """Compute what is not there yet; return all parts by name."""
     out.mkdir(parents=True, exist_ok=True)
     found = {}
-    for name, compute in parts(seeds, count):
+    for name, compute in parts(seeds, count, sets):
         file = out / f"{name.replace(', ', '_').replace(' ', '-')}_{count}.json"
         if not file.exists():
             began = time.perf_counter()
@@ -292,10 +292,13 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="one seed, 60 images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--pictures", nargs="+", default=list(PICTURES), choices=PICTURES)
     asked = parser.parse_args()
     seeds, count = ([0], 60) if asked.small else (asked.seeds, asked.count)
-    found = run(asked.out, seeds, count)
-    text = page(found, "python benchmarks/evidence.py --out DIR" + (" --small" if asked.small else ""), seeds, count)
+    found = run(asked.out, seeds, count, asked.pictures)
+    sets = "" if len(asked.pictures) == len(PICTURES) else f" --pictures {' '.join(map(repr, asked.pictures))}"
+    more = " --small" if asked.small else f" --count {count}{sets}"
+    text = page(found, f"python benchmarks/evidence.py --out DIR{more}", seeds, count)
     target = asked.page or asked.out / "evidence.md"
     with atomic_write(target) as part:
         part.write_text(text, encoding="utf-8")
