@@ -109,7 +109,7 @@ def swapped(name: str, seed: int, count: int) -> dict[str, Any]:
     """Return how units follow when the shape in a drawn scene is exchanged, sub-units beside channels and routes."""
     model = network(name)
     split = en.disentangle(model, en.load_images("shapes", count=count, seed=seed), NETWORKS[name], seed=seed)
-    scenes = sample_scenes(2 * count, seed=1000 + seed)
+    scenes, half = sample_scenes(count, seed=1000 + seed), count // 2
     others = swap_factor(scenes, "shape", seed=seed)
     drawn = [en.load_images([draw_scene(row) for row in table.to_dict("records")]) for table in (scenes, others)]
     routes = dataclasses.replace(split, routing=shuffled(split.routing, seed))
@@ -120,17 +120,20 @@ def swapped(name: str, seed: int, count: int) -> dict[str, Any]:
         else:
             values = [peaks(source, images) for images in drawn]
         labels = [table["shape"].tolist() for table in (scenes, others)]
-        matched = match_units(values[0][:count], labels[0][:count])
-        table = swap_response(values[0][count:], values[1][count:], labels[0][count:], labels[1][count:], matched)
+        matched = match_units(values[0][:half], labels[0][:half])
+        table = swap_response(values[0][half:], values[1][half:], labels[0][half:], labels[1][half:], matched)
         found[kind] = {column: float(table[column].mean()) for column in ("follows", "moves", "selectivity")}
         found[kind]["d_prime"] = float(matched["d_prime"].mean())
     return found
 
 
 def peaks(split: Any, images: Any, *, channels: bool = False) -> Any:
-    """Return the largest activation over each image's tokens: of live sub-units, or of channels and their negatives."""
+    """Return the largest activation over 24 tokens of each image: of live sub-units, or of channels and minus them.
+
+    The same tokens are drawn before and after a swap.
+    """
     readout, found = None if channels else split.live_readout(), []
-    for part in en.record(split.model, images, split.site, tokens=split.settings.tokens, tokens_per_image=None):
+    for part in en.record(split.model, images, split.site, tokens=split.settings.tokens, tokens_per_image=24):
         if readout is None:
             values = torch.cat([part.channels, -part.channels], dim=1)
         else:
