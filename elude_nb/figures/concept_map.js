@@ -25,7 +25,8 @@ function inPolygon([x, y], corners) {
 // Shift, or by a lasso: drawn with Shift, or with its button pressed. Returns functions that mark the chosen concepts, and
 // that end it.
 function drawConceptMap(home, concepts, { node, preview = () => {}, choose = null }) {
-  const map = make("div", { class: "elude-map", role: "group", "aria-label": `Map of ${concepts.length} concepts` });
+  const map = make("div", { class: "elude-map", role: "group", "aria-label": `Map of ${concepts.length} concepts`,
+    "data-lm-suppress-shortcuts": "true" }); // else JupyterLab takes the arrow keys for its cells
   const help = make("p", { class: "elude-map-help", id: `elude-map-${Math.random().toString(36).slice(2)}` },
     "Concepts of similar direction lie side by side. Drag to move; + and − or Ctrl and the wheel zoom. Arrow keys go " +
     "from concept to concept, 0 shows all. " +

@@ -1,6 +1,7 @@
 // A picture with a grid of patches: click one, or move with the arrow keys; and files can be dropped on it.
 function render({ model, el }) {
   const box = document.createElement("div");
+  box.dataset.lmSuppressShortcuts = "true"; // else JupyterLab takes the arrow keys for its cells
   box.className = "elude-picker";
   box.tabIndex = 0;
   box.setAttribute("role", "application");

@@ -8,6 +8,7 @@ function render({ model, el }) {
   const value = document.createElement("output");
   const input = document.createElement("input");
   input.type = "range";
+  input.dataset.lmSuppressShortcuts = "true"; // else JupyterLab takes the arrow keys for its cells
   input.setAttribute("role", "slider"); // as native ranges are anyway; tests and style sheets look for it
   const remove = document.createElement("button");
   remove.type = "button";
