@@ -18,7 +18,7 @@ from tests.browser.servers import jupyterlab, voila
 
 pytestmark = pytest.mark.browser
 NOTEBOOK = Path(__file__).parent.parent.parent / "notebooks" / "07_explorer.ipynb"
-START = 100_000  # milliseconds: a model is loaded and disentangled
+START = 300_000  # milliseconds: a model is loaded and disentangled
 SMALL = {"image_count": 48, "concepts": 16}
 
 
