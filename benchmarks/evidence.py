@@ -3,7 +3,7 @@
     python benchmarks/evidence.py --out DIR [--small] [--page docs/evidence.md]
 
 Each part is written to DIR as one JSON file when it is done; run again, it is not computed again, so an interrupt loses
-one at most. From all of them the page is written. ``--small`` is what CI runs: one seed, few images.
+one at most. From all of them the page is written. ``--small`` tries it: one seed, 60 images.
 
 Scores: a network is split on one half of the pictures and scored on the other. The halves share no picture; for the
 ten photographs they are crops of the same ones ("crops"), or of other ones ("left-out photographs": two are held out).
@@ -114,11 +114,8 @@ def swapped(name: str, seed: int, count: int) -> dict[str, Any]:
     drawn = [en.load_images([draw_scene(row) for row in table.to_dict("records")]) for table in (scenes, others)]
     routes = dataclasses.replace(split, routing=shuffled(split.routing, seed))
     found = {}
-    for kind, source in (("sub-unit", split), ("random route", routes), ("channel", None)):
-        if source is None:
-            values = [peaks(split, images, channels=True) for images in drawn]
-        else:
-            values = [peaks(source, images) for images in drawn]
+    for kind, source in (("sub-unit", split), ("random route", routes), ("channel", split)):
+        values = [peaks(source, images, channels=kind == "channel") for images in drawn]
         labels = [table["shape"].tolist() for table in (scenes, others)]
         matched = match_units(values[0][:half], labels[0][:half])
         table = swap_response(values[0][half:], values[1][half:], labels[0][half:], labels[1][half:], matched)

@@ -18,8 +18,8 @@ def _environment(package: str) -> Environment:
     made = Environment(
         loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    # JSON inside a <script>: in the order given, without NaN, which JSON has not.
     made.globals |= {"look": look_css, "term": term, "glossary": GLOSSARY}
+    # JSON inside a <script>: in the order given, without NaN, which JSON has not.
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return made
 

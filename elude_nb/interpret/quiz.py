@@ -167,8 +167,9 @@ def clearest_question(gallery: Gallery, *, size: int = 5, seed: int = 0, leave_o
     """
     state = [int(word) for word in np.random.SeedSequence([check_count("seed", seed, 0), 1]).generate_state(3)]
     pairs = _one_a_channel(gallery, np.random.default_rng(state[0]))
-    asked = _ask(gallery, [pair for pair in pairs if pair[0] not in set(leave_out)][:_TRIED], size, state)
-    questions = [part for _, part in (asked or _ask(gallery, pairs[:_TRIED], size, state)).values()]
+    others = [pair for pair in pairs if pair[0] not in set(leave_out)]
+    asked = (_ask(gallery, some[:_TRIED], size, state) for some in (others, pairs) if some)
+    questions = [part for _, part in next(filter(None, asked), {}).values()]
     if not questions:
         raise ValueError(f"No sub-unit raises enough of the {len(gallery)} images for a question; take more images.")
     directions = torch.nn.functional.normalize(gallery.outputs - gallery.outputs.mean(0), dim=1)
@@ -260,6 +261,12 @@ def as_row(
 def as_table(rows: Sequence[dict[str, object]]) -> pd.DataFrame:
     """Return answers as `Quiz.results` has them."""
     return pd.DataFrame(list(rows), columns=_COLUMNS).astype(_TYPES)
+
+
+def save_answers(answers: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write answers to a CSV file, by an atomic write; ``OSError`` if it cannot be written."""
+    with atomic_write(path) as part:
+        answers.to_csv(part, index=False)
 
 
 def shares(answers: pd.DataFrame) -> dict[str, Share]:
@@ -429,5 +436,4 @@ class Quiz:
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the results to a file, by an atomic write; ``OSError`` if it cannot be written."""
-        with atomic_write(path) as part:
-            self.results.to_csv(part, index=False)
+        save_answers(self.results, path)

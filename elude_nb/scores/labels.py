@@ -57,6 +57,17 @@ def average_precision(activations: Array, labels: Labels) -> pd.DataFrame:
     return _table(_precision(values, codes, len(names)), values, names)
 
 
+def d_prime(values: Tensor, is_target: Tensor) -> Tensor:
+    """Return how well each column of values (n, u) tells the target's rows from the others, (u,); 0 if it is constant.
+
+    ``d' = (mean on the target - mean on the others) / root of their mean variance``.
+    """
+    here, there = values[is_target], values[~is_target]
+    spread = ((here.var(0, correction=0) + there.var(0, correction=0)) / 2).sqrt()
+    distance: Tensor = (here.mean(0) - there.mean(0)) / spread.clamp(min=1e-12)
+    return distance.masked_fill(spread == 0, 0)
+
+
 def auroc(activations: Array, labels: Labels) -> pd.DataFrame:
     """Return the area under each unit's ROC curve for each label, in [0, 1]; higher is better, 0.5 is chance.
 

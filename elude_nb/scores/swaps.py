@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from elude_nb.scores.inputs import Array, as_activations, as_codes
+from elude_nb.scores.labels import d_prime
 
 
 def match_units(activations: Array, labels: Sequence[Any]) -> pd.DataFrame:
@@ -30,16 +31,14 @@ def match_units(activations: Array, labels: Sequence[Any]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a label: ``label``, ``unit`` (the column with the largest d': difference of means over the root of the
-        mean variance) and ``d_prime``. Two labels may have one unit.
+        One row a label: ``label``, ``unit`` (the column with the largest `elude_nb.scores.labels.d_prime`) and
+        ``d_prime``. Two labels may have one unit.
     """
     values = as_activations(activations).double()
     codes, names = as_codes(labels, len(values), classes=2)
     rows = []
     for code, name in enumerate(names):
-        here, there = values[codes == code], values[codes != code]
-        spread = ((here.var(0, correction=0) + there.var(0, correction=0)) / 2).sqrt()
-        distance = torch.where(spread > 0, (here.mean(0) - there.mean(0)) / spread.clamp(min=1e-12), 0.0)
+        distance = d_prime(values, codes == code)
         unit = int(distance.argmax())
         rows.append({"label": name, "unit": unit, "d_prime": float(distance[unit])})
     return pd.DataFrame(rows)

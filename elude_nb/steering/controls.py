@@ -24,6 +24,7 @@ from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.core.steer import check_edit
 from elude_nb.errors import EditError
 from elude_nb.models.hooks import for_analysis
+from elude_nb.scores.labels import d_prime
 from elude_nb.steering.directions import Erasure, difference_of_means, leace, linear_svm
 from elude_nb.steering.interventions import Intervention, Outcomes
 
@@ -216,15 +217,11 @@ def random_concepts(split: Disentanglement, edit: Edit, draws: int, seed: int) -
 
 
 def most_selective(values: Tensor, is_target: Tensor, *, both_signs: bool = False) -> int:
-    """Return the column of values (n, u) that tells the target's images best: the largest d'.
+    """Return the column of values (n, u) that tells the target's images best: the one with the largest `d_prime`.
 
-    ``d' = (mean on the target - mean on the others) / root of their mean variance``; with ``both_signs`` its absolute
-    value counts.
+    With ``both_signs`` its absolute value counts.
     """
-    here, there = values[is_target], values[~is_target]
-    spread = ((here.var(0, correction=0) + there.var(0, correction=0)) / 2).sqrt()
-    distance = (here.mean(0) - there.mean(0)) / spread.clamp(min=1e-12)
-    distance = distance.masked_fill(spread == 0, 0)
+    distance = d_prime(values, is_target)
     return int((distance.abs() if both_signs else distance).argmax())
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import Any
 
@@ -291,16 +290,8 @@ class ChannelExplorer(GalleryPanel):
         soon = self.later(change)
         return lambda value: None if self._painting else soon(value)
 
-    @contextmanager
-    def _setting_controls(self) -> Iterator[None]:
-        before, self._painting = self._painting, True
-        try:
-            yield
-        finally:
-            self._painting = before
-
     def _show_place(self) -> None:
-        with self._setting_controls():
+        with parts.holding(self, "_painting"):
             self._place.max = len(self._listed)
             if self.channel in self._listed:
                 self._place.value = self._listed.index(self.channel) + 1
@@ -349,7 +340,7 @@ class ChannelExplorer(GalleryPanel):
         self._concepts.label = "Choose a concept of these sub-units, for all panels:" if self._owned else ""
         self._concepts.options = [f"{row['unit']}: {words(row['title'], 40)}" for row in self._owned]
         self._show_place()  # the controls show what is shown, whoever changed it
-        with self._setting_controls():  # new options make one choose the first of them
+        with parts.holding(self, "_painting"):  # new options make one choose the first of them
             self._k.value = self.units
             self._rho.options, self._rho.value = _left_over(self.shared), self.shared
         what = "not split" if whole else counted(len(view.units) - 1, "sub-unit")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets
@@ -90,7 +88,7 @@ class ImageInspector(GalleryPanel):
         if self._awaited:
             self.say(f"Image {image} is not ready yet: {self.describe_images()}.")
         elif changed & {"image", "patch", "unit"}:
-            with self._filling():
+            with parts.holding(self, "_silent"):
                 self.image = image
                 self.row, self.column = state.patch or self._middle
             self._paint_image()
@@ -184,7 +182,7 @@ class ImageInspector(GalleryPanel):
     def _move(self) -> None:
         patch = self._picker.row, self._picker.column
         if patch != (self.row, self.column):  # else the panel itself has moved it
-            with self._filling():
+            with parts.holding(self, "_silent"):
                 self.row, self.column = patch
             self._choose_patch()
 
@@ -211,15 +209,6 @@ class ImageInspector(GalleryPanel):
         self._choice.value = None if self.image < 0 else self.image
         self._picker.src = data_uri(self._picture(), self._picker.side)
         self._picker.alt = f"{self._title()}, as the model sees it"
-
-    @contextmanager
-    def _filling(self) -> Iterator[None]:
-        """Set controls and traits without painting at each step."""
-        before, self._silent = self._silent, True
-        try:
-            yield
-        finally:
-            self._silent = before
 
     def _choose_image(self, _: object = None) -> None:
         if self._silent:
@@ -256,7 +245,7 @@ class ImageInspector(GalleryPanel):
             self.set_trait("contributors", table)
             lines = [(_describe(row), (row["channel"], row["unit"])) for row in table.to_dict("records")]
             most_active = lines[0][1] if lines else None
-            with self._filling():  # a new list chooses its first line by itself; paint once, not for each step
+            with parts.holding(self, "_silent"):  # a new list chooses its first line by itself; paint once
                 self._list.options = lines
                 self.unit = most_active if unit is None else unit
             self._show_unit()
@@ -269,7 +258,7 @@ class ImageInspector(GalleryPanel):
         if self.unit is None:
             self._others.value = "<p>No sub-unit is active here.</p>"
             return
-        with self.guarded(), self._filling():
+        with self.guarded(), parts.holding(self, "_silent"):
             if self.unit in [value for _, value in self._list.options]:
                 self._list.value = self.unit
             self._others.value = self._top_images(*self.unit)

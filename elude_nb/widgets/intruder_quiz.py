@@ -216,8 +216,8 @@ class IntruderQuiz(GalleryPanel):
         elif not self._quiz.round:
             questions, practice = self._questions(self._seed), None
             if self._practice:
-                asked = {question.channel for question in questions}
-                practice = clearest_question(self.gallery, size=self._size, seed=self._seed, leave_out=sorted(asked))
+                asked = [question.channel for question in questions]
+                practice = clearest_question(self.gallery, size=self._size, seed=self._seed, leave_out=asked)
             self._quiz.restart(questions, practice)
             self._ask()
 

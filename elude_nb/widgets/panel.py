@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,23 +156,15 @@ class GalleryPanel(Panel):
         """Choose something for all panels, as a user did in this one; it shows that already."""
         if not self._shares or not self.linked:
             return
-        self._choosing = True
-        try:
+        with parts.holding(self, "_choosing"):
             self.selection.choose(**what, soon=True)
-        finally:
-            self._choosing = False
         # To follow its own choice would set its controls while the user moves them on.
         self._taken = replace(self._taken, **{name: getattr(self.selection.state, name) for name in what})
         self.follow(soon=True)
 
-    @contextmanager
-    def unshared(self) -> Iterator[None]:
+    def unshared(self) -> AbstractContextManager[None]:
         """Have what changes in the panel chosen for no other: nobody has chosen it."""
-        before, self._shares = self._shares, False
-        try:
-            yield
-        finally:
-            self._shares = before
+        return parts.holding(self, "_shares", value=False)
 
     def follow(self, *, soon: bool = False) -> None:
         """Show what is chosen now, or soon; a panel that nobody sees does it when it is seen."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,17 @@ from elude_nb._util.html import render
 PAUSE = 0.12  # seconds for which a slider must rest before anything is computed
 
 fill = partial(render, "elude_nb.widgets")  # in a template of this room
+
+
+@contextmanager
+def holding(owner: object, flag: str, *, value: bool = True) -> Iterator[None]:
+    """Have a flag of ``owner`` be ``value`` inside the block; afterwards it is what it was before."""
+    before = getattr(owner, flag)
+    setattr(owner, flag, value)
+    try:
+        yield
+    finally:
+        setattr(owner, flag, before)
 
 
 def debounce(function: Callable[..., object], seconds: float = PAUSE) -> Callable[..., None]:

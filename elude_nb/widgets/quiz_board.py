@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ import traitlets
 from markupsafe import Markup
 
 from elude_nb._util.checks import check_count
-from elude_nb._util.files import atomic_write
 from elude_nb._util.words import counted
 from elude_nb.core.result import Disentanglement
 from elude_nb.data.images import Images
@@ -29,6 +27,7 @@ from elude_nb.interpret.quiz import (
     class_result,
     clearest_question,
     make_questions,
+    save_answers,
 )
 from elude_nb.widgets import parts
 from elude_nb.widgets.class_server import ClassServer
@@ -99,6 +98,7 @@ class QuizBoard(GalleryPanel):
         self._server: ClassServer | None = None
         self._watch: asyncio.Task[None] | None = None
         self.questions: tuple[Question, ...] = ()
+        self._tiles: dict[int, list[Markup]] = {}  # of the questions that were answered
         self._kept = pd.DataFrame()  # answers of a server that was closed
         self._address, self._result, self._by_question = map(parts.make_place, ("address", "result", "by-question"))
         hint = {"tooltip": "the page is taken down; answers are kept"}
@@ -132,8 +132,7 @@ class QuizBoard(GalleryPanel):
         OSError
             If it cannot be written.
         """
-        with atomic_write(path) as part:
-            self.results.to_csv(part, index=False)
+        save_answers(self.results, path)
         return Path(path)
 
     def close_page(self) -> None:
@@ -171,7 +170,7 @@ class QuizBoard(GalleryPanel):
             return
         self.questions = make_questions(self.gallery, **self._asked)
         size, seed = self._asked["size"], self._asked["seed"]
-        asked = sorted({question.channel for question in self.questions})
+        asked = [question.channel for question in self.questions]
         practice = clearest_question(self.gallery, size=size, seed=seed, leave_out=asked)
         host, port = self._where
         self._server = ClassServer(
@@ -203,8 +202,7 @@ class QuizBoard(GalleryPanel):
         return str(
             parts.fill(
                 "quiz_page.html",
-                questions=json.dumps(shown),
-                names=json.dumps(KIND_NAMES),
+                data={"questions": shown, "names": KIND_NAMES},
                 script=Markup(script),  # noqa: S704 - our own file
                 size=self._asked["size"],
                 crops=self._crops,
@@ -239,13 +237,13 @@ class QuizBoard(GalleryPanel):
             if not len(chosen):
                 continue
             counts, odd = chosen.value_counts(), question.trial.intruder
-            pictures = [
-                (
-                    tile(picture, f"image {place + 1}", side=_SMALL, colour=PALETTE[3] if place == odd else GREY),
-                    f"{counts.get(place, 0)}{' (odd)' if place == odd else ''}",
-                )
-                for place, picture in enumerate(pictures_of(self.gallery, question, self._crops))
-            ]
+            if number not in self._tiles:
+                self._tiles[number] = [
+                    tile(picture, f"image {place + 1}", side=_SMALL, colour=PALETTE[3] if place == odd else GREY)
+                    for place, picture in enumerate(pictures_of(self.gallery, question, self._crops))
+                ]
+            said = [f"{counts.get(place, 0)}{' (odd)' if place == odd else ''}" for place in range(self._asked["size"])]
+            pictures = list(zip(self._tiles[number], said, strict=True))
             share = counts.get(odd, 0) / len(chosen)
             rows.append((f"{number}. {name_unit(question)}: {share:.0%} of {len(chosen)} right", pictures))
         return rows

@@ -11,6 +11,7 @@ import traitlets
 
 from elude_nb.interpret.gallery import Gallery
 from elude_nb.scores.similarity import best_images
+from elude_nb.widgets.parts import holding
 
 MOST_STEPS = 200  # that `back` can undo
 
@@ -166,12 +167,9 @@ class Selection(traitlets.HasTraits):
                 raise
 
     def _set_traits(self, state: State) -> None:
-        self._showing = True
-        try:
-            for name, value in {**state.__dict__, "concepts": list(state.concepts or ())}.items():
+        with holding(self, "_showing"):
+            for name, value in {**vars(state), "concepts": list(state.concepts or ())}.items():
                 setattr(self, name, value)
-        finally:
-            self._showing = False
 
     def _show(self, state: State, *, soon: bool = False) -> None:
         self._set_traits(state)

@@ -157,14 +157,11 @@ class SteeringPanel(GalleryPanel):
 
     def take(self, state: State, changed: set[str]) -> None:
         """Show the image that is chosen, and have a slider on the concept that is, if it is one."""
-        self._silent = True
-        try:
+        with parts.holding(self, "_silent"):
             if "image" in changed:
                 self.picture, self.image = None, state.image or 0
             if "concepts" in changed:
                 self._lend(next(iter(state.concepts or ()), None) if len(state.concepts or ()) == 1 else None)
-        finally:
-            self._silent = False
         if changed & {"image", "concepts"}:
             self.refresh()
 
@@ -379,8 +376,7 @@ class SteeringPanel(GalleryPanel):
 
     def _follow(self) -> None:
         """Have the controls show what is shown, whoever changed it."""
-        self._following = True
-        try:
+        with parts.holding(self, "_following"):
             self._image.value = self.image
             self._image.description = _plain(f"image {self.image}: {words(self._images.label(self.image), 40)}")
             self._strip.pictures = self._images.strip(self._strip.pictures)
@@ -398,8 +394,6 @@ class SteeringPanel(GalleryPanel):
                 self._concept.index = 0 if free else None  # ipywidgets chooses none of a list that was empty
                 self._listed = listed
             self._add.disabled = not self._concept.options
-        finally:
-            self._following = False
 
     def _paint(self, every: Sequence[Steered], before: pd.DataFrame, after: pd.DataFrame) -> None:
         steered, ratio = every[0], self._images.seen[self._key][2]

@@ -311,9 +311,8 @@ class Workbench(Panel):
         self._finished.value = ""  # 1.5 MB that would be kept in the notebook
         self.panels = {}
         titles = tuple(self._makers())
-        self._filling = True  # new tabs choose the first of them
-        self._tabs.children, self._tabs.titles = tuple(ipywidgets.VBox() for _ in titles), titles
-        self._filling = False
+        with parts.holding(self, "_filling"):  # new tabs choose the first of them
+            self._tabs.children, self._tabs.titles = tuple(ipywidgets.VBox() for _ in titles), titles
         selection_of(gallery).observe(self._show_steps, "state")
         self._steps.layout.display = ""
         split, count = gallery.split, counted(len(gallery.images), "image")

@@ -308,6 +308,8 @@ def test_the_clearest_question_is_the_clearest(gallery) -> None:
     found = clearest_question(gallery, size=4)
     left_out = clearest_question(gallery, size=4, leave_out=[found.channel])
     assert (found.kind, left_out.channel == found.channel) == (SUB_UNIT, False)
+    every = range(gallery.split.site.channels)
+    assert clearest_question(gallery, size=4, leave_out=every) == found  # there are no others
     assert clear(found) > clear(left_out)
     mean = np.mean([clear(q) for q in make_questions(gallery, per_kind=8, size=4) if q.kind == SUB_UNIT])
     assert clear(found) > mean
