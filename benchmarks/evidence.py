@@ -7,8 +7,9 @@ one at most. From all of them the page is written. ``--small`` tries it: one see
 
 Scores: a network is split on one half of the pictures and scored on the other. The halves share no picture; for the
 ten photographs they are crops of the same ones ("crops"), or of other ones ("left-out photographs": two are held out).
-Either network is the judge once. Steering: concepts named after a class are faded on images that discovery did not see
-until the class has lost half of its probability, and so is each baseline: what do the other classes lose?
+Either network is the judge once. Transfer: do sub-units that were found on photographs mean the same on drawings?
+Steering: concepts named after a class are edited on images that discovery did not see until the class has lost half of
+its probability, and so does each baseline: what do the other classes lose?
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,39 @@ from elude_nb.core.recording import pool_recorded
 from elude_nb.core.routing import shuffled
 from elude_nb.data.photographs import PHOTOGRAPHS
 from elude_nb.data.synthetic import draw_scene, sample_scenes, swap_factor
-from elude_nb.scores import difference_interval, match_units, mean_interval, swap_response
+from elude_nb.models.forward import reference
+from elude_nb.scores import (
+    difference_interval,
+    match_units,
+    mean_interval,
+    swap_response,
+    top_centres,
+    transfer_similarity,
+)
 
 NETWORKS = {"dinov2-small": None, "efficientnet-lite0": "blocks.6.0.conv_pwl"}
 PICTURES = ("crops", "left-out photographs", "stamps", "clipart")
+DRAWINGS = ("stamps", "clipart")
 SCORES = ("top_similarity", "monosemanticity", "ms_score")
 EQUAL_DROP = 0.5
-CLASSES = {"dinov2-small": ("cat", "rocket", "astronaut"), "efficientnet-lite0": ("cat", "rocket", "coffee")}
+BASELINES = ("linear SVM", "LEACE", "difference of means", "mean direction", "best channel", "same channels")
+STEERED = (
+    ("dinov2-small", "crops", "cat"),
+    ("dinov2-small", "crops", "rocket"),
+    ("dinov2-small", "crops", "astronaut"),
+    ("dinov2-small", "fashion", "Bag"),
+    ("dinov2-small", "fashion", "Trouser"),
+    ("efficientnet-lite0", "crops", "cat"),
+    ("efficientnet-lite0", "crops", "rocket"),
+    ("efficientnet-lite0", "crops", "coffee"),
+)
+STEERING_IMAGES = 240  # a quarter of them is measured
+BEST = 6
+PARTS = ("score", "transfer", "swap", "steer")
+KINDS = ("sub-unit", "random route", "channel")
 
 
-@cache
+@lru_cache
 def network(name: str) -> Any:
     """Return a network, loaded once."""
     return en.load_model(name, progress=False).using(progress=False)
@@ -59,7 +83,7 @@ def halves(pictures: str, seed: int, count: int) -> tuple[Any, Any]:
     return en.load_images(source, count=count, seed=seed).without_copies().split(0.5, seed=seed)
 
 
-@cache
+@lru_cache(maxsize=1)
 def split_of(name: str, pictures: str, seed: int, count: int) -> Any:
     """Return a network split on the first half; the last one is kept."""
     return en.disentangle(network(name), halves(pictures, seed, count)[0], NETWORKS[name], seed=seed)
@@ -86,23 +110,46 @@ def scored(name: str, pictures: str, judge: str, seed: int, count: int) -> dict[
     return found
 
 
-def steered(name: str, label: str, seed: int, count: int) -> dict[str, Any]:
-    """Return what the other classes lose at an equal drop of the class meant, for the edit and each baseline."""
-    split = split_of(name, "crops", seed, count)
-    train, images = halves("crops", seed, count)
+def steered(name: str, pictures: str, label: str, seed: int, count: int) -> dict[str, Any]:
+    """Return what the other classes lose at an equal drop of the class meant, for two edits and each baseline."""
+    split = split_of(name, pictures, seed, count)
+    train, images = halves(pictures, seed, count)
     split = split.with_names(en.name_concepts(split, train).names)
-    concepts = split.concepts_named(label)
-    if not concepts:
-        return {"rows": [], "why": f"no concept is named {label!r}"}
+    try:
+        concepts = split.concepts_named(label)
+    except ValueError as error:  # no concept is
+        return {"rows": [], "why": str(error)}
     # The probe is fitted, and strengths are tuned, on half of the images that discovery did not see.
     fit, measured = images.split(0.5, seed=seed)
     found = en.effect(
-        split, en.Edit.ablate(concept=concepts), measured, fit=fit, target=label, equal_drop=EQUAL_DROP, strengths=(),
-        seed=seed,
+        split, en.Edit.ablate(concept=concepts), measured, fit=fit, target=label, controls=BASELINES,
+        beside={"ablated to others": en.Edit.ablate(concept=concepts, to="others")},
+        equal_drop=EQUAL_DROP, strengths=(), seed=seed,
     )  # fmt: skip
     columns = ["method", "strength", "reached", "drop", "others", "worst", "accuracy_others", "others_cosine"]
     return {"rows": found.at_equal_drop[columns].to_dict("records"), "left out": found.left_out,
             "concepts": len(concepts), "measured": len(measured)}  # fmt: skip
+
+
+def kinds_of(split: Any, seed: int) -> Iterator[tuple[str, Any]]:
+    """Yield the sub-units, random routes and channels of a split, each with what reads an image set's activations."""
+    routes = dataclasses.replace(split, routing=shuffled(split.routing, seed))
+    yield "sub-unit", partial(peaks, split)
+    yield "random route", partial(peaks, routes)
+    yield "channel", partial(peaks, split, channels=True)
+
+
+def transferred(name: str, judge: str, drawings: str, seed: int, count: int) -> dict[str, Any]:
+    """Return how far units that were found on photographs have like images among photographs and among drawings."""
+    split = split_of(name, "crops", seed, count)
+    sets = [halves(pictures, seed, count)[1] for pictures in ("crops", drawings)]
+    embeddings = [reference(network(name) if judge == name else judge, images, progress=False) for images in sets]
+    found = {}
+    for kind, read in kinds_of(split, seed):
+        centres = [top_centres(read(images), own, BEST) for images, own in zip(sets, embeddings, strict=True)]
+        gain = mean_interval(transfer_similarity(*centres))
+        found[kind] = [gain.mean, gain.low, gain.high]
+    return found
 
 
 def swapped(name: str, seed: int, count: int) -> dict[str, Any]:
@@ -112,10 +159,9 @@ def swapped(name: str, seed: int, count: int) -> dict[str, Any]:
     scenes, half = sample_scenes(count, seed=1000 + seed), count // 2
     others = swap_factor(scenes, "shape", seed=seed)
     drawn = [en.load_images([draw_scene(row) for row in table.to_dict("records")]) for table in (scenes, others)]
-    routes = dataclasses.replace(split, routing=shuffled(split.routing, seed))
     found = {}
-    for kind, source in (("sub-unit", split), ("random route", routes), ("channel", split)):
-        values = [peaks(source, images, channels=kind == "channel") for images in drawn]
+    for kind, read in kinds_of(split, seed):
+        values = [read(images) for images in drawn]
         labels = [table["shape"].tolist() for table in (scenes, others)]
         matched = match_units(values[0][:half], labels[0][:half])
         table = swap_response(values[0][half:], values[1][half:], labels[0][half:], labels[1][half:], matched)
@@ -140,31 +186,35 @@ def peaks(split: Any, images: Any, *, channels: bool = False) -> Any:
 
 
 def parts(seeds: list[int], count: int, sets: list[str]) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Yield the name of each part and what computes it."""
+    """Yield the name of each part and what computes it; parts of one split come one after the other."""
     for seed in seeds:
         for name in NETWORKS:
             for pictures in sets:
                 for judge in NETWORKS:
                     yield (
                         f"score {name}, {pictures}, {judge}, {seed}",
-                        lambda name=name, pictures=pictures, judge=judge, seed=seed: scored(
-                            name, pictures, judge, seed, count
-                        ),
+                        partial(scored, name, pictures, judge, seed, count),
                     )
-            yield f"swap {name}, {seed}", lambda name=name, seed=seed: swapped(name, seed, count)
-            for label in CLASSES[name]:
-                yield (
-                    f"steer {name}, {label}, {seed}",
-                    lambda name=name, label=label, seed=seed: steered(name, label, seed, count),
-                )
-        split_of.cache_clear()
+                    if pictures == "crops":
+                        for drawings in filter(sets.__contains__, DRAWINGS):
+                            yield (
+                                f"transfer {name}, {drawings}, {judge}, {seed}",
+                                partial(transferred, name, judge, drawings, seed, count),
+                            )
+            yield f"swap {name}, {seed}", partial(swapped, name, seed, count)
+        many = max(count, STEERING_IMAGES)
+        for name, pictures, label in STEERED:
+            if pictures in sets or pictures == "fashion":
+                yield f"steer {name}, {pictures}, {label}, {seed}", partial(steered, name, pictures, label, seed, many)
 
 
-def run(out: Path, seeds: list[int], count: int, sets: list[str]) -> dict[str, dict[str, Any]]:
+def run(out: Path, seeds: list[int], count: int, sets: list[str], kinds: list[str]) -> dict[str, dict[str, Any]]:
     """Compute what is not there yet; return all parts by name."""
     out.mkdir(parents=True, exist_ok=True)
     found = {}
     for name, compute in parts(seeds, count, sets):
+        if name.partition(" ")[0] not in kinds:
+            continue
         file = out / f"{name.replace(', ', '_').replace(' ', '-')}_{count}.json"
         if not file.exists():
             began = time.perf_counter()
@@ -197,12 +247,12 @@ def table_of_scores(found: dict[str, dict[str, Any]], score: str) -> list[str]:
     return rows
 
 
-def table_of_steering(found: dict[str, dict[str, Any]], name: str) -> list[str]:
+def table_of_steering(found: dict[str, dict[str, Any]], name: str, pictures: str) -> list[str]:
     """Return one row a method: what the others lost at an equal drop, over classes and seeds."""
     rows = [
         {"run": part, **row}
         for part, made in found.items()
-        if part.startswith(f"steer {name}, ")
+        if part.startswith(f"steer {name}, {pictures}, ")
         for row in made["rows"]
     ]
     if not rows:
@@ -212,10 +262,12 @@ def table_of_steering(found: dict[str, dict[str, Any]], name: str) -> list[str]:
     for method, every in table.groupby("method", sort=False):
         reached = every[every["reached"]]
         cells = [f"{len(reached)} of {len(every)}"]
-        for column in ("drop", "others", "worst"):
-            values = 100 * reached[column]
-            found_ = mean_interval(values) if len(values) else None
-            cells.append("" if found_ is None else f"{found_.mean:.1f} [{found_.low:.1f}, {found_.high:.1f}]")
+        for column, unit in (("drop", 100), ("others", 100), ("worst", 100), ("others_cosine", 1)):
+            each = mean_interval(unit * reached[column]) if len(reached) else None
+            digits = 1 if unit == 100 else 3
+            cells.append(
+                "" if each is None else f"{each.mean:.{digits}f} [{each.low:.{digits}f}, {each.high:.{digits}f}]"
+            )
         lines.append((float(reached["others"].mean()) if len(reached) else 9.0, f"| {method} | {' | '.join(cells)} |"))
     return [line for _, line in sorted(lines)]
 
@@ -225,13 +277,38 @@ def table_of_swaps(found: dict[str, dict[str, Any]]) -> list[str]:
     rows = []
     for name in NETWORKS:
         each = [made for part, made in found.items() if part.startswith(f"swap {name}, ")]
-        for kind in ("sub-unit", "channel", "random route"):
+        for kind in KINDS if each else ():
             cells = []
             for column in ("d_prime", "follows", "moves", "selectivity"):
                 values = np.array([made[kind][column] for made in each])
                 cells.append(f"{values.mean():.2f} [{values.min():.2f}, {values.max():.2f}]")
             rows.append(f"| {name} | {kind} | {' | '.join(cells)} |")
     return rows
+
+
+def table_of_transfer(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Return one row a network, drawings and judge: means over seeds, with the smallest and the largest."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for part, made in found.items():
+        if part.startswith("transfer "):
+            groups.setdefault(tuple(part.removeprefix("transfer ").split(", ")[:3]), []).append(made)
+    rows = []
+    for (name, drawings, judge), each in groups.items():
+        cells = []
+        for kind in KINDS:
+            values = np.array([made[kind] for made in each])
+            above = int((values[:, 1] > 0).sum())
+            cells.append(f"{values[:, 0].mean():+.3f}; above 0 in {above} of {len(each)}")
+        rows.append(f"| {name} | {drawings} | {'itself' if judge == name else judge} | {' | '.join(cells)} |")
+    return rows
+
+
+def table(title: str, about: str, head: str, rows: list[str]) -> list[str]:
+    """Return a section with a table; nothing where there are no rows."""
+    columns = head.count("|") - 1
+    return (
+        ["", f"## {title}", "", *([about, ""] if about else []), head, "| --- " * columns + "|", *rows] if rows else []
+    )
 
 
 def page(found: dict[str, dict[str, Any]], command: str, seeds: list[int], count: int) -> str:
@@ -241,50 +318,47 @@ def page(found: dict[str, dict[str, Any]], command: str, seeds: list[int], count
         "# Evidence",
         "",
         f"Written by `{command}`: seeds {', '.join(map(str, seeds))}, {count} images each (half of them to score on), "
-        f"{seconds / 60:.0f} minutes on two cores.",
+        f"{seconds / 60:.0f} minutes in all.",
         "",
         "A difference is the mean over seeds, with the smallest and the largest; \"ahead\" counts the seeds whose own "
         "95 % interval (bootstrap over channels) lies above 0, \"behind\" those below.",
     ]  # fmt: skip
     for score in (*SCORES, *(f"{score}, distinct" for score in SCORES)):
-        lines += [
-            "",
-            f"## {score.replace('_', ' ')}{' units' if 'distinct' in score else ''}",
-            "",
-            "| network | pictures | judge | sub-units | channels | random routes | over channels | over routes |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
-            *table_of_scores(found, score),
-        ]
-    for name in NETWORKS:
-        lines += [
-            "",
-            f"## Steering of {name} at an equal drop",
-            "",
-            f"Classes {', '.join(CLASSES[name])}: each method is tuned, on images that are not measured, until the "
-            f"class meant has lost {100 * EQUAL_DROP:.0f} points; points that it and the others lost on other images "
-            "(mean over classes and seeds with 95 % bootstrap interval over these runs), least damage first.",
-            "",
-            "| method | reached | class meant | others | worst other |",
-            "| --- | --- | --- | --- | --- |",
-            *table_of_steering(found, name),
-        ]
-    lines += [
-        "",
-        "## A shape is exchanged",
-        "",
+        title = f"{score.replace('_', ' ')}{' units' if 'distinct' in score else ''}"
+        head = "| network | pictures | judge | sub-units | channels | random routes | over channels | over routes |"
+        lines += table(title, "", head, table_of_scores(found, score))
+    about = (
+        f"Split on photographs; then a unit's {BEST} best images among held-out crops of the photographs, and among "
+        "drawings that have nothing to do with them. How much more alike are they than those of two different units? "
+        "0 is chance (cosine of centres)."
+    )
+    head = "| network | drawings | judge | sub-units | random routes | channels |"
+    lines += table("The same on drawings?", about, head, table_of_transfer(found))
+    for name, pictures in dict.fromkeys(each[:2] for each in STEERED):
+        labels = ", ".join(each[2] for each in STEERED if each[:2] == (name, pictures))
+        about = (
+            f"Classes {labels}; {max(count, STEERING_IMAGES)} images, a quarter of them measured. Each method is "
+            f"tuned, on images that are not measured, until the class meant has lost {100 * EQUAL_DROP:.0f} points; "
+            "points that it and the others lost on other images, and the cosine of the others' outputs before and "
+            "after (mean over classes and seeds with 95 % bootstrap interval over these runs), least damage first. "
+            "*Edit* ablates the concepts named after the class to their mean; *ablated to others* only cuts what "
+            'exceeds the highest mean that any other concept brings (`to="others"`).'
+        )
+        head = "| method | reached | class meant | others | worst other | cosine of others |"
+        rows = table_of_steering(found, name, pictures)
+        lines += table(f"Steering of {name} at an equal drop, {pictures}", about, head, rows)
+    about = (
         "Drawn scenes whose shape is exchanged and nothing else. For each shape the unit that tells it best is "
         "matched on other scenes (d'); then: in what share of the pairs it falls where its shape leaves and rises "
         "where it comes (0.5 is chance), by how many standard deviations, and how much more than the units of shapes "
-        "in neither scene.",
-        "",
-        "| network | units | d' | follows | moves | selectivity |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *table_of_swaps(found),
-    ]
+        "in neither scene."
+    )
+    head = "| network | units | d' | follows | moves | selectivity |"
+    lines += table("A shape is exchanged", about, head, table_of_swaps(found))
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Compute, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the parts")
@@ -292,10 +366,11 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="one seed, 60 images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what to compute and to print")
     parser.add_argument("--pictures", nargs="+", default=list(PICTURES), choices=PICTURES)
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     seeds, count = ([0], 60) if asked.small else (asked.seeds, asked.count)
-    found = run(asked.out, seeds, count, asked.pictures)
+    found = run(asked.out, seeds, count, asked.pictures, asked.parts)
     sets = "" if len(asked.pictures) == len(PICTURES) else f" --pictures {' '.join(map(repr, asked.pictures))}"
     more = " --small" if asked.small else f" --count {count}{sets}"
     text = page(found, f"python benchmarks/evidence.py --out DIR{more}", seeds, count)

@@ -22,7 +22,7 @@ from elude_nb.errors import EditError
 from elude_nb.models.sites import TOKENS
 
 KINDS = ("scale", "set", "clamp", "add")
-REFERENCES = ("mean", "zero")
+REFERENCES = ("mean", "zero", "others")
 _FORMAT = 1
 
 Mask = tuple[tuple[float, ...], ...]
@@ -47,6 +47,9 @@ class Change:
         ``v``: one number, or one for each of ``units``; for ``"clamp"`` the two bounds.
     about
         ``"mean"`` counts activations from their mean over the discovery, ``"zero"`` from no contribution at all.
+        ``"others"`` scales only what a sub-unit has above the highest mean that any concept this change does not
+        name gives it, or its mean if that is higher (below the lowest, for a sub-unit that is low on its concept); ``x`` counts from
+        there, and is 0 for the rest.
     tokens
         ``"all"``, ``"class"``, ``"registers"``, ``"patch"``, or the numbers of tokens.
     mask
@@ -88,6 +91,8 @@ class Change:
             raise EditError(
                 f"{counted(len(self.values), 'value')} for {counted(len(self.units), 'unit')}; give one, or one each."
             )
+        if self.about == "others" and self.kind != "scale":
+            raise EditError('about="others" goes with Edit.scale and Edit.ablate(to="others"), not with other changes.')
         if self.kind == "add" and self.about != "mean":
             raise EditError("What is added is counted from nothing; leave about out.")
         if self.exclusive is not None and not 0 < self.exclusive <= 1:
@@ -192,7 +197,9 @@ class Edit:
             One (channel, number), or several. Number 0 is the channel's rest: of it, the contributions are
             edited, not the bias nor what enters from outside.
         about
-            What stays where it is: ``"mean"``, the unit's mean over the discovery, or ``"zero"``, no contribution.
+            What stays where it is: ``"mean"``, the unit's mean over the discovery; ``"zero"``, no contribution; or
+            ``"others"``, all that a concept not edited brings on average: the edit changes only what exceeds it, and
+            leaves images without the concept nearly as they are. It needs sub-units that have concepts.
         tokens
             ``"all"``, ``"class"``, ``"registers"``, ``"patch"`` or token numbers.
         mask
@@ -234,14 +241,16 @@ class Edit:
         Parameters
         ----------
         to
-            ``"mean"``, the unit's mean over the discovery; ``"zero"``, no contribution at all; or a number, counted
-            from ``about`` on the scale of `Disentanglement.activations` (with ``concept``, in means on the concept).
+            ``"mean"``, the unit's mean over the discovery; ``"zero"``, no contribution at all; ``"others"``, down to what
+            other concepts bring, as ``scale(by=0, about="others")``; or a number, counted from ``about`` on the scale of `Disentanglement.activations` (with ``concept``, in means on the concept).
             With ``unit``, also one number for each unit.
         concept, unit, tokens, mask, strength, exclusive, strongest
             As in `scale`.
         """
         if isinstance(to, str):
             about, to = check_choice("to", to, REFERENCES), 0.0
+            if about == "others":
+                return _edit("scale", (0.0,), concept, unit, about, tokens, mask, strength, exclusive, strongest)
         return _edit("set", _numbers("to", to), concept, unit, about, tokens, mask, strength, exclusive, strongest)
 
     @staticmethod

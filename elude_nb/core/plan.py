@@ -75,7 +75,8 @@ class Step:
     start
         The forward pass at which the change's schedule begins.
     signs
-        1, or -1 for a sub-unit that is low on its concept, (r,): `Change.strongest` counts from this side.
+        1, or -1 for a sub-unit that is low on its concept, (r,): `Change.strongest` counts from this side, and
+        ``about="others"`` changes what exceeds the reference on it.
     """
 
     change: Change
@@ -88,7 +89,12 @@ class Step:
 
     def increment(self, activations: Tensor) -> Tensor:
         """Return ``f(x) - x`` for activations (..., r): exactly 0 where the change asks for nothing."""
-        return increment(self.change.kind, activations, self.reference, self.values)
+        return increment(self.change.kind, activations, self.reference, self.values, self.side)
+
+    @property
+    def side(self) -> Tensor | None:
+        """On which side of the reference activations are changed, (r,), 1 or -1; ``None`` for both."""
+        return self.signs if self.change.about == "others" else None
 
     def weighted(self, activations: Tensor) -> Tensor:
         """Return the increment (n, t, r) at full strength, with the weights of the tokens, at the strongest of them."""
@@ -111,11 +117,14 @@ def at_strongest(increments: Tensor, activations: Tensor, count: int, weights: T
     return increments * torch.zeros_like(increments).scatter(1, places, 1.0)
 
 
-def increment(kind: str, activations: Tensor, reference: Tensor, values: Tensor) -> Tensor:
+def increment(kind: str, activations: Tensor, reference: Tensor, values: Tensor, side: Tensor | None = None) -> Tensor:
     """Return ``f(x) - x`` for a kind of change, (..., r); see `Change` and `Step`."""
     match kind:
         case "scale":
-            return (values - 1) * (activations - reference)
+            beyond = activations - reference
+            if side is not None:
+                beyond = (beyond * side).clamp_min(0) * side
+            return (values - 1) * beyond
         case "set":
             return reference + values - activations
         case "clamp":
@@ -278,7 +287,13 @@ def plan_edit(split: Splittable, edit: Edit, starts: Sequence[int] | None = None
     steps = []
     for (change, start, several), weight in zip(found, weights, strict=True):
         rows = torch.tensor([place[unit] for unit in several], dtype=torch.int64)
-        reference = torch.zeros_like(means[rows]) if change.about == "mean" else -means[rows]
+        match change.about:
+            case "mean":
+                reference = torch.zeros_like(means[rows])
+            case "zero":
+                reference = -means[rows]
+            case _:
+                reference = _highest_of_others(split, [parts[row] for row in rows], several)
         values = _values(split, change, [parts[place[unit]] for unit in several])
         step = Step(change, rows, reference, values, weight, start, _signs(split, several).to(values.dtype))
         if not _is_identity(step):
@@ -377,10 +392,12 @@ def _known_units(split: Splittable, change: Change) -> list[tuple[int, int]]:
         has = [0, *((sizes[channel, 1:] > 0).nonzero().flatten() + 1).tolist()]
         if number not in has:
             raise EditError(f"There is no unit {(channel, number)}; channel {channel} has units {has}.")
-        if change.exclusive is not None and (not number or int(concepts[channel, number - 1]) == NO_CONCEPT):
-            raise EditError(
-                f"exclusive={change.exclusive}: unit {(channel, number)} has no concept to be exclusive to."
-            )
+        if not number or int(concepts[channel, number - 1]) == NO_CONCEPT:
+            for asked in ("exclusive", "about"):
+                if getattr(change, asked) not in {None, "mean", "zero"}:
+                    raise EditError(
+                        f"{asked}={getattr(change, asked)!r}: unit {(channel, number)} has no concept to compare."
+                    )
     return list(change.units)
 
 
@@ -448,6 +465,20 @@ def _raw_means(split: Splittable, parts: Sequence[_Part]) -> Tensor:
     return torch.cat([mean.new_zeros(0), *(rows @ mean for rows in _weight_rows(split, parts))])
 
 
+def _highest_of_others(split: Splittable, parts: Sequence[_Part], units: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the highest mean of each unit on any concept that the units do not have, at least its mean, (u,).
+
+    On the centred scale. For a unit that is low on its concept it is the lowest, at most its mean.
+    """
+    channels, numbers = torch.tensor(units).T
+    edited = split.routing.concepts[channels, numbers - 1].unique()
+    others = torch.ones(len(split.book.counts), dtype=torch.bool).index_fill(0, edited, False)
+    on_concepts = split.book.mean_sources()[others].to(split.weight.dtype)  # (g, s * kernel)
+    signs = _signs(split, units).to(split.weight.dtype)
+    means = torch.cat([rows @ on_concepts.T for rows in _weight_rows(split, parts)])
+    return (means * signs[:, None]).max(1).values.clamp_min(0) * signs if len(on_concepts) else torch.zeros_like(signs)
+
+
 def _values(split: Splittable, change: Change, parts: Sequence[_Part]) -> Tensor:
     """Return a change's values for each unit, (r,) or (2, r): those of concepts count in means on the concept."""
     dtype = split.weight.dtype
@@ -499,7 +530,8 @@ def _affine(steps: Sequence[Step], units: int, like: Tensor) -> tuple[Tensor, Te
     for step in steps:
         change, rows = step.change, step.rows
         everywhere = step.weights is None and change.strongest is None
-        if isinstance(change.strength, tuple) or change.kind == "clamp" or not everywhere:
+        linear = change.kind != "clamp" and change.about != "others"
+        if isinstance(change.strength, tuple) or not (linear and everywhere):
             return None
         # The activation is now (1 + gain) x + shift; increments are affine in it.
         at_zero = step.increment(shift[rows])

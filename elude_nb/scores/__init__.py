@@ -58,6 +58,7 @@ from elude_nb.scores.similarity import (
     sibling_similarity,
     top_centres,
     top_similarity,
+    transfer_similarity,
 )
 from elude_nb.scores.suggest import Suggestion, suggest_settings
 from elude_nb.scores.swaps import match_units, swap_response
@@ -128,6 +129,7 @@ __all__ = [
     "top_centres",
     "top_purity",
     "top_similarity",
+    "transfer_similarity",
     "unexplained_variance",
     "verdict",
     "win_rates",

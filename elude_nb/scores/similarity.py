@@ -142,6 +142,39 @@ def sibling_similarity(centres: Tensor, channels: Tensor) -> pd.Series[float]:
     return per_unit("sibling_similarity", similarity, missing=others == 0)
 
 
+def transfer_similarity(here: Array, there: Array) -> pd.Series[float]:
+    """Return how much more alike a unit's best images are in two sets of images than those of two units, in [-2, 2].
+
+    The cosine between the centre of its best images in one set and in the other, less the mean cosine between its
+    centre in the one and those of all other units in the other. 0 is chance; a unit that means the same in photographs
+    and in drawings is above it.
+
+    Parameters
+    ----------
+    here, there
+        From `top_centres`, (u, e), of the same units on two sets; the embeddings of each set less their mean, as
+        `elude_nb.models.forward.embed` makes them, so that what sets the sets apart does not count.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there are fewer than two units, the shapes differ, or a centre is not finite.
+    """
+    first, second = as_numbers("here", here), as_numbers("there", there)
+    if first.ndim != 2 or first.shape != second.shape or len(first) < 2:
+        raise ValueError(
+            f"here {tuple(first.shape)} and there {tuple(second.shape)} must be (u, e), of two units or more."
+        )
+    for name, centres in (("here", first), ("there", second)):
+        if not bool(centres.isfinite().all()):
+            raise ValueError(f"{name} is not finite.")
+    first, second = unit_vectors(first.double()), unit_vectors(second.double())
+    own = (first * second).sum(1)
+    others = (first @ second.sum(0) - own) / (len(first) - 1)
+    missing = (first.norm(dim=1) == 0) | (second.norm(dim=1) == 0)
+    return per_unit("transfer_similarity", own - others, missing=missing)
+
+
 def monosemanticity(activations: Array, embeddings: Array) -> pd.Series[float]:
     """Return how similar all images are, weighted by the unit's activation, in [-1, 1]; higher is better.
 

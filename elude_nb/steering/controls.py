@@ -46,6 +46,8 @@ def check_fixed_edit(split: Disentanglement, edit: Edit, purpose: str) -> Plan:
 def removal(edit: Edit) -> float | None:
     """Return the share of its sub-units' activations that an edit takes away; ``None`` if it does something else.
 
+    Of an edit about the others it is the share of what they have above these.
+
     Examples
     --------
     >>> removal(Edit.scale(concept=3, by=0.25)), removal(Edit.ablate(unit=(1, 2)).at(0.5))
@@ -60,7 +62,7 @@ def removal(edit: Edit) -> float | None:
 
 
 def _share(change: Change) -> float | None:
-    if isinstance(change.strength, tuple) or change.about != "mean" or len(set(change.values)) != 1:
+    if isinstance(change.strength, tuple) or change.about == "zero" or len(set(change.values)) != 1:
         return None
     if change.kind == "scale":
         return change.strength * (1 - change.values[0])

@@ -42,7 +42,7 @@ class EditStep(nn.Module):
 
     def __init__(self, step: Step, weights: Tensor) -> None:
         super().__init__()
-        self.kind, self.strongest = step.change.kind, step.change.strongest
+        self.kind, self.strongest, self.one_sided = step.change.kind, step.change.strongest, step.side is not None
         signs = torch.ones_like(step.reference) if step.signs is None else step.signs
         buffers = {"rows": step.rows, "reference": step.reference, "values": step.values, "weights": weights}
         for name, tensor in {**buffers, "signs": signs}.items():
@@ -51,7 +51,8 @@ class EditStep(nn.Module):
     def forward(self, activations: Tensor) -> Tensor:
         """Return the increments (n, t, u)."""
         part = activations.index_select(-1, self.rows)
-        change = increment(self.kind, part, self.reference, self.values) * self.weights[:, None]
+        side = self.signs if self.one_sided else None
+        change = increment(self.kind, part, self.reference, self.values, side) * self.weights[:, None]
         if self.strongest is not None:
             change = at_strongest(change, part * self.signs, self.strongest, self.weights)
         return torch.zeros_like(activations).index_add(-1, self.rows, change)

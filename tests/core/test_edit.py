@@ -49,7 +49,7 @@ def single_edits(draw: st.DrawFn) -> Edit:
     words["strength"] = draw(st.one_of(numbers, st.lists(numbers, min_size=1, max_size=4)))
     words["exclusive"] = draw(st.one_of(st.none(), st.floats(0, 1, exclude_min=True)))
     if kind != "add":
-        words["about"] = draw(st.sampled_from(REFERENCES))
+        words["about"] = draw(st.sampled_from(REFERENCES if kind == "scale" else ["mean", "zero"]))
     if kind == "clamp":
         low, high = sorted(draw(st.tuples(numbers, numbers)))
         sides = draw(st.sampled_from(["low", "high", "both"]))
@@ -252,6 +252,13 @@ def test_bounds_that_make_no_sense(values: list[Any]) -> None:
     found["changes"][0]["values"] = values
     with pytest.raises(EditError):
         Edit.from_dict(found)
+
+
+def test_only_scalings_are_about_the_others() -> None:
+    assert Edit.ablate(concept=3, to="others") == Edit.scale(concept=3, by=0, about="others")
+    for call, words in ((Edit.clamp, {"high": 0.5}), (Edit.ablate, {"to": 0.5})):
+        with pytest.raises(EditError, match=r'about="others" goes with Edit.scale'):
+            call(concept=3, about="others", **words)
 
 
 def test_a_clamp_needs_a_bound_and_the_right_way_round() -> None:

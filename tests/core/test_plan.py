@@ -145,6 +145,9 @@ class Literal:
             for unit, value, mean in self.named(change):
                 raw, centre = self.unit(unit, change.exclusive)
                 before[unit] = raw
+                if change.about == "others":
+                    self.above(change, unit, shares * (value - 1), now)
+                    continue
                 reference = centre if change.about == "mean" else 0.0
                 x = now.get(unit, raw) - reference
                 now[unit] = x + shares * (self.changed(change.kind, x, value, mean) - x) + reference
@@ -152,6 +155,22 @@ class Literal:
         for (channel, number_), after in now.items():
             channels[..., channel] += after - before[channel, number_]
         return channels
+
+    def above(self, change: Change, unit: tuple[int, int], factor: torch.Tensor, now: dict[Any, torch.Tensor]) -> None:
+        """Scale what a unit has above the highest mean that a concept not named gives it."""
+        raw, centre = self.unit(unit, change.exclusive)
+        x = now.get(unit, raw) - centre
+        book, owners = self.split.book, self.split.routing.concepts
+        own = {int(owners[c, k - 1]) for c, k in units_of(self.split, change)}
+        means = {
+            concept: float(contribution(self.split, unit, book.source_sums[concept] / book.counts[concept] - self.mean,
+                                        change.exclusive))
+            for concept in {*range(len(book)), int(owners[unit[0], unit[1] - 1])}
+        }  # fmt: skip
+        # Whether a unit is low on its concept is told from all of its sources.
+        sign = -1 if self.split.means_on_concepts[unit[0], unit[1]] < 0 else 1
+        highest = max([0.0, *(sign * mean for concept, mean in means.items() if concept not in own)])
+        now[unit] = x + centre + factor * sign * (sign * x - highest).clamp(min=0)
 
     @staticmethod
     def changed(kind: str, x: torch.Tensor, value: Any, mean: float) -> Any:
@@ -191,6 +210,20 @@ def edits_of(split: Disentanglement, *, about: str, target: str, **more: Any) ->
     return made if about == "zero" else [*made, Edit.add(by=factors, **aim, **more)]
 
 
+def edits_about_others(split: Disentanglement, **more: Any) -> list[Edit]:
+    """Return edits of what units have above what other concepts bring, on units and on concepts."""
+    concepts = busiest_concepts(split)
+    units = list(
+        zip(*(row.tolist()[:3] for row in split.routing.live_rows()), strict=True)
+    )  # dead ones have no concept
+    return [
+        Edit.ablate(concept=concepts, to="others", **more),
+        Edit.scale(concept=concepts[0], by=2.5, about="others", **more),
+        Edit.scale(unit=units, by=[0.4 * place - 0.3 for place in range(len(units))], about="others", **more),
+        Edit.ablate(concept=concepts[0], to="others", **more) + Edit.ablate(concept=concepts, to="others", **more),
+    ]
+
+
 def places_of(kind: str) -> list[dict[str, Any]]:
     if kind == "mlp_split":
         return [{}, {"tokens": "class"}, {"tokens": [0]}]
@@ -222,6 +255,29 @@ def test_every_kind_of_change_is_what_it_says(literal: Literal, strength, about,
             with split.edit(edit):
                 found = channels_now(split, images)
             torch.testing.assert_close(found, literal(edit), **CLOSE)
+
+
+@pytest.mark.parametrize("more", [{}, {"strength": 0.3}, {"exclusive": 0.8}])
+def test_only_what_exceeds_other_concepts_is_changed(literal: Literal, more, request) -> None:
+    split = literal.split
+    images = request.getfixturevalue(PHOTOS[literal.kind])[:2]
+    for place in places_of(literal.kind)[::3] if not more else [{}]:
+        for edit in edits_about_others(split, **more, **place):
+            with split.edit(edit):
+                found = channels_now(split, images)
+            torch.testing.assert_close(found, literal(edit), **CLOSE)
+    # Where no unit exceeds what other concepts bring, not one bit changes.
+    whole = edits_about_others(split)[0]
+    units = units_of(split, whole.changes[0])
+    with split.edit(whole):
+        after = channels_now(split, images)
+    still = (after == literal.channels).all(2)
+    quiet = torch.ones_like(still)
+    for unit in units:
+        alone = literal(Edit.ablate(unit=[unit], to="others"))
+        quiet &= (alone == literal.channels).all(2)
+    assert (still | ~quiet).all()
+    assert not still.all()
 
 
 @pytest.mark.parametrize("exclusive", [0.3, 0.8, 1.0])
@@ -284,6 +340,18 @@ def test_a_unit_without_a_concept_is_told_at_strength_0_too(split) -> None:
     channel, _ = some_units(split, rest=False)[0]
     with pytest.raises(EditError, match=str(channel)):
         plan_edit(split, Edit.scale(unit=(channel, 0), by=0, exclusive=0.8, strength=0.0))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"unit": (0, 0)}, r"about='others': unit \(0, 0\) has no concept"),
+        ({"unit": (0, 0), "exclusive": 0.5, "about": "mean"}, r"exclusive=0.5: unit \(0, 0\) has no concept"),
+    ],
+)
+def test_a_unit_without_a_concept_has_nothing_to_exceed(split, words, message) -> None:
+    with pytest.raises(EditError, match=message):
+        plan_edit(split, Edit.scale(**{"by": 0.0, "about": "others", **words}))
 
 
 @pytest.mark.parametrize("about", ["mean", "zero"])

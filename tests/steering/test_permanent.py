@@ -85,6 +85,7 @@ def clamps(where: str) -> list[Edit]:
     return [
         clamp,
         Edit.clamp(concept=concepts[0], high=0.2, strength=0.6),
+        Edit.scale(concept=concepts, by=-1.0, about="others"),
         Edit.clamp(unit=units[:2], low=0.1, about="zero"),
         Edit.add(unit=units, by=0.1) + clamp + Edit.scale(unit=units[1:3], by=1.5),
     ]
