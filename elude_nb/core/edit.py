@@ -47,9 +47,9 @@ class Change:
         ``v``: one number, or one for each of ``units``; for ``"clamp"`` the two bounds.
     about
         ``"mean"`` counts activations from their mean over the discovery, ``"zero"`` from no contribution at all.
-        ``"others"`` scales only what a sub-unit has above the highest mean that any concept this change does not
-        name gives it, or its mean if that is higher (below the lowest, for a sub-unit that is low on its concept); ``x`` counts from
-        there, and is 0 for the rest.
+        ``"others"`` counts from the highest mean that any concept which this change does not name gives the sub-unit,
+        at least from its mean, and changes only what exceeds that. For a sub-unit that is low on its concept it is the
+        lowest mean, and what lies below it.
     tokens
         ``"all"``, ``"class"``, ``"registers"``, ``"patch"``, or the numbers of tokens.
     mask
@@ -241,8 +241,9 @@ class Edit:
         Parameters
         ----------
         to
-            ``"mean"``, the unit's mean over the discovery; ``"zero"``, no contribution at all; ``"others"``, down to what
-            other concepts bring, as ``scale(by=0, about="others")``; or a number, counted from ``about`` on the scale of `Disentanglement.activations` (with ``concept``, in means on the concept).
+            ``"mean"``, the unit's mean over the discovery; ``"zero"``, no contribution at all; ``"others"``, down to
+            what other concepts bring, as ``scale(by=0, about="others")``; or a number, counted from ``about`` on the
+            scale of `Disentanglement.activations` (with ``concept``, in means on the concept).
             With ``unit``, also one number for each unit.
         concept, unit, tokens, mask, strength, exclusive, strongest
             As in `scale`.
