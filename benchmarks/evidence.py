@@ -235,6 +235,8 @@ def table_of_scores(found: dict[str, dict[str, Any]], score: str) -> list[str]:
             groups.setdefault(tuple(name.removeprefix("score ").split(", ")[:3]), []).append(made[score])
     rows = []
     for (split, pictures, judge), each in groups.items():
+        if score.startswith("ms_score") and judge != split:
+            continue  # it looks at the model's own tokens, whoever judges
         means = [np.mean([one[kind] for one in each]) for kind in ("sub-unit", "channel", "random route")]
         gains = []
         for rival in ("channel", "random route"):
@@ -268,7 +270,9 @@ def table_of_steering(found: dict[str, dict[str, Any]], name: str, pictures: str
             cells.append(
                 "" if each is None else f"{each.mean:.{digits}f} [{each.low:.{digits}f}, {each.high:.{digits}f}]"
             )
-        lines.append((float(reached["others"].mean()) if len(reached) else 9.0, f"| {method} | {' | '.join(cells)} |"))
+        lines.append(
+            (-float(reached["others_cosine"].mean()) if len(reached) else 9.0, f"| {method} | {' | '.join(cells)} |")
+        )
     return [line for _, line in sorted(lines)]
 
 
@@ -311,6 +315,28 @@ def table(title: str, about: str, head: str, rows: list[str]) -> list[str]:
     )
 
 
+def in_short(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Return for each score where sub-units are ahead in every seed, and where they are not, as a list."""
+    lines = []
+    for score in (*SCORES, *(f"{score}, distinct" for score in SCORES)):
+        rows = [row.strip("| ").split(" | ") for row in table_of_scores(found, score)]
+        for rival, cell in (("channels", 6), ("random routes", 7)):
+            kept = [row for row in rows if all_ahead(row[cell])]
+            rest = [f"{row[0]}, {row[1]}, judged by {row[2]} ({row[cell].partition(' ')[0]})" for row in rows
+                    if not all_ahead(row[cell])]  # fmt: skip
+            lines.append(
+                f"- {score.replace('_', ' ')}, over {rival}: ahead in every seed in {len(kept)} of {len(rows)} rows"
+                + (f"; not in: {'; '.join(rest)}." if rest else ".")
+            )
+    return lines
+
+
+def all_ahead(cell: str) -> bool:
+    """Say whether a cell of the table of scores has sub-units ahead in every seed."""
+    ahead, total = cell.partition("ahead in ")[2].partition(",")[0], cell.rpartition(" of ")[2]
+    return ahead == total
+
+
 def page(found: dict[str, dict[str, Any]], command: str, seeds: list[int], count: int) -> str:
     """Return the page."""
     seconds = sum(made["seconds"] for made in found.values())
@@ -320,41 +346,53 @@ def page(found: dict[str, dict[str, Any]], command: str, seeds: list[int], count
         f"Written by `{command}`: seeds {', '.join(map(str, seeds))}, {count} images each (half of them to score on), "
         f"{seconds / 60:.0f} minutes in all.",
         "",
-        "A difference is the mean over seeds, with the smallest and the largest; \"ahead\" counts the seeds whose own "
-        "95 % interval (bootstrap over channels) lies above 0, \"behind\" those below.",
-    ]  # fmt: skip
-    for score in (*SCORES, *(f"{score}, distinct" for score in SCORES)):
-        title = f"{score.replace('_', ' ')}{' units' if 'distinct' in score else ''}"
-        head = "| network | pictures | judge | sub-units | channels | random routes | over channels | over routes |"
-        lines += table(title, "", head, table_of_scores(found, score))
-    about = (
-        f"Split on photographs; then a unit's {BEST} best images among held-out crops of the photographs, and among "
-        "drawings that have nothing to do with them. How much more alike are they than those of two different units? "
-        "0 is chance (cosine of centres)."
-    )
-    head = "| network | drawings | judge | sub-units | random routes | channels |"
-    lines += table("The same on drawings?", about, head, table_of_transfer(found))
+        "Sub-units against what they could be mistaken for: the channels as they are, and *random routes*, which give "
+        "as many sources to as many sub-units by chance. Two networks; each is judged by itself and by the other. "
+        '"Crops" are of the ten offline photographs, in both halves; "left-out photographs" are scored on the '
+        "crops of two that the discovery has not seen; stamps and clip art are drawings and cut-outs.",
+    ]
     for name, pictures in dict.fromkeys(each[:2] for each in STEERED):
         labels = ", ".join(each[2] for each in STEERED if each[:2] == (name, pictures))
         about = (
             f"Classes {labels}; {max(count, STEERING_IMAGES)} images, a quarter of them measured. Each method is "
             f"tuned, on images that are not measured, until the class meant has lost {100 * EQUAL_DROP:.0f} points; "
             "points that it and the others lost on other images, and the cosine of the others' outputs before and "
-            "after (mean over classes and seeds with 95 % bootstrap interval over these runs), least damage first. "
+            "after (mean over classes and seeds with 95 % bootstrap interval over these runs), the best cosine first. "
             "*Edit* ablates the concepts named after the class to their mean; *ablated to others* only cuts what "
-            'exceeds the highest mean that any other concept brings (`to="others"`).'
+            'exceeds the highest mean that any other concept brings (`to="others"`). Both found their concepts without '
+            "labels, and use the labels of the discovery's images to name them; the linear SVM, LEACE, the difference "
+            "of means and the best channel learn from the labels of the images to tune on."
         )
         head = "| method | reached | class meant | others | worst other | cosine of others |"
         rows = table_of_steering(found, name, pictures)
         lines += table(f"Steering of {name} at an equal drop, {pictures}", about, head, rows)
     about = (
+        f"Split on photographs; then a unit's {BEST} best images among held-out crops of the photographs, and among "
+        "drawings that have nothing to do with them. How much more alike are they than those of two different units? "
+        "0 is chance (difference of cosines between centres, mean over units and seeds; in how many seeds the 95 % "
+        "interval over units is above 0)."
+    )
+    head = "| network | drawings | judge | sub-units | random routes | channels |"
+    lines += table("The same on drawings?", about, head, table_of_transfer(found))
+    about = (
         "Drawn scenes whose shape is exchanged and nothing else. For each shape the unit that tells it best is "
         "matched on other scenes (d'); then: in what share of the pairs it falls where its shape leaves and rises "
         "where it comes (0.5 is chance), by how many standard deviations, and how much more than the units of shapes "
-        "in neither scene."
+        "in neither scene. Means over seeds with the smallest and the largest."
     )
     head = "| network | units | d' | follows | moves | selectivity |"
     lines += table("A shape is exchanged", about, head, table_of_swaps(found))
+    if short := in_short(found):
+        about = "Where sub-units score higher than what they are compared with, 95 % interval above 0 in every seed:"
+        lines += ["", "## Scores, in short", "", about, "", *short]
+    for score in (*SCORES, *(f"{score}, distinct" for score in SCORES)):
+        title = f"{score.replace('_', ' ')}{' units' if 'distinct' in score else ''}"
+        head = "| network | pictures | judge | sub-units | channels | random routes | over channels | over routes |"
+        about = (
+            'A difference is the mean over seeds, with the smallest and the largest; "ahead" counts the seeds whose '
+            'own 95 % interval (bootstrap over channels) lies above 0, "behind" those below.'
+        )
+        lines += table(title, about if score == SCORES[0] else "", head, table_of_scores(found, score))
     return "\n".join(lines) + "\n"
 
 

@@ -102,6 +102,9 @@ def find_neighbours(
     if len(outputs) != len(photos):
         raise ValueError(f"outputs has {len(outputs)} rows for {len(photos)} images; take read_outputs of the same.")
     queries = {"as it is": read_outputs(model, [image])}
+    if outputs.shape[1:] != queries["as it is"].shape[1:]:
+        found, wanted = (tuple(each.shape[1:]) for each in (outputs, queries["as it is"]))
+        raise ValueError(f"outputs has rows of {found}, not of {wanted}; take read_outputs, as effect(...).before is.")
     for name, context in contexts.items():
         with context:
             queries[name] = read_outputs(model, [image])

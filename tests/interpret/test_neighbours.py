@@ -49,6 +49,8 @@ def test_outputs_at_hand_are_taken(split, images) -> None:
     assert given.found == find_neighbours(split, images[8], images[:6], {}, k=3).found
     with pytest.raises(ValueError, match=r"5 .* 6 "):
         find_neighbours(split, images[8], images[:6], {}, outputs=outputs[:5])
+    with pytest.raises(ValueError, match="take read_outputs"):
+        find_neighbours(split, images[8], images[:6], {}, outputs=outputs[:, :5])
 
 
 def test_a_wrong_edit_is_found_before_anything_runs(split, images) -> None:
