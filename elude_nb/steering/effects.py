@@ -84,6 +84,25 @@ class Effect:
         """Return how many images were measured."""
         return self.seen.total
 
+    def damage(self, up_to: float = 0.5) -> pd.Series[float]:
+        """Return what the other classes lose on average while the target falls to ``up_to``, one value a method.
+
+        The area under the line of `elude_nb.figures.selectivity_curves`, from no edit to that drop, divided by the
+        drop: straight lines between the strengths measured, ``others`` against ``drop``. A method whose drop does not
+        reach ``up_to`` at any strength has NaN; give `effect` larger ``strengths``.
+
+        Raises
+        ------
+        ValueError
+            If ``up_to`` is not between 0 and 1.
+        """
+        check_fraction("up_to", up_to, open_ends=True)
+        areas = {}
+        for method, rows in self.curve.groupby("method", sort=False):
+            ordered = rows[rows["strength"] > 0].sort_values("strength")
+            areas[method] = _area(ordered["drop"].to_numpy(), ordered["others"].to_numpy(), up_to) / up_to
+        return pd.Series(areas, name=f"damage up to {up_to}", dtype=float)
+
     def __str__(self) -> str:
         first = self.table.iloc[0]
         names = ("drop", "accuracy_drop", "others", "accuracy_others", "worst")
@@ -103,6 +122,19 @@ class Effect:
             f"<p>{html.escape(repr(self.edit))} on {self.seen}; {html.escape(self.head.name)}<br>"
             f"{html.escape(str(self))}{notes}</p>{shown.to_html(index=False, float_format='{:z.3f}'.format)}"
         )
+
+
+def _area(drops: np.ndarray, others: np.ndarray, up_to: float) -> float:
+    """Return the area under the line from (0, 0) through (drops, others) to the first point whose drop is ``up_to``."""
+    before, line, area = 0.0, 0.0, 0.0
+    for drop, other in zip(drops, others, strict=True):
+        share = 1.0 if drop < up_to else (up_to - before) / (drop - before)
+        stop = line + share * (other - line)
+        area += (min(drop, up_to) - before) * (line + stop) / 2
+        if drop >= up_to:
+            return area
+        before, line = drop, other
+    return float("nan")
 
 
 @knows_arguments

@@ -621,3 +621,20 @@ def test_at_equal_drop_all_methods_take_as_much_off_the_target(split) -> None:
     assert measure(split, ablation(split), images, head=Given()).at_equal_drop is None
     with pytest.raises(ValueError, match=r"equal_drop=1.5"):
         measure(split, ablation(split), images, head=Given(), equal_drop=1.5)
+
+
+def test_damage_is_the_area_under_the_line_up_to_a_drop(mlp_split) -> None:
+    found = measure(mlp_split, ablation(mlp_split), random_images(30, 8, seed=3), strengths=(0.5, 1))
+    curve = pd.DataFrame(
+        [("edit", 0.0, 0.0, 9.0), ("edit", 0.5, 0.2, 0.1), ("edit", 1.0, 0.6, 0.3), ("LEACE", 1.0, 0.4, 0.1),
+         ("SAE latent", 1.0, 0.8, -0.4)],
+        columns=["method", "strength", "drop", "others"],
+    )  # fmt: skip
+    damage = replace(found, curve=curve.sample(frac=1, random_state=1)).damage(0.5)
+    # (0, 0) to (0.2, 0.1) to half of the way to (0.6, 0.3), which is (0.5, 0.25)
+    assert damage["edit"] == pytest.approx((0.2 * 0.05 + 0.3 * 0.175) / 0.5)
+    assert math.isnan(damage["LEACE"])
+    assert damage["SAE latent"] == pytest.approx(-0.125)
+    assert found.damage(0.9).index.tolist() == found.table["method"].tolist()
+    with pytest.raises(ValueError, match="up_to"):
+        found.damage(0)
