@@ -44,6 +44,7 @@ from elude_nb.course.quizzes import (
     check_wilson,
     practice_answers,
 )
+from elude_nb.course.results import by_player, class_answers
 from elude_nb.course.routing import (
     check_by_hand,
     check_certificate,
@@ -90,6 +91,7 @@ from elude_nb.course.tradeoff import (
 
 __all__ = [
     "Right",
+    "by_player",
     "check_ablation",
     "check_at_equal_drop",
     "check_average_precision",
@@ -153,6 +155,7 @@ __all__ = [
     "check_why_nothing_lost",
     "check_why_unseen",
     "check_wilson",
+    "class_answers",
     "clear_solutions",
     "find_exercises",
     "practice_answers",

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from elude_nb._util.checks import shortly
+from elude_nb._util.html import look_css
 from elude_nb.errors import AnswerError
 
 Mistakes = Mapping[str, Any]
@@ -39,10 +40,11 @@ class Right:
 
     def _repr_html_(self) -> str:
         box = Markup(
-            '<div style="border-left:4px solid #1b7837;background:#e8f5e9;color:#1b3a20;padding:.5em 1em">'
-            "<b>✓ Right.</b> {}</div>"
+            '<style>{}</style><div class="elude-look" style="border-left:4px solid var(--elude-good);padding:.4em 1em;'
+            'background:color-mix(in srgb, var(--elude-good) 12%, transparent)"><b style="color:var(--elude-good)">'
+            "✓ Right.</b> {}</div>"
         )
-        return str(box.format(self.sentence))
+        return str(box.format(look_css(), self.sentence))
 
 
 def check_numbers(
