@@ -86,8 +86,8 @@ def write_class(out: Path, *, report: bool = True, seed: int = 0) -> Path:
     handouts = []
     for path in find_exercises():
         notebook = nbformat.read(path, as_version=4)
-        for folder, version in (("solutions", notebook), ("students", clear_solutions(notebook))):
-            _write(out / folder / path.name, nbformat.writes(version) + "\n")
+        for name, version in (("solutions", notebook), ("students", clear_solutions(notebook))):
+            _write(out / name / path.name, nbformat.writes(version) + "\n")
         handouts.append(_handout(path.name, notebook.cells[0].source))
     _write(out / "environment.yml", ENVIRONMENT)
     _write(out / "requirements.txt", REQUIREMENTS)

@@ -65,7 +65,9 @@ def _read(path: Path) -> pd.DataFrame:
     lacking = [name for name in _COLUMNS if name not in found]
     if lacking:
         raise ValueError(f"no column {lacking[0]!r}")
-    table = as_table(found[_COLUMNS].to_dict("records"))  # which checks the types
+    table = as_table(
+        [dict(zip(_COLUMNS, row, strict=True)) for row in found[_COLUMNS].itertuples(index=False)]
+    )  # which checks the types
     table["player"] = table["player"].astype("object").fillna("").astype(str)
     unknown = set(table["kind"]) - set(KINDS)
     if unknown:

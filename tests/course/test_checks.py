@@ -50,8 +50,14 @@ def whole(answer: Any, count: int) -> Any:
     return [answer] * count if isinstance(answer, float) else answer
 
 
+def pair(answer: Any) -> tuple[Any, Any]:
+    """Return the two numbers of an answer."""
+    first, second = answer if isinstance(answer, list) else (answer, answer)
+    return first, second
+
+
 CASES: dict[str, Callable[[Any], Right]] = {
-    "sizes": lambda a: course.check_sizes(*(whole(a, 2) if a is not ... else (a, a)), W),
+    "sizes": lambda a: course.check_sizes(*pair(a), W),
     "contributions": lambda a: course.check_contributions(a, W, Q[0], 1),
     "channel value": lambda a: course.check_channel_value(a, W, B, Q[0], 1),
     "channel": lambda a: course.check_channel(a, W, B, Q, 1),
