@@ -27,7 +27,7 @@ default_role = "py:obj"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True  # attributes as a list, and not each as an entry beside the panel's trait of that name
-autodoc_typehints = "none"  # the signatures have them
+autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {
     "members": True,
