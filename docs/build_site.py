@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from sphinx.cmd.build import main as sphinx
-
 HERE = Path(__file__).parent
 _LOADED = re.compile(r"<(?:script|img|link|iframe|source)\b[^>]*?\b(?:src|href)=\"([^\"]+)\"", re.IGNORECASE)
 _FOLLOWED = re.compile(r"<a\b[^>]*?\bhref=\"([^\"]+)\"", re.IGNORECASE)
@@ -46,6 +44,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("site"))
     parser.add_argument("--tour", action="store_true", help="run the notebooks, too")
     options = parser.parse_args()
+    from sphinx.cmd.build import main as sphinx
+
     tour = ["-t", "tour"] if options.tour else []
     if sphinx(["-q", "-W", "--keep-going", *tour, str(HERE), str(options.out)]):
         return 1

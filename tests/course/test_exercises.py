@@ -123,6 +123,8 @@ def test_solutions_pass_and_nothing_else_does(path: Path, monkeypatch: pytest.Mo
             exec(cell.source, solved)  # noqa: S102
             if names_in(cell.source) & set(none):
                 exec(cell.source, {**solved, **none})  # noqa: S102
+    worth_asking = {"02": "len(r) > 2 and missing > 0", "03": "gain.std() > 0", "08": "0 < named.sum() < len(named)"}
+    assert eval(worth_asking.get(path.stem[:2], "True"), solved)  # noqa: S307
 
 
 def test_every_check_is_asked_for() -> None:
