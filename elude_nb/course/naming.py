@@ -122,7 +122,7 @@ def check_holm(function: object) -> Right:
         function,
         [(np.array([0.01, 0.04, 0.03, 0.2]),), (np.array([0.6, 0.001, 0.7]),)],
         lambda p: holm(np.asarray(p)),
-        "Of all that is called significant now, the chance of a single mistake is at most 5 %.",
+        "Of all that is called significant now, the chance of any mistake is at most 5 %.",
         shape="one number for each p-value, in the order given",
         mistakes={
             "Nothing is corrected yet.": lambda p: p,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 
+import elude_nb as en
 from elude_nb import course
 from elude_nb.app.tour import lacking_packages
 from elude_nb.course import clear_solutions, find_exercises
@@ -18,6 +20,7 @@ from elude_nb.course.exercises import BEGIN, END, YOURS, clear_source
 from elude_nb.errors import AnswerError, CourseError
 
 PATHS = find_exercises()
+load_once = cache(en.load_model)  # no exercise changes the model
 
 
 def read(path: Path) -> Any:
@@ -100,6 +103,7 @@ def test_solutions_pass_and_nothing_else_does(path: Path, monkeypatch: pytest.Mo
     Given cells that use an answer also run as they do for a student who has none: they must not crash.
     """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(en, "load_model", load_once)
     notebook = read(path)
     if lacking := lacking_packages(notebook):
         pytest.skip(lacking)
