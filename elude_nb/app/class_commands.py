@@ -53,7 +53,11 @@ def collect(
         save_answers(answers, table)
     written = [str(path) for path in (out, table) if path is not None]
     if json:
-        shares = {kind: {"right": each.mean, "low": each.low, "high": each.high} for kind, each in found.shares.items()}
+        ends = {"right": "mean", "low": "low", "high": "high"}
+        shares = {  # JSON has no NaN
+            kind: {name: getattr(each, of) if each.count else None for name, of in ends.items()}
+            for kind, each in found.shares.items()
+        }
         rows = players.to_dict("records")
         typer.echo(dumps({"players": rows, "shares": shares, "verdict": str(found), "files": written}, indent=1))
         return
