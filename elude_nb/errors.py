@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 __all__ = [
+    "AnswerError",
+    "CourseError",
     "EditError",
     "EludeError",
     "ExactnessError",
@@ -22,6 +24,18 @@ __all__ = [
 
 class EludeError(Exception):
     """What all errors of this package have in common."""
+
+
+class AnswerError(EludeError, ValueError):
+    """An answer to an exercise that is not right; the message is one sentence that says what is wrong with it."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Have notebooks show the sentence alone: the lines of the check would say nothing."""
+        return [f"\x1b[31mNot yet.\x1b[0m {self}"]
+
+
+class CourseError(EludeError, ValueError):
+    """Files of a course that cannot be used: an exercise without its marks, or answers that are none."""
 
 
 class EditError(EludeError, ValueError):

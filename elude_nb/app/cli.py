@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elude_nb._util.words import counted
+from elude_nb.app.class_commands import collect, hand_out
 from elude_nb.app.options import (
     METHODS,
     ROUTINGS,
@@ -104,6 +105,10 @@ def tour(
     check_paths(folder=out)
     index = run_tour(out, only=None if only is None else only.split(","))
     _show_page(index, start, json)
+
+
+app.command("class")(hand_out)
+app.command("answers")(collect)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from elude_nb.figures.concept_map import concept_atlas
 from elude_nb.figures.depth import concept_profile, contributions_by_block
 from elude_nb.figures.images import activation_map, before_after, contact_sheet, unit_maps
+from elude_nb.figures.quiz import quiz_result
 from elude_nb.figures.routing import routing_bars, routing_sankey
 from elude_nb.figures.scores import (
     factor_heatmap,
@@ -43,6 +44,7 @@ __all__ = [
     "neighbour_grid",
     "patch_changes",
     "plotly_template",
+    "quiz_result",
     "routing_bars",
     "routing_sankey",
     "score_distributions",

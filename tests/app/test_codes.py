@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import elude_nb as en
+from elude_nb import course
 from elude_nb.app import cli
 from elude_nb.app.cli import _options_of
 from tests.app.test_cli import run
@@ -108,7 +109,11 @@ def test_json_stands_alone_on_standard_output(
         "models": ["test_vit*"],
         "methods": [],
         "tour": ["--out", out],
+        "class": [out, "--no-report"],
+        "answers": [str(tmp_path / "handed in")],
     }
+    (tmp_path / "handed in").mkdir()
+    course.practice_answers(2).query("kind == 'channel'").to_csv(tmp_path / "handed in" / "a.csv")  # none of the other
     assert set(lines) == set(_commands())
     found = {}
     for command, words in lines.items():
@@ -118,6 +123,7 @@ def test_json_stands_alone_on_standard_output(
         said_beforehand = command in {"disentangle", "verify", "score", "compare", "report"}
         assert bool(re.search(rf"^{command}: .*about", printed.err, re.MULTILINE)) == said_beforehand, printed.err
     split = en.Disentanglement.load(file)
+    assert found["answers"]["shares"]["sub-unit"] == {"right": None, "low": None, "high": None}
     assert found["disentangle"]["file"] == file
     assert found["disentangle"]["settings"]["concepts"] == 5
     assert found["disentangle"]["sub_units"] == len(split.live_units)

@@ -95,7 +95,9 @@ FIGURES: dict[str, Callable[[Gallery], Any]] = {
     "unit_maps": lambda gallery: figures.unit_maps(gallery, 0, split_channel(gallery)),
 }
 # These show no words but the package's own.
-OWN_WORDS = {"channel_steps", "contributions_by_block", "granularity_curve", "score_distributions", "trial_sheet"}
+OWN_WORDS = {
+    "channel_steps", "contributions_by_block", "granularity_curve", "quiz_result", "score_distributions", "trial_sheet",
+}  # fmt: skip
 PLOTLY = {"concept_atlas", "routing_sankey"}
 NOT_FIGURES = {"Picture", "house_style", "plotly_template", "theme"}
 
