@@ -14,6 +14,7 @@ __all__ = [
     "PartitionError",
     "SentenceError",
     "SiteError",
+    "StatisticsError",
     "StoreError",
     "TourError",
     "WeightsError",
@@ -62,6 +63,10 @@ class SentenceError(EludeError, ValueError):
 
 class SiteError(EludeError, ValueError):
     """A place that cannot be split, with the reason."""
+
+
+class StatisticsError(EludeError, ValueError):
+    """Statistics of several passes that do not add up, or that lack images."""
 
 
 class StoreError(EludeError, ValueError):

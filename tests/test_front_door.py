@@ -124,7 +124,7 @@ def test_import_paths_of_version_02_work_and_warn(old, name) -> None:
 
 
 def test_a_name_that_left_the_front_door_warns() -> None:
-    with pytest.warns(DeprecationWarning, match="core.disentangle"):
+    with pytest.warns(DeprecationWarning, match="core.estimate"):
         assert elude_nb.estimate  # type: ignore[attr-defined]
 
 

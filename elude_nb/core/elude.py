@@ -20,6 +20,7 @@ from elude_nb._util.progress import progress_bar
 from elude_nb.core.clustering import unit_vectors
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.density import cluster_by_density, cluster_groups_by_density, expected_bytes
+from elude_nb.core.recording import Recording
 from elude_nb.core.routing import MOST_UNITS, NO_CONCEPT, Routing, pack_bits
 
 RULES = ("published", "signed", "absolute")
@@ -53,6 +54,13 @@ class Instances:
     channels: Tensor = field(repr=False)
     counts: Tensor = field(repr=False)
     squares: Tensor | None = None
+
+    @staticmethod
+    def of_tokens(kept: Recording) -> Instances:
+        """Return recorded tokens as instances; raise ``ValueError`` if there are none."""
+        if not len(kept):
+            raise ValueError("There are no tokens to split by.")
+        return Instances(kept.sources, kept.channels, torch.ones(len(kept)))
 
     @staticmethod
     def of_groups(fine: ConceptBook) -> Instances:
