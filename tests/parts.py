@@ -50,3 +50,16 @@ def collected(
         collector.add(part)
     images = tokens.images.unique()
     return collector.finish(images, images * 7)
+
+
+def same_statistics(one: Statistics, other: Statistics, *, exactly: bool = False) -> None:
+    """Check that counts, images and tokens are equal, and sums but for the last bits."""
+    assert (one.settings, one.limits, one.origin) == (other.settings, other.limits, other.origin)
+    assert one.tokens == other.tokens
+    found, wanted = one.tensors(), other.tensors()
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        if exactly or name.startswith(("images", "hashes", "kept", "cells")) or not tensor.is_floating_point():
+            assert tensor.equal(wanted[name]), name
+        else:
+            torch.testing.assert_close(tensor, wanted[name], rtol=1e-12, atol=1e-12)

@@ -13,7 +13,6 @@ from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_kind
 from elude_nb._util.progress import say
-from elude_nb._util.words import counted
 from elude_nb.core.clustering import cluster_directions, unit_vectors
 from elude_nb.core.concepts import ConceptBook, make_books
 from elude_nb.core.elude import Instances
@@ -25,7 +24,7 @@ from elude_nb.core.saving import Stamp, difference_of_weights
 from elude_nb.core.statistics import Limits, Statistics, collect_recording
 from elude_nb.core.strategies import RandomRouting, RoutingStrategy, read_strategy
 from elude_nb.data.images import Images
-from elude_nb.errors import ModelMismatchError, StatisticsError
+from elude_nb.errors import ModelMismatchError
 from elude_nb.models.find_sites import find_site
 from elude_nb.models.hooks import for_analysis
 from elude_nb.models.load import Model, as_model
@@ -166,11 +165,7 @@ def build_split(
     """
     check_kind("statistics", statistics, Statistics, "a Statistics, from elude_nb.core.one_pass.collect")
     model, settings = as_model(model, "build_split", progress=progress), statistics.settings
-    missing = settings.images - len(statistics)
-    if missing:
-        raise StatisticsError(
-            f"{missing:,} of {counted(settings.images, 'image')} have not been seen; add the statistics of all shards."
-        )
+    statistics.check_complete()
     stamp = Stamp(model)
     difference = difference_of_weights(model, statistics.origin, stamp.fingerprint)
     if difference:

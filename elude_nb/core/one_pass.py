@@ -299,10 +299,11 @@ def load_shards(paths: Iterable[str | os.PathLike[str]]) -> Statistics:
 
 def _empty(planned: Pass) -> Statistics:
     names = hashlib.sha256(json.dumps(planned.images.names).encode()).hexdigest()
+    origin = json.loads(json.dumps({**identity_of(planned.model), "image_list": names}))  # as a file gives it back
     return Statistics.empty(
         planned.settings,
         planned.limits,
-        {**identity_of(planned.model), "image_list": names},
+        origin,
         planned.place.channels,
         planned.place.sources * planned.place.kernel,
         for_analysis(torch.empty(0, dtype=planned.model.dtype)).dtype,

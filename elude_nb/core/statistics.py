@@ -160,6 +160,15 @@ class Statistics:
             micro=books[0] + books[1] if len(books) == 2 else books[0] if books else None,
         )
 
+    def check_complete(self) -> None:
+        """Raise `StatisticsError` unless all images have been seen."""
+        missing = self.settings.images - len(self)
+        if missing:
+            raise StatisticsError(
+                f"{missing:,} of {counted(self.settings.images, 'image')} have not been seen; add the statistics of "
+                "all shards."
+            )
+
     def groups(self) -> ConceptBook:
         """Return the micro-clusters with any token, or all tokens where they were kept, each a group of its own."""
         if self.micro is None:

@@ -16,7 +16,7 @@ from elude_nb import Recording
 from elude_nb.core.concepts import Cells
 from elude_nb.core.statistics import Collector, Limits, Statistics, token_keys
 from elude_nb.errors import StatisticsError, StoreError
-from tests.parts import empty_of, recording_of, settings_of
+from tests.parts import empty_of, recording_of, same_statistics, settings_of
 
 IMAGES, EACH = 24, 5
 _RNG = np.random.default_rng(0)
@@ -38,31 +38,18 @@ def part_of(images: list[int], limits: Limits, batch: int = 4) -> Statistics:
     return collector.finish(numbers, numbers * 7)
 
 
-def same(one: Statistics, other: Statistics, *, exactly: bool = False) -> None:
-    """Check that counts, images and tokens are equal, and sums but for the last bits."""
-    assert (one.settings, one.limits, one.origin) == (other.settings, other.limits, other.origin)
-    assert one.tokens == other.tokens
-    found, wanted = one.tensors(), other.tensors()
-    assert found.keys() == wanted.keys()
-    for name, tensor in found.items():
-        if exactly or name.startswith(("images", "hashes", "kept", "cells")) or not tensor.is_floating_point():
-            assert tensor.equal(wanted[name]), name
-        else:
-            torch.testing.assert_close(tensor, wanted[name], rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 @given(owners=st.lists(st.integers(0, 4), min_size=IMAGES, max_size=IMAGES), order=st.permutations(range(5)))
 @settings(deadline=None, max_examples=25)
-def test_any_cut_in_any_order_adds_up_to_the_same(limits, owners, order) -> None:
+def test_any_cut_in_any_order_adds_up_to_the_same_statistics(limits, owners, order) -> None:
     whole = part_of(list(range(IMAGES)), limits)
     parts = [part_of([i for i in range(IMAGES) if owners[i] == part][::-1], limits, batch=3) for part in order]
-    same(functools.reduce(operator.add, parts), whole)
+    same_statistics(functools.reduce(operator.add, parts), whole)
     a, b, *others = parts
-    same((a + b) + others[0], a + (b + others[0]))
-    same(a + b, b + a, exactly=True)
+    same_statistics((a + b) + others[0], a + (b + others[0]))
+    same_statistics(a + b, b + a, exactly=True)
     for one in (whole + empty_of(TOKENS, limits), empty_of(TOKENS, limits) + whole):
-        same(one, whole, exactly=True)
+        same_statistics(one, whole, exactly=True)
 
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
@@ -96,7 +83,7 @@ def test_a_file_holds_all_of_it(limits, tmp_path) -> None:
     path = tmp_path / "part.safetensors"
     for found in (part_of([2, 5], limits), empty_of(TOKENS, limits)):
         found.save(path)
-        same(Statistics.load(path), found, exactly=True)
+        same_statistics(Statistics.load(path), found, exactly=True)
     whole = Statistics.load(path) + part_of(list(range(IMAGES)), limits)
     assert repr(whole) == "Statistics(24 of 24 images, 120 tokens at 'layer')"
 
