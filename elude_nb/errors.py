@@ -7,6 +7,7 @@ __all__ = [
     "EludeError",
     "ExactnessError",
     "ExportError",
+    "GroupError",
     "ImageError",
     "JudgeError",
     "ModelMismatchError",
@@ -39,6 +40,10 @@ class PartitionError(EludeError, RuntimeError):
 
 class ExportError(EludeError, RuntimeError):
     """A network that cannot be written, or that would compute something else where it is read."""
+
+
+class GroupError(EludeError, RuntimeError):
+    """Several processes that worked together, of which one has ended or failed."""
 
 
 class JudgeError(EludeError, RuntimeError):

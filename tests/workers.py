@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from elude_nb import Model
+from elude_nb import Model, disentangle, load_images
 from elude_nb.core.one_pass import collect
 from tests.tiny import random_images, tiny_vit, to_tensor
 
@@ -59,3 +60,48 @@ def collect_until(after: int, saves: int, count: int, path: Path, shard: tuple[i
 
     os.fsync = fsync  # type: ignore[assignment]
     collect(model_that_dies(after), random_images(count, 32), shard=shard, out=path, **how)
+
+
+def in_group(rank: int, count: int, folder: Path, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    """Do some work in one process of a group of so many; print to files, and leave an error's text in one."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    try:
+        work(rank, folder, *arguments)
+    except Exception as error:
+        (folder / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
+        raise SystemExit(2) from error
+    dist.destroy_process_group()
+
+
+def run_group(count: int, folder: Path, work: Callable[..., object], *arguments: Any) -> list[int | None]:
+    """Run some work in so many processes; return their exit codes."""
+    processes = [start(in_group, rank, count, folder, work, arguments) for rank in range(count)]
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+def disentangle_in_group(rank: int, folder: Path, count: int, site: str | None, how: dict[str, Any]) -> None:
+    split = disentangle(tiny_vit(), random_images(count, 32), site, **how)
+    split.save(folder / f"split-{rank}.safetensors")
+
+
+def die_in_group(rank: int, folder: Path, who: int, after: int, how: dict[str, Any]) -> None:
+    """Be killed as one of the processes after so many images."""
+    disentangle(model_that_dies(after if rank == who else 999), random_images(70, 32), **how)
+
+
+def fail_in_group(rank: int, folder: Path, how: dict[str, Any]) -> None:
+    """Find a broken image in the second process, which does not end because of it."""
+    images = random_images(70, 32)
+    path = folder / "broken.png"
+    path.write_bytes(b"no image")
+    images = load_images([*images][:60] + [path] * 10)
+    try:
+        disentangle(tiny_vit(), images, **how)
+    except Exception:
+        time.sleep(1 if rank == 1 else 0)
+        raise

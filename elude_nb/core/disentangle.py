@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_kind
 from elude_nb._util.progress import say
+from elude_nb._util.ranks import Ranks, together
 from elude_nb.core.clustering import cluster_directions, unit_vectors
 from elude_nb.core.concepts import ConceptBook, make_books
 from elude_nb.core.elude import Instances
@@ -110,26 +111,30 @@ def disentangle(
         ``max_memory`` is too small.
     """
     model = as_model(model, "disentangle", progress=progress)
-    planned = plan_pass(
-        model,
-        images,
-        site,
-        purpose="disentangle",
-        blocks=blocks,
-        concepts=concepts,
-        units=units,
-        shared=shared,
-        routing=routing,
-        tokens=tokens,
-        tokens_per_image=tokens_per_image,
-        seed=seed,
-        batch_size=batch_size,
-        max_memory=max_memory,
-        progress=progress,
-    )
-    if planned.model.progress:
-        say(f"disentangle: {measure(planned)}")
-    return build_split(run_pass(planned), model, planned.strategy, progress=progress)
+    with together() as ranks:
+        planned = plan_pass(
+            model,
+            images,
+            site,
+            purpose="disentangle",
+            blocks=blocks,
+            concepts=concepts,
+            units=units,
+            shared=shared,
+            routing=routing,
+            tokens=tokens,
+            tokens_per_image=tokens_per_image,
+            seed=seed,
+            batch_size=batch_size,
+            max_memory=max_memory,
+            progress=progress if ranks.first else False,
+        )
+        if planned.model.progress:
+            say(f"disentangle: {measure(planned, ranks.count)}")
+        share = ranks.rank + 1, ranks.count
+        found = ranks.add_up(run_pass(planned, share, ranks=ranks if ranks.count > 1 else None))
+        split = _split_checked(found, planned.model, planned.strategy, ranks)
+    return replace(split, model=model)
 
 
 @knows_arguments
@@ -164,24 +169,28 @@ def build_split(
         If there are too few tokens for the concepts, or the strategy is not known here and was not given.
     """
     check_kind("statistics", statistics, Statistics, "a Statistics, from elude_nb.core.one_pass.collect")
-    model, settings = as_model(model, "build_split", progress=progress), statistics.settings
-    statistics.check_complete()
+    model = as_model(model, "build_split", progress=progress)
+    strategy = routing or read_strategy(statistics.settings.strategy)
+    return replace(_split_checked(statistics, model.using(progress=progress), strategy, Ranks()), model=model)
+
+
+def _split_checked(statistics: Statistics, model: Model, strategy: RoutingStrategy, ranks: Ranks) -> Disentanglement:
+    """Check that the statistics are whole and of this model, and split by them; warn of concepts with few tokens."""
+    if ranks.first:  # the others have a part of them
+        statistics.check_complete()
     stamp = Stamp(model)
     difference = difference_of_weights(model, statistics.origin, stamp.fingerprint)
     if difference:
-        raise ModelMismatchError(
-            f"The statistics are not of {model.name!r}: {difference}. Load the model that they name."
-        )
-    site = find_site(model, settings.site, blocks=settings.blocks)
-    strategy = routing or read_strategy(settings.strategy)
-    split = _split_by(statistics, model.using(progress=progress), site, strategy, stamp)
+        raise ModelMismatchError(f"The statistics are not of {model.name!r}: {difference}. Load the model they name.")
+    site = find_site(model, statistics.settings.site, blocks=statistics.settings.blocks)
+    split = _split_by(statistics, model, site, strategy, ranks, stamp)
     few = int((split.book.counts < _FEW_TOKENS).sum())
-    if few and split.model.progress:
+    if few and model.progress:
         say(
             f"disentangle: {few} of {len(split.book)} concepts have fewer than {_FEW_TOKENS} tokens; what is said of "
             "them rests on little. Take more images, more tokens_per_image, or fewer concepts."
         )
-    return replace(split, model=model, seen=statistics.hashes)
+    return split
 
 
 def split_recording(
@@ -207,33 +216,48 @@ def split_recording(
     kept = len(recording) if few else 0 if elude is None or by_groups else elude.max_tokens
     seed = settings.seed if elude is None else elude.seed
     limits = Limits(micro, 0 if few else len(recording), kept, seed, squares=by_groups)
-    return _split_by(collect_recording(recording, settings, limits), model, site, strategy)
+    return replace(_split_by(collect_recording(recording, settings, limits), model, site, strategy, Ranks()), seen=None)
 
 
 @own_arithmetic()
 def _split_by(
-    statistics: Statistics, model: Model, site: Site, strategy: RoutingStrategy, stamp: Stamp | None = None
+    statistics: Statistics,
+    model: Model,
+    site: Site,
+    strategy: RoutingStrategy,
+    ranks: Ranks,
+    stamp: Stamp | None = None,
 ) -> Disentanglement:
-    settings, elude, moments = statistics.settings, elude_of(strategy), statistics.moments
-    book, fine = make_books(statistics.groups(), settings.concepts, statistics.limits.micro_clusters, settings.seed)
+    """Split in the first process, the others helping; all have the result."""
     weight = for_analysis(site.weight(model.network))
-    kernels = weight.unflatten(1, (-1, site.kernel))
+    decided = _decide(statistics, weight.unflatten(1, (-1, site.kernel)), strategy, model.progress, ranks)
+    if ranks.first:
+        moments = statistics.moments
+        variance, covariance = (x.to(weight) for x in (moments.channel_variance, moments.covariance))
+        shares = unit_shares(weight, decided[0], covariance, variance)
+        decided = *decided, variance, shares, statistics.hashes
+    route, book, settings, variance, shares, seen = ranks.from_first(decided)
+    return Disentanglement(model, site, route, book, settings, variance, shares, seen=seen, stamp=stamp)
+
+
+def _decide(statistics: Statistics, kernels: Tensor, strategy: RoutingStrategy, progress: bool, ranks: Ranks) -> Any:
+    """Return the routing, the book and the settings in the first process; the others do their share of channels."""
+    settings, elude = statistics.settings, elude_of(strategy)
+    if not ranks.first:
+        if elude is not None:
+            elude.route_instances(kernels, ranks.from_first(None), ranks=ranks)
+        return None
+    book, fine = make_books(statistics.groups(), settings.concepts, statistics.limits.micro_clusters, settings.seed)
     if elude is None:
-        route = strategy.route(kernels, book, fine, units=settings.units, shared=settings.shared)
-    else:
-        if elude.instances == "tokens":
-            found = Instances.of_tokens(statistics.sample(elude.max_tokens))
-        else:
-            found = Instances.of_groups(fine)
-        fine = replace(fine, source_squares=None)
-        route, centres = elude.route_instances(kernels, found, progress=model.progress)
-        if isinstance(strategy, RandomRouting):
-            route = shuffled(route, strategy.seed)
-        route, book = with_concepts(route, centres, fine, settings.concepts, settings.seed)
-        settings = replace(settings, units=max(2, route.units), shared=None, concepts=len(book))
-    variance, covariance = (x.to(weight) for x in (moments.channel_variance, moments.covariance))
-    shares = unit_shares(weight, route, covariance, variance)
-    return Disentanglement(model, site, route, book, settings, variance, shares, stamp=stamp)
+        return strategy.route(kernels, book, fine, units=settings.units, shared=settings.shared), book, settings
+    by_tokens = elude.instances == "tokens"
+    found = Instances.of_tokens(statistics.sample(elude.max_tokens)) if by_tokens else Instances.of_groups(fine)
+    fine = replace(fine, source_squares=None)
+    route, centres = elude.route_instances(kernels, ranks.from_first(found), progress=progress, ranks=ranks)
+    if isinstance(strategy, RandomRouting):
+        route = shuffled(route, strategy.seed)
+    route, book = with_concepts(route, centres, fine, settings.concepts, settings.seed)
+    return route, book, replace(settings, units=max(2, route.units), shared=None, concepts=len(book))
 
 
 def with_concepts(

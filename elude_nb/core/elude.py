@@ -17,6 +17,7 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction
 from elude_nb._util.progress import progress_bar
+from elude_nb._util.ranks import Ranks
 from elude_nb.core.clustering import unit_vectors
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.density import cluster_by_density, cluster_groups_by_density, expected_bytes
@@ -227,7 +228,7 @@ class EludeRouting:
         return self.route_instances(weight, Instances.of_groups(fine))[0]
 
     def route_instances(
-        self, weight: Tensor, found: Instances, *, progress: bool = False
+        self, weight: Tensor, found: Instances, *, progress: bool = False, ranks: Ranks | None = None
     ) -> tuple[Routing, list[Tensor]]:
         """Decide the routing of all channels.
 
@@ -239,6 +240,8 @@ class EludeRouting:
             The instances.
         progress
             Whether to show a progress bar over the channels.
+        ranks
+            The processes that share the channels, each with the same weights and instances.
 
         Returns
         -------
@@ -253,16 +256,23 @@ class EludeRouting:
                 raise ValueError(f"The {name} of instance {bad} hold NaN or infinite values; look at the images.")
         mean, middle = _means(found)
 
-        def one(channel: int) -> _Split:
+        ranks = ranks or Ranks()
+        mine = range(ranks.rank, len(weight), ranks.count)
+
+        def one(number: int) -> _Split:
+            channel = mine[number]
             clusters = self._find_clusters(weight[channel], found, channel)
             return self._split_channel(weight[channel], found, clusters, mean, middle)
 
-        at_once = max(1, min(torch.get_num_threads(), len(weight)))
-        with progress_bar(description="channels", total=len(weight), show=progress, unit="channel") as bar:
-            made = []
-            for split in _in_threads(one, len(weight), at_once):
-                made.append(split)
+        at_once = max(1, min(torch.get_num_threads(), len(mine)))
+        with progress_bar(description="channels", total=len(mine), show=progress, unit="channel") as bar:
+            several = []
+            for split in _in_threads(one, len(mine), at_once):
+                several.append(split)
                 bar.update()
+                ranks.check()
+        shares = ranks.all(several)
+        made = [shares[channel % ranks.count][channel // ranks.count] for channel in range(len(weight))]
         return _joined(made, weight.shape[1]), [split.centres for split in made]
 
     def trace(self, weight: Tensor, found: Instances, channel: int) -> tuple[Clusters, Routing]:

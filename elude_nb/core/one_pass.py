@@ -19,6 +19,7 @@ from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, shortly
 from elude_nb._util.files import check_target
 from elude_nb._util.progress import say
+from elude_nb._util.ranks import Ranks
 from elude_nb._util.words import counted
 from elude_nb.core.concepts import Cells
 from elude_nb.core.elude import EludeRouting
@@ -147,7 +148,7 @@ def run_pass(
     known: Statistics | None = None,
     keep: Callable[[Statistics], object] | None = None,
     every: int = EVERY,
-    exchange: Callable[[list[Recording]], list[Recording]] | None = None,
+    ranks: Ranks | None = None,
     announce: bool = False,
 ) -> Statistics:
     """Run the images of a share that are not known yet, and return the statistics of the whole share.
@@ -165,9 +166,9 @@ def run_pass(
         returned.
     every
         How many.
-    exchange
-        Gives the channels of this share's part of the sample to other processes, and returns those of all. Without it,
-        this process runs the whole sample, of which the cells are made.
+    ranks
+        The processes that run the other shares meanwhile: they hand each other the channels of their parts of the
+        sample that the cells are made from. Without them, this process runs the whole sample.
     announce
         Whether to say how long the forward passes will take.
     """
@@ -176,11 +177,15 @@ def run_pass(
     own = share_of(sample, shard)
     cells, first = start.cells, list[Recording]()
     if sample and cells is None:
-        others = [] if exchange else sorted(set(sample) - set(own))
+        others = [] if ranks else sorted(set(sample) - set(own))
         seen = [_without_sources(part) for part in _record(planned, others)]
         first = list(_record(planned, own))
         seen += map(_without_sources, first)
-        cells = _make_cells(planned, exchange(seen) if exchange else seen)
+        if ranks is None:
+            cells = _make_cells(planned, seen)
+        else:
+            seen = [part for several in ranks.all(seen) for part in several]
+            cells = ranks.from_first(_make_cells(planned, seen) if ranks.first else None)
     collector = Collector(start, cells)
     for part in first:
         collector.add(part)
@@ -190,6 +195,8 @@ def run_pass(
     for batch, part in zip(_batches(left, planned.model.batch_size), _record(planned, left, announce), strict=True):
         collector.add(part)
         done.update(batch)
+        if ranks is not None:
+            ranks.check()
         if keep is not None and len(done) - kept >= every:
             keep(_finish(collector, planned, start, done))
             kept = len(done)
