@@ -12,9 +12,11 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import sklearn.cluster  # noqa: F401 - here, that is before the processes are forked
 import torch
 
 from elude_nb import Model, disentangle, load_images
+from elude_nb.app.cli import main
 from elude_nb.core.one_pass import collect
 from tests.tiny import random_images, tiny_vit, to_tensor
 
@@ -105,3 +107,15 @@ def fail_in_group(rank: int, folder: Path, how: dict[str, Any]) -> None:
     except Exception:
         time.sleep(1 if rank == 1 else 0)
         raise
+
+
+def run_as_torchrun(rank: int, count: int, port: int, folder: Path, words: list[str]) -> None:
+    """Run a command as one of the processes that torchrun starts; what it prints goes to files."""
+    os.chdir(folder)
+    for name, number in (("out", 1), ("err", 2)):
+        os.dup2(os.open(f"{name}-{rank}", os.O_CREAT | os.O_WRONLY), number)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ.update({"TORCHELASTIC_RUN_ID": "test", **address, **numbers})
+    torch.set_num_threads(1)
+    main(words)

@@ -63,6 +63,7 @@ from elude_nb.app.options import (
     seed_option,
     whole_option,
 )
+from elude_nb.app.processes import check_shared, own_device, process_group
 
 if TYPE_CHECKING:
     from elude_nb.baselines.compare import Compared
@@ -91,11 +92,12 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback prints it
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    pass
+    check_shared(context.invoked_subcommand)
 
 
 @app.command()
@@ -144,24 +146,26 @@ def disentangle(
     check_paths(images=images, out=out, model=model)
     import elude_nb as en
 
-    loaded = load_model(model, architecture, image_size, device, dtype, pretrained)
-    split = en.disentangle(
-        loaded,
-        take_discovery(take_whole(images, count, skip_broken, value_range), hold_out, seed),
-        site,
-        blocks=blocks,
-        concepts=concepts,
-        units=units,
-        shared=shared,
-        routing=routing,
-        tokens=tokens,
-        tokens_per_image=tokens_per_image,
-        batch_size=batch_size,
-        seed=seed,
-        max_memory=max_memory,
-    )
-    split.save(out)
-    typer.echo(dumps({"file": str(out), **figures_of(split)}, indent=1) if json else f"{split!r}\nSaved to {out}")
+    with process_group() as first:
+        loaded = load_model(model, architecture, image_size, own_device(device), dtype, pretrained)
+        split = en.disentangle(
+            loaded,
+            take_discovery(take_whole(images, count, skip_broken, value_range), hold_out, seed),
+            site,
+            blocks=blocks,
+            concepts=concepts,
+            units=units,
+            shared=shared,
+            routing=routing,
+            tokens=tokens,
+            tokens_per_image=tokens_per_image,
+            batch_size=batch_size,
+            seed=seed,
+            max_memory=max_memory,
+        )
+    if first:
+        split.save(out)
+        typer.echo(dumps({"file": str(out), **figures_of(split)}, indent=1) if json else f"{split!r}\nSaved to {out}")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from elude_nb._util.words import counted
+from elude_nb.app.processes import process_number
 from elude_nb.app.shell import in_shell_words
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def take_discovery(images: ImageSet, hold_out: float, seed: int) -> ImageSet:
     found, held_out = images.split(1 - hold_out, seed=seed) if hold_out else (images, images[:0])
     labels = "" if images.labels is None else f", {counted(len(set(images.labels)), 'label')}"
     said = f"{len(found):,} for the discovery, {len(held_out):,} held out"
-    tell(f"{counted(len(images), 'image')}{labels}: {said}", {})
+    if process_number()[0] == 0:
+        tell(f"{counted(len(images), 'image')}{labels}: {said}", {})
     return found
 
 
@@ -87,7 +89,9 @@ def check_whole(images: ImageSet) -> None:
     """
     from elude_nb.errors import ImageError
 
-    broken = list(images.find_broken(progress=True).values())
+    rank, count = process_number()
+    mine = images.subset(range(rank, len(images), count)) if count > 1 else images
+    broken = list(mine.find_broken(progress=rank == 0).values())
     if len(broken) > 1:
         raise ImageError(
             f"{len(broken)} of {counted(len(images), 'image')} cannot be used; --skip-broken leaves them out. The "

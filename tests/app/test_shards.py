@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from elude_nb import Disentanglement, load_model
 from elude_nb.app.cli import main
+from elude_nb.app.processes import own_device
+from tests.workers import run_as_torchrun, start
 
 TINY = ["--model", "test_vit", "--no-pretrained", "--image-size", "32"]
 TAKE = [*TINY, "--images", "photographs", "--count", "40", "--hold-out", "0", "--concepts", "4", "--units", "2"]
@@ -50,3 +53,30 @@ def test_shards_that_are_none_are_refused_at_once(wrong, tmp_path, capsys) -> No
 def test_what_is_no_part_is_refused_before_anything_is_loaded(tmp_path, capsys) -> None:
     assert run("merge", tmp_path / "none.safetensors", "--out", tmp_path / "split.safetensors") == 2
     assert "There is no file" in capsys.readouterr().err
+
+
+def test_processes_of_torchrun_share_the_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two processes, started as torchrun starts them, find what one finds, and one of them prints."""
+    words = ["disentangle", *TAKE, "--json", "--out"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = [start(run_as_torchrun, rank, 2, port, tmp_path, [*words, "two.safetensors"]) for rank in (0, 1)]
+    for worker in workers:
+        worker.join()
+    assert run(*words, tmp_path / "one.safetensors") == 0
+    one, two = json.loads(capsys.readouterr().out), json.loads((tmp_path / "out-0").read_text())
+    assert two == one | {"file": "two.safetensors", "share_of_unit_0": pytest.approx(one["share_of_unit_0"])}
+    assert (tmp_path / "two.safetensors").is_file()
+    assert "40 for the discovery" in (tmp_path / "err-0").read_text()
+    assert (tmp_path / "out-1").read_text() == ""
+    assert "discovery" not in (tmp_path / "err-1").read_text()
+
+
+def test_other_commands_are_for_one_process(monkeypatch, capsys) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert run("methods") == 2
+    assert "methods works in one process, and torchrun started 2." in capsys.readouterr().err
+    assert own_device("cuda") == "cuda:1"
+    assert own_device("cpu") == "cpu"
