@@ -57,6 +57,7 @@ from elude_nb.app.options import (
     SomeChannelsOption,
     TokensPerImageOption,
     VerifyImagesOption,
+    WorkersOption,
     check_paths,
     choice_option,
     memory_option,
@@ -138,6 +139,7 @@ def disentangle(
     tokens: Annotated[Any, choice_option(TOKENS, "by default all for elude, else patch.")] = None,
     tokens_per_image: TokensPerImageOption = 24,
     batch_size: BatchOption = None,
+    workers: WorkersOption = 0,
     seed: Annotated[Any, seed_option("Of sampling and clustering.")] = 0,
     max_memory: Annotated[Any, memory_option("the analysis")] = None,
     json: JsonOption = False,
@@ -149,7 +151,7 @@ def disentangle(
     with process_group() as first:
         loaded = load_model(model, architecture, image_size, own_device(device), dtype, pretrained)
         split = en.disentangle(
-            loaded,
+            loaded.using(workers=workers),
             take_discovery(take_whole(images, count, skip_broken, value_range), hold_out, seed),
             site,
             blocks=blocks,

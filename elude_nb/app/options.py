@@ -206,6 +206,7 @@ BlocksOption = Annotated[Any, _parsed(_number_or_all, "N|all", "How many blocks 
 ConceptsOption = Annotated[Any, whole_option("Number of concepts; by default it follows the data.", 2)]
 TokensPerImageOption = Annotated[Any, whole_option("Tokens drawn of each image.")]
 BatchOption = Annotated[Any, whole_option("Images in one forward pass.")]
+WorkersOption = Annotated[Any, whole_option("Processes that open images while the network runs.", 0)]
 MethodsOption = Annotated[Any, _parsed(_methods, "NAME,NAME", "Names with commas between; see `elude-nb methods`.")]
 ChannelsOption = Annotated[
     Any,

@@ -31,6 +31,7 @@ from elude_nb.app.options import (
     SharedOption,
     SiteOption,
     TokensPerImageOption,
+    WorkersOption,
     check_paths,
     choice_option,
     memory_option,
@@ -61,6 +62,7 @@ def collect(
     tokens: Annotated[Any, choice_option(TOKENS, "by default all for elude, else patch.")] = None,
     tokens_per_image: TokensPerImageOption = 24,
     batch_size: BatchOption = None,
+    workers: WorkersOption = 0,
     seed: Annotated[Any, seed_option("Of sampling and clustering.")] = 0,
     max_memory: Annotated[Any, memory_option("the analysis")] = None,
     every: Annotated[Any, whole_option("After how many images the file is written.")] = 10_000,
@@ -72,7 +74,7 @@ def collect(
 
     loaded = load_model(model, architecture, image_size, device, dtype, pretrained)
     found = one_pass.collect(
-        loaded,
+        loaded.using(workers=workers),
         take_discovery(take_images(images, count, skip_broken=False, value_range=value_range), hold_out, seed),
         site,
         shard=shard,

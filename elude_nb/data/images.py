@@ -119,6 +119,10 @@ class ImageSet(Sequence[Image.Image]):
                 self[index]
         return np.array([self._hashes[place] for place in self._places], dtype=np.int64)
 
+    def note_hashes(self, start: int, hashes: Sequence[int]) -> None:
+        """Note the hashes of images from number ``start`` on, which another process has opened."""
+        self._hashes.update(zip(self._places[start : start + len(hashes)], hashes, strict=True))
+
     def __iter__(self) -> Iterator[Image.Image]:
         return (self[i] for i in range(len(self)))
 
