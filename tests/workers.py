@@ -15,7 +15,7 @@ from typing import Any
 import sklearn.cluster  # noqa: F401 - here, that is before the processes are forked
 import torch
 
-from elude_nb import Model, disentangle, load_images
+from elude_nb import Model, disentangle, load_images, score, verify
 from elude_nb.app.cli import main
 from elude_nb.core.one_pass import collect
 from tests.tiny import random_images, tiny_vit, to_tensor
@@ -89,6 +89,13 @@ def run_group(count: int, folder: Path, work: Callable[..., object], *arguments:
 def disentangle_in_group(rank: int, folder: Path, count: int, site: str | None, how: dict[str, Any]) -> None:
     split = disentangle(tiny_vit(), random_images(count, 32), site, **how)
     split.save(folder / f"split-{rank}.safetensors")
+
+
+def score_in_group(rank: int, folder: Path, count: int) -> None:
+    split = disentangle(tiny_vit(), random_images(20, 32, seed=1), concepts=8, units=3, progress=False)
+    score(split, random_images(count, 32), k=4, progress=False).to_pickle(folder / f"scores-{rank}")
+    found = verify(split, random_images(count, 32), max_images=None, batch_size=8, progress=False)
+    (folder / f"certificate-{rank}").write_text(found.to_json())
 
 
 def die_in_group(rank: int, folder: Path, who: int, after: int, how: dict[str, Any]) -> None:

@@ -49,6 +49,10 @@ class Ranks:
         """Return the values of all processes, in their order."""
         return [value]
 
+    def join(self, values: list[T]) -> list[T]:
+        """Return the lists of all processes as one, in their order."""
+        return [value for several in self.all(values) for value in several]
+
     def from_first(self, value: T) -> T:
         """Return the value that the first process has."""
         return value
@@ -62,7 +66,8 @@ class _Several(Ranks):
     def __init__(self) -> None:
         super().__init__()
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
-        self._group, self._watch = (dist.new_group(backend="gloo", timeout=_LONG) for _ in range(2))
+        made: list[Any] = [dist.new_group(backend="gloo", timeout=_LONG) for _ in range(2)]
+        self._group, self._watch = made
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 

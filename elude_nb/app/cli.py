@@ -192,10 +192,13 @@ def verify(
     import elude_nb as en
 
     most = verify_images or (16 if count is None else "all")
-    split = load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    taken = take_images(images, count, skip_broken, value_range)
-    of_these = None if most == "all" else int(most)
-    found = en.verify(split, taken, max_images=of_these, batch_size=batch_size, strict=False)
+    with process_group() as first:
+        split = load_split(file, model, architecture, image_size, own_device(device), dtype, pretrained)
+        taken = take_images(images, count, skip_broken, value_range)
+        of_these = None if most == "all" else int(most)
+        found = en.verify(split, taken, max_images=of_these, batch_size=batch_size, strict=False)
+    if not first:
+        return
     typer.echo(found.to_json() if json else str(found))
     for problem in found.problems():
         typer.echo(f"problem: {problem}", err=True)
@@ -230,10 +233,13 @@ def score(
     from elude_nb.scores import score_means, verdict
     from elude_nb.scores.similarity import of_few
 
-    split = load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    taken = take_unseen(split, seen, images, count, skip_broken, value_range)
-    k = k or of_few(10, len(taken))
-    scores = en.score(split, taken, k=k, seed=seed, embeddings=judge)
+    with process_group() as first:
+        split = load_split(file, model, architecture, image_size, own_device(device), dtype, pretrained)
+        taken = take_unseen(split, seen, images, count, skip_broken, value_range)
+        k = k or of_few(10, len(taken))
+        scores = en.score(split, taken, k=k, seed=seed, embeddings=judge)
+    if not first:
+        return
     if channels is not None:
         check_count("channels", max(channels), 0, split.site.channels - 1)
         scores = scores[scores["channel"].isin(channels)]

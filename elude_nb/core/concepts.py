@@ -173,8 +173,8 @@ class Moments:
     @staticmethod
     def empty(channels: int, sources: int) -> Moments:
         """Return the moments of no token."""
-        several = (torch.zeros(size, dtype=torch.float64) for size in (channels, sources, channels))
-        return Moments(0, *several, torch.zeros(sources, channels, dtype=torch.float64))
+        means = torch.zeros(channels, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64)
+        return Moments(0, *means, means[0].clone(), torch.zeros(sources, channels, dtype=torch.float64))
 
     @staticmethod
     def of(channels: Tensor, sources: Tensor) -> Moments:

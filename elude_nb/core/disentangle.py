@@ -245,7 +245,8 @@ def _decide(statistics: Statistics, kernels: Tensor, strategy: RoutingStrategy, 
     settings, elude = statistics.settings, elude_of(strategy)
     if not ranks.first:
         if elude is not None:
-            elude.route_instances(kernels, ranks.from_first(None), ranks=ranks)
+            received: Any = ranks.from_first(None)
+            elude.route_instances(kernels, received, ranks=ranks)
         return None
     book, fine = make_books(statistics.groups(), settings.concepts, statistics.limits.micro_clusters, settings.seed)
     if elude is None:

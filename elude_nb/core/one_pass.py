@@ -184,7 +184,7 @@ def run_pass(
         if ranks is None:
             cells = _make_cells(planned, seen)
         else:
-            seen = [part for several in ranks.all(seen) for part in several]
+            seen = ranks.join(seen)
             cells = ranks.from_first(_make_cells(planned, seen) if ranks.first else None)
     collector = Collector(start, cells)
     for part in first:
@@ -338,6 +338,11 @@ def share_of(numbers: Sequence[int], shard: Shard) -> list[int]:
     return list(numbers[start:stop])
 
 
+def own_share(numbers: Sequence[int], ranks: Ranks) -> list[int]:
+    """Return the share of this process."""
+    return share_of(numbers, (ranks.rank + 1, ranks.count))
+
+
 def _batches(numbers: Sequence[int], size: int) -> Iterable[list[int]]:
     return (list(numbers[start : start + size]) for start in range(0, len(numbers), size))
 
@@ -360,7 +365,8 @@ def _record(planned: Pass, numbers: Sequence[int], announce: bool = False) -> It
 
 
 def _without_sources(part: Recording) -> Recording:
-    return replace(part, sources=part.sources[:, :0], entering=part.entering[:, :0])
+    none = part.sources.new_empty(len(part), 0)  # not a view, which would be sent with all that it is a view of
+    return replace(part, sources=none, entering=none)
 
 
 def _make_cells(planned: Pass, parts: list[Recording]) -> Cells:

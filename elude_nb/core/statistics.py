@@ -371,7 +371,9 @@ class Collector:
 
         What is added later must not be: the value shares its memory.
         """
-        kept = self._start.kept if self._kept is None else next(self._kept.parts(self._count))
+        kept = self._start.kept if self._kept is None else self._kept
+        if self._kept is not None and self._count < self._limits.tokens:
+            kept = kept.rows(torch.arange(self._count))  # not a view, which would be sent with the whole buffer
         images, order = images.sort()
         return replace(
             self._start,

@@ -41,10 +41,11 @@ def same(one: Disentanglement, other: Disentanglement) -> None:
     assert one.settings == other.settings
     assert one.routing.routes.equal(other.routing.routes)
     assert one.routing.concepts.equal(other.routing.concepts)
-    assert (one.routing.owner_sets is None) == (other.routing.owner_sets is None)
-    assert one.routing.owner_sets is None or one.routing.owner_sets.equal(other.routing.owner_sets)
+    sets = [torch.zeros(0) if each.routing.owner_sets is None else each.routing.owner_sets for each in (one, other)]
+    assert sets[0].equal(sets[1])
     assert one.book.counts.equal(other.book.counts)
     assert one.seen is not None
+    assert other.seen is not None
     assert one.seen.equal(other.seen)
     pairs = [(each.book.channel_sums, each.book.source_sums, each.unit_shares) for each in (one, other)]
     for found, wanted in zip(*pairs, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
+import pickle
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from tests.parts import empty_of, recording_of, same_statistics, settings_of
 
 IMAGES, EACH = 24, 5
 _RNG = np.random.default_rng(0)
-TOKENS = recording_of(*(torch.from_numpy(_RNG.normal(size=(IMAGES * EACH, width)) + 3) for width in (6, 9)), EACH)
+CHANNELS, SOURCES = (torch.from_numpy(_RNG.normal(size=(IMAGES * EACH, width)) + 3) for width in (6, 9))
+TOKENS = recording_of(CHANNELS, SOURCES, EACH)
 CELLS = Cells.of(TOKENS.channels[:40], 7, seed=0)
 LIMITS = {
     "all tokens": Limits(7, 0, IMAGES * EACH, 0),
@@ -65,6 +67,7 @@ def test_sums_are_those_of_the_tokens(limits) -> None:
     torch.testing.assert_close(groups.channel_sums.sum(0), channels.sum(0))
     torch.testing.assert_close(groups.source_sums.sum(0), sources.sum(0))
     if limits.squares:
+        assert groups.source_squares is not None
         torch.testing.assert_close(groups.source_squares.sum(0), sources.square().sum(0))
 
 
@@ -121,3 +124,9 @@ def test_damaged_files_and_other_files_are_refused(tmp_path, split) -> None:
         wrong.save(tmp_path / "part.safetensors")
         with pytest.raises(StoreError, match="holds no whole statistics"):
             Statistics.load(tmp_path / "part.safetensors")
+
+
+def test_what_is_sent_is_no_larger_than_what_it_holds() -> None:
+    found = part_of([2, 5], LIMITS["all tokens"])
+    held = sum(tensor.nbytes for tensor in found.tensors().values())
+    assert len(pickle.dumps(found)) < held + 12_000

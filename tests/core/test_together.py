@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 
+import pandas as pd
 import pytest
 
-from elude_nb import Disentanglement, disentangle
+from elude_nb import Disentanglement, disentangle, score, verify
 from tests.core.test_one_pass import QUICK, WAYS, same
-from tests.tiny import random_images
-from tests.workers import die_in_group, disentangle_in_group, fail_in_group, run_group
+from tests.tiny import random_images, tiny_vit
+from tests.workers import die_in_group, disentangle_in_group, fail_in_group, run_group, score_in_group
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,19 @@ def test_a_process_that_fails_and_lives_on_ends_the_others(tmp_path) -> None:
     assert run_group(2, tmp_path, fail_in_group, QUICK) == [2, 2]
     assert "broken.png" in (tmp_path / "error-1").read_text()
     assert (tmp_path / "error-0").read_text().startswith("GroupError")
+
+
+def test_scores_and_certificates_are_those_of_one_process(vit, tmp_path) -> None:
+    assert run_group(3, tmp_path, score_in_group, 40) == [0, 0, 0]
+    split = disentangle(tiny_vit(), random_images(20, 32, seed=1), concepts=8, units=3, progress=False)
+    wanted = score(split, random_images(40, 32), k=4, progress=False)
+    certificate = verify(split, random_images(40, 32), max_images=None, batch_size=8, progress=False).to_dict()
+    measured = {name for name in certificate if name.endswith("time_ratio")}
+    for rank in range(3):
+        found = pd.read_pickle(tmp_path / f"scores-{rank}")  # noqa: S301 - our own
+        pd.testing.assert_frame_equal(found, wanted)
+        assert found.attrs == wanted.attrs
+        told = json.loads((tmp_path / f"certificate-{rank}").read_text())
+        assert {name: told[name] for name in told.keys() - measured} == {
+            name: certificate[name] for name in certificate.keys() - measured
+        }
