@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import sklearn.cluster  # noqa: F401 - here, that is before the processes are fo
 import torch
 
 from elude_nb import Model, disentangle, load_images, score, verify
+from elude_nb._util import ranks
 from elude_nb.app.cli import main
 from elude_nb.core.one_pass import collect
 from tests.tiny import random_images, tiny_vit, to_tensor
@@ -101,6 +103,15 @@ def score_in_group(rank: int, folder: Path, count: int) -> None:
 def die_in_group(rank: int, folder: Path, who: int, after: int, how: dict[str, Any]) -> None:
     """Be killed as one of the processes after so many images."""
     disentangle(model_that_dies(after if rank == who else 999), random_images(70, 32), **how)
+
+
+def call_alone_in_group(rank: int, folder: Path, how: dict[str, Any]) -> None:
+    """Make a call in the first process only."""
+    ranks.MEETING = timedelta(seconds=0.5)
+    if rank == 0:
+        disentangle(tiny_vit(), random_images(20, 32), **how)
+    while not (folder / "error-0").exists():
+        time.sleep(0.05)
 
 
 def fail_in_group(rank: int, folder: Path, how: dict[str, Any]) -> None:

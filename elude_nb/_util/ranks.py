@@ -18,6 +18,8 @@ import torch.distributed as dist
 from elude_nb.errors import GroupError
 
 T = TypeVar("T")
+MEETING = timedelta(minutes=10)
+"""How long a process waits for the others to make the same call."""
 _LONG = timedelta(days=30)  # the slowest share may take hours longer than the others
 _SOON = 5.0  # seconds
 _ENDED = "Another process of the group has ended or failed; what it printed says why. This one cannot go on without it."
@@ -66,8 +68,16 @@ class _Several(Ranks):
     def __init__(self) -> None:
         super().__init__()
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
-        made: list[Any] = [dist.new_group(backend="gloo", timeout=_LONG) for _ in range(2)]
-        self._group, self._watch = made
+        try:
+            self._groups: list[Any] = [dist.new_group(backend="gloo", timeout=MEETING)]
+        except RuntimeError as error:
+            raise GroupError(
+                f"Not all {self.count} processes of the group have made this call within {MEETING}, or one has ended. "
+                "All have to make it, with the same arguments; where only one is to, end the group before: "
+                "torch.distributed.destroy_process_group()."
+            ) from error
+        self._groups += [dist.new_group(backend="gloo", timeout=_LONG) for _ in range(2)]
+        _, self._group, self._watch = self._groups
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
@@ -86,7 +96,7 @@ class _Several(Ranks):
         with suppress(RuntimeError):
             dist.send(torch.full((1,), float(failed)), (self.rank - 1) % self.count, self._watch)
         self._thread.join(_SOON if failed else None)
-        for group in (self._group, self._watch):
+        for group in self._groups:
             dist.destroy_process_group(group)
 
     def all(self, value: T) -> list[T]:

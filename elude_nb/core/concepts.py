@@ -161,7 +161,8 @@ class Moments:
     squares
         Sum of the squares of each channel around its mean, (d,), float64.
     products
-        Sum of the products of sources and channels around their means, (s * kernel, d), float64.
+        Sum of the products of sources and channels around their means, (s * kernel, d): float64, but of `Moments.of` in
+        the dtype of the tokens.
     """
 
     tokens: int
@@ -179,18 +180,17 @@ class Moments:
     @staticmethod
     def of(channels: Tensor, sources: Tensor) -> Moments:
         """Return the moments of some tokens, (t, d) and (t, s * kernel), one at least."""
-        means = channels.double().mean(0), sources.double().mean(0)
+        means = tuple(values.sum(0, dtype=torch.float64) / len(values) for values in (channels, sources))
         centred, others = channels - means[0].to(channels), sources - means[1].to(sources)
         # That the means are rounded to the tokens' dtype moves the sums by the square of the rounding: by nothing.
-        return Moments(len(channels), *means, centred.double().square().sum(0), (others.T @ centred).double())
+        return Moments(len(channels), means[0], means[1], centred.double().square().sum(0), others.T @ centred)
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.tokens, self.channel_mean, self.source_mean, self.squares, self.products.clone()).absorb(
-            other
-        )
+        products = self.products.to(torch.float64, copy=True)
+        return Moments(self.tokens, self.channel_mean, self.source_mean, self.squares, products).absorb(other)
 
     def absorb(self, other: Moments) -> Moments:
-        """Return the sum of both; the products are added in place, and this value is not to be used any more."""
+        """Return the sum of both; the products, in float64, are added in place: this value is not to be used again."""
         tokens = self.tokens + other.tokens
         if not tokens:
             return self

@@ -89,10 +89,11 @@ class Comparison:
     def __add__(self, other: Comparison) -> Comparison:
         """Return what both have taken in."""
         found = Comparison()
-        for name, one in vars(self).items():
-            two = getattr(other, name)
-            how = {"_identical": bool.__and__, "_abs": max, "_largest": max, "_ulp": max}.get(name, int.__add__)
-            setattr(found, name, how(one, two))
+        found._identical = self._identical and other._identical
+        for name in ("_abs", "_largest", "_ulp"):
+            setattr(found, name, max(getattr(self, name), getattr(other, name)))
+        for name in ("_same_top", "_rows", "_values"):
+            setattr(found, name, getattr(self, name) + getattr(other, name))
         return found
 
     def result(self) -> Difference:
@@ -321,7 +322,7 @@ def verify(
             lambda one: one * min(images_float64, len(photos)) + passes,
             show=model.progress,
         )
-        in_float64 = ranks.from_first(_in_float64(split, explicit, readout, doubles) if ranks.first else None)
+        in_float64: Any = ranks.from_first(_in_float64(split, explicit, readout, doubles) if ranks.first else None)
         for batch in model.batches(own, "verify", announce=False):
             plain = clock.run("model", network, site, batch)
             check_finite(plain.output, own, range(done, done + len(batch)), "The model's outputs")

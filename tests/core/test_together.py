@@ -11,7 +11,14 @@ import pytest
 from elude_nb import Disentanglement, disentangle, score, verify
 from tests.core.test_one_pass import QUICK, WAYS, same
 from tests.tiny import random_images, tiny_vit
-from tests.workers import die_in_group, disentangle_in_group, fail_in_group, run_group, score_in_group
+from tests.workers import (
+    call_alone_in_group,
+    die_in_group,
+    disentangle_in_group,
+    fail_in_group,
+    run_group,
+    score_in_group,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +47,12 @@ def test_a_process_that_fails_and_lives_on_ends_the_others(tmp_path) -> None:
     assert run_group(2, tmp_path, fail_in_group, QUICK) == [2, 2]
     assert "broken.png" in (tmp_path / "error-1").read_text()
     assert (tmp_path / "error-0").read_text().startswith("GroupError")
+
+
+def test_a_call_that_the_others_do_not_make_is_not_waited_for_forever(tmp_path) -> None:
+    assert run_group(2, tmp_path, call_alone_in_group, QUICK) == [2, 0]
+    said = (tmp_path / "error-0").read_text()
+    assert said.startswith("GroupError: Not all 2 processes of the group have made this call within 0:00:00.5")
 
 
 def test_scores_and_certificates_are_those_of_one_process(vit, tmp_path) -> None:
