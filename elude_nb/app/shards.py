@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from elude_nb.app.inputs import figures_of, load_model, model_options, take_discovery, take_images
+from elude_nb._util.words import counted
+from elude_nb.app.inputs import figures_of, load_model, model_options, take_discovery, take_images, tell
 from elude_nb.app.options import (
     ROUTINGS,
     TOKENS,
@@ -30,6 +31,7 @@ from elude_nb.app.options import (
     ShardOption,
     SharedOption,
     SiteOption,
+    SkipBrokenOption,
     TokensPerImageOption,
     WorkersOption,
     check_paths,
@@ -51,6 +53,7 @@ def collect(
     pretrained: PretrainedOption = None,
     images: ImagesOption = "photographs",
     count: CountOption = None,
+    skip_broken: SkipBrokenOption = False,
     value_range: RangeOption = None,
     hold_out: HoldOutOption = 0.5,
     site: SiteOption = None,
@@ -80,6 +83,7 @@ def collect(
         shard=shard,
         out=out,
         every=every,
+        skip_broken=skip_broken,
         blocks=blocks,
         concepts=concepts,
         units=units,
@@ -114,6 +118,8 @@ def merge(
 
     found = load_shards(files)
     found.check_complete()  # before the model is loaded
+    if len(found.left_out):
+        tell(f"{counted(len(found.left_out), 'image')} cannot be opened and were left out", {})
     how = model_options(architecture, image_size, device, dtype, pretrained)
     split = build_split(found, load_named_model(dict(found.origin), str(files[0]), model, **how))
     split.save(out)

@@ -242,7 +242,7 @@ def _split_by(
 
 def _decide(statistics: Statistics, kernels: Tensor, strategy: RoutingStrategy, progress: bool, ranks: Ranks) -> Any:
     """Return the routing, the book and the settings in the first process; the others do their share of channels."""
-    settings, elude = statistics.settings, elude_of(strategy)
+    settings, elude = replace(statistics.settings, images=len(statistics)), elude_of(strategy)
     if not ranks.first:
         if elude is not None:
             received: Any = ranks.from_first(None)

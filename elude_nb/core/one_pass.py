@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from elude_nb._util.arithmetic import own_arithmetic
-from elude_nb._util.checks import check_count, shortly
+from elude_nb._util.checks import check_count, check_flag, shortly
 from elude_nb._util.files import check_target
 from elude_nb._util.progress import say
 from elude_nb._util.ranks import Ranks
@@ -28,6 +28,7 @@ from elude_nb.core.recording import Recording, record
 from elude_nb.core.saving import Settings, identity_of
 from elude_nb.core.statistics import Collector, Limits, Statistics, check_alike
 from elude_nb.core.strategies import RandomRouting, RoutingStrategy, check_routing_settings, find_routing
+from elude_nb.data.folders import name_left_out
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import StatisticsError
 from elude_nb.models.default_site import choose_site
@@ -150,6 +151,7 @@ def run_pass(
     every: int = EVERY,
     ranks: Ranks | None = None,
     announce: bool = False,
+    skip_broken: bool = False,
 ) -> Statistics:
     """Run the images of a share that are not known yet, and return the statistics of the whole share.
 
@@ -171,11 +173,20 @@ def run_pass(
         sample that the cells are made from. Without them, this process runs the whole sample.
     announce
         Whether to say how long the forward passes will take.
+    skip_broken
+        Whether to open every image beforehand, and leave out those that cannot be opened.
     """
     start = _empty(planned) if known is None else known
     sample, rest = _in_order(planned)
-    own = share_of(sample, shard)
+    own, later = share_of(sample, shard), share_of(rest, shard)
     cells, first = start.cells, list[Recording]()
+    if skip_broken:
+        known_already = {*start.images.tolist(), *start.left_out.tolist()}
+        broken = _find_broken(planned, sorted({*sample, *later}.difference(known_already)))
+        new = broken.intersection([*own, *later])
+        start = replace(start, left_out=torch.tensor(sorted({*start.left_out.tolist(), *new}), dtype=torch.int64))
+        broken.update(start.left_out.tolist())
+        sample, own, later = ([n for n in several if n not in broken] for several in (sample, own, later))
     if sample and cells is None:
         others = [] if ranks else sorted(set(sample) - set(own))
         seen = [_without_sources(part) for part in _record(planned, others)]
@@ -190,7 +201,7 @@ def run_pass(
     for part in first:
         collector.add(part)
     done = {*start.images.tolist(), *(own if first else ())}
-    left = [number for number in (*own, *share_of(rest, shard)) if number not in done]
+    left = [number for number in (*own, *later) if number not in done]
     kept = len(done)
     for batch, part in zip(_batches(left, planned.model.batch_size), _record(planned, left, announce), strict=True):
         collector.add(part)
@@ -212,6 +223,7 @@ def collect(
     shard: Shard = (1, 1),
     out: str | os.PathLike[str] | None = None,
     every: int = EVERY,
+    skip_broken: bool = False,
     **settings: Any,
 ) -> Statistics:
     """Run a share of the images and return what `elude_nb.core.disentangle.build_split` splits by.
@@ -230,6 +242,8 @@ def collect(
         and a call that was ended is continued from there.
     every
         After how many images it is written.
+    skip_broken
+        Leave out images that cannot be opened, and say which; without it, one ends the call.
     **settings
         ``routing``, ``concepts``, ``tokens``, ``seed``, ...: all others of `elude_nb.disentangle`.
 
@@ -241,15 +255,17 @@ def collect(
         As `elude_nb.disentangle` does.
     """
     shard, every = _check_shard(shard), check_count("every", every)
+    check_flag("skip_broken", skip_broken)
     target = None if out is None else check_target(out)
     planned = plan_pass(
         as_model(model, "collect", progress=settings.get("progress")), images, site, purpose="collect", **settings
     )
+    how: dict[str, Any] = {"announce": True, "skip_broken": skip_broken}
     if target is None:
-        return run_pass(planned, shard, announce=True)
+        return run_pass(planned, shard, **how)
     known = _read_known(planned, shard, target) if target.exists() else None
-    found = run_pass(planned, shard, known=known, keep=lambda part: part.save(target), every=every, announce=True)
-    if known is None or len(found) > len(known):
+    found = run_pass(planned, shard, known=known, keep=lambda part: part.save(target), every=every, **how)
+    if known is None or len(found) + len(found.left_out) > len(known) + len(known.left_out):
         found.save(target)
     return found
 
@@ -322,6 +338,15 @@ def _in_order(planned: Pass) -> tuple[list[int], list[int]]:
     count, size = len(planned.images), planned.limits.sample
     sample = np.sort(np.random.default_rng(planned.settings.seed).choice(count, size, replace=False))
     return sample.tolist(), np.setdiff1d(np.arange(count), sample).tolist()
+
+
+def _find_broken(planned: Pass, numbers: Sequence[int]) -> set[int]:
+    """Open these images; return the numbers of those that cannot be used, and say which they are."""
+    images = planned.images.subset(numbers)
+    found = images.find_broken(progress=planned.model.progress)
+    if found and planned.model.progress:
+        say(f"collect: {name_left_out([images.names[index] for index in found])}")
+    return {numbers[index] for index in found}
 
 
 def share_of(numbers: Sequence[int], shard: Shard) -> list[int]:

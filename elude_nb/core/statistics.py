@@ -92,6 +92,8 @@ class Statistics:
         The numbers of the images that were seen, in order, (n,).
     hashes
         Of their pixels, (n,).
+    left_out
+        The numbers of images that cannot be opened, in order, (m,).
     kept
         The tokens that are kept whole, in the order of images and positions.
     moments
@@ -106,6 +108,7 @@ class Statistics:
     origin: Mapping[str, Any] = field(repr=False)
     images: Tensor = field(repr=False)
     hashes: Tensor = field(repr=False)
+    left_out: Tensor = field(repr=False)
     kept: Recording = field(repr=False)
     moments: Moments = field(repr=False)
     cells: Cells | None = field(default=None, repr=False)
@@ -118,7 +121,8 @@ class Statistics:
         """Return the value of no images at a site with so many channels and sources."""
         no_images, none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, width, dtype=dtype)
         kept = Recording(none.new_zeros(0, channels), none, none.new_zeros(0, 0), no_images, no_images)
-        return Statistics(settings, limits, origin, no_images, no_images, kept, Moments.empty(channels, width))
+        of_none = no_images, no_images, no_images
+        return Statistics(settings, limits, origin, *of_none, kept, Moments.empty(channels, width))
 
     @property
     def tokens(self) -> int:
@@ -144,7 +148,7 @@ class Statistics:
         if not isinstance(other, Statistics):
             return NotImplemented
         check_alike(self, other)
-        twice = np.intersect1d(self.images.numpy(), other.images.numpy())
+        twice = np.intersect1d(*(torch.cat([each.images, each.left_out]).numpy() for each in (self, other)))
         if len(twice):
             raise StatisticsError(f"Both have seen image {twice[0]} ({len(twice):,} in all); add each part once.")
         first, second = sorted((self, other), key=lambda each: int(each.images[0]) if len(each) else -1)
@@ -154,6 +158,7 @@ class Statistics:
             self,
             images=images,
             hashes=torch.cat([first.hashes, second.hashes])[order],
+            left_out=torch.cat([first.left_out, second.left_out]).sort().values,
             kept=_smallest(Recording.join([first.kept, second.kept]), self.limits),
             moments=first.moments + second.moments,
             cells=second.cells if first.cells is None else first.cells,
@@ -162,7 +167,7 @@ class Statistics:
 
     def check_complete(self) -> None:
         """Raise `StatisticsError` unless all images have been seen."""
-        missing = self.settings.images - len(self)
+        missing = self.settings.images - len(self) - len(self.left_out)
         if missing:
             raise StatisticsError(
                 f"{missing:,} of {counted(self.settings.images, 'image')} have not been seen; add the statistics of "
@@ -213,7 +218,7 @@ class Statistics:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all numbers by name: what a file holds, and what one process sends to another."""
-        found = {"images": self.images, "hashes": self.hashes}
+        found = {"images": self.images, "hashes": self.hashes, "left_out": self.left_out}
         parts = [("kept", self.kept), ("moments", self.moments), ("cells", self.cells), ("micro", self.micro)]
         for prefix, part in parts:
             found |= {f"{prefix}.{name}": value for name, value in _tensors_of(part).items()}
@@ -231,7 +236,8 @@ def from_tensors(
     kept, moments = Recording(**part("kept")), Moments(tokens, **part("moments"))
     cells = Cells(**part("cells")) if part("cells") else None
     micro = ConceptBook(**part("micro")) if part("micro") else None
-    found = Statistics(settings, limits, origin, tensors["images"], tensors["hashes"], kept, moments, cells, micro)
+    of_images = tensors["images"], tensors["hashes"], tensors["left_out"]
+    found = Statistics(settings, limits, origin, *of_images, kept, moments, cells, micro)
     _check_shapes(found)
     return found
 

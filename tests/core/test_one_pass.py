@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from elude_nb import Disentanglement, EludeRouting, disentangle
+from elude_nb import Disentanglement, EludeRouting, disentangle, load_images
 from elude_nb.core.disentangle import build_split
 from elude_nb.core.one_pass import collect, load_shards, plan_pass, share_of
 from elude_nb.core.statistics import Statistics
 from elude_nb.core.strategies import ConceptRouting
-from elude_nb.errors import ModelMismatchError, SiteError, StatisticsError, StoreError
+from elude_nb.errors import ImageError, ModelMismatchError, SiteError, StatisticsError, StoreError
 from tests.parts import same_statistics
 from tests.tiny import random_images, tiny_vit
 from tests.workers import collect_until, model_that_dies, start
@@ -177,3 +177,34 @@ def test_a_pass_has_the_settings_of_disentangle() -> None:
     assert {name: each.default for name, each in wanted.items()} == {
         name: each.default for name, each in found.items() if name != "purpose"
     }
+
+
+@pytest.mark.parametrize("way", ["all tokens", "cells"])
+def test_broken_images_are_left_out_of_every_shard(way, vit, tmp_path, capsys) -> None:
+    site, how = WAYS[way]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    items: list[Any] = [*IMAGES]
+    for index in (0, 3, 17, 33, 69):
+        items[index] = tmp_path / "broken.png"
+    images = load_images(items)
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        collect(vit, images, site, shard=(1, 3), **QUICK, **how)
+    parts = []
+    for index in (1, 2, 3):
+        path = tmp_path / f"part-{index}.safetensors"
+        for _ in range(2):
+            collect(
+                vit, images, site, shard=(index, 3), out=path, skip_broken=True, **QUICK | {"progress": True}, **how
+            )
+        parts.append(path)
+    said = capsys.readouterr().err
+    assert "left out" in said
+    assert "broken.png" in said
+    found = load_shards(parts)
+    assert found.left_out.tolist() == [0, 3, 17, 33, 69]
+    one = build_split(found, vit, progress=False)
+    assert one.settings.images == len(found) == 65
+    whole = collect(vit, images, site, skip_broken=True, **QUICK, **how)
+    same(one, build_split(whole, vit, progress=False))
+    with pytest.raises(StatisticsError, match="Both have seen image 0"):
+        found + Statistics.load(parts[0])
