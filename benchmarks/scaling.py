@@ -107,8 +107,12 @@ def child(asked: argparse.Namespace) -> dict[str, float]:
         for _ in model.batches(images, ""):
             pass
     elif asked.what == "parts":
+        passes: list[float] = []  # when one begins, and when it ends: a busy machine slows all parts alike
+        for register in (model.network.register_forward_pre_hook, model.network.register_forward_hook):
+            register(lambda *_: passes.append(time.perf_counter()))
         statistics = collect(model, images, **settings_of(asked.place, model))
         found["collect"] = time.perf_counter() - start
+        found["forward"] = sum(passes[1::2]) - sum(passes[::2])
         begun = time.perf_counter()
         build_split(statistics, model)
         found["split"] = time.perf_counter() - begun
@@ -157,15 +161,21 @@ def print_processes(asked: argparse.Namespace) -> None:
 
 def print_shares(asked: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Print the share of the time outside the forward passes; return the parts."""
-    forward, read = run(asked, "forward")["seconds"], run(asked, "read")["seconds"]
-    print(f"\n{asked.images} images: {read:.1f} s to read, {forward:.1f} s to read and run")
-    print(f"{'place':>12}  {'collect':>9}  {'split':>8}  {'outside':>8}  {'statistics':>11}  {'peak':>9}")
+    read = run(asked, "read")["seconds"]
+    print(
+        f"\n{asked.images} images, {read:.1f} s to read them; outside the passes, while collecting and with the split"
+    )
+    print(
+        f"{'place':>12}  {'passes':>9}  {'collect':>9}  {'split':>8}  {'outside':>8}  {'in all':>8}  "
+        f"{'statistics':>11}  {'peak':>9}"
+    )
     parts = {}
     for place in PLACES:
         found = parts[place] = run(asked, "parts", place=place)
         total = found["collect"] + found["split"]
         print(
-            f"{place:>12}  {found['collect']:7.1f} s  {found['split']:6.1f} s  {1 - forward / total:8.0%}  "
+            f"{place:>12}  {found['forward']:7.1f} s  {found['collect']:7.1f} s  {found['split']:6.1f} s  "
+            f"{1 - found['forward'] / found['collect']:8.0%}  {1 - found['forward'] / total:8.0%}  "
             f"{found['bytes'] / 2**20:7.1f} MiB  {found['peak']:5.0f} MiB",
             flush=True,
         )

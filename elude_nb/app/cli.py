@@ -151,7 +151,7 @@ def disentangle(
     with process_group() as first:
         loaded = load_model(model, architecture, image_size, own_device(device), dtype, pretrained)
         split = en.disentangle(
-            loaded.using(workers=workers),
+            loaded.using(workers=workers) if workers else loaded,
             take_discovery(take_whole(images, count, skip_broken, value_range), hold_out, seed),
             site,
             blocks=blocks,

@@ -77,7 +77,7 @@ def collect(
 
     loaded = load_model(model, architecture, image_size, device, dtype, pretrained)
     found = one_pass.collect(
-        loaded.using(workers=workers),
+        loaded.using(workers=workers) if workers else loaded,
         take_discovery(take_images(images, count, skip_broken=False, value_range=value_range), hold_out, seed),
         site,
         shard=shard,

@@ -148,7 +148,8 @@ class Statistics:
         if not isinstance(other, Statistics):
             return NotImplemented
         check_alike(self, other)
-        twice = np.intersect1d(*(torch.cat([each.images, each.left_out]).numpy() for each in (self, other)))
+        here, there = (torch.cat([each.images, each.left_out]).numpy() for each in (self, other))
+        twice = np.intersect1d(here, there)
         if len(twice):
             raise StatisticsError(f"Both have seen image {twice[0]} ({len(twice):,} in all); add each part once.")
         first, second = sorted((self, other), key=lambda each: int(each.images[0]) if len(each) else -1)
