@@ -9,7 +9,8 @@ Each measurement runs in processes of its own, of one thread each, so that peaks
 - the peak memory for more and more images;
 - the bytes that a process sends, and the seconds that adding up and splitting take.
 
-The last table scales these parts. ``--rate`` is the speed of one process where it is known otherwise, as for a GPU.
+The last table scales these parts. ``--rate`` is the speed of the network in one process where it is known otherwise, as
+for a GPU; what is done beside the passes is done on the CPU, as it was measured.
 
     python benchmarks/scaling.py                                  # DINOv2 S: minutes for 500 images, hours for 50,000
     python benchmarks/scaling.py --model test_vit --image-size 64 --images 64 --sizes 100,400 --processes 2
@@ -193,10 +194,14 @@ def print_memory(asked: argparse.Namespace) -> None:
 
 def print_imagenet(asked: argparse.Namespace, parts: dict[str, dict[str, float]]) -> None:
     """Print what 1.28 million images would take, by the parts that were measured."""
-    print(f"\n{IMAGENET:,} images, from these parts" + (f" and {asked.rate} images per second" if asked.rate else ""))
+    print(
+        f"\n{IMAGENET:,} images, from these parts"
+        + (f" and passes of {asked.rate:,.0f} images per second" if asked.rate else "")
+    )
     print(f"{'place':>12}  {'processes':>9}  {'passes':>9}  {'adding up':>9}  {'split':>8}  {'sent by each':>12}")
     for place, found in parts.items():
-        each = 1 / asked.rate if asked.rate else found["collect"] / asked.images
+        outside = (found["collect"] - found["forward"]) / asked.images  # on the CPU, also where the network is not
+        each = outside + (1 / asked.rate if asked.rate else found["forward"] / asked.images)
         for count in (1, 8, 64):
             rounds = (count - 1).bit_length()
             # A round sends a value once, over a network of 1 GB/s, and adds it.
