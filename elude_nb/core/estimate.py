@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
@@ -15,7 +16,7 @@ from elude_nb._util.progress import in_words
 from elude_nb._util.words import counted
 from elude_nb.core.concepts import Cells, Moments, suggest_concepts
 from elude_nb.core.elude import EludeRouting
-from elude_nb.core.recording import Recording, record
+from elude_nb.core.recording import Recording, real_tokens_at, record
 from elude_nb.core.routing import CONTRIBUTIONS_AT_ONCE
 from elude_nb.core.statistics import Limits
 from elude_nb.core.strategies import check_routing_settings
@@ -128,9 +129,9 @@ def make_plan(
     """
     if not len(images):
         raise ValueError("There are no images to disentangle on.")
-    per_image = len(place.layout.positions(tokens))
-    per_image = min(per_image, tokens_per_image or per_image)
-    total = per_image * len(images)
+    positions = place.layout.positions(tokens)
+    per_image = min(len(positions), tokens_per_image or len(positions))
+    total = _count_tokens(model, images, place, positions, per_image)
     concepts = suggest_concepts(total) if concepts is None else concepts
     if total < concepts:
         raise ValueError(
@@ -143,6 +144,15 @@ def make_plan(
     capacity, micro = _capacity(place, total, concepts, units, at_once, max_memory, item, fewest)
     memory = _expected_memory(place, concepts, units, capacity, micro, at_once, item, squares=bool(fewest))
     return Estimate(float("nan"), memory, total, place.sources * place.kernel, capacity, micro, concepts)
+
+
+def _count_tokens(model: Model, images: ImageSet, place: Site, positions: Tensor, per_image: int) -> int:
+    """Return how many tokens are drawn of all images: as many of each, but for sentences that have fewer."""
+    if real_tokens_at(model, model.noise(), place, positions) is None:
+        return per_image * len(images)
+    batches = model.using(progress=False).batches(images)
+    every = (real_tokens_at(model, batch, place, positions) for batch in batches)
+    return sum(int(real.sum(1).clamp(max=per_image).sum()) for real in every if real is not None)
 
 
 def choose_limits(plan: Estimate, images: int, elude: EludeRouting | None, seed: int) -> Limits:
