@@ -20,7 +20,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 import elude_nb as en
-from elude_nb.core.concepts import BookBuilder, ConceptBook
+from elude_nb.core.concepts import Cells, ConceptBook
 from elude_nb.core.elude import Instances
 from elude_nb.scores import mean_interval, ms_score
 
@@ -76,24 +76,16 @@ def record_and_group(
     model: en.Model, images: en.ImageSet, place: Any, asked: argparse.Namespace
 ) -> tuple[en.Recording, ConceptBook, float, float]:
     """Run the images once; return all tokens, their groups, and the seconds of the passes and of the grouping."""
-    builder = BookBuilder(4 * asked.micro_clusters, asked.micro_clusters, squares=True)
-    passes = grouping = 0.0
-    parts = []
-    recordings = iter(en.record(model, images, place, tokens="all", tokens_per_image=asked.tokens_per_image))
-    while True:
-        start = time.perf_counter()
-        part = next(recordings, None)
-        passes += time.perf_counter() - start
-        if part is None:
-            break
-        start = time.perf_counter()
-        builder.add(part)
-        grouping += time.perf_counter() - start
-        parts.append(part)
     start = time.perf_counter()
-    fine = builder.finish(64)[1]
-    grouping += time.perf_counter() - start
-    return en.Recording.join(parts), fine, passes, grouping
+    parts = list(en.record(model, images, place, tokens="all", tokens_per_image=asked.tokens_per_image))
+    passes = time.perf_counter() - start
+    found = en.Recording.join(parts)
+    start = time.perf_counter()
+    some = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[: 4 * asked.micro_clusters]
+    cells = Cells.of(found.channels[some], asked.micro_clusters, 0).nearest(found.channels)
+    used, cells = cells.unique(return_inverse=True)
+    fine = ConceptBook.of_tokens(found.channels, found.sources, squares=True).regroup(cells, len(used))
+    return found, fine, passes, time.perf_counter() - start
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from held_out import interval_text
 from torch import Tensor
 
 import elude_nb as en
-from elude_nb.core.concepts import BookBuilder
+from elude_nb.core.concepts import Cells, ConceptBook
 from elude_nb.core.elude import Instances
 from elude_nb.scores import mean_interval, ms_score
 
@@ -63,16 +63,17 @@ def look(model: Any, place: Any, images: Any, asked: argparse.Namespace, seed: i
     take = {"tokens": "all", "seed": seed}
     parts = list(en.record(model, discover, place, tokens_per_image=asked.tokens_per_image, **take))
     micro = en.EludeRouting().micro_clusters
-    builder = BookBuilder(4 * micro, micro, seed, squares=True)
-    for part in parts:
-        builder.add(part)
     found = en.Recording.join(parts)
+    some = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[: 4 * micro]
+    cells = Cells.of(found.channels[some], micro, seed).nearest(found.channels)
+    used, cells = cells.unique(return_inverse=True)
+    fine = ConceptBook.of_tokens(found.channels, found.sources, squares=True).regroup(cells, len(used))
     other = en.Recording.join(list(en.record(model, held_out, place, tokens_per_image=asked.held_out_tokens, **take)))
     lengths = torch.bincount(other.images)  # sentences differ in length: those with enough tokens are kept
     other = other.rows(lengths[other.images] == lengths.max())
     return Seen(
         Instances(found.sources, found.channels, torch.ones(len(found))),
-        Instances.of_groups(builder.finish(64)[1]),
+        Instances.of_groups(fine),
         other.sources,
         other.channels.unflatten(0, (-1, int(lengths.max()))),
     )

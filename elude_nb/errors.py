@@ -9,6 +9,7 @@ __all__ = [
     "EludeError",
     "ExactnessError",
     "ExportError",
+    "GroupError",
     "ImageError",
     "JudgeError",
     "ModelMismatchError",
@@ -16,6 +17,7 @@ __all__ = [
     "PartitionError",
     "SentenceError",
     "SiteError",
+    "StatisticsError",
     "StoreError",
     "TourError",
     "WeightsError",
@@ -54,6 +56,10 @@ class ExportError(EludeError, RuntimeError):
     """A network that cannot be written, or that would compute something else where it is read."""
 
 
+class GroupError(EludeError, RuntimeError):
+    """Several processes that worked together, of which one has ended or failed."""
+
+
 class JudgeError(EludeError, RuntimeError):
     """A judge that could not be asked: its server is out of reach, refuses, or answers something else."""
 
@@ -76,6 +82,10 @@ class SentenceError(EludeError, ValueError):
 
 class SiteError(EludeError, ValueError):
     """A place that cannot be split, with the reason."""
+
+
+class StatisticsError(EludeError, ValueError):
+    """Statistics of several passes that do not add up, or that lack images."""
 
 
 class StoreError(EludeError, ValueError):

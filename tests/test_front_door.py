@@ -106,7 +106,8 @@ def test_rooms_come_with_the_front_door() -> None:
 
 def test_the_package_has_at_most_16_rooms() -> None:
     package = Path(elude_nb.__file__).parent
-    assert len([path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]) <= 16
+    rooms = [path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert len([path for path in rooms if path.stem != "__main__"]) <= 16
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_import_paths_of_version_02_work_and_warn(old, name) -> None:
 
 
 def test_a_name_that_left_the_front_door_warns() -> None:
-    with pytest.warns(DeprecationWarning, match="core.disentangle"):
+    with pytest.warns(DeprecationWarning, match="core.estimate"):
         assert elude_nb.estimate  # type: ignore[attr-defined]
 
 

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import elude_nb as en
 from elude_nb.baselines.replace import Replaced
+from elude_nb.core.one_pass import collect
 from elude_nb.core.readout import Lens
 from elude_nb.errors import EditError, ModelMismatchError, WeightsError
 from elude_nb.interpret.descriptions import describe_concepts
@@ -95,6 +96,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "find_site": lambda e: en.find_site(e.model, "stream"),
     "find_sites": lambda e: en.find_sites(e.model),
     "disentangle": lambda e: en.disentangle(e.model, e.images, **QUICK),
+    "collect": lambda e: collect(e.model, e.images, **QUICK),
     "scores.suggest_settings": lambda e: suggest_settings(e.model, e.images, concepts=8),
     "trace_channel": lambda e: trace_channel(e.model, e.images, 0, "blocks.2.mlp.fc2", routing=SMALL_ELUDE),
     "verify": lambda e: en.verify(e.split, e.images[:2], progress=False),
@@ -124,8 +126,8 @@ WITHOUT_MODEL = {  # these look at the split alone, or make one
     "decode", "check_model", "using", "count_seen", "unseen", "announce_seen",
 }  # fmt: skip
 OF_A_MODEL = {
-    "find_site", "find_sites", "disentangle", "scores.suggest_settings", "trace_channel", "compare", "fit_head",
-    "embed", "record", "predict", "model(batch)", "save_program",
+    "find_site", "find_sites", "disentangle", "collect", "scores.suggest_settings", "trace_channel", "compare",
+    "fit_head", "embed", "record", "predict", "model(batch)", "save_program",
 }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ _MODULES = {
     "transplanting": "steering.transplant",
     "vocabulary": "interpret.naming",
 }
-_NAMES = {"estimate": "core.disentangle"}
+_NAMES = {"estimate": "core.estimate"}
 _PACKAGE = "elude_nb."
 
 

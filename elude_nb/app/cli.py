@@ -8,7 +8,6 @@ import os
 import sys
 import traceback
 import warnings
-from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from time import perf_counter
@@ -16,8 +15,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+<<<<<<< HEAD
 from elude_nb._util.words import counted
 from elude_nb.app.class_commands import collect, hand_out
+=======
+from elude_nb.app import shards
+from elude_nb.app.inputs import (
+    figures_of,
+    load_model,
+    load_split,
+    take_discovery,
+    take_images,
+    take_unseen,
+    take_whole,
+    tell,
+)
+>>>>>>> engine
 from elude_nb.app.options import (
     METHODS,
     ROUTINGS,
@@ -49,16 +62,16 @@ from elude_nb.app.options import (
     SomeChannelsOption,
     TokensPerImageOption,
     VerifyImagesOption,
+    WorkersOption,
     check_paths,
     choice_option,
     memory_option,
     seed_option,
     whole_option,
 )
-from elude_nb.app.shell import in_shell_words
+from elude_nb.app.processes import check_shared, own_device, process_group
 
 if TYPE_CHECKING:
-    from elude_nb import Disentanglement, ImageSet, Model
     from elude_nb.baselines.compare import Compared
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
@@ -85,11 +98,12 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback prints it
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    pass
+    check_shared(context.invoked_subcommand)
 
 
 @app.command()
@@ -134,6 +148,7 @@ def disentangle(
     tokens: Annotated[Any, choice_option(TOKENS, "by default all for elude, else patch.")] = None,
     tokens_per_image: TokensPerImageOption = 24,
     batch_size: BatchOption = None,
+    workers: WorkersOption = 0,
     seed: Annotated[Any, seed_option("Of sampling and clustering.")] = 0,
     max_memory: Annotated[Any, memory_option("the analysis")] = None,
     json: JsonOption = False,
@@ -142,24 +157,26 @@ def disentangle(
     check_paths(images=images, out=out, model=model)
     import elude_nb as en
 
-    loaded = _load_model(model, architecture, image_size, device, dtype, pretrained)
-    split = en.disentangle(
-        loaded,
-        _discovery(_whole(images, count, skip_broken, value_range), hold_out, seed),
-        site,
-        blocks=blocks,
-        concepts=concepts,
-        units=units,
-        shared=shared,
-        routing=routing,
-        tokens=tokens,
-        tokens_per_image=tokens_per_image,
-        batch_size=batch_size,
-        seed=seed,
-        max_memory=max_memory,
-    )
-    split.save(out)
-    typer.echo(dumps({"file": str(out), **_figures(split)}, indent=1) if json else f"{split!r}\nSaved to {out}")
+    with process_group() as first:
+        loaded = load_model(model, architecture, image_size, own_device(device), dtype, pretrained)
+        split = en.disentangle(
+            loaded.using(workers=workers) if workers else loaded,
+            take_discovery(take_whole(images, count, skip_broken, value_range), hold_out, seed),
+            site,
+            blocks=blocks,
+            concepts=concepts,
+            units=units,
+            shared=shared,
+            routing=routing,
+            tokens=tokens,
+            tokens_per_image=tokens_per_image,
+            batch_size=batch_size,
+            seed=seed,
+            max_memory=max_memory,
+        )
+    if first:
+        split.save(out)
+        typer.echo(dumps({"file": str(out), **figures_of(split)}, indent=1) if json else f"{split!r}\nSaved to {out}")
 
 
 @app.command()
@@ -184,10 +201,13 @@ def verify(
     import elude_nb as en
 
     most = verify_images or (16 if count is None else "all")
-    split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    taken = _images(images, count, skip_broken, value_range)
-    of_these = None if most == "all" else int(most)
-    found = en.verify(split, taken, max_images=of_these, batch_size=batch_size, strict=False)
+    with process_group() as first:
+        split = load_split(file, model, architecture, image_size, own_device(device), dtype, pretrained)
+        taken = take_images(images, count, skip_broken, value_range)
+        of_these = None if most == "all" else int(most)
+        found = en.verify(split, taken, max_images=of_these, batch_size=batch_size, strict=False)
+    if not first:
+        return
     typer.echo(found.to_json() if json else str(found))
     for problem in found.problems():
         typer.echo(f"problem: {problem}", err=True)
@@ -222,10 +242,13 @@ def score(
     from elude_nb.scores import score_means, verdict
     from elude_nb.scores.similarity import of_few
 
-    split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    taken = _unseen(split, seen, images, count, skip_broken, value_range)
-    k = k or of_few(10, len(taken))
-    scores = en.score(split, taken, k=k, seed=seed, embeddings=judge)
+    with process_group() as first:
+        split = load_split(file, model, architecture, image_size, own_device(device), dtype, pretrained)
+        taken = take_unseen(split, seen, images, count, skip_broken, value_range)
+        k = k or of_few(10, len(taken))
+        scores = en.score(split, taken, k=k, seed=seed, embeddings=judge)
+    if not first:
+        return
     if channels is not None:
         check_count("channels", max(channels), 0, split.site.channels - 1)
         scores = scores[scores["channel"].isin(channels)]
@@ -273,10 +296,10 @@ def compare(
     import elude_nb as en
     from elude_nb.app.compare_page import as_records, write_comparison
 
-    loaded = _load_model(model, architecture, image_size, device, dtype, pretrained)
+    loaded = load_model(model, architecture, image_size, device, dtype, pretrained)
     compared = en.compare(
         loaded,
-        _whole(images, count, skip_broken, value_range),
+        take_whole(images, count, skip_broken, value_range),
         site,
         methods=methods or USUAL_METHODS,
         blocks=blocks,
@@ -326,8 +349,8 @@ def report(
     check_paths(file=file, images=images, out=out, model=model)
     from elude_nb.app.report.build import write_report
 
-    split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    taken = _unseen(split, seen, images, count, skip_broken, value_range)
+    split = load_split(file, model, architecture, image_size, device, dtype, pretrained)
+    taken = take_unseen(split, seen, images, count, skip_broken, value_range)
     written = write_report(split, taken, out, title=title, channels=channels, seed=seed, max_memory=max_memory)
     _show_page(written, start, json)
 
@@ -346,7 +369,7 @@ def sites(
     """List the places of a model where channels can be split, and why not at the others."""
     import elude_nb as en
 
-    loaded = _load_model(model, architecture, image_size, device, dtype, pretrained)
+    loaded = load_model(model, architecture, image_size, device, dtype, pretrained)
     found = en.find_sites(loaded, blocks=blocks)
     typer.echo(found.to_json(orient="records", indent=1) if json else found.to_string(index=False))
 
@@ -372,27 +395,14 @@ def methods(json: JsonOption = False) -> None:
         typer.echo(f"{name}{' (by default)' if name in USUAL_METHODS else ''}")
 
 
+app.command()(shards.collect)
+app.command()(shards.merge)
+
+
 def _show_page(page: Path, start: float, json: bool) -> None:
     """Print where a page is that was begun at ``start``."""
     found = {"path": str(page.resolve()), "seconds": round(perf_counter() - start, 1)}
     typer.echo(dumps(found, indent=1) if json else f"Done. Open {page.resolve()}")
-
-
-def _figures(split: Disentanglement) -> dict[str, Any]:
-    """Return what a split is, in numbers: its settings, how many there are of each, and shares of the variance."""
-    of_unit_0 = split.units.loc[split.units["unit"] == 0].merge(split.channels, on="channel")
-    variance = of_unit_0["share_of_variance"] * of_unit_0["variance"]
-    return {
-        "model": split.model.name,
-        "settings": asdict(split.settings),
-        "channels": split.site.channels,
-        "split_channels": int(split.routing.is_split().sum()),
-        "sub_units": len(split.live_units),
-        "sources": split.site.sources,
-        "concepts": len(split.book),
-        "tokens": int(split.book.counts.sum()),
-        "share_of_unit_0": float(variance.sum() / of_unit_0["variance"].sum()),
-    }
 
 
 @app.command()
@@ -424,9 +434,9 @@ def name(
     from elude_nb.interpret import describe_concepts, name_concepts, name_concepts_by_text, transformers_encoder
 
     texts = [] if words is None else [line for line in words.read_text(encoding="utf-8").split("\n") if line.strip()]
-    split = _load_split(file, model, architecture, image_size, device, dtype, pretrained)
-    taken = _whole(images, count, skip_broken, value_range)
-    _say(f"names rest on {split.count_seen(taken)}", {})
+    split = load_split(file, model, architecture, image_size, device, dtype, pretrained)
+    taken = take_whole(images, count, skip_broken, value_range)
+    tell(f"names rest on {split.count_seen(taken)}", {})
     if words is None and taken.labels is None:
         names = describe_concepts(split, taken)
         rows: list[Any] = [{"concept": concept, "description": text} for concept, text in names.descriptions.items()]
@@ -456,105 +466,6 @@ def _overview(compared: Compared) -> str:
     return "\n".join([f"{title}:", rows, *map(str, compared.verdicts()), *compared.notes()])
 
 
-def _images(images: str, count: int | None, skip_broken: bool, value_range: tuple[float, float] | None) -> ImageSet:
-    import elude_nb as en
-    from elude_nb.data.folders import IMAGE_SETS
-
-    limits: dict[str, Any] = {} if value_range is None else {"value_range": value_range}
-    if not skip_broken or images in IMAGE_SETS:
-        return en.load_images(images, count=count, **limits)
-    # Before counting, so that there are enough.
-    whole = en.load_images(images, **limits).without_broken(progress=True)
-    return whole if count is None else whole.sample(count)
-
-
-def _discovery(images: ImageSet, hold_out: float, seed: int) -> ImageSet:
-    """Return the images that the discovery sees, and say how many it does not."""
-    found, held_out = images.split(1 - hold_out, seed=seed) if hold_out else (images, images[:0])
-    labels = "" if images.labels is None else f", {counted(len(set(images.labels)), 'label')}"
-    said = f"{len(found):,} for the discovery, {len(held_out):,} held out"
-    _say(f"{counted(len(images), 'image')}{labels}: {said}", {})
-    return found
-
-
-def _unseen(
-    split: Disentanglement,
-    seen: bool,
-    images: str,
-    count: int | None,
-    skip_broken: bool,
-    value_range: tuple[float, float] | None,
-) -> ImageSet:
-    """Return images that the discovery did not see, if there are any and ``seen`` ones are not wanted."""
-    from elude_nb.data.folders import IMAGE_SETS
-
-    if seen:
-        return _whole(images, count, skip_broken, value_range)
-    most = max(400, 3 * (count or 0)) if images in IMAGE_SETS else None
-    whole = _images(images, most, skip_broken, value_range)
-    size = len(whole) if count is None else 3 * count  # of a large folder not all are opened
-    while True:
-        pool = whole.sample(size)
-        if not skip_broken:
-            _check_whole(pool)
-        known = split.count_seen(pool)
-        if count is None or known.total - (known.count or 0) >= count or known.total == len(whole):
-            break
-        size *= 2
-    if known.count and known.count < known.total:
-        _say(f"{known}, and left out; --seen takes them in", {})
-        pool = split.unseen(pool)
-    return pool if count is None else pool.sample(count)
-
-
-def _whole(images: str, count: int | None, skip_broken: bool, value_range: tuple[float, float] | None) -> ImageSet:
-    """Return images that can all be opened; with ``skip_broken`` they have been opened already."""
-    taken = _images(images, count, skip_broken, value_range)
-    if not skip_broken:
-        _check_whole(taken)
-    return taken
-
-
-def _check_whole(images: ImageSet) -> None:
-    """Raise `ImageError` if there is a broken image: found out now, not after minutes of forward passes.
-
-    A picture takes about a tenth of the time of a forward pass of DINOv2 on a CPU.
-    """
-    from elude_nb.errors import ImageError
-
-    broken = list(images.find_broken(progress=True).values())
-    if len(broken) > 1:
-        raise ImageError(
-            f"{len(broken)} of {counted(len(images), 'image')} cannot be used; --skip-broken leaves them out. The "
-            f"first: {broken[0]}"
-        )
-    if broken:
-        raise ImageError(broken[0])
-
-
-def _load_model(name: str | None, *how: Any, of: Path | None = None) -> Model:
-    """Load a model with the options that were given; ``of``: the one that a split's file names, where they are not."""
-    import elude_nb as en
-    from elude_nb.core.saving import load_model_of
-
-    names = ("architecture", "image_size", "device", "dtype", "pretrained")
-    given = {key: value for key, value in zip(names, how, strict=True) if value is not None}
-    if "dtype" in given:
-        import torch
-
-        given["dtype"] = getattr(torch, given["dtype"])
-    return load_model_of(of, name, **given) if of else en.load_model(str(name), **given)
-
-
-def _load_split(file: Path, model: str | None, *how: Any) -> Disentanglement:
-    """Load a split, with the model that its file names unless options say otherwise."""
-    import elude_nb as en
-
-    if model is None and all(option is None for option in how):
-        return en.Disentanglement.load(file)
-    return en.Disentanglement.load(file, _load_model(model, *how, of=file))
-
-
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line and exit; the codes are in its help and in docs/shell.md.
 
@@ -570,7 +481,7 @@ def _run(words: list[str]) -> int:  # noqa: PLR0911 - one for each code
     command, options = typer.main.get_command(app), _options_of(words)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda said, *_, **__: _say(f"warning: {said}", options)
+            warnings.showwarning = lambda said, *_, **__: tell(f"warning: {said}", options)
             # Not app(...), which exits with 1 of its own accord where a pipe is closed.
             with command.make_context("elude-nb", list(words)) as context:
                 command.invoke(context)
@@ -578,20 +489,20 @@ def _run(words: list[str]) -> int:  # noqa: PLR0911 - one for each code
         return int(asked.exit_code)
     except USAGE_ERROR as error:
         if words:  # else the help has been printed
-            _say(error.format_message(), options)
+            tell(error.format_message(), options)
         return int(error.exit_code)
     except KeyboardInterrupt:
-        _say("interrupted.", options)
+        tell("interrupted.", options)
         return 130
     except BrokenPipeError:  # as of `elude-nb models | head`
         _hush()
         return 141
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        _say(str(error), options)
+        tell(str(error), options)
         return 2
     except Exception:  # noqa: BLE001 - whatever it is, it is not verify's 1
         traceback.print_exc()
-        _say("this is a fault of elude-nb; please report it with the lines above.", {})
+        tell("this is a fault of elude-nb; please report it with the lines above.", {})
         return 70
     return 0
 
@@ -601,10 +512,6 @@ def _hush() -> None:
     with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere.fileno(), stream.fileno())
-
-
-def _say(message: str, options: dict[str, str]) -> None:
-    typer.echo(f"elude-nb: {in_shell_words(message, options)}", err=True)
 
 
 def _options_of(words: list[str]) -> dict[str, str]:

@@ -104,6 +104,15 @@ def _held_out(text: str | float) -> float:
     return share
 
 
+def _shard(text: str | tuple[int, int]) -> tuple[int, int]:
+    """Return ``3/64`` as (3, 64)."""
+    parts = re.fullmatch(r"(\d+)/(\d+)", str(text)) if isinstance(text, str) else None
+    index, count = (int(parts[1]), int(parts[2])) if parts else (0, 0)
+    if not 1 <= index <= count:
+        raise typer.BadParameter(f"{text!r}; give the number of the shard and of how many, from 1/64 to 64/64.")
+    return index, count
+
+
 def _site(text: str) -> str:
     if not re.fullmatch(r"stream(:[1-9]\d*)?|(?!stream:)[^\s:]+", text):
         raise typer.BadParameter(f"{text!r}; give 'stream', 'stream:8', or the path of a layer (see `elude-nb sites`).")
@@ -197,6 +206,7 @@ BlocksOption = Annotated[Any, _parsed(_number_or_all, "N|all", "How many blocks 
 ConceptsOption = Annotated[Any, whole_option("Number of concepts; by default it follows the data.", 2)]
 TokensPerImageOption = Annotated[Any, whole_option("Tokens drawn of each image.")]
 BatchOption = Annotated[Any, whole_option("Images in one forward pass.")]
+WorkersOption = Annotated[Any, whole_option("Processes that open images while the network runs.", 0)]
 MethodsOption = Annotated[Any, _parsed(_methods, "NAME,NAME", "Names with commas between; see `elude-nb methods`.")]
 ChannelsOption = Annotated[
     Any,
@@ -210,6 +220,7 @@ SharedOption = Annotated[
     Any,
     _parsed(_share, "SHARE", "Leave over what has a second owner above this share of the best."),
 ]
+ShardOption = Annotated[Any, _parsed(_shard, "N/OF", "Which share of the images, such as 3/64; from 1 on.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print what was found as JSON, and nothing else.")]
 
 
@@ -225,10 +236,11 @@ def check_paths(
     out: Path | None = None,
     folder: Path | None = None,
     model: str | None = None,
+    parts: Sequence[Path] = (),
 ) -> None:
     """Raise what is wrong with the paths of a command: within a moment, since nothing heavy is imported for it.
 
-    ``file`` is a split, ``out`` a file to write and ``folder`` a folder to write to.
+    ``file`` is a split, ``out`` a file to write, ``folder`` a folder to write to; ``parts`` are files of statistics.
     """
     from elude_nb._util.files import check_result, check_target, check_writable
     from elude_nb.data.folders import IMAGE_SETS, list_pictures
@@ -241,8 +253,11 @@ def check_paths(
         check_writable(folder)
     if file is not None:
         check_result(file, "disentanglement")
+    for part in parts:
+        check_result(part, "statistics")
     target = out or folder
-    for option, given in (("FILE", file), ("--images", images), ("--model", model)):
+    files = [("FILE", each) for each in (file, *parts)]
+    for option, given in (*files, ("--images", images), ("--model", model)):
         if target is not None and given is not None and target.exists() and Path(given).resolve() == target.resolve():
             raise ValueError(f"--out {str(target)!r} is {option} as well; name another.")
     if images is not None and images not in IMAGE_SETS:

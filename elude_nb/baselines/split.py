@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb.baselines.base import Method
-from elude_nb.core.disentangle import split_recordings
+from elude_nb.core.disentangle import split_recording
 from elude_nb.core.readout import Lens, Readout
 from elude_nb.core.recording import Recording
 from elude_nb.core.result import Disentanglement, Settings
@@ -88,7 +88,7 @@ class SubUnits(Method):
             **self._settings,  # type: ignore[arg-type]
         )
         quiet = self.model.using(progress=False)  # whoever fits several methods shows a bar of its own
-        split = split_recordings(quiet, self.site, [recording], self.strategy, settings)
+        split = split_recording(quiet, self.site, recording, self.strategy, settings)
         self.set_split(split.using(progress=self.model.progress))
         return self
 

@@ -1,8 +1,9 @@
 """The concept book: groups of tokens found without labels, with each group's mean sources.
 
-Sums are additive: books over the same groups add up, and groups can be merged. So one pass over the images is enough:
-tokens wait in a bounded buffer, and when it is full they are merged into micro-clusters, of which only the sums are
-kept (as in BIRCH; Zhang, Ramakrishnan and Livny, 1996). In the end the micro-clusters are grouped into concepts.
+Sums are additive: books over the same groups add up, and groups can be merged. So one pass over the images is enough: a
+sample of the tokens is grouped into cells, every token is counted in the cell that is nearest, and only sums are kept
+(as in BIRCH; Zhang, Ramakrishnan and Livny, 1996). In the end the cells, micro-clusters, are grouped into concepts.
+Nothing of this depends on the order of the images, nor on which of several processes ran them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from elude_nb._util.words import counted
 from elude_nb.core.clustering import cluster_directions, unit_vectors
-from elude_nb.core.recording import Recording
 
 _FEWEST, _MOST = 8, 512  # concepts, where their number is not given
 
@@ -41,6 +41,12 @@ class ConceptBook:
     channel_sums: Tensor
     source_sums: Tensor
     source_squares: Tensor | None = None
+
+    @staticmethod
+    def of_tokens(channels: Tensor, sources: Tensor, *, squares: bool = False) -> ConceptBook:
+        """Return a book in which each token is a group of its own; ``squares``: with those of the sources."""
+        counts = torch.ones(len(channels), dtype=torch.int64)
+        return ConceptBook(counts, channels.double(), sources, sources.square() if squares else None)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -100,174 +106,140 @@ class ConceptBook:
 
 
 @dataclass(frozen=True, eq=False)
+class Cells:
+    """Where tokens are counted: each in the cell whose centre is nearest to its direction from the middle.
+
+    Attributes
+    ----------
+    middle
+        Mean channels of the sample that the cells were made from, (d,), float64.
+    centres
+        Mean direction of the sample's tokens in each cell, (m, d), float32.
+    """
+
+    middle: Tensor
+    centres: Tensor
+
+    @staticmethod
+    def of(channels: Tensor, number: int, seed: int) -> Cells:
+        """Group a sample of tokens, (t, d), into so many cells at most, by their channels."""
+        middle = channels.double().mean(0)
+        points = _directions(channels, middle)
+        if len(points) <= number:
+            return Cells(middle, points)
+        ones = torch.ones(len(points))
+        _, groups = cluster_directions(points, ones, number, seed=seed).unique(return_inverse=True)
+        counts = torch.bincount(groups)[:, None]
+        return Cells(middle, points.new_zeros(len(counts), points.shape[1]).index_add_(0, groups, points) / counts)
+
+    def nearest(self, channels: Tensor) -> Tensor:
+        """Return the cell of each token, (t, d) to (t,); of two that are as near, the first."""
+        lengths = self.centres.square().sum(1) / 2
+        return torch.addmm(-lengths, _directions(channels, self.middle), self.centres.T).argmax(1)
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+
+def _directions(channels: Tensor, middle: Tensor) -> Tensor:
+    return unit_vectors((channels.double() - middle).float())
+
+
+@dataclass(frozen=True, eq=False)
 class Moments:
-    """Second moments of the tokens: they say how much of a channel's variance each contribution carries.
+    """Means and second moments of tokens: they say how much of a channel's variance each contribution carries.
+
+    They add up by the formula of Chan, Golub and LeVeque (1983), which keeps sums around the mean: a mean that is large
+    beside the variance costs no digits.
 
     Attributes
     ----------
     tokens
         How many tokens were seen.
-    channel_variance
-        (d,).
-    covariance
-        Covariance of each source with each channel, (s * kernel, d).
+    channel_mean, source_mean
+        (d,) and (s * kernel,), float64.
+    squares
+        Sum of the squares of each channel around its mean, (d,), float64.
+    products
+        Sum of the products of sources and channels around their means, (s * kernel, d): float64, but of `Moments.of` in
+        the dtype of the tokens.
     """
 
     tokens: int
-    channel_variance: Tensor
-    covariance: Tensor
-
-
-class BookBuilder:
-    """Reads recordings one after the other, in bounded memory, and makes the concept book of them.
-
-    Parameters
-    ----------
-    capacity
-        Tokens that wait in the buffer before they are merged into micro-clusters.
-    micro_clusters
-        How many micro-clusters are kept between merges.
-    seed
-        Of the clustering.
-    squares
-        Whether to keep the sums of the sources' squares, too: they say how far the tokens of a group spread.
-    """
-
-    def __init__(
-        self, capacity: int = 4096, micro_clusters: int = 1024, seed: int = 0, *, squares: bool = False
-    ) -> None:
-        self.capacity, self.micro_clusters, self.seed, self.squares = capacity, micro_clusters, seed, squares
-        self._micro: ConceptBook | None = None
-        self._channels = torch.empty(0)
-        self._sources = torch.empty(0)
-        self._waiting = 0
-        self._moments: _RunningMoments | None = None
+    channel_mean: Tensor
+    source_mean: Tensor
+    squares: Tensor
+    products: Tensor
 
     @staticmethod
-    def expected_bytes(
-        capacity: int, micro_clusters: int, channels: int, sources: int, item: int = 4, *, squares: bool = False
-    ) -> int:
-        """Return the memory that a builder needs at its peak: buffer, micro-clusters before and after, covariance."""
-        rows = capacity + 2 * micro_clusters
-        more = (2 * micro_clusters + capacity) * sources * item if squares else 0
-        return more + rows * (sources * item + channels * (item + 8)) + 3 * sources * channels * item
+    def empty(channels: int, sources: int) -> Moments:
+        """Return the moments of no token."""
+        means = torch.zeros(channels, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64)
+        return Moments(0, *means, means[0].clone(), torch.zeros(sources, channels, dtype=torch.float64))
 
-    def add(self, recording: Recording) -> None:
-        """Take in the tokens of one recording."""
-        if self._moments is None:
-            self._channels = recording.channels.new_empty(self.capacity, recording.channels.shape[1])
-            self._sources = recording.sources.new_empty(self.capacity, recording.sources.shape[1])
-            self._moments = _RunningMoments(recording)
-        start = 0
-        while start < len(recording):
-            if self._waiting == self.capacity:
-                self._merge_waiting()
-            taken = min(len(recording) - start, self.capacity - self._waiting)
-            place = slice(self._waiting, self._waiting + taken)
-            channels, sources = (x[start : start + taken] for x in (recording.channels, recording.sources))
-            self._channels[place], self._sources[place] = channels, sources
-            self._moments.add(channels, sources)  # not of the tokens to come: batches make no difference
-            self._waiting += taken
-            start += taken
+    @staticmethod
+    def of(channels: Tensor, sources: Tensor) -> Moments:
+        """Return the moments of some tokens, (t, d) and (t, s * kernel), one at least."""
+        means = tuple(values.sum(0, dtype=torch.float64) / len(values) for values in (channels, sources))
+        centred, others = channels - means[0].to(channels), sources - means[1].to(sources)
+        # That the means are rounded to the tokens' dtype moves the sums by the square of the rounding: by nothing.
+        return Moments(len(channels), means[0], means[1], centred.double().square().sum(0), others.T @ centred)
 
-    def finish(self, concepts: int) -> tuple[ConceptBook, ConceptBook, Moments]:
-        """Return the book of ``concepts`` groups, the finer book of micro-clusters, and the moments; let the tokens go.
+    def __add__(self, other: Moments) -> Moments:
+        products = self.products.to(torch.float64, copy=True)
+        return Moments(self.tokens, self.channel_mean, self.source_mean, self.squares, products).absorb(other)
 
-        Raises
-        ------
-        ValueError
-            If fewer tokens were seen than concepts are wanted.
-        """
-        seen = 0 if self._moments is None else self._moments.tokens
-        if self._moments is None or seen < concepts:
-            raise ValueError(
-                f"{counted(seen, 'token')}: too few for {concepts} concepts; use more images, more tokens_per_image, "
-                "tokens='patch', or fewer concepts."
-            )
-        points, weights = self._points()
-        # Copies of one image can have been merged into fewer points than concepts.
-        groups = cluster_directions(points, weights, min(concepts, len(points)), seed=self.seed, careful=True)
-        # Directions can coincide (copies of one image), so fewer groups than asked may have members.
-        used, groups = groups.unique(return_inverse=True)
-        book = self._grouped(groups, len(used))
-        fine = self._grouped(*self._micro_groups(points, weights))
-        moments = self._moments.finish()
-        self.__init__(self.capacity, self.micro_clusters, self.seed, squares=self.squares)  # type: ignore[misc]
-        return book, fine, moments
+    def absorb(self, other: Moments) -> Moments:
+        """Return the sum of both; the products, in float64, are added in place: this value is not to be used again."""
+        tokens = self.tokens + other.tokens
+        if not tokens:
+            return self
+        moved, shifted = other.channel_mean - self.channel_mean, other.source_mean - self.source_mean
+        weight, share = self.tokens * other.tokens / tokens, (self.tokens / tokens, other.tokens / tokens)
+        return Moments(
+            tokens,
+            share[0] * self.channel_mean + share[1] * other.channel_mean,
+            share[0] * self.source_mean + share[1] * other.source_mean,
+            self.squares + other.squares + weight * moved.square(),
+            self.products.add_(other.products).addr_(shifted, moved, alpha=weight),
+        )
 
-    def _points(self) -> tuple[Tensor, Tensor]:
-        """Return the centred channels of micro-clusters and waiting tokens, (m + t, d), and their counts."""
-        assert self._moments is not None  # noqa: S101 - for the type checker; add() has run
-        points = self._channels[: self._waiting].double()
-        weights = torch.ones(self._waiting, dtype=torch.float64)
-        if self._micro is not None:
-            means = self._micro.channel_sums / self._micro.counts[:, None]
-            points = torch.cat([means, points])
-            weights = torch.cat([self._micro.counts.double(), weights])
-        return (points - self._moments.mean_channels()).float(), weights.float()
+    @property
+    def channel_variance(self) -> Tensor:
+        """Variance of each channel, (d,), float64."""
+        return self.squares / self.tokens
 
-    def _micro_groups(self, points: Tensor, weights: Tensor) -> tuple[Tensor, int]:
-        if len(points) <= self.micro_clusters:
-            return torch.arange(len(points)), len(points)
-        groups = cluster_directions(points, weights, self.micro_clusters, seed=self.seed)
-        used, groups = groups.unique(return_inverse=True)
-        return groups, len(used)
-
-    def _merge_waiting(self) -> None:
-        self._micro = self._grouped(*self._micro_groups(*self._points()))
-        self._waiting = 0
-
-    def _grouped(self, groups: Tensor, number: int) -> ConceptBook:
-        """Sum micro-clusters and waiting tokens by group, without a copy of the buffer."""
-        channels, sources = self._channels[: self._waiting], self._sources[: self._waiting]
-        old = 0 if self._micro is None else len(self._micro)
-        if self._micro is None:
-            book = ConceptBook(
-                torch.zeros(number, dtype=torch.int64),
-                torch.zeros(number, channels.shape[1], dtype=torch.float64),
-                sources.new_zeros(number, sources.shape[1]),
-                sources.new_zeros(number, sources.shape[1]) if self.squares else None,
-            )
-        else:
-            book = self._micro.regroup(groups[:old], number)
-        into = groups[old:]
-        book.counts.index_add_(0, into, torch.ones_like(into))
-        book.channel_sums.index_add_(0, into, channels.double())
-        book.source_sums.index_add_(0, into, sources)
-        if book.source_squares is not None:
-            book.source_squares.index_add_(0, into, sources.square())
-        return book
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of each source with each channel, (s * kernel, d), float64."""
+        return self.products / self.tokens
 
 
-class _RunningMoments:
-    """Means, channel variances and the covariance of sources with channels; sums are kept around an origin."""
+def make_books(micro: ConceptBook, concepts: int, most: int, seed: int) -> tuple[ConceptBook, ConceptBook]:
+    """Group micro-clusters, or single tokens, into a book of concepts and a finer book of ``most`` groups at most.
 
-    def __init__(self, first: Recording) -> None:
-        self._channel_origin = first.channels.mean(0)
-        self._source_origin = first.sources.mean(0)
-        self.tokens = 0
-        self._channels = torch.zeros_like(self._channel_origin, dtype=torch.float64)
-        self._squares = torch.zeros_like(self._channels)
-        self._sources = torch.zeros_like(self._source_origin, dtype=torch.float64)
-        self._products = first.sources.new_zeros(first.sources.shape[1], first.channels.shape[1])
-
-    def add(self, channels: Tensor, sources: Tensor) -> None:
-        channels, sources = channels - self._channel_origin, sources - self._source_origin
-        self.tokens += len(channels)
-        self._channels += channels.sum(0)
-        self._squares += channels.double().square().sum(0)
-        self._sources += sources.sum(0)
-        self._products.addmm_(sources.T, channels)
-
-    def mean_channels(self) -> Tensor:
-        return self._channel_origin.double() + self._channels / self.tokens
-
-    def finish(self) -> Moments:
-        channels, sources = self._channels / self.tokens, self._sources / self.tokens
-        dtype = self._products.dtype
-        covariance = (self._products / self.tokens).addr_(sources.to(dtype), channels.to(dtype), alpha=-1)
-        variance = (self._squares / self.tokens - channels.square()).clamp(min=0)
-        return Moments(self.tokens, variance.to(dtype), covariance)
+    Raises
+    ------
+    ValueError
+        If there are fewer tokens than concepts are wanted.
+    """
+    seen = int(micro.counts.sum())
+    if seen < concepts:
+        raise ValueError(
+            f"{counted(seen, 'token')}: too few for {concepts} concepts; use more images, more tokens_per_image, "
+            "tokens='patch', or fewer concepts."
+        )
+    points = (micro.channel_sums / micro.counts[:, None] - micro.channel_mean()).float()
+    weights = micro.counts.float()
+    # Copies of one image can have been merged into fewer points than concepts.
+    groups = cluster_directions(points, weights, min(concepts, len(points)), seed=seed, careful=True)
+    # Directions can coincide (copies of one image), so fewer groups than asked may have members.
+    used, groups = groups.unique(return_inverse=True)
+    book = micro.regroup(groups, len(used))
+    if len(points) <= most:
+        return book, micro
+    used, groups = cluster_directions(points, weights, most, seed=seed).unique(return_inverse=True)
+    return book, micro.regroup(groups, len(used))
 
 
 def suggest_concepts(tokens: int) -> int:

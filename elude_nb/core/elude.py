@@ -17,9 +17,11 @@ from torch import Tensor
 
 from elude_nb._util.checks import check_choice, check_count, check_fraction
 from elude_nb._util.progress import progress_bar
+from elude_nb._util.ranks import Ranks
 from elude_nb.core.clustering import unit_vectors
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.density import cluster_by_density, cluster_groups_by_density, expected_bytes
+from elude_nb.core.recording import Recording
 from elude_nb.core.routing import MOST_UNITS, NO_CONCEPT, Routing, pack_bits
 
 RULES = ("published", "signed", "absolute")
@@ -53,6 +55,13 @@ class Instances:
     channels: Tensor = field(repr=False)
     counts: Tensor = field(repr=False)
     squares: Tensor | None = None
+
+    @staticmethod
+    def of_tokens(kept: Recording) -> Instances:
+        """Return recorded tokens as instances; raise ``ValueError`` if there are none."""
+        if not len(kept):
+            raise ValueError("There are no tokens to split by.")
+        return Instances(kept.sources, kept.channels, torch.ones(len(kept)))
 
     @staticmethod
     def of_groups(fine: ConceptBook) -> Instances:
@@ -219,7 +228,7 @@ class EludeRouting:
         return self.route_instances(weight, Instances.of_groups(fine))[0]
 
     def route_instances(
-        self, weight: Tensor, found: Instances, *, progress: bool = False
+        self, weight: Tensor, found: Instances, *, progress: bool = False, ranks: Ranks | None = None
     ) -> tuple[Routing, list[Tensor]]:
         """Decide the routing of all channels.
 
@@ -231,6 +240,8 @@ class EludeRouting:
             The instances.
         progress
             Whether to show a progress bar over the channels.
+        ranks
+            The processes that share the channels, each with the same weights and instances.
 
         Returns
         -------
@@ -245,16 +256,23 @@ class EludeRouting:
                 raise ValueError(f"The {name} of instance {bad} hold NaN or infinite values; look at the images.")
         mean, middle = _means(found)
 
-        def one(channel: int) -> _Split:
+        ranks = ranks or Ranks()
+        mine = range(ranks.rank, len(weight), ranks.count)
+
+        def one(number: int) -> _Split:
+            channel = mine[number]
             clusters = self._find_clusters(weight[channel], found, channel)
             return self._split_channel(weight[channel], found, clusters, mean, middle)
 
-        at_once = max(1, min(torch.get_num_threads(), len(weight)))
-        with progress_bar(description="channels", total=len(weight), show=progress, unit="channel") as bar:
-            made = []
-            for split in _in_threads(one, len(weight), at_once):
-                made.append(split)
+        at_once = max(1, min(torch.get_num_threads(), len(mine)))
+        with progress_bar(description="channels", total=len(mine), show=progress, unit="channel") as bar:
+            several = []
+            for split in _in_threads(one, len(mine), at_once):
+                several.append(split)
                 bar.update()
+                ranks.check()
+        shares = ranks.all(several)
+        made = [shares[channel % ranks.count][channel // ranks.count] for channel in range(len(weight))]
         return _joined(made, weight.shape[1]), [split.centres for split in made]
 
     def trace(self, weight: Tensor, found: Instances, channel: int) -> tuple[Clusters, Routing]:

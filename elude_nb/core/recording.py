@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -158,6 +158,7 @@ def record(
     batch_size: int | None = None,
     progress: bool | None = None,
     announce: bool = True,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Recording]:
     """Yield a `Recording` for each batch of images; only the sampled tokens are ever kept.
 
@@ -175,6 +176,9 @@ def record(
         In place of the model's own settings.
     announce
         Whether to say how long it will take, as in `Model.batches`.
+    numbers
+        One number an image, which decides what is drawn of it and which the recordings name: for a part of a longer
+        list the places there. By default they are counted from 0.
 
     Yields
     ------
@@ -194,20 +198,22 @@ def record(
     candidates = site.layout.positions(tokens)
     start = 0
     model, images = model.using(batch_size=batch_size, progress=progress), model.inputs(images)
+    every = range(len(images)) if numbers is None else numbers
+    if len(every) != len(images):
+        raise ValueError(f"{counted(len(every), 'number')} for {counted(len(images), 'image')}; give one an image.")
     for batch in model.batches(images, announce=announce):
+        these = every[start : start + len(batch)]
         real = real_tokens_at(model, batch, site, candidates)
-        rows, positions = draw_tokens(candidates, real, tokens_per_image, range(start, start + len(batch)), seed)
-        part = _record_batch(model, batch, site, rows, positions, start)
+        rows, positions = draw_tokens(candidates, real, tokens_per_image, these, seed)
+        part = _record_batch(model, batch, site, rows, positions)
         for values in (part.channels, part.sources):
-            check_finite(values, images, part.images, f"Activations at {site.name}")
-        yield part
+            check_finite(values, images, start + rows, f"Activations at {site.name}")
+        yield replace(part, images=torch.as_tensor(these)[rows])
         start += len(batch)
 
 
 @own_arithmetic()
-def _record_batch(
-    model: Model, batch: Tensor, site: Site, rows: Tensor, positions: Tensor, first_image: int
-) -> Recording:
+def _record_batch(model: Model, batch: Tensor, site: Site, rows: Tensor, positions: Tensor) -> Recording:
     where = rows.to(model.device), positions.to(model.device)
     sources: dict[int, Tensor] = {}
     seen: dict[str, Tensor] = {}
@@ -228,6 +234,6 @@ def _record_batch(
         channels=channels,
         sources=joined,
         entering=seen.get("entering", torch.zeros_like(channels)),
-        images=first_image + rows,
+        images=rows,
         positions=positions,
     )

@@ -312,9 +312,11 @@ class Disentanglement:
     # --------------------------------------------------------------- names
 
     @knows_arguments
-    def using(self, *, batch_size: int | None = None, progress: bool | None = None) -> Disentanglement:
+    def using(
+        self, *, batch_size: int | None = None, progress: bool | None = None, workers: int | None = None
+    ) -> Disentanglement:
         """Return the same disentanglement whose model runs with other settings: see `Model.using`."""
-        return self._with(model=self.model.using(batch_size=batch_size, progress=progress))
+        return self._with(model=self.model.using(batch_size=batch_size, progress=progress, workers=workers))
 
     @knows_arguments
     def with_names(self, names: Mapping[int, str], labels: Mapping[int, str] | None = None) -> Disentanglement:

@@ -279,15 +279,22 @@ def probe_of(model: Model) -> Tensor:
         return for_analysis(model(model.noise())).flatten()[:4096]
 
 
-def difference_of_models(model: Model, manifest: dict[str, Any], probe: Tensor | None) -> str:
-    """Say how a model differs from the one that a manifest tells of; nothing if it does not."""
+def difference_of_weights(model: Model, manifest: Mapping[str, Any], fingerprint: str) -> str:
+    """Say how a model of that fingerprint differs from a manifest's in dtype, input or weights, if it does."""
     settings = {"dtype": str(model.dtype), "input_size": list(model.input_size)}
     for name, here in settings.items():
         if manifest.get(name) != here:
             return f"its {name.replace('_', ' ')} is {here}, not {manifest.get(name)}"
-    fingerprint = model.fingerprint()
     if manifest.get("fingerprint") != fingerprint:
         return f"its weights have SHA-256 {fingerprint[:12]}, not {str(manifest.get('fingerprint'))[:12]}"
+    return ""
+
+
+def difference_of_models(model: Model, manifest: dict[str, Any], probe: Tensor | None) -> str:
+    """Say how a model differs from the one that a manifest tells of, also in what it computes, if it does."""
+    difference = difference_of_weights(model, manifest, model.fingerprint())
+    if difference:
+        return difference
     found = probe_of(model)
     if probe is None or probe.shape != found.shape or probe.dtype != found.dtype:
         return "its output has another shape or dtype"

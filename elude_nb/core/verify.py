@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import math
+import operator
 import statistics
 import time
 from collections.abc import Iterable
@@ -19,8 +21,10 @@ from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.checks import check_count
 from elude_nb._util.progress import announced
+from elude_nb._util.ranks import together
 from elude_nb._util.words import counted
 from elude_nb.core.explicit import weights_add_up
+from elude_nb.core.one_pass import own_share
 from elude_nb.core.readout import Lens, Readout
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import NO_CONCEPT
@@ -81,6 +85,16 @@ class Comparison:
         self._same_top += int(same.sum())
         self._rows += same.numel()
         self._values += reference.numel()
+
+    def __add__(self, other: Comparison) -> Comparison:
+        """Return what both have taken in."""
+        found = Comparison()
+        found._identical = self._identical and other._identical
+        for name in ("_abs", "_largest", "_ulp"):
+            setattr(found, name, max(getattr(self, name), getattr(other, name)))
+        for name in ("_same_top", "_rows", "_values"):
+            setattr(found, name, getattr(self, name) + getattr(other, name))
+        return found
 
     def result(self) -> Difference:
         """Return the difference over all that was taken in."""
@@ -294,21 +308,26 @@ def verify(
     lens_found, outputs, channels = Comparison(), Comparison(), Comparison()
     clock = _Clock(min(model.batch_size, len(photos)))
     used, done = 0.0, 0
-    with evaluating(network):
+    with evaluating(network), together() as ranks:
+        mine = own_share(range(len(photos)), ranks)
+        own = photos if ranks.count == 1 else photos.subset(mine)
+        if not ranks.first:
+            model = model.using(progress=False)
         # CUDA chooses its kernels by the size of a batch; elsewhere one image warms up as well, and sooner.
         few = photos[: min(model.batch_size, len(photos)) if model.device.type == "cuda" else 1]
-        passes = _seconds_to_compare(network, explicit, model.prepare(few)) / len(few) * len(photos)
+        passes = _seconds_to_compare(network, explicit, model.prepare(few)) / len(few) * len(own)
         doubles = announced(
             model.using(batch_size=1).batches(photos[:images_float64], ""),  # one at a time, to spare memory
             f"verify: {_some_of(len(photos), len(given))}",
             lambda one: one * min(images_float64, len(photos)) + passes,
             show=model.progress,
         )
-        lens_float64, explicit_float64 = _in_float64(split, explicit, readout, doubles)
-        for batch in model.batches(photos, "verify", announce=False):
+        in_float64: Any = ranks.from_first(_in_float64(split, explicit, readout, doubles) if ranks.first else None)
+        for batch in model.batches(own, "verify", announce=False):
             plain = clock.run("model", network, site, batch)
-            check_finite(plain.output, photos, range(done, done + len(batch)), "The model's outputs")
+            check_finite(plain.output, own, range(done, done + len(batch)), "The model's outputs")
             done += len(batch)
+            ranks.check()
             with Lens(network, site, readout):
                 lensed = clock.run("lens", network, site, batch)
             apart = clock.run("explicit", explicit, site, batch)
@@ -317,6 +336,11 @@ def verify(
             channels.add(plain.channels, apart.channels)
             bound = _rounding_bound(split, batch)
             used = max(used, float(((plain.channels - apart.channels).abs().double() / bound).max()))
+        several = ranks.all((lens_found, outputs, channels, clock))
+        lens_found, outputs, channels, clock = (
+            functools.reduce(operator.add, each) for each in zip(*several, strict=True)
+        )
+        used, (lens_float64, explicit_float64) = max(ranks.all(used)), in_float64
     certificate = Certificate(
         lens=lens_found.result(),
         explicit=outputs.result(),
@@ -387,6 +411,14 @@ class _Clock:
                 self._whole.setdefault(name, []).append(_now(batch) - start)
                 self._site.setdefault(name, []).append(marks[-1] - marks[0])
         return _Pass(output, seen[0])
+
+    def __add__(self, other: _Clock) -> _Clock:
+        """Return a clock with the times of both."""
+        found = _Clock(self._batch_size)
+        for times in ("_whole", "_site"):
+            one, two = getattr(self, times), getattr(other, times)
+            setattr(found, times, {name: one.get(name, []) + two.get(name, []) for name in one | two})
+        return found
 
     def ratio(self, name: str, *, at_site: bool = False) -> float:
         """Return the median of ``name`` over the median of the model."""

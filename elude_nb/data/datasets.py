@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -73,10 +74,17 @@ def map_style(source: Any) -> Any:
         source = source.dataset
     if isinstance(source, IterableDataset) or not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
         raise TypeError(
-            f"{name_of(source)} has no items by number, and images are opened one at a time, in any order. If they fit "
-            "into memory, give them as a list: load_images(list(dataset))."
+            f"{name_of(source)} has no items by number, and images are opened one at a time, in any order. Take as "
+            "many as fit into memory: load_images(dataset, count=5000)."
         )
     return source
+
+
+def first_items(source: Any, count: int | None) -> list[Any] | None:
+    """Return the first items of a data set that can only be gone through from its beginning; ``None`` for others."""
+    source = source.dataset if isinstance(source, DataLoader) else source
+    streams = isinstance(source, IterableDataset) or not hasattr(source, "__getitem__")
+    return list(islice(source, count)) if streams and count is not None and hasattr(source, "__iter__") else None
 
 
 def name_of(dataset: Any) -> str:

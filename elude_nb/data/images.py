@@ -32,6 +32,7 @@ from elude_nb.data.datasets import (
     check_single,
     check_steady,
     check_transform,
+    first_items,
     is_dataset,
     labels_of,
     map_style,
@@ -118,6 +119,10 @@ class ImageSet(Sequence[Image.Image]):
             if place not in self._hashes:
                 self[index]
         return np.array([self._hashes[place] for place in self._places], dtype=np.int64)
+
+    def note_hashes(self, start: int, hashes: Sequence[int]) -> None:
+        """Note the hashes of images from number ``start`` on, which another process has opened."""
+        self._hashes.update(zip(self._places[start : start + len(hashes)], hashes, strict=True))
 
     def __iter__(self) -> Iterator[Image.Image]:
         return (self[i] for i in range(len(self)))
@@ -307,7 +312,8 @@ def load_images(
           (n, h, w), but (3, h, w) and (h, w, 3) are one image: uint8, or floats in [0, 1];
         * a data set with items by number, of torch, torchvision, Hugging Face or your own, or a ``DataLoader`` of all
           of one: items are an image, a pair (image, label), or a dictionary with ``"image"`` and ``"label"``, and the
-          names of classes are taken where the data set has them. Its transform must not normalise or draw at random;
+          names of classes are taken where the data set has them. Its transform must not normalise or draw at random. Of
+          one that can only be gone through (an ``IterableDataset``) the first ``count`` items are taken into memory;
         * ``"photographs"``: crops of ten colour photographs, the label says of which;
         * ``"shapes"``: drawn scenes whose factors are known;
         * ``"fashion"``: 70,000 small grey photographs of clothes in 10 kinds (Fashion-MNIST); ``"stamps"``: cut-out
@@ -336,7 +342,8 @@ def load_images(
         If there is nothing usable at ``source``. A single broken file raises when it is opened, with its path;
         `ImageSet.without_broken` leaves such files out beforehand.
     TypeError, ValueError
-        If ``source`` is no kind of images, such as an ``IterableDataset``, or there are not as many labels as images.
+        If ``source`` is no kind of images, such as an ``IterableDataset`` without ``count``, or there are not as many
+        labels as images.
 
     Examples
     --------
@@ -369,7 +376,8 @@ def load_images(
         items = array.ravel().tolist() if of_items else []
         images = _from_list(items, labels, value_range) if of_items else _from_array(array, labels, value_range)
     elif is_dataset(source):
-        images = _from_dataset(map_style(source), labels, value_range)
+        first = first_items(source, count)
+        images = _from_dataset(map_style(source) if first is None else first, labels, value_range)
     else:
         check_kind("source", source, Iterable, "a folder, a list of images or paths, an array, or a data set")
         items = [*source]  # type: ignore[misc] # an iterable, as was just checked

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic, run_network
+from elude_nb._util.ranks import Ranks
 from elude_nb.data.copies import distinct_numbers, find_originals, sketch
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.errors import ImageError
@@ -92,6 +93,10 @@ class Overheard:
     def __init__(self) -> None:
         self.parts: list[Tensor] = []
         self.sketches: list[Tensor] = []
+
+    def join(self, ranks: Ranks) -> None:
+        """Take in what other processes heard, in their order."""
+        self.parts, self.sketches = ranks.join(self.parts), ranks.join(self.sketches)
 
     def embeddings(self, distinct: Tensor | slice = slice(None)) -> Tensor:
         """Return what `embed` would make of the images of all batches, (n, e), less the mean of the distinct ones."""

@@ -70,6 +70,9 @@ class Model:
         Images in one forward pass, for everything that runs this model; `using` changes it.
     progress
         Whether what takes longer than a moment shows a progress bar.
+    workers
+        Processes that open and preprocess images while the network runs; 0: this one does. Data sets and ``preprocess``
+        go to them by pickle where the platform does not fork.
     colours
         The input channels that pictures show as red, green and blue, or one for grey; by default the first three.
     output
@@ -88,6 +91,7 @@ class Model:
     provenance: Provenance
     batch_size: int = field(default=16, kw_only=True)
     progress: bool = field(default=True, kw_only=True)
+    workers: int = field(default=0, kw_only=True)
     colours: tuple[int, ...] | None = field(default=None, kw_only=True)
     output: Callable[[Any], Tensor] = field(default=main_tensor, kw_only=True)
     class_tokens: int | None = field(default=None, kw_only=True)
@@ -97,19 +101,21 @@ class Model:
     def __post_init__(self) -> None:
         check_count("batch_size", self.batch_size)
         check_flag("progress", self.progress)
+        check_count("workers", self.workers, 0)
 
     def __getstate__(self) -> dict[str, Any]:
         check_pristine(self.network, "a pickle of the model")  # hooks are not in it: it would be silently unedited
         return {**vars(self), "network": without_hooks(self.network)}
 
     @knows_arguments
-    def using(self, *, batch_size: int | None = None, progress: bool | None = None) -> Self:
+    def using(self, *, batch_size: int | None = None, progress: bool | None = None, workers: int | None = None) -> Self:
         """Return the same model, network and all, with other settings for what runs it; ``None`` keeps one.
 
         Raises
         ------
         TypeError, ValueError
-            If ``batch_size`` is no positive whole number, or ``progress`` neither ``True`` nor ``False``.
+            If ``batch_size`` or ``workers`` is no whole number in range, or ``progress`` neither ``True`` nor
+            ``False``.
 
         Examples
         --------
@@ -117,13 +123,9 @@ class Model:
         >>> model.using(batch_size=4, progress=False).batch_size
         4
         """
-        if batch_size is None and progress is None:
-            return self
-        return replace(
-            self,
-            batch_size=self.batch_size if batch_size is None else batch_size,
-            progress=self.progress if progress is None else progress,
-        )
+        given = {"batch_size": batch_size, "progress": progress, "workers": workers}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(self, **changes) if changes else self
 
     @knows_arguments
     @own_arithmetic()
@@ -232,13 +234,26 @@ class Model:
         """
         show = self.progress and bool(description)
         starts = range(0, len(images), self.batch_size)
+        read = self._read(images) if self.workers and type(self) is Model and isinstance(images, ImageSet) else None
         with progress_bar(description=description, total=len(images), show=show, unit="image") as bar:
             what = f"{description}: {counted(len(images), 'image')}"
             for start in announced(starts, what, lambda first: first * len(starts), show=show and announce):
                 stop = min(start + self.batch_size, len(images))
                 named = isinstance(images, ImageSet)  # else a sequence may take single numbers only
-                yield self.prepare(images[start:stop] if named else [images[i] for i in range(start, stop)])
+                if read is not None:
+                    yield next(read)
+                else:
+                    yield self.prepare(images[start:stop] if named else [images[i] for i in range(start, stop)])
                 bar.update(stop - start)
+
+    def _read(self, images: ImageSet) -> Iterator[Tensor]:
+        """Yield the batches that worker processes make, on the network's device and in its dtype."""
+        from elude_nb.models.reading import read_batches
+
+        on_gpu = self.device.type == "cuda"
+        how: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "pinned": on_gpu}
+        for batch in read_batches(images, self.preprocess, self.input_size, **how):
+            yield batch.to(self.device, self.dtype, non_blocking=on_gpu)
 
     def __repr__(self) -> str:
         size = " x ".join(str(side) for side in self.input_size)

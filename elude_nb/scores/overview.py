@@ -13,9 +13,11 @@ from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count
 from elude_nb._util.progress import announced
+from elude_nb._util.ranks import Ranks, together
 from elude_nb._util.words import counted
 from elude_nb.core.concepts import ConceptBook
 from elude_nb.core.distinct import choose_covering, standardise
+from elude_nb.core.one_pass import own_share
 from elude_nb.core.recording import Recording, find_largest, record
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.routing import Routing, means_on_concepts, shuffled, values_on_groups
@@ -120,17 +122,25 @@ def score(
     start = perf_counter()
     scoring = Scoring(split, seed=seed)
     of_weights = 3 * (perf_counter() - start)  # what follows takes about twice as long as what came before
-    with overheard(split.model, wanted=embeddings is None) as outputs:
+    with overheard(split.model, wanted=embeddings is None) as outputs, together() as ranks:
+        model, mine = split.model.using(progress=None if ranks.first else False), own_share(range(len(photos)), ranks)
+        own = photos if ranks.count == 1 else photos.subset(mine)
         which = split.settings.tokens if tokens is None else tokens
         how: dict[str, Any] = {"tokens": which, "tokens_per_image": tokens_per_image, "seed": seed, "announce": False}
         parts = announced(
-            record(split.model, photos, split.site, **how),
+            record(model, own, split.site, numbers=mine, **how),
             f"score: {counted(len(photos), 'image')}",
-            lambda first: first * -(-len(photos) // split.model.batch_size) + of_weights,
-            show=split.model.progress,
+            lambda first: first * -(-len(own) // model.batch_size) + of_weights,
+            show=model.progress,
         )
         for part in parts:
             scoring.add(part)
+            ranks.check()
+        if ranks.count > 1:
+            scoring.join(ranks)
+            outputs.join(ranks)
+            for start, hashes in ranks.all((mine[0] if mine else 0, own.hashes().tolist())):
+                photos.note_hashes(start, hashes)
     once = outputs.distinct(photos)
     check_enough("k", k, len(once), len(photos))
     vectors = outputs.embeddings(once) if judged is None else as_embeddings(judged, len(photos))
@@ -176,6 +186,13 @@ class Scoring:
             self._found[kind].append((highest, rows + self._tokens))
         self._vectors.append(part.channels)
         self._tokens += len(part)
+
+    def join(self, ranks: Ranks) -> None:
+        """Take in what the other processes have taken in, in their order; each ran a share of the images."""
+        before = sum(ranks.all(self._tokens)[: ranks.rank])
+        for kind, parts in self._found.items():
+            self._found[kind] = ranks.join([(highest, rows + before) for highest, rows in parts])
+        self._vectors = ranks.join(self._vectors)
 
     @own_arithmetic()
     def table(self, photos: ImageSet, once: Tensor, embeddings: Tensor, *, k: int, n_distinct: int) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count
 from elude_nb._util.words import counted
-from elude_nb.core.concepts import BookBuilder, ConceptBook, suggest_concepts
+from elude_nb.core.concepts import ConceptBook, make_books, suggest_concepts
 from elude_nb.core.recording import Recording, pool_recorded, record
 from elude_nb.core.strategies import RoutingStrategy, check_routing_settings, find_routing
 from elude_nb.data.images import Images
@@ -149,9 +149,8 @@ class _Trial:
 
     def book(self, concepts: int) -> ConceptBook:
         """Return the concept book of the first half, with the sampled channels only."""
-        builder = BookBuilder(len(self._first), len(self._first), self._seed)
-        builder.add(self._first)
-        book, _, _ = builder.finish(min(concepts, len(self._first)))
+        tokens = ConceptBook.of_tokens(self._first.channels, self._first.sources)
+        book, _ = make_books(tokens, min(concepts, len(tokens)), len(tokens), self._seed)
         return replace(book, channel_sums=book.channel_sums[:, self._channels])
 
     def score(self, book: ConceptBook, units: int, shared: float | None) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 import elude_nb as en
-from elude_nb.core.disentangle import estimate
+from elude_nb.core.estimate import estimate
 from elude_nb.scores import suggest_settings
 
 FUNCTIONS = [getattr(en, name) for name in en.__all__ if inspect.isfunction(getattr(en, name))]

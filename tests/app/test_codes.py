@@ -72,7 +72,7 @@ def test_a_reader_that_stops_is_no_traceback() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_an_interrupt_is_one_line() -> None:
     waits = "import time; from elude_nb.app import cli; "
-    waits += "cli._load_model = lambda *_: (print('ready', flush=True), time.sleep(60)); cli.main(['sites'])"
+    waits += "cli.load_model = lambda *_: (print('ready', flush=True), time.sleep(60)); cli.main(['sites'])"
     with subprocess.Popen([sys.executable, "-c", waits], stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -98,8 +98,12 @@ def test_json_stands_alone_on_standard_output(
     monkeypatch.setattr(en.Disentanglement, "load", lambda path: load(path, en.load_model("tiny")))
     monkeypatch.setattr("elude_nb.app.tour.run_tour", lambda out, only: out / "index.html")
     monkeypatch.setattr("elude_nb._util.progress._LONG", 0.0)  # everything is said beforehand
+    monkeypatch.setattr("elude_nb.core.saving.load_named_model", lambda *_, **__: en.load_model("tiny"))
+    part, merged = str(tmp_path / "part.safetensors"), str(tmp_path / "merged.safetensors")
     lines: dict[str, list[str]] = {
         "disentangle": ["--concepts", "5", "--units", "3", "--out", file],
+        "collect": ["--shard", "1/1", "--concepts", "5", "--units", "3", "--out", part],
+        "merge": [part, "--out", merged],
         "verify": [file, "--count", "3"],
         "score": [file, "--k", "4"],
         "compare": ["--methods", "channels,PCA,sub-units", "--units", "8", "--k", "4", "--out", out],
@@ -129,6 +133,8 @@ def test_json_stands_alone_on_standard_output(
     assert found["disentangle"]["sub_units"] == len(split.live_units)
     weights = split.channel_variance / split.channel_variance.sum()
     assert found["disentangle"]["share_of_unit_0"] == pytest.approx(float((split.unit_shares[:, 0] * weights).sum()))
+    assert found["collect"] == {"file": part, "images": 20, "of": 20, "tokens": 320}
+    assert found["merge"] == found["disentangle"] | {"file": merged}
     assert found["verify"]["images"] == 3
     assert {"kind", "score", "mean", "low", "high"} <= found["score"][0].keys()
     assert found["compare"]["rows"][0]["method"] == "channels"

@@ -6,16 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elude_nb import Recording
 from elude_nb.core.clustering import cluster_directions
-from elude_nb.core.concepts import BookBuilder, ConceptBook, Moments
+from elude_nb.core.concepts import Cells, ConceptBook, Moments, make_books
+from tests.parts import collected, recording_of
 
 D, S = 5, 7
-
-
-def recording_of(channels: torch.Tensor, sources: torch.Tensor) -> Recording:
-    numbers = torch.arange(len(channels))
-    return Recording(channels, sources, torch.zeros_like(channels), numbers, numbers)
 
 
 def random_tokens(tokens: int, *, seed: int = 0, offset: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,14 +36,12 @@ def planted_tokens(
 def built(
     channels: torch.Tensor, sources: torch.Tensor, concepts: int, *, capacity: int, micro: int, seed: int = 0, batch=13
 ) -> tuple[ConceptBook, ConceptBook, Moments]:
-    builder = BookBuilder(capacity, micro, seed)
-    for start in range(0, len(channels), batch):
-        builder.add(recording_of(channels[start : start + batch], sources[start : start + batch]))
-    return builder.finish(concepts)
+    found = collected(recording_of(channels, sources), capacity=capacity, micro=micro, seed=seed, batch=batch)
+    return *make_books(found.groups(), concepts, micro, seed), found.moments
 
 
 @pytest.mark.parametrize(("capacity", "micro"), [(1000, 1000), (40, 10), (16, 8), (9, 30), (1, 8)])
-def test_sums_are_those_of_all_tokens_however_often_they_were_merged(capacity, micro) -> None:
+def test_sums_are_those_of_all_tokens_however_few_cells_there_are(capacity, micro) -> None:
     channels, sources = random_tokens(200)
     for book in built(channels, sources, 6, capacity=capacity, micro=micro)[:2]:
         assert int(book.counts.sum()) == 200
@@ -194,17 +187,6 @@ def test_too_few_tokens_are_refused_with_what_helps() -> None:
     channels, sources = random_tokens(5)
     with pytest.raises(ValueError, match="5 tokens: too few for 6 concepts; use more images"):
         built(channels, sources, 6, capacity=100, micro=100)
-    with pytest.raises(ValueError, match="0 tokens: too few"):
-        BookBuilder().finish(2)
-
-
-def test_the_buffer_stays_within_its_capacity() -> None:
-    channels, sources = random_tokens(300)
-    builder = BookBuilder(capacity=32, micro_clusters=16)
-    for start in range(0, 300, 50):
-        builder.add(recording_of(channels[start : start + 50], sources[start : start + 50]))
-        assert builder._sources.shape == (32, S)
-        assert builder._micro is None or len(builder._micro) <= 16
 
 
 @pytest.mark.parametrize("careful", [True, False])
@@ -233,3 +215,26 @@ def test_book_says_what_it_holds() -> None:
     channels, sources = random_tokens(1200)
     book = built(channels, sources, 6, capacity=5000, micro=5000)[0]
     assert repr(book) == "ConceptBook(6 concepts from 1,200 tokens)"
+
+
+def test_moments_add_up_whatever_the_cut_and_none_are_neutral() -> None:
+    channels, sources = random_tokens(90, offset=1e4)
+    whole = Moments.of(channels, sources)
+    parts = [Moments.of(channels[a:b], sources[a:b]) for a, b in ((0, 1), (1, 60), (60, 90))]
+    for found in (parts[0] + (parts[1] + parts[2]), (parts[2] + parts[0]) + parts[1]):
+        torch.testing.assert_close(found.covariance, whole.covariance, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.channel_variance, whole.channel_variance, rtol=1e-9, atol=1e-9)
+    for found in (whole + Moments.empty(D, S), Moments.empty(D, S) + whole):
+        assert found.products.equal(whole.products)
+        assert found.channel_mean.equal(whole.channel_mean)
+    before = parts[0].products.clone()
+    parts[0] + parts[1]
+    assert parts[0].products.equal(before)
+
+
+def test_a_token_is_counted_in_the_cell_whose_centre_is_nearest() -> None:
+    channels, _ = random_tokens(200)
+    cells = Cells.of(channels[:80], 12, seed=0)
+    directions = torch.nn.functional.normalize(channels - channels[:80].mean(0), dim=1).float()
+    assert cells.nearest(channels).equal(torch.cdist(directions, cells.centres).argmin(1))
+    assert len(Cells.of(channels[:5], 12, seed=0)) == 5  # fewer tokens than cells: one each

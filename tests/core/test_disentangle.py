@@ -12,7 +12,8 @@ from torch import nn
 import elude_nb
 from elude_nb import Disentanglement, disentangle, find_site, record, wrap_network
 from elude_nb.core.concepts import suggest_concepts
-from elude_nb.core.disentangle import estimate, unit_shares
+from elude_nb.core.disentangle import unit_shares
+from elude_nb.core.estimate import estimate
 from elude_nb.core.routing import NO_CONCEPT, Routing
 from elude_nb.core.strategies import ConceptRouting
 from elude_nb.errors import SiteError

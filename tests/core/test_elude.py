@@ -19,11 +19,12 @@ from torch import Tensor
 
 import elude_nb as en
 from elude_nb import Disentanglement, Edit, EludeRouting, disentangle, verify
-from elude_nb.core.concepts import BookBuilder, ConceptBook
+from elude_nb.core.concepts import ConceptBook, make_books
 from elude_nb.core.density import cluster_by_density
 from elude_nb.core.elude import RHOS, Instances, choose_rho, winning_sets
 from elude_nb.core.routing import NO_CONCEPT, Routing, pack_bits, shuffled, unpack_bits
 from elude_nb.core.strategies import RandomRouting
+from tests.parts import collected, recording_of
 from tests.tiny import hook_count, random_images, tiny_conv, tiny_mlp, tiny_vit
 
 SMALL: dict[str, Any] = {"top_k": 0.5, "min_cluster_size": 4}
@@ -199,7 +200,7 @@ def test_settings_out_of_range_are_refused(wrong, error) -> None:
 
 
 def test_too_few_instances_are_reported_before_the_forward_passes(vit, images, monkeypatch) -> None:
-    monkeypatch.setattr("elude_nb.core.disentangle.record", lambda *_, **__: pytest.fail("the model was run"))
+    monkeypatch.setattr("elude_nb.core.one_pass.record", lambda *_, **__: pytest.fail("the model was run"))
     with pytest.raises(ValueError, match="too few for two clusters of min_cluster_size=100"):
         disentangle(vit, images, "blocks.1.mlp.fc2", routing=EludeRouting(top_k=150, min_cluster_size=100), **QUICK)
 
@@ -215,7 +216,7 @@ def test_numbers_that_contradict_each_other_are_refused_before_any_image(wrong, 
 
 
 def test_too_few_neighbours_are_reported_before_the_forward_passes(vit, images, monkeypatch) -> None:
-    monkeypatch.setattr("elude_nb.core.disentangle.record", lambda *_, **__: pytest.fail("the model was run"))
+    monkeypatch.setattr("elude_nb.core.one_pass.record", lambda *_, **__: pytest.fail("the model was run"))
     with pytest.raises(ValueError, match="min_samples=5000 exceeds"):
         disentangle(vit, images, "blocks.1.mlp.fc2", routing=EludeRouting(min_samples=5000, **SMALL), **QUICK)
 
@@ -287,10 +288,9 @@ def test_as_many_groups_are_kept_as_asked_for() -> None:
     seen = []
     for number in (20, 90):
         strategy = EludeRouting(instances="micro-clusters", micro_clusters=number, **SMALL)
-        builder = BookBuilder(4 * number, number, squares=True)
-        for part in en.record(model, images, en.find_site(model, "blocks.1.mlp.fc2"), tokens="all"):
-            builder.add(part)
-        fine = builder.finish(6)[1]
+        parts = en.record(model, images, en.find_site(model, "blocks.1.mlp.fc2"), tokens="all")
+        found = collected(en.Recording.join(list(parts)), capacity=4 * number, micro=number, squares=True)
+        fine = make_books(found.groups(), 6, number, 0)[1]
         seen.append(len(fine))
         assert fine.source_squares is not None
         spread = fine.source_squares / fine.counts[:, None] - (fine.source_sums / fine.counts[:, None]).square()
@@ -475,17 +475,11 @@ def test_the_seed_decides_it(instances) -> None:
 
 
 def test_what_is_kept_of_many_tokens_is_a_uniform_sample() -> None:
-    from elude_nb.core.disentangle import _Reservoir
-
-    counts = np.zeros(400)
+    counts, rows = np.zeros(400), torch.arange(400, dtype=torch.float64)[:, None]
     for seed in range(150):
-        kept = _Reservoir(50, seed)
-        for start in range(0, 400, 37):
-            rows = torch.arange(start, min(400, start + 37), dtype=torch.float64)[:, None]
-            kept.add(en.Recording(rows, rows, rows, rows[:, 0].long(), rows[:, 0].long()))
-        found = kept.instances()
-        assert len(found) == 50
-        assert len(found.sources.unique()) == 50
+        found = collected(recording_of(rows, rows, 7), capacity=4, micro=2, kept=50, seed=seed, batch=37).kept
+        assert len(found) == len(found.sources.unique()) == 50
+        assert found.channels.equal(found.sources)
         counts[found.sources[:, 0].long().numpy()] += 1
     assert abs(counts[:200].sum() - counts[200:].sum()) < 5 * math.sqrt(150 * 50)
     assert counts.max() < 50

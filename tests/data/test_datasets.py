@@ -186,8 +186,16 @@ class HuggingFaceStream:
 
 @pytest.mark.parametrize("source", [Stream(), DataLoader(Stream()), HuggingFaceStream()])
 def test_what_has_no_items_by_number_is_refused_with_the_cure(source: Any) -> None:
-    with pytest.raises(TypeError, match=r"Stream has no items by number.*load_images\(list\(dataset\)\)"):
+    with pytest.raises(TypeError, match=r"Stream has no items by number.*load_images\(dataset, count=5000\)"):
         load_images(source)
+
+
+@pytest.mark.parametrize("source", [Stream(), DataLoader(Stream())])
+def test_of_what_has_no_items_by_number_the_first_are_taken(source: Any) -> None:
+    found = load_images(source, count=3)
+    assert found.labels == ("0", "1", "0")
+    assert np.array_equal(np.asarray(found[2]), np.asarray(load_images(list(Stream()))[2]))
+    assert len(load_images(source, count=9)) == 4
 
 
 def test_normalised_pictures_are_never_taken_for_pictures(folder: Path) -> None:

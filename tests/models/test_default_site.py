@@ -13,7 +13,7 @@ from torch import nn
 
 from elude_nb import compare, disentangle, find_sites, score, verify, wrap_network
 from elude_nb.app.shell import in_shell_words
-from elude_nb.core.disentangle import estimate
+from elude_nb.core.estimate import estimate
 from elude_nb.errors import SiteError
 from elude_nb.models.default_site import best_layers, choose_site
 from elude_nb.scores import suggest_settings
