@@ -15,11 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-<<<<<<< HEAD
-from elude_nb._util.words import counted
-from elude_nb.app.class_commands import collect, hand_out
-=======
 from elude_nb.app import shards
+from elude_nb.app.class_commands import collect, hand_out
 from elude_nb.app.inputs import (
     figures_of,
     load_model,
@@ -30,7 +27,6 @@ from elude_nb.app.inputs import (
     take_whole,
     tell,
 )
->>>>>>> engine
 from elude_nb.app.options import (
     METHODS,
     ROUTINGS,
