@@ -26,11 +26,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import ImageOps
 
 import elude_nb as en
 from elude_nb._util.files import atomic_write
 from elude_nb.core.recording import pool_recorded
 from elude_nb.core.routing import shuffled
+from elude_nb.data.cues import side_by_side
 from elude_nb.data.photographs import PHOTOGRAPHS
 from elude_nb.data.synthetic import draw_scene, sample_scenes, swap_factor
 from elude_nb.models.forward import reference
@@ -45,6 +47,8 @@ from elude_nb.scores import (
 
 NETWORKS = {"dinov2-small": None, "efficientnet-lite0": "blocks.6.0.conv_pwl"}
 PICTURES = ("crops", "left-out photographs", "stamps", "clipart")
+CUT_OUTS = ["building", "bird", "flower", "fruit"]
+SWAPS = ("drawn", "cut-outs")
 DRAWINGS = ("stamps", "clipart")
 SCORES = ("top_similarity", "monosemanticity", "ms_score")
 EQUAL_DROP = 0.5
@@ -152,22 +156,54 @@ def transferred(name: str, judge: str, drawings: str, seed: int, count: int) -> 
     return found
 
 
-def swapped(name: str, seed: int, count: int) -> dict[str, Any]:
-    """Return how units follow when the shape in a drawn scene is exchanged, sub-units beside channels and routes."""
-    model = network(name)
-    split = en.disentangle(model, en.load_images("shapes", count=count, seed=seed), NETWORKS[name], seed=seed)
+def drawn_pairs(seed: int, count: int) -> tuple[Any, list[tuple[Any, list[Any]]]]:
+    """Return scenes to discover on; scenes to match units on; and the others before and after their shape is exchanged.
+
+    Scenes come with what is exchanged in them, one a scene.
+    """
     scenes, half = sample_scenes(count, seed=1000 + seed), count // 2
-    others = swap_factor(scenes, "shape", seed=seed)
-    drawn = [en.load_images([draw_scene(row) for row in table.to_dict("records")]) for table in (scenes, others)]
-    found = {}
+    tables = [scenes[:half], scenes[half:], swap_factor(scenes, "shape", seed=seed)[half:]]
+    found = [(en.load_images([draw_scene(row) for row in table.to_dict("records")]), table["shape"].tolist())
+             for table in tables]  # fmt: skip
+    return en.load_images("shapes", count=count, seed=seed), found
+
+
+def cut_out_pairs(seed: int, count: int) -> tuple[Any, list[tuple[Any, list[Any]]]]:
+    """Return the same of cut-outs: stamps, two beside each other, of which the left one is exchanged.
+
+    The second one is of none of the kinds that are exchanged. Scenes to match on and scenes to exchange in share no
+    stamp.
+    """
+    halves = en.load_images("stamps").split(0.5, seed=seed)
+    found, rng = [], np.random.default_rng(seed)
+    for half, more in zip(halves, (1, 2), strict=True):
+        of = {kind: half.only([kind]) for kind in CUT_OUTS}
+        others, n = half.without(CUT_OUTS), count // 2
+        kinds = [rng.permutation(CUT_OUTS)[:2] for _ in range(n)]
+        right = [others[int(rng.integers(len(others)))] for _ in range(n)]
+        for when in range(more):
+            left = [of[kind[when]][int(rng.integers(len(of[kind[when]])))] for kind in kinds]
+            pictures = [side_by_side(_upright(one), _upright(two)) for one, two in zip(left, right, strict=True)]
+            found.append((en.load_images(pictures), [str(kind[when]) for kind in kinds]))
+    return halves[0], found
+
+
+def _upright(image: Any) -> Any:
+    return ImageOps.pad(image, (224, 448), color="white")
+
+
+def swapped(name: str, pictures: str, seed: int, count: int) -> dict[str, Any]:
+    """Return how units follow when one thing in a scene is exchanged, sub-units beside channels and routes."""
+    discover, found = (drawn_pairs if pictures == "drawn" else cut_out_pairs)(seed, count)
+    split, made = en.disentangle(network(name), discover, NETWORKS[name], seed=seed), {}
+    labels = [each[1] for each in found]
     for kind, read in kinds_of(split, seed):
-        values = [read(images) for images in drawn]
-        labels = [table["shape"].tolist() for table in (scenes, others)]
-        matched = match_units(values[0][:half], labels[0][:half])
-        table = swap_response(values[0][half:], values[1][half:], labels[0][half:], labels[1][half:], matched)
-        found[kind] = {column: float(table[column].mean()) for column in ("follows", "moves", "selectivity")}
-        found[kind]["d_prime"] = float(matched["d_prime"].mean())
-    return found
+        values = [read(images) for images, _ in found]
+        matched = match_units(values[0], labels[0])
+        table = swap_response(values[1], values[2], labels[1], labels[2], matched)
+        made[kind] = {column: float(table[column].mean()) for column in ("follows", "moves", "selectivity")}
+        made[kind]["d_prime"] = float(matched["d_prime"].mean())
+    return made
 
 
 def peaks(split: Any, images: Any, *, channels: bool = False) -> Any:
@@ -201,7 +237,8 @@ def parts(seeds: list[int], count: int, sets: list[str]) -> Iterator[tuple[str, 
                                 f"transfer {name}, {drawings}, {judge}, {seed}",
                                 partial(transferred, name, judge, drawings, seed, count),
                             )
-            yield f"swap {name}, {seed}", partial(swapped, name, seed, count)
+            for pictures in SWAPS:
+                yield f"swap {name}, {pictures}, {seed}", partial(swapped, name, pictures, seed, count)
         many = max(count, STEERING_IMAGES)
         for name, pictures, label in STEERED:
             if pictures in sets or pictures == "fashion":
@@ -276,11 +313,11 @@ def table_of_steering(found: dict[str, dict[str, Any]], name: str, pictures: str
     return [line for _, line in sorted(lines)]
 
 
-def table_of_swaps(found: dict[str, dict[str, Any]]) -> list[str]:
+def table_of_swaps(found: dict[str, dict[str, Any]], pictures: str) -> list[str]:
     """Return one row a network and kind of unit: means over seeds, with the smallest and the largest."""
     rows = []
     for name in NETWORKS:
-        each = [made for part, made in found.items() if part.startswith(f"swap {name}, ")]
+        each = [made for part, made in found.items() if part.startswith(f"swap {name}, {pictures}, ")]
         for kind in KINDS if each else ():
             cells = []
             for column in ("d_prime", "follows", "moves", "selectivity"):
@@ -381,7 +418,12 @@ def page(found: dict[str, dict[str, Any]], command: str, seeds: list[int], count
         "in neither scene. Means over seeds with the smallest and the largest."
     )
     head = "| network | units | d' | follows | moves | selectivity |"
-    lines += table("A shape is exchanged", about, head, table_of_swaps(found))
+    lines += table("A shape is exchanged", about, head, table_of_swaps(found, "drawn"))
+    about = (
+        f"The same of cut-outs: two stamps beside each other, of which the left one, a {', '.join(CUT_OUTS[:-1])} or "
+        f"{CUT_OUTS[-1]}, is exchanged for one of another kind. Units are matched on other stamps."
+    )
+    lines += table("One of two cut-outs is exchanged", about, head, table_of_swaps(found, "cut-outs"))
     if short := in_short(found):
         about = "Where sub-units score higher than what they are compared with, 95 % interval above 0 in every seed:"
         lines += ["", "## Scores, in short", "", about, "", *short]

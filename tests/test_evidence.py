@@ -38,6 +38,7 @@ def program(monkeypatch) -> ModuleType:
     monkeypatch.setattr(found, "STEERED", (("first", "crops", "circle"),))
     monkeypatch.setattr(found, "BASELINES", ("LEACE", "best channel"))
     monkeypatch.setattr(found, "STEERING_IMAGES", 64)
+    monkeypatch.setattr(found, "CUT_OUTS", ["cross", "star"])
     return found
 
 
@@ -45,7 +46,8 @@ def test_the_page_has_every_table_and_a_second_run_computes_nothing(program: Mod
     asked = ["--out", str(tmp_path), "--seeds", "0", "--count", "32", "--pictures", "crops", "stamps"]
     program.main(asked)
     page = (tmp_path / "evidence.md").read_text()
-    counts = {"top similarity": 8, "monosemanticity": 8, "The same on drawings?": 4, "A shape is exchanged": 6}
+    counts = {"top similarity": 8, "monosemanticity": 8, "The same on drawings?": 4, "A shape is exchanged": 6,
+              "One of two cut-outs is exchanged": 6}  # fmt: skip
     for title, count in counts.items():
         section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
         rows = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line]

@@ -139,6 +139,9 @@ def go_back(page: Any) -> None:
     assert app.locator(".elude-forward").is_enabled()
 
 
+SAID = "one => one.alt ?? one.innerText"
+
+
 def open_the_same_again(page: Any) -> None:
     """What the line of code opens shows the same panel, image and patch."""
     app = cell(page, "app")
@@ -150,9 +153,7 @@ def open_the_same_again(page: Any) -> None:
     again.locator(".elude-picker img").wait_for()
     for what in (".elude-picker img", ".elude-others h4"):
         both = [one.locator(what).first for one in (app, again)]
-        assert both[0].evaluate("one => one.alt ?? one.innerText") == both[1].evaluate(
-            "one => one.alt ?? one.innerText"
-        )
+        until(lambda both=both: "" not in (said := [one.evaluate(SAID) for one in both]) and said[0] == said[1])
 
 
 def stop_the_kernel(page: Any) -> None:
