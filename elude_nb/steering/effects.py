@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,7 +100,7 @@ class Effect:
         areas = {}
         for method, rows in self.curve.groupby("method", sort=False):
             ordered = rows[rows["strength"] > 0].sort_values("strength")
-            areas[method] = _area(ordered["drop"].to_numpy(), ordered["others"].to_numpy(), up_to) / up_to
+            areas[method] = _area(ordered["drop"].tolist(), ordered["others"].tolist(), up_to) / up_to
         return pd.Series(areas, name=f"damage up to {up_to}", dtype=float)
 
     def __str__(self) -> str:
@@ -124,7 +124,7 @@ class Effect:
         )
 
 
-def _area(drops: np.ndarray, others: np.ndarray, up_to: float) -> float:
+def _area(drops: Iterable[float], others: Iterable[float], up_to: float) -> float:
     """Return the area under the line from (0, 0) through (drops, others) to the first point whose drop is ``up_to``."""
     before, line, area = 0.0, 0.0, 0.0
     for drop, other in zip(drops, others, strict=True):

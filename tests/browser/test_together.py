@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,6 @@ def go_back(page: Any) -> None:
     assert app.locator(".elude-forward").is_enabled()
 
 
-SAID = "one => one.alt ?? one.innerText"
-
-
 def open_the_same_again(page: Any) -> None:
     """What the line of code opens shows the same panel, image and patch."""
     app = cell(page, "app")
@@ -153,7 +151,12 @@ def open_the_same_again(page: Any) -> None:
     again.locator(".elude-picker img").wait_for()
     for what in (".elude-picker img", ".elude-others h4"):
         both = [one.locator(what).first for one in (app, again)]
-        until(lambda both=both: "" not in (said := [one.evaluate(SAID) for one in both]) and said[0] == said[1])
+        until(partial(_say_the_same, both))
+
+
+def _say_the_same(several: list[Any]) -> bool:
+    said = {one.evaluate("one => one.alt ?? one.innerText") for one in several}
+    return len(said) == 1 and "" not in said
 
 
 def stop_the_kernel(page: Any) -> None:
