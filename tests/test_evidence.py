@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 import elude_nb as en
+from tests.programs import load_program
 from tests.tiny import tiny_vit, to_tensor
-
-FILE = Path(__file__).parents[1] / "benchmarks" / "evidence.py"
 
 
 @pytest.fixture
 def program(monkeypatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evidence", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
+    found: ModuleType = load_program("benchmarks/evidence.py", monkeypatch)
     load = en.load_images
 
     def made(*_: object, **__: object) -> en.Model:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,21 +11,16 @@ import pytest
 import torch
 
 from elude_nb.scores import coherence, effective_rank
+from tests.programs import load_program
 from tests.tiny import random_images, tiny_vit
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "paper_table.py"
 QUICK = ["--site", "blocks.2.mlp.fc2", "--count", "70", "--scored", "24", "--head-images", "10",
          "--units", "6", "--latents", "24", "--steps", "3", "--pairs", "2"]  # fmt: skip
 
 
 @pytest.fixture
 def program(monkeypatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("paper_table", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "paper_table", found)  # dataclasses look there
-    spec.loader.exec_module(found)
+    found: ModuleType = load_program("benchmarks/paper_table.py", monkeypatch)
     monkeypatch.setattr(found.en, "load_model", lambda name: tiny_vit())
     monkeypatch.setattr(found.en, "load_images", lambda *_, **__: random_images(94, 32))
     return found

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
+
+from tests.programs import load_program
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def build_site() -> Any:
-    spec = importlib.util.spec_from_file_location("build_site", DOCS / "build_site.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_links_that_lead_nowhere_and_requests_are_found(tmp_path: Path) -> None:
+def test_links_that_lead_nowhere_and_requests_are_found(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "api").mkdir()
     (tmp_path / "api" / "b.html").write_text(
         '<h1 id="here">b</h1><a href="../a.html#top">a</a><a href="https://elsewhere">x</a>'
@@ -27,7 +18,7 @@ def test_links_that_lead_nowhere_and_requests_are_found(tmp_path: Path) -> None:
         '<p id="top"><a href="api/b.html#here">b</a> <a href="api/b.html#there">?</a> <a href="c.html">c</a>'
         '<a href="#top">up</a><img src="none.png"><script src="https://cdn/x.js"></script>'
     )
-    assert sorted(build_site().find_faults(tmp_path)) == [
+    assert sorted(load_program("docs/build_site.py", monkeypatch).find_faults(tmp_path)) == [
         "a.html leads to api/b.html#there; the page has no such place",
         "a.html leads to c.html, which is not there",
         "a.html leads to none.png, which is not there",

@@ -146,6 +146,13 @@ _CHECKSUM = "elude_nb_sha256"
 _SAVE_FIRST = "save a result there first, or correct the path"
 
 
+def installed_notebooks(part: str = "") -> list[Path]:
+    """Return the notebooks of this installation in order, or those in a folder of theirs; none if they are missing."""
+    package = Path(__file__).parent.parent
+    folders = (home / "notebooks" / part for home in (package, package.parent))
+    return next((sorted(folder.glob("[0-9]*.ipynb")) for folder in folders if folder.is_dir()), [])
+
+
 def library_version() -> str:
     """Return the version of this elude_nb."""
     return importlib.metadata.version("elude-nb")

@@ -30,7 +30,7 @@ def hand_out(
     typer.echo(dumps(found, indent=1) if json else f"Done. Open {page.resolve()}")
 
 
-def collect(
+def put_together(
     folder: Annotated[Path, typer.Argument(help="Folder with the students' CSV files.", metavar="FOLDER")],
     out: Annotated[Path | None, typer.Option(help="Where to draw the result: a .png, .pdf or .svg.")] = None,
     table: Annotated[Path | None, typer.Option(help="Where to write all answers as one CSV file.")] = None,

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elude_nb.app import shards
-from elude_nb.app.class_commands import collect, hand_out
+from elude_nb.app.class_commands import hand_out, put_together
 from elude_nb.app.inputs import (
-    figures_of,
     load_model,
     load_split,
+    model_to_split,
+    print_split,
     take_discovery,
     take_images,
     take_unseen,
@@ -29,7 +30,6 @@ from elude_nb.app.inputs import (
 )
 from elude_nb.app.options import (
     METHODS,
-    ROUTINGS,
     TOKENS,
     USUAL_METHODS,
     ArchitectureOption,
@@ -41,7 +41,6 @@ from elude_nb.app.options import (
     DeviceOption,
     DtypeOption,
     FileArgument,
-    HoldOutOption,
     ImageSizeOption,
     ImagesOption,
     JsonOption,
@@ -52,18 +51,18 @@ from elude_nb.app.options import (
     PretrainedOption,
     RangeOption,
     SeenOption,
-    SharedOption,
     SiteOption,
     SkipBrokenOption,
     SomeChannelsOption,
     TokensPerImageOption,
     VerifyImagesOption,
-    WorkersOption,
     check_paths,
     choice_option,
+    discovery_options,
     memory_option,
     seed_option,
     whole_option,
+    with_options,
 )
 from elude_nb.app.processes import check_shared, own_device, process_group
 
@@ -118,61 +117,27 @@ def tour(
 
 
 app.command("class")(hand_out)
-app.command("answers")(collect)
+app.command("answers")(put_together)
 
 
 @app.command()
+@with_options(discovery_options)
 def disentangle(
     out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
-    model: ModelOption = "dinov2-small",
-    architecture: ArchitectureOption = None,
-    image_size: ImageSizeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    pretrained: PretrainedOption = None,
-    images: ImagesOption = "photographs",
-    count: CountOption = None,
-    skip_broken: SkipBrokenOption = False,
-    value_range: RangeOption = None,
-    hold_out: HoldOutOption = 0.5,
-    site: SiteOption = None,
-    blocks: BlocksOption = "all",
-    concepts: ConceptsOption = None,
-    units: Annotated[Any, whole_option("Sub-units of a channel, at most.", 2, 255)] = 8,
-    shared: SharedOption = None,
-    routing: Annotated[Any, choice_option(ROUTINGS, "how contributions find their sub-unit.")] = "concepts",
-    tokens: Annotated[Any, choice_option(TOKENS, "by default all for elude, else patch.")] = None,
-    tokens_per_image: TokensPerImageOption = 24,
-    batch_size: BatchOption = None,
-    workers: WorkersOption = 0,
-    seed: Annotated[Any, seed_option("Of sampling and clustering.")] = 0,
-    max_memory: Annotated[Any, memory_option("the analysis")] = None,
     json: JsonOption = False,
+    **options: Any,
 ) -> None:
     """Split the channels of a model and save the result."""
-    check_paths(images=images, out=out, model=model)
+    check_paths(images=options["images"], out=out, model=options["model"])
     import elude_nb as en
 
     with process_group() as first:
-        loaded = load_model(model, architecture, image_size, own_device(device), dtype, pretrained)
-        split = en.disentangle(
-            loaded.using(workers=workers) if workers else loaded,
-            take_discovery(take_whole(images, count, skip_broken, value_range), hold_out, seed),
-            site,
-            blocks=blocks,
-            concepts=concepts,
-            units=units,
-            shared=shared,
-            routing=routing,
-            tokens=tokens,
-            tokens_per_image=tokens_per_image,
-            batch_size=batch_size,
-            seed=seed,
-            max_memory=max_memory,
-        )
+        loaded, settings = model_to_split(options | {"device": own_device(options["device"])})
+        whole = take_whole(*(options[name] for name in ("images", "count", "skip_broken", "value_range")))
+        split = en.disentangle(loaded, take_discovery(whole, options["hold_out"], options["seed"]), **settings)
     if first:
         split.save(out)
-        typer.echo(dumps({"file": str(out), **figures_of(split)}, indent=1) if json else f"{split!r}\nSaved to {out}")
+        print_split(split, out, json=json)
 
 
 @app.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,12 @@ from elude_nb.app.shell import in_shell_words
 
 if TYPE_CHECKING:
     from elude_nb import Disentanglement, ImageSet, Model
+
+
+_SETTINGS = (
+    "site", "blocks", "concepts", "units", "shared", "routing", "tokens", "tokens_per_image", "batch_size", "seed",
+    "max_memory",
+)  # fmt: skip
 
 
 def tell(message: str, options: dict[str, str]) -> None:
@@ -110,6 +118,13 @@ def load_model(name: str | None, *how: Any, of: Path | None = None) -> Model:
     return load_model_of(of, name, **given) if of else en.load_model(str(name), **given)
 
 
+def model_to_split(options: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
+    """Return the model that `elude_nb.app.options.discovery_options` name, and the settings of its split."""
+    how = (options[name] for name in ("architecture", "image_size", "device", "dtype", "pretrained"))
+    loaded = load_model(options["model"], *how)
+    return loaded.using(workers=options["workers"] or None), {name: options[name] for name in _SETTINGS}
+
+
 def model_options(*how: Any) -> dict[str, Any]:
     """Return the options of a model that were given, in the order of the commands, as `load_model` takes them."""
     names = ("architecture", "image_size", "device", "dtype", "pretrained")
@@ -130,7 +145,12 @@ def load_split(file: Path, model: str | None, *how: Any) -> Disentanglement:
     return en.Disentanglement.load(file, load_model(model, *how, of=file))
 
 
-def figures_of(split: Disentanglement) -> dict[str, Any]:
+def print_split(split: Disentanglement, file: Path, *, json: bool) -> None:
+    """Print what a split is that was saved to a file, in words or in numbers."""
+    typer.echo(dumps({"file": str(file), **_figures_of(split)}, indent=1) if json else f"{split!r}\nSaved to {file}")
+
+
+def _figures_of(split: Disentanglement) -> dict[str, Any]:
     """Return what a split is, in numbers: its settings, how many there are of each, and shares of the variance."""
     of_unit_0 = split.units.loc[split.units["unit"] == 0].merge(split.channels, on="channel")
     variance = of_unit_0["share_of_variance"] * of_unit_0["variance"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -227,6 +228,48 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print what was found a
 def memory_option(of: str) -> Any:
     """Return the option of an upper bound in GiB: ``of`` what."""
     return _parsed(_memory, "GIB", f"Upper bound for {of}, in GiB.")
+
+
+def discovery_options(
+    model: ModelOption = "dinov2-small",
+    architecture: ArchitectureOption = None,
+    image_size: ImageSizeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    pretrained: PretrainedOption = None,
+    images: ImagesOption = "photographs",
+    count: CountOption = None,
+    skip_broken: SkipBrokenOption = False,
+    value_range: RangeOption = None,
+    hold_out: HoldOutOption = 0.5,
+    site: SiteOption = None,
+    blocks: BlocksOption = "all",
+    concepts: ConceptsOption = None,
+    units: Annotated[Any, whole_option("Sub-units of a channel, at most.", 2, 255)] = 8,
+    shared: SharedOption = None,
+    routing: Annotated[Any, choice_option(ROUTINGS, "how contributions find their sub-unit.")] = "concepts",
+    tokens: Annotated[Any, choice_option(TOKENS, "by default all for elude, else patch.")] = None,
+    tokens_per_image: TokensPerImageOption = 24,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = 0,
+    seed: Annotated[Any, seed_option("Of sampling and clustering.")] = 0,
+    max_memory: Annotated[Any, memory_option("the analysis")] = None,
+) -> None:
+    """Hold the options of what is split, and how: those that `disentangle` and `collect` share by `with_options`."""
+
+
+def with_options(shared: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Have a command take the options of ``shared`` as well, as keywords, between its own with and without defaults."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        own, more = (signature(each, eval_str=True).parameters.values() for each in (command, shared))
+        named = [each for each in own if each.kind is not Parameter.VAR_KEYWORD]
+        needed = [each for each in named if each.default is Parameter.empty]
+        every = [*needed, *more, *(each for each in named if each not in needed)]
+        command.__signature__ = Signature(every)  # type: ignore[attr-defined] # where typer looks
+        return command
+
+    return add
 
 
 def check_paths(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from elude_nb._util.checks import near_matches
-from elude_nb._util.files import atomic_write, check_writable
+from elude_nb._util.files import atomic_write, check_writable, installed_notebooks
 from elude_nb._util.html import render
 from elude_nb._util.progress import TEXT_BARS, announced, progress_bar, say
 from elude_nb._util.words import counted
@@ -42,9 +42,7 @@ def find_notebooks(only: Sequence[str] | None = None) -> list[Path]:
     ValueError
         If a name in ``only`` fits no notebook.
     """
-    package = Path(__file__).parent.parent
-    folders = [folder for folder in (package / "notebooks", package.parent / "notebooks") if folder.is_dir()]
-    found = sorted(folders[0].glob("[0-9]*.ipynb")) if folders else []
+    found = installed_notebooks()
     if not found:
         raise TourError("The notebooks are missing from this installation; install elude-nb anew.")
     if only is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from elude_nb.course.answers import Right, as_numbers, check_choice_of, check_function, check_numbers
 from elude_nb.errors import AnswerError
+from elude_nb.steering.effects import strength_at
 
 
 def check_ablation(edited: object, channel: Tensor, unit: Tensor, mean: float, strength: float) -> Right:
@@ -101,15 +102,6 @@ def check_bystanders(answer: object, drops: Tensor, target: int) -> Right:
     )
 
 
-def _strength_for(wanted: float, strengths: Sequence[float], drops: Sequence[float]) -> float:
-    """Return the strength at which a rising curve first reaches what is wanted, by a line between two points."""
-    for i in range(1, len(strengths)):
-        if drops[i - 1] <= wanted <= drops[i]:
-            share = (wanted - drops[i - 1]) / (drops[i] - drops[i - 1])
-            return float(strengths[i - 1] + share * (strengths[i] - strengths[i - 1]))
-    return float("nan")
-
-
 def check_strength_for(function: object) -> Right:
     """Check a function of a wanted drop, strengths and their drops: the strength at which it is reached."""
     strengths = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -128,7 +120,7 @@ def check_strength_for(function: object) -> Right:
     return check_function(
         function,
         cases,
-        _strength_for,
+        strength_at,
         "Now edits that do different amounts can be compared.",
         shape="one number",
         places=1e-6,
@@ -153,7 +145,7 @@ def check_at_equal_drop(others: object, curves: dict[str, Any], wanted: float) -
     right, full = [], []
     for table in curves.values():
         x, y, z = (table[name].tolist() for name in ("strength", "drop", "others"))
-        right.append(float(np.interp(_strength_for(wanted, x, y), x, z)))
+        right.append(float(np.interp(strength_at(wanted, x, y), x, z)))
         full.append(z[-1])
     given = as_numbers([others[name] for name in curves] if isinstance(others, dict) else others)
     return check_numbers(

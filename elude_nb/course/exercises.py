@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from elude_nb._util.files import installed_notebooks
 from elude_nb.errors import CourseError
 
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ def find_exercises() -> list[Path]:
     CourseError
         If there are none.
     """
-    package = Path(__file__).parent.parent
-    folders = (package / "notebooks" / "exercises", package.parent / "notebooks" / "exercises")
-    found = next((sorted(each.glob("[0-9]*.ipynb")) for each in folders if each.is_dir()), [])
+    found = installed_notebooks("exercises")
     if not found:
         raise CourseError("The exercises are missing from this installation; install elude-nb anew.")
     return found

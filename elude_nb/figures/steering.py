@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from elude_nb.figures.theme import (
     drawing,
     finish,
     house_style,
-    nth_colour,
     readable_on,
     shade,
     words,
@@ -38,13 +38,33 @@ _COLOURS = {
     "best channel": "ink",
     "mean direction": "green",
     "SAE latent": "red",
+    "difference of means": "green",
+    "linear SVM": "red",
+    "LEACE": "purple",
 }
+_LEARNED = {"difference of means", "linear SVM", "LEACE"}  # from labels: dashed
+_BESIDE = ("sky", "purple", "yellow", "green", "red")  # other edits, in order
 _TILE = 1.1  # inches
 _LEAST_DROP = 0.005
 
 
 def _colour_of(method: str) -> str:
     return shade(_COLOURS.get(method, "purple"))
+
+
+def _looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return how the line of each method is drawn: edits wide and in front, what is learned from labels dashed."""
+    beside = [method for method in methods if method != "edit" and method not in CONTROLS]
+    colours = {method: shade(_BESIDE[place % len(_BESIDE)]) for place, method in enumerate(beside)}
+    return {
+        method: {
+            "color": colours.get(method, _colour_of(method)),
+            "linewidth": 1.4 if method in CONTROLS else 2.4,
+            "linestyle": "--" if method in _LEARNED else "-",
+            "zorder": 2 if method in CONTROLS else 3,
+        }
+        for method in methods
+    }
 
 
 def dose_response(effect: Effect) -> Picture:
@@ -59,10 +79,9 @@ def dose_response(effect: Effect) -> Picture:
         axes = picture.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.08})
         panels = (("drop", "", f"{words(effect.target)}: the target"), ("others", "others_", "all other classes, mean"))
         for place, (column, prefix, title) in zip(axes, panels, strict=True):
-            for method in dict.fromkeys(effect.curve["method"]):
+            for method, look in _looks(list(dict.fromkeys(effect.curve["method"]))).items():
                 rows = effect.curve[effect.curve["method"] == method].sort_values("strength")
                 dose, drop = [0.0, *rows["strength"]], [0, *(100 * rows[column])]
-                look = {"color": _colour_of(method), "linewidth": 2.4 if method == "edit" else 1.4}
                 place.plot(dose, drop, marker="o", markersize=3, label=words(method), **look)
                 if method == "edit":
                     low, high = ([0, *(100 * rows[f"{prefix}{end}"])] for end in ("low", "high"))
@@ -85,15 +104,11 @@ def selectivity_curves(effect: Effect, *, axes: Axes | None = None) -> Any:
     new `Picture` is.
     """
     check_kind("effect", effect, Effect, "an Effect, from effect(...)")
-    methods = list(dict.fromkeys(effect.curve["method"]))
-    own = [method for method in methods if method != "edit" and method not in _COLOURS]
     with drawing(axes, (6.2, 3.6)) as place:
-        for method in methods:
+        for method, look in _looks(list(dict.fromkeys(effect.curve["method"]))).items():
             rows = effect.curve[effect.curve["method"] == method].sort_values("strength")
-            colour = nth_colour(own.index(method) + 1) if method in own else _colour_of(method)
-            wide = 1.2 if method in CONTROLS else 2.0
             target, others = ([0, *(100 * rows[column])] for column in ("drop", "others"))
-            place.plot(target, others, marker="o", markersize=3, label=words(method), color=colour, linewidth=wide)
+            place.plot(target, others, marker="o", markersize=3, label=words(method), **look)
         place.axhline(0, color=shade("faint"), linewidth=0.8)
         place.set_xlabel(f"fall of {words(effect.target)}'s probability, points")
         place.set_ylabel("fall of the others', points")

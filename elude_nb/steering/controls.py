@@ -169,7 +169,9 @@ def random_units(split: Disentanglement, edit: Edit, draws: int, seed: int) -> I
             drawn = tuple(others[unit] for unit in units_of(split, change))
             changes.append(replace(change, concepts=(), units=drawn, values=_values_for(split, change, drawn)))
         plans.append(plan_edit(split, Edit(tuple(changes))))
-    return Intervention("random sub-units", f"{len(units)} of the same channels, {draws} draws", tuple(plans))
+    return Intervention(
+        "random sub-units", f"{len(units)} of the same channels, {draws} draws", tuple(plans), is_random=True
+    )
 
 
 def _others(
@@ -215,7 +217,7 @@ def random_concepts(split: Disentanglement, edit: Edit, draws: int, seed: int) -
         ]
         plans.append(plan_edit(split, Edit(tuple(changes))))
     several = "1 other" if len(edited) == 1 else f"{len(edited)} others"
-    return Intervention("random concept", f"{several}, {draws} draws", tuple(plans))
+    return Intervention("random concept", f"{several}, {draws} draws", tuple(plans), is_random=True)
 
 
 def most_selective(values: Tensor, is_target: Tensor, *, both_signs: bool = False) -> int:

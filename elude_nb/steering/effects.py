@@ -246,7 +246,7 @@ def effect(
         made = [*(replace(describe_edit(split, other), name=name) for name, other in others.items()), *made]
         every, own = [main, *made], dict[int, tuple[float, bool]]()
         if equal_drop is not None:
-            tuned = [place for place, each in enumerate(every) if len(each.plans) < 2]  # not those drawn at random
+            tuned = [place for place, each in enumerate(every) if not each.is_random]
             tried = run_interventions(split, rest, chosen, [every[place] for place in tuned], _TRIED, weights=weights)
             on_chosen = Measure(head, tried.before, class_codes(head, _labels(chosen)), class_number(head, target))
             own = {place: _strength_for(equal_drop, on_chosen, tried, i) for i, place in enumerate(tuned)}
@@ -266,15 +266,38 @@ def effect(
 def _strength_for(drop: float, measure: Measure, tried: Outcomes, place: int) -> tuple[float, bool]:
     """Return the smallest strength at which an intervention takes ``drop`` off the target, and whether it does.
 
-    Between the strengths tried the drop is taken to be linear; without any that reaches it, the nearest is returned.
+    Without any that reaches it, the nearest is returned.
     """
-    drops = [0.0, *(float(measure.by_class(tried.after[place, strength])[measure.target]) for strength in _TRIED)]
-    strengths = [0.0, *_TRIED]
+    drops = [float(measure.by_class(tried.after[place, strength])[measure.target]) for strength in _TRIED]
+    found = strength_at(drop, [0.0, *_TRIED], [0.0, *drops])
+    return (_TRIED[int(np.argmax(drops))], False) if np.isnan(found) else (found, True)
+
+
+def strength_at(drop: float, strengths: Sequence[float], drops: Sequence[float]) -> float:
+    """Return the smallest strength at which a drop is reached, with straight lines between those measured.
+
+    Parameters
+    ----------
+    drop
+        The drop.
+    strengths, drops
+        Strengths in order, 0 first, and the drop at each.
+
+    Returns
+    -------
+    float
+        NaN if none of them reaches it.
+
+    Examples
+    --------
+    >>> strength_at(0.25, [0, 0.5, 1], [0, 0.1, 0.4])
+    0.75
+    """
     for i in range(1, len(drops)):
         if drops[i] >= drop:
             share = (drop - drops[i - 1]) / (drops[i] - drops[i - 1])
-            return strengths[i - 1] + share * (strengths[i] - strengths[i - 1]), True
-    return strengths[int(np.argmax(drops[1:])) + 1], False
+            return float(strengths[i - 1] + share * (strengths[i] - strengths[i - 1]))
+    return float("nan")
 
 
 def _most_affected(head: Head, seen: Outcomes, labels: Sequence[str], targets: Sequence[str]) -> str:

@@ -39,12 +39,15 @@ class Intervention:
         Edits of sub-units; several are draws of one random control, over which outcomes are averaged.
     change
         Instead of plans: from channels (n, t, d) to what is added to them.
+    is_random
+        Whether its plans are drawn at random.
     """
 
     name: str
     detail: str
     plans: tuple[Plan, ...] = ()
     change: ChannelChange | None = None
+    is_random: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -598,12 +598,13 @@ def test_html_is_escaped(found) -> None:
     assert "others_low" not in shown
 
 
-def test_at_equal_drop_all_methods_take_as_much_off_the_target(split) -> None:
+@pytest.mark.parametrize("draws", [1, 2])
+def test_at_equal_drop_all_methods_take_as_much_off_the_target(split, draws) -> None:
     images = unbalanced(36, 32, seed=5)
     controls = ("same channels", "difference of means", "linear SVM", "LEACE", "random sub-units")
     found = measure(
-        split, ablation(split), images, head=Given(), fit=images, target="label 0", controls=controls, draws=2,
-        equal_drop=0.001,
+        split, ablation(split), images, head=Given(), fit=images, target="label 0", controls=controls,
+        draws=draws, equal_drop=0.001,
     )  # fmt: skip
     table = found.at_equal_drop
     assert table is not None
@@ -615,7 +616,7 @@ def test_at_equal_drop_all_methods_take_as_much_off_the_target(split) -> None:
     assert (table.loc[~table["reached"], "drop"] < 0.001).all()
     one = reached.iloc[0]
     again = measure(split, ablation(split), images, head=Given(), fit=images, target="label 0", controls=controls,
-                    draws=2, strengths=(one["strength"],)).curve  # fmt: skip
+                    draws=draws, strengths=(one["strength"],)).curve  # fmt: skip
     there = again[(again["method"] == one["method"]) & (again["strength"] == one["strength"])].iloc[0]
     assert (there["drop"], there["others"], there["worst"]) == (one["drop"], one["others"], one["worst"])
     assert measure(split, ablation(split), images, head=Given()).at_equal_drop is None
