@@ -388,7 +388,7 @@ def test_broken_images_are_left_out_on_request(
         taken.extend(each for each in given if isinstance(each, en.ImageSet))
         raise RuntimeError("far enough")
 
-    monkeypatch.setattr(en, "load_model", lambda _: None)
+    monkeypatch.setattr(en, "load_model", lambda _: SimpleNamespace(using=lambda **_: None))
     counted = lambda images: Seen(0, len(images))  # noqa: E731
     monkeypatch.setattr(en.Disentanglement, "load", lambda _: SimpleNamespace(count_seen=counted))
     for name in ("elude_nb.disentangle", "elude_nb.verify", "elude_nb.score", "elude_nb.compare"):
