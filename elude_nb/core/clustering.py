@@ -23,9 +23,9 @@ def cluster_directions(points: Tensor, weights: Tensor, groups: int, *, seed: in
         # Fewer distinct directions than groups is no fault: the empty groups are dropped afterwards.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = KMeans(groups, n_init=1, random_state=seed, **how).fit(
-            unit_vectors(points).numpy(), sample_weight=weights.numpy()
+            unit_vectors(points).cpu().numpy(), sample_weight=weights.cpu().numpy()
         )
-    return torch.from_numpy(np.asarray(fitted.labels_, dtype=np.int64))
+    return torch.from_numpy(np.asarray(fitted.labels_, dtype=np.int64)).to(points.device)
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:

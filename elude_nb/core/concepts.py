@@ -9,8 +9,9 @@ Nothing of this depends on the order of the images, nor on which of several proc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,22 @@ from elude_nb._util.words import counted
 from elude_nb.core.clustering import cluster_directions, unit_vectors
 
 _FEWEST, _MOST = 8, 512  # concepts, where their number is not given
+T = TypeVar("T")
+
+
+def tensors_of(found: Any) -> dict[str, Tensor]:
+    """Return the tensors among the fields of a dataclass, by name; those of ``None`` are none."""
+    several = {} if found is None else {each.name: getattr(found, each.name) for each in fields(found)}
+    return {name: value for name, value in several.items() if isinstance(value, Tensor)}
+
+
+def on_device(found: T, device: torch.device | str) -> T:
+    """Return the same dataclass with its tensors on a device; itself if they are there, and ``None`` for ``None``."""
+    tensors = tensors_of(found)
+    if all(value.device == torch.device(device) for value in tensors.values()):
+        return found
+    moved: Any = replace(found, **{name: value.to(device) for name, value in tensors.items()})  # type: ignore[type-var]
+    return moved  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ here, by matrix products; scikit-learn's `HDBSCAN` takes it as a sparse matrix o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ def cluster_by_density(
 
     The clusters are those of `sklearn.cluster.HDBSCAN` with the distances between the vectors, but for rounding. Where
     the table of all cosines is larger than ``MOST_KEPT``, it is worked out by blocks, several times (Boruvka's
-    algorithm); there, edges of equal length may be taken in another order.
+    algorithm); there, edges of equal length may be taken in another order. Cosines are worked out on the vectors'
+    device, and the tree and its clusters on the CPU.
 
     Parameters
     ----------
@@ -55,17 +57,17 @@ def cluster_by_density(
         If ``min_samples`` exceeds the number of vectors.
     """
     neighbours = _checked(min_samples or min_cluster_size, len(vectors))
-    array = np.ascontiguousarray(vectors.numpy())
-    if len(array) ** 2 * array.itemsize <= MOST_KEPT:
-        cosines = all_cosines(array)
-        reach = np.concatenate([_largest(rows, neighbours) for _, rows in _blocks(cosines)])
+    if len(vectors) ** 2 * vectors.itemsize <= MOST_KEPT:
+        cosines = all_cosines(vectors)
+        reach = np.concatenate([_largest(cosines[rows], neighbours) for rows in _blocks(len(cosines))])
         ends, cosine = spanning_tree(cosines, reach)
     else:
-        reach = np.concatenate([_largest(rows, neighbours) for _, rows in _blocks(array, array)])
-        ends, cosine = spanning_tree_by_blocks(array, reach)
+        blocks = (cosines_of(vectors, rows) for rows in _blocks(len(vectors)))
+        reach = np.concatenate([_largest(block, neighbours) for block in blocks])
+        ends, cosine = spanning_tree_by_blocks(vectors, reach)
     lengths = np.sqrt(np.maximum(2 - 2 * cosine.astype(np.float64), 0))
     groups, probabilities = _clusters(ends, lengths, min_cluster_size, selection)
-    return torch.from_numpy(groups), torch.from_numpy(probabilities).to(vectors.dtype)
+    return torch.from_numpy(groups).to(vectors.device), torch.from_numpy(probabilities).to(vectors)
 
 
 def cluster_groups_by_density(
@@ -104,9 +106,9 @@ def cluster_groups_by_density(
     ValueError
         If ``min_samples`` exceeds the number of vectors.
     """
-    size = counts.numpy().astype(np.int64)
+    size = counts.cpu().numpy().astype(np.int64)
     neighbours = _checked(min_samples or min_cluster_size, int(size.sum()))
-    apart, extents = bubble_distances(means.numpy(), size)
+    apart, extents = bubble_distances(means, size)
     reach = _bubble_reach(apart, extents, size, neighbours)
     ends, nearness = spanning_tree(-apart, -reach)
     fineness = max(1, min_cluster_size // _FINEST)
@@ -119,7 +121,8 @@ def cluster_groups_by_density(
         max(2, round(min_cluster_size / fineness)),
         selection,
     )
-    return torch.from_numpy(groups[: len(size)]), torch.from_numpy(probabilities[: len(size)]).to(means.dtype)
+    groups, probabilities = groups[: len(size)], probabilities[: len(size)]
+    return torch.from_numpy(groups).to(means.device), torch.from_numpy(probabilities).to(means)
 
 
 def expected_bytes(vectors: int, width: int, item: int = 4) -> int:
@@ -128,20 +131,20 @@ def expected_bytes(vectors: int, width: int, item: int = 4) -> int:
     return (table if table <= MOST_KEPT else 6 * BLOCK * item) + vectors * (width * item + 600)
 
 
-def bubble_distances(means: _Array, counts: _Array) -> tuple[_Array, _Array]:
+def bubble_distances(means: Tensor, counts: _Array) -> tuple[_Array, _Array]:
     """Return the distances between groups (m, m) and the groups' extents (m,); see `cluster_groups_by_density`.
 
     A group of one member has no extent of its own, and none is made up for it.
     """
-    products = all_cosines(np.ascontiguousarray(means))
+    products = all_cosines(means)
     squares = np.diagonal(products).copy()
     between = np.sqrt(np.maximum(squares[:, None] + squares - 2 * products, 0))
     # The mean of n vectors is longer than that of their distribution: unbiased as a variance is.
     spread = np.maximum(1 - squares, 0) * counts / np.maximum(counts - 1, 1)
-    extents = np.sqrt(2 * spread).astype(means.dtype) * (counts > 1)
+    extents = np.sqrt(2 * spread).astype(products.dtype) * (counts > 1)
     nearest = extents * _within(1, counts)
     surfaces = between - (extents[:, None] + extents) + (nearest[:, None] + nearest)
-    apart = np.maximum(surfaces, np.maximum(nearest[:, None], nearest)).astype(means.dtype)
+    apart = np.maximum(surfaces, np.maximum(nearest[:, None], nearest)).astype(products.dtype)
     return apart, extents
 
 
@@ -161,18 +164,28 @@ def _within(neighbours: int, counts: _Array) -> _Array:
     return share
 
 
-def all_cosines(vectors: _Array) -> _Array:
+def all_cosines(vectors: Tensor) -> _Array:
     """Return the products of all pairs of vectors (n, s), (n, n): half of them worked out, the other half mirrored."""
     from scipy.linalg.blas import dsyrk, ssyrk
 
-    product = dsyrk if vectors.dtype == np.float64 else ssyrk
-    table: _Array = product(1.0, vectors.T, trans=1, lower=0).T  # the lower half, row by row
+    if vectors.device.type == "cpu":
+        product = dsyrk if vectors.dtype == torch.float64 else ssyrk
+        array = np.ascontiguousarray(vectors.numpy())
+        table: _Array = product(1.0, array.T, trans=1, lower=0).T  # the lower half, row by row
+    else:  # a GPU works out all of them sooner
+        table = cosines_of(vectors, slice(None))
     step = 256
     for start in range(0, len(table), step):
         corner = table[start : start + step, start : start + step]
         corner[:] = np.tril(corner) + np.tril(corner, -1).T
         table[start : start + step, start + step :] = table[start + step :, start : start + step].T
     return table
+
+
+def cosines_of(vectors: Tensor, rows: slice) -> _Array:
+    """Return the products of some of the vectors (n, s) with all of them."""
+    products: _Array = (vectors[rows] @ vectors.T).cpu().numpy()
+    return products
 
 
 def spanning_tree(nearness: _Array, reach: _Array) -> tuple[_Array, _Array]:
@@ -204,7 +217,7 @@ def spanning_tree(nearness: _Array, reach: _Array) -> tuple[_Array, _Array]:
     return ends, found
 
 
-def spanning_tree_by_blocks(vectors: _Array, reach: _Array) -> tuple[_Array, _Array]:
+def spanning_tree_by_blocks(vectors: Tensor, reach: _Array) -> tuple[_Array, _Array]:
     """Return what `spanning_tree` returns of the cosines of unit vectors (n, s), without keeping them.
 
     Boruvka's algorithm: in each round every tree takes its nearest edge to another, so there are at most log2(n)
@@ -215,10 +228,11 @@ def spanning_tree_by_blocks(vectors: _Array, reach: _Array) -> tuple[_Array, _Ar
 
     count = len(vectors)
     trees, here = np.arange(count), np.arange(count)
-    ends, found = np.empty((0, 2), np.int64), np.empty(0, vectors.dtype)
+    ends, found = np.empty((0, 2), np.int64), np.empty(0, reach.dtype)
     while len(ends) < count - 1:
-        there, near = np.empty(count, np.int64), np.empty(count, vectors.dtype)
-        for rows, cosines in _blocks(vectors, vectors):
+        there, near = np.empty(count, np.int64), np.empty(count, reach.dtype)
+        for rows in _blocks(count):
+            cosines = cosines_of(vectors, rows)
             np.minimum(cosines, reach, out=cosines)
             np.minimum(cosines, reach[rows, None], out=cosines)
             cosines[trees[rows, None] == trees] = -np.inf
@@ -265,13 +279,10 @@ def _clusters(ends: _Array, lengths: _Array, min_cluster_size: int, selection: s
     return number[labels], probabilities
 
 
-def _blocks(vectors: _Array, others: _Array | None = None) -> Any:
-    """Yield slices of rows, and the rows of a table, or of the products of two sets of vectors, so many at once."""
-    count = len(vectors if others is None else others)
+def _blocks(count: int) -> Iterator[slice]:
+    """Return which rows of a table (count, count) are worked on at once."""
     step = max(1, math.ceil(BLOCK / count))
-    for start in range(0, len(vectors), step):
-        rows = slice(start, start + step)
-        yield rows, vectors[rows] if others is None else vectors[rows] @ others.T
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def _largest(rows: _Array, number: int) -> _Array:

@@ -15,7 +15,7 @@ from elude_nb._util.checks import check_kind
 from elude_nb._util.progress import say
 from elude_nb._util.ranks import Ranks, together
 from elude_nb.core.clustering import cluster_directions, unit_vectors
-from elude_nb.core.concepts import ConceptBook, make_books
+from elude_nb.core.concepts import ConceptBook, make_books, on_device
 from elude_nb.core.elude import Instances
 from elude_nb.core.one_pass import elude_of, measure, plan_pass, run_pass
 from elude_nb.core.recording import Recording
@@ -27,7 +27,7 @@ from elude_nb.core.strategies import RandomRouting, RoutingStrategy, read_strate
 from elude_nb.data.images import Images
 from elude_nb.errors import ModelMismatchError
 from elude_nb.models.find_sites import find_site
-from elude_nb.models.hooks import for_analysis
+from elude_nb.models.hooks import widened
 from elude_nb.models.load import Model, as_model
 from elude_nb.models.sites import Site
 
@@ -228,14 +228,14 @@ def _split_by(
     ranks: Ranks,
     stamp: Stamp | None = None,
 ) -> Disentanglement:
-    """Split in the first process, the others helping; all have the result."""
-    weight = for_analysis(site.weight(model.network))
+    """Split in the first process, the others helping; all have the result, which lies on the CPU."""
+    weight = widened(site.weight(model.network))
     decided = _decide(statistics, weight.unflatten(1, (-1, site.kernel)), strategy, model.progress, ranks)
     if ranks.first:
         moments = statistics.moments
         variance, covariance = (x.to(weight) for x in (moments.channel_variance, moments.covariance))
         shares = unit_shares(weight, decided[0], covariance, variance)
-        decided = *decided, variance, shares, statistics.hashes
+        decided = *decided, variance.cpu(), shares.cpu(), statistics.hashes
     route, book, settings, variance, shares, seen = ranks.from_first(decided)
     return Disentanglement(model, site, route, book, settings, variance, shares, seen=seen, stamp=stamp)
 
@@ -246,15 +246,19 @@ def _decide(statistics: Statistics, kernels: Tensor, strategy: RoutingStrategy, 
     if not ranks.first:
         if elude is not None:
             received: Any = ranks.from_first(None)
-            elude.route_instances(kernels, received, ranks=ranks)
+            elude.route_instances(kernels, on_device(received, kernels.device), ranks=ranks)
         return None
     book, fine = make_books(statistics.groups(), settings.concepts, statistics.limits.micro_clusters, settings.seed)
+    device = kernels.device
     if elude is None:
-        return strategy.route(kernels, book, fine, units=settings.units, shared=settings.shared), book, settings
+        books = on_device(book, device), on_device(fine, device)
+        route = strategy.route(kernels, *books, units=settings.units, shared=settings.shared)
+        return on_device(route, "cpu"), book, settings
     by_tokens = elude.instances == "tokens"
     found = Instances.of_tokens(statistics.sample(elude.max_tokens)) if by_tokens else Instances.of_groups(fine)
     fine = replace(fine, source_squares=None)
-    route, centres = elude.route_instances(kernels, ranks.from_first(found), progress=progress, ranks=ranks)
+    shared = on_device(ranks.from_first(found), device)
+    route, centres = elude.route_instances(kernels, shared, progress=progress, ranks=ranks)
     if isinstance(strategy, RandomRouting):
         route = shuffled(route, strategy.seed)
     route, book = with_concepts(route, centres, fine, settings.concepts, settings.seed)

@@ -19,7 +19,7 @@ from elude_nb._util.checks import check_choice, check_count, check_fraction
 from elude_nb._util.progress import progress_bar
 from elude_nb._util.ranks import Ranks
 from elude_nb.core.clustering import unit_vectors
-from elude_nb.core.concepts import ConceptBook
+from elude_nb.core.concepts import ConceptBook, on_device
 from elude_nb.core.density import cluster_by_density, cluster_groups_by_density, expected_bytes
 from elude_nb.core.recording import Recording
 from elude_nb.core.routing import MOST_UNITS, NO_CONCEPT, Routing, pack_bits
@@ -237,7 +237,7 @@ class EludeRouting:
         weight
             W, (d, s, kernel).
         found
-            The instances.
+            The instances, on the same device, where the work is done; what is returned is on the CPU.
         progress
             Whether to show a progress bar over the channels.
         ranks
@@ -262,7 +262,7 @@ class EludeRouting:
         def one(number: int) -> _Split:
             channel = mine[number]
             clusters = self._find_clusters(weight[channel], found, channel)
-            return self._split_channel(weight[channel], found, clusters, mean, middle)
+            return on_device(self._split_channel(weight[channel], found, clusters, mean, middle), "cpu")
 
         at_once = max(1, min(torch.get_num_threads(), len(mine)))
         with progress_bar(description="channels", total=len(mine), show=progress, unit="channel") as bar:
@@ -311,7 +311,7 @@ class EludeRouting:
         if self.groups == "random":
             generator = torch.Generator().manual_seed(self.seed + channel)
             order = torch.randperm(len(groups), generator=generator)
-            groups, membership = groups[order], membership[order]
+            groups, membership = groups[order.to(groups.device)], membership[order.to(groups.device)]
         return replace(made, groups=groups, membership=membership)
 
     def _split_channel(self, row: Tensor, found: Instances, clusters: Clusters, mean: Tensor, middle: Tensor) -> _Split:
@@ -461,11 +461,11 @@ def choose_rho(strength: Tensor, contributions: Tensor, groups: Tensor) -> float
     groups
         The cluster of each, or -1, (n,).
     """
-    own = groups[:, None] == torch.arange(len(strength))  # (n, k)
+    own = groups[:, None] == torch.arange(len(strength), device=groups.device)  # (n, k)
     other = (groups >= 0)[:, None] & ~own
     best, chosen = -float("inf"), RHOS[-1]
     ordered, places = strength.sort(dim=0, descending=True)
-    parts, before = contributions.new_zeros(strength.shape), torch.zeros(strength.shape[1], dtype=torch.int64)
+    parts, before = contributions.new_zeros(strength.shape), places.new_zeros(strength.shape[1])
     sums = contributions.new_zeros(own.shape)  # (n, k): what each sub-unit adds up
     for rho in RHOS:
         sizes = _set_sizes(ordered, rho)

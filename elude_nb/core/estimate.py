@@ -14,9 +14,9 @@ from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_number
 from elude_nb._util.progress import in_words
 from elude_nb._util.words import counted
-from elude_nb.core.concepts import Cells, Moments, suggest_concepts
+from elude_nb.core.concepts import Cells, Moments, on_device, suggest_concepts
 from elude_nb.core.elude import EludeRouting
-from elude_nb.core.recording import Recording, real_tokens_at, record
+from elude_nb.core.recording import real_tokens_at, record
 from elude_nb.core.routing import CONTRIBUTIONS_AT_ONCE
 from elude_nb.core.statistics import Limits
 from elude_nb.core.strategies import check_routing_settings
@@ -178,14 +178,15 @@ def expected_seconds(
     for _ in record(model, few[:1], place, tokens=tokens, tokens_per_image=tokens_per_image):
         pass  # the first pass warms up
     start = time.perf_counter()
-    sample = Recording.join(list(record(model, few, place, tokens=tokens, tokens_per_image=tokens_per_image)))
+    parts = list(record(model, few, place, tokens=tokens, tokens_per_image=tokens_per_image))
     recorded = time.perf_counter()
     points = torch.randn(plan.capacity, place.channels, generator=torch.Generator().manual_seed(0))
     cells = Cells.of(points, plan.micro_clusters, 0)
     grouped = time.perf_counter()
-    cells.nearest(sample.channels)
-    Moments.of(sample.channels, sample.sources)
-    per_token = (time.perf_counter() - grouped) / len(sample)
+    for part in parts:
+        on_device(cells, part.channels.device).nearest(part.channels).cpu()  # which waits for the device
+        Moments.of(part.channels, part.sources)
+    per_token = (time.perf_counter() - grouped) / sum(map(len, parts))
     per_image = (recorded - start) / len(few)
     # The routing and the careful grouping into concepts take about as long as two or three groupings.
     return per_image * len(images) + per_token * plan.tokens + (grouped - recorded) * 4

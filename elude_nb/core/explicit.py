@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from elude_nb._util.arithmetic import run_network
 from elude_nb._util.words import counted
+from elude_nb.core.concepts import on_device
 from elude_nb.core.partition import proportional_shares
 from elude_nb.core.routing import Routing
 from elude_nb.errors import PartitionError, SiteError
@@ -166,7 +167,8 @@ def explicit_network(network: nn.Module, site: Site, routing: Routing) -> nn.Mod
         If the split weights do not add up to the original weights bit for bit.
     """
     made = clean_copy(network)
-    channels, units = (rows.to(next(network.parameters()).device) for rows in routing.rows())
+    routing = on_device(routing, next(network.parameters()).device)
+    channels, units = routing.rows()
     if site.kind == "stream":
         _split_stream(made, site, routing, channels, units)
     else:

@@ -390,8 +390,8 @@ def _record(planned: Pass, numbers: Sequence[int], announce: bool = False) -> It
 
 
 def _without_sources(part: Recording) -> Recording:
-    none = part.sources.new_empty(len(part), 0)  # not a view, which would be sent with all that it is a view of
-    return replace(part, sources=none, entering=none)
+    none = torch.empty(len(part), 0)  # not a view, which would be sent with all that it is a view of
+    return replace(part, channels=part.channels.cpu(), sources=none, entering=none)
 
 
 def _make_cells(planned: Pass, parts: list[Recording]) -> Cells:

@@ -149,5 +149,8 @@ def read_largest(
 
     What enters the site from outside the sources is left out; batch by batch, so that no more than one is held.
     """
-    parts = record(model, images, site, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
-    return torch.cat([pool_recorded(part.sources @ readout.matrix + readout.offset, part.images) for part in parts])
+    found = list[Tensor]()
+    for part in record(model, images, site, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed):
+        readout = readout.to(part.sources.device)
+        found.append(pool_recorded(part.sources @ readout.matrix + readout.offset, part.images).cpu())
+    return torch.cat(found)

@@ -15,14 +15,14 @@ from elude_nb._util.checks import check_count, check_kind
 from elude_nb._util.words import counted
 from elude_nb.data.images import Images
 from elude_nb.models.forward import check_finite
-from elude_nb.models.hooks import Tap, evaluating, for_analysis
+from elude_nb.models.hooks import Tap, evaluating, widened
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import Site
 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """What was seen at ``t`` sampled tokens of a site.
+    """What was seen at ``t`` sampled tokens of a site; values lie on the device of the model that was recorded.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Recording:
     entering
         What entered the window of a stream, (t, d); zeros at other sites.
     images, positions
-        Which image and which of its tokens each row is, (t,).
+        Which image and which of its tokens each row is, (t,), on the CPU.
     """
 
     channels: Tensor
@@ -63,9 +63,9 @@ class Recording:
 
     @staticmethod
     def join(parts: Sequence[Recording]) -> Recording:
-        """Return several recordings of one site as one."""
+        """Return several recordings of one site as one, on the CPU."""
         names = ("channels", "sources", "entering", "images", "positions")
-        return Recording(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        return Recording(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in names))
 
 
 def sample_positions(candidates: Tensor, per_image: int | None, images: Sequence[int], seed: int) -> Tensor:
@@ -222,9 +222,9 @@ def _record_batch(model: Model, batch: Tensor, site: Site, rows: Tensor, positio
         Tap(
             model.network,
             site,
-            on_source=lambda number, a: sources.__setitem__(number, for_analysis(a[where])),
-            on_channels=lambda h: seen.__setitem__("channels", for_analysis(h[where])),
-            on_entering=lambda x: seen.__setitem__("entering", for_analysis(x[where])),
+            on_source=lambda number, a: sources.__setitem__(number, widened(a[where])),
+            on_channels=lambda h: seen.__setitem__("channels", widened(h[where])),
+            on_entering=lambda x: seen.__setitem__("entering", widened(x[where])),
         ),
     ):
         model(batch)

@@ -92,7 +92,7 @@ class Routing:
 
     def members(self, channel: int) -> Tensor:
         """Return which units have a part in each source's contribution to a channel, (k + 1, s), bool."""
-        numbers = torch.arange(self.units + 1)[:, None]
+        numbers = torch.arange(self.units + 1, device=self.routes.device)[:, None]
         found = self.routes[channel] == numbers
         if self.owner_sets is not None:
             sharing = unpack_bits(self.owner_sets[channel], self.units).T
@@ -184,8 +184,8 @@ class Routing:
 
     def mean_shares(self) -> Tensor:
         """Return the share of a channel's weights that each unit has on average, (d, k + 1), float64."""
-        sources = self.routes.shape[1]
-        return self.add_by_unit(torch.full(self.routes.shape, 1 / sources, dtype=torch.float64))
+        sources, device = self.routes.shape[1], self.routes.device
+        return self.add_by_unit(torch.full(self.routes.shape, 1 / sources, dtype=torch.float64, device=device))
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Return the units there are, in order: their channels and their numbers, (u,) each.
@@ -239,7 +239,7 @@ def unpack_bits(packed: Tensor, k: int) -> Tensor:
 def shuffled(routing: Routing, seed: int = 0) -> Routing:
     """Return a random routing in which every unit has as many sources, owned and shared, as before."""
     generator = torch.Generator().manual_seed(check_count("seed", seed, 0, 2**63 - 1))
-    order = torch.rand(routing.routes.shape, generator=generator).argsort(dim=1)
+    order = torch.rand(routing.routes.shape, generator=generator).argsort(dim=1).to(routing.routes.device)
     sets = routing.owner_sets
     if sets is not None:
         sets = sets.gather(1, order[..., None].expand_as(sets))

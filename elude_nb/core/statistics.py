@@ -15,7 +15,7 @@ from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_flag
 from elude_nb._util.files import load_result, save_result
 from elude_nb._util.words import counted
-from elude_nb.core.concepts import Cells, ConceptBook, Moments
+from elude_nb.core.concepts import Cells, ConceptBook, Moments, on_device, tensors_of
 from elude_nb.core.recording import Recording
 from elude_nb.core.saving import Settings, read_settings
 from elude_nb.errors import StatisticsError, StoreError
@@ -222,7 +222,7 @@ class Statistics:
         found = {"images": self.images, "hashes": self.hashes, "left_out": self.left_out}
         parts = [("kept", self.kept), ("moments", self.moments), ("cells", self.cells), ("micro", self.micro)]
         for prefix, part in parts:
-            found |= {f"{prefix}.{name}": value for name, value in _tensors_of(part).items()}
+            found |= {f"{prefix}.{name}": value for name, value in tensors_of(part).items()}
         return found
 
 
@@ -241,11 +241,6 @@ def from_tensors(
     found = Statistics(settings, limits, origin, *of_images, kept, moments, cells, micro)
     _check_shapes(found)
     return found
-
-
-def _tensors_of(part: Any) -> dict[str, Tensor]:
-    several = {} if part is None else {each.name: getattr(part, each.name) for each in fields(part)}
-    return {name: value for name, value in several.items() if isinstance(value, Tensor)}
 
 
 def _check_shapes(found: Statistics) -> None:
@@ -316,6 +311,8 @@ def _smallest(found: Recording, limits: Limits) -> Recording:
 class Collector:
     """Takes in recordings one after the other, in bounded memory, and makes their statistics.
 
+    Sums are taken on the device of the recordings. Of their sources nothing leaves it but the tokens that are kept.
+
     Parameters
     ----------
     start
@@ -348,6 +345,9 @@ class Collector:
 
     def add(self, recording: Recording) -> None:
         """Take in the tokens of one recording."""
+        device = recording.sources.device
+        self._moments, self._cells = on_device(self._moments, device), on_device(self._cells, device)
+        self._micro = on_device(self._micro, device)
         for part in recording.parts(_AT_ONCE):
             self._moments = self._moments.absorb(Moments.of(part.channels, part.sources))
             if self._micro is not None and self._cells is not None:
@@ -361,7 +361,9 @@ class Collector:
         several = {each.name: getattr(recording, each.name) for each in fields(Recording)}
         if self._kept is None:
             room = self._limits.tokens
-            self._kept = Recording(**{name: x.new_empty(room, *x.shape[1:]) for name, x in several.items()})
+            self._kept = Recording(
+                **{name: torch.empty(room, *x.shape[1:], dtype=x.dtype) for name, x in several.items()}
+            )
         keys = token_keys(recording.images, recording.positions, self._limits.tokens_seed)
         every = np.concatenate([self._keys[: self._count], keys])
         stay = np.argsort(every, kind="stable")[: self._limits.tokens]
@@ -371,12 +373,12 @@ class Collector:
         self._keys[places] = keys[rows]
         self._count = len(stay)
         for name, values in several.items():
-            getattr(self._kept, name)[torch.from_numpy(places)] = values[torch.from_numpy(rows)]
+            getattr(self._kept, name)[torch.from_numpy(places)] = values[torch.from_numpy(rows)].cpu()
 
     def finish(self, images: Tensor, hashes: Tensor) -> Statistics:
         """Return what was collected, with the numbers of all images that it is of, and the hashes of their pixels.
 
-        What is added later must not be: the value shares its memory.
+        What is added later must not be: on the CPU the value shares its memory.
         """
         kept = self._start.kept if self._kept is None else self._kept
         if self._kept is not None and self._count < self._limits.tokens:
@@ -387,9 +389,9 @@ class Collector:
             images=images,
             hashes=hashes[order],
             kept=_smallest(kept, self._limits),
-            moments=self._moments,
-            cells=self._cells,
-            micro=self._micro,
+            moments=on_device(self._moments, "cpu"),
+            cells=on_device(self._cells, "cpu"),
+            micro=on_device(self._micro, "cpu"),
         )
 
 

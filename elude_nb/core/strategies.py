@@ -33,7 +33,7 @@ class RoutingStrategy(Protocol):
         Parameters
         ----------
         weight
-            W, (d, s, kernel).
+            W, (d, s, kernel), on the device of the model, as both books are; what is returned may lie anywhere.
         book
             The concept book, g groups.
         fine
@@ -90,12 +90,12 @@ class ConceptRouting:
             why_not_split(v.abs() if self.both_signs else v, directions[c] * v.sign()[:, None], self.one_meaning)
             for v, c in zip(*strongest, strict=True)
         ]
-        split = torch.tensor([not reason for reason in reasons])
+        split = torch.tensor([not reason for reason in reasons]).to(weight.device)
         if self.unlike:
             strongest = [found[mine] for found in unlike_concepts(book, units, both_signs=self.both_signs)]
         values, concepts = strongest
         signs = values.sign() if self.both_signs else torch.ones_like(values)
-        routes = torch.zeros(weight.shape[:2], dtype=torch.uint8)
+        routes = torch.zeros(weight.shape[:2], dtype=torch.uint8, device=weight.device)
         for chunk in _chunks(len(weight), CONTRIBUTIONS_AT_ONCE // (concepts.shape[1] * weight[0].numel())):
             contributions = _mean_contributions(weight[chunk], means[concepts[chunk]])
             turned = contributions * signs[chunk, :, None]
@@ -137,7 +137,7 @@ class ChannelClusterRouting:
     ) -> Routing:
         """See `RoutingStrategy.route`."""
         means, values, directions = fine.mean_sources(), fine.mean_channels(), fine.directions()
-        routes = torch.zeros(weight.shape[:2], dtype=torch.uint8)
+        routes = torch.zeros(weight.shape[:2], dtype=torch.uint8, device=weight.device)
         reasons = []
         for channel in range(len(weight)):
             high = values[:, channel].topk(min(self.strongest, len(fine))).indices
@@ -157,7 +157,7 @@ class ChannelClusterRouting:
             present = torch.bincount(groups, minlength=units) > 0
             routes[channel] = owners(centres[None], present[None], shared)[0]
             reasons.append("")
-        none = torch.full((len(weight), units), NO_CONCEPT)
+        none = torch.full((len(weight), units), NO_CONCEPT, device=weight.device)
         return Routing(routes, none, _reasons(routes, reasons))
 
 

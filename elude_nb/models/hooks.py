@@ -498,10 +498,15 @@ def _pointwise(layer: nn.Conv2d) -> bool:
 
 
 def for_analysis(tensor: Tensor) -> Tensor:
-    """Return a tensor on the CPU and in at least float32.
+    """Return a tensor on the CPU and in at least float32: for what is small, and is looked at there."""
+    return widened(tensor.cpu())
 
-    The model stays on its device and in its dtype; the analysis of the few sampled tokens is done on the CPU, and sums
-    over many tokens would not survive half precision.
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return a tensor in at least float32, on its device: sums over many tokens would not survive half precision.
+
+    Sums are kept in float64; a device that has none, as MPS, leaves the work to the CPU.
     """
-    tensor = tensor.cpu()
+    if tensor.device.type == "mps":
+        tensor = tensor.cpu()
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor

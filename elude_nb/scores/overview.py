@@ -179,12 +179,16 @@ class Scoring:
     @own_arithmetic()
     def add(self, part: Recording) -> None:
         """Take in the recorded tokens of the next images."""
+        device = part.sources.device
+        if self._mean.device != device:
+            self._mean = self._mean.to(device)
+            self._routed = {kind: (c, u, matrix.to(device)) for kind, (c, u, matrix) in self._routed.items()}
         centred, channels = part.sources - self._mean, torch.cat([part.channels, -part.channels], dim=1)
         for kind in self._found:
             activations = channels if kind == "channel" else centred @ self._routed[kind][2]
             highest, rows = find_largest(activations, part.images)
-            self._found[kind].append((highest, rows + self._tokens))
-        self._vectors.append(part.channels)
+            self._found[kind].append((highest.cpu(), rows.cpu() + self._tokens))
+        self._vectors.append(part.channels.cpu())
         self._tokens += len(part)
 
     def join(self, ranks: Ranks) -> None:

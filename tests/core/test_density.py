@@ -57,7 +57,7 @@ def test_the_package_hdbscan_finds_the_same(selection) -> None:
 @pytest.mark.parametrize("block", [1, 5000])
 def test_trees_are_as_short_as_can_be(neighbours, block, monkeypatch) -> None:
     monkeypatch.setattr(density, "BLOCK", block)
-    vectors = blobs(each=20).numpy()
+    vectors = blobs(each=20)
     cosines = all_cosines(vectors)
     np.testing.assert_allclose(cosines, vectors @ vectors.T, atol=1e-12)
     reach = np.sort(cosines, axis=1)[:, -neighbours]
@@ -112,7 +112,7 @@ def grouped(vectors: Tensor, each: int) -> tuple[Tensor, Tensor]:
 def test_distances_between_groups_are_those_of_the_definition() -> None:
     means, counts = grouped(blobs(each=10), 7)
     counts[3] = 1
-    apart, extents = bubble_distances(means.numpy(), counts.numpy())
+    apart, extents = bubble_distances(means, counts.numpy())
     assert extents[3] == 0
     for i in range(len(means)):
         for j in range(len(means)):
