@@ -189,7 +189,7 @@ DtypeOption = Annotated[Any, choice_option(("float32", "float64", "float16", "bf
 PretrainedOption = Annotated[
     bool | None, typer.Option("--pretrained/--no-pretrained", help="Random weights with --no-pretrained.")
 ]
-ImagesOption = Annotated[str, typer.Option(help="A folder, or 'photographs' or 'shapes'.")]
+ImagesOption = Annotated[str, typer.Option(help="A folder, or photographs, shapes, fashion, stamps or clipart.")]
 CountOption = Annotated[Any, whole_option("Take only so many images (for the named sets: how many).")]
 SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out broken images, and name them.")]
 RangeOption = Annotated[

@@ -13,6 +13,7 @@ from elude_nb.app.options import METHODS, ROUTINGS, TOKENS, USUAL_METHODS
 from elude_nb.baselines import METHODS as METHODS_THERE
 from elude_nb.baselines.compare import DEFAULT_METHODS
 from elude_nb.core import strategies
+from elude_nb.data.folders import IMAGE_SETS
 from elude_nb.models import sites
 from tests.app.test_cli import run
 from tests.tiny import random_images
@@ -97,6 +98,8 @@ def test_the_names_in_the_shell_are_those_of_the_library() -> None:
     assert DEFAULT_METHODS == USUAL_METHODS
     assert tuple(strategies.ROUTINGS) == ROUTINGS
     assert sites.TOKENS == TOKENS
+    asked = options.ImagesOption.__metadata__[0].help  # type: ignore[attr-defined]
+    assert all(name in asked for name in IMAGE_SETS)
 
 
 @pytest.mark.parametrize(
