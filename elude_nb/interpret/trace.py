@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_count, check_kind
 from elude_nb.core.elude import EludeRouting, Instances
-from elude_nb.core.recording import Recording, record
+from elude_nb.core.one_pass import plan_pass, run_pass
+from elude_nb.core.recording import Recording
 from elude_nb.core.routing import Routing
 from elude_nb.data.images import Images
-from elude_nb.models.find_sites import find_site
-from elude_nb.models.hooks import check_pristine, for_analysis
+from elude_nb.models.hooks import for_analysis
 from elude_nb.models.load import Model, check_model
 
 
@@ -121,7 +121,7 @@ def trace_channel(
     channel
         The channel.
     routing
-        The settings; by default those of the published method.
+        The settings; by default those of the published method. Its ``max_tokens`` of the tokens are followed.
     batch_size, progress
         In place of the model's own settings.
 
@@ -131,14 +131,23 @@ def trace_channel(
         If the site cannot be split, there is no such channel, or there are too few tokens.
     """
     check_model(model)
-    model = model.using(batch_size=batch_size, progress=progress)
     strategy = EludeRouting(seed=seed) if routing is None else routing
     check_kind("routing", strategy, EludeRouting, "an EludeRouting")
-    check_pristine(model.network, "trace_channel")
-    place = find_site(model, site)
+    planned = plan_pass(
+        model,
+        images,
+        site,
+        purpose="trace_channel",
+        routing=replace(strategy, instances="tokens"),
+        tokens=tokens,
+        tokens_per_image=tokens_per_image,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    place = planned.place
     check_count("channel", channel, 0, place.channels - 1)
-    drawn = record(model, model.inputs(images), place, tokens=tokens, tokens_per_image=tokens_per_image, seed=seed)
-    seen = Recording.join(list(drawn))
+    seen = run_pass(planned).sample(strategy.max_tokens)
     weight = for_analysis(place.weight(model.network)).unflatten(1, (-1, place.kernel))
     return _trace(seen, weight, channel, strategy)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,3 +91,12 @@ def test_the_signed_rule_gives_every_source_one_owner(vit, images, trace) -> Non
     assert again.units.equal(found.units)
     with pytest.raises(TypeError, match="EludeRouting"):
         trace.under("elude-signed")
+
+
+def test_no_more_tokens_are_held_than_the_routing_takes(vit, images) -> None:
+    routing = replace(ROUTING, max_tokens=50)
+    how: dict[str, Any] = {"routing": routing, "tokens_per_image": 6, "progress": False}
+    found = trace_channel(vit, images, 3, SITE, **how)
+    split = disentangle(vit, images, SITE, **how)
+    assert len(found.recording) == 50
+    assert torch.equal(found.routing.routes[0], split.routing.routes[3])
