@@ -265,7 +265,7 @@ def test_probes_need_labels_with_enough_images(vit32, images, recorded) -> None:
 
 
 def test_a_method_that_fails_inside_the_model_leaves_no_hook(recorded, vit32, images) -> None:
-    site, seen = recorded
+    site, _ = recorded
 
     def fail(channels: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no units")
