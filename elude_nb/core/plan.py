@@ -23,6 +23,7 @@ from elude_nb.models.hooks import source_tokens
 from elude_nb.models.load import Model
 from elude_nb.models.sites import Site
 
+_MANY_ROWS = 1024  # of a product, for which a matrix is copied to be multiplied sooner
 _ROWS_AT_ONCE = 256  # rows of W read together, so that many sub-units need no second copy of all of them
 
 
@@ -232,7 +233,7 @@ class Accumulator:
                 )
             tokens = tokens[:, plan.positions]
         with torch.autocast(tokens.device.type, enabled=False):  # differences of large sums need their digits
-            part = tokens.to(piece.dtype) @ piece
+            part = _product(tokens.to(piece.dtype), piece)
         self._sum = part + plan.offset if self._sum is None else self._sum + part
         self._seen += 1
 
@@ -250,6 +251,15 @@ class Accumulator:
             )
         found, self._sum, self._seen = self._sum, None, 0
         return self.plan.change(found, number)
+
+
+def _product(tokens: Tensor, matrix: Tensor) -> Tensor:
+    """Return tokens (n, t, s) times a matrix (s, u)."""
+    units = matrix.shape[1]
+    if not units % 8 or tokens.shape[:2].numel() < _MANY_ROWS:
+        return tokens @ matrix
+    # On a CPU, MKL takes up to 1.6 times as long for 347 columns as for 352.
+    return (tokens @ nn.functional.pad(matrix, (0, -units % 8)))[..., :units]
 
 
 @own_arithmetic()
