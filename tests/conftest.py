@@ -17,11 +17,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # kernels of notebooks beside each othe
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put half of what takes minutes first and half in the middle: two workers begin there, and end together."""
-    heavy = [item for item in items if item.path.suffix == ".ipynb" or item.get_closest_marker("browser")]
+    """Put half of what takes minutes first and half in the middle: two workers begin there, and end together.
+
+    Files stay whole, for their fixtures are made once a worker.
+    """
+    heavy = [
+        item
+        for item in items
+        if item.path.suffix == ".ipynb" or item.get_closest_marker("browser") or item.path.name == "test_readme.py"
+    ]
     light = [item for item in items if item not in heavy]
+    first = set(list(dict.fromkeys(item.path for item in heavy))[::2])
+    halves = [item for item in heavy if item.path in first], [item for item in heavy if item.path not in first]
     middle = len(light) // 2
-    items[:] = [*heavy[::2], *light[:middle], *heavy[1::2], *light[middle:]]
+    items[:] = [*halves[0], *light[:middle], *halves[1], *light[middle:]]
 
 
 @pytest.fixture(autouse=True)

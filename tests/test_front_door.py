@@ -34,12 +34,15 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import elude_nb, elude_nb.app.cli
     modules = sorted({name.partition(".")[0] for name in sys.modules})
+    import elude_nb.app.class_files
+    class_without_torch = "torch" not in sys.modules
     import torch
     before = torch.get_rng_state()
     threads = torch.get_num_threads()
     elude_nb.disentangle
 print(json.dumps({
     "modules": modules,
+    "class_without_torch": class_without_torch,
     "warnings": [str(warning.message) for warning in caught],
     "random": bool(torch.get_rng_state().equal(before)),
     "threads": torch.get_num_threads() == threads,
@@ -51,6 +54,7 @@ def test_importing_is_quick_and_without_side_effects() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert set(found["modules"]).isdisjoint(HEAVY)
+    assert found["class_without_torch"]
     assert found["warnings"] == []
     assert found["random"]
     assert found["threads"]

@@ -342,7 +342,8 @@ def compare(
     bar = progress_bar(chosen, description="methods", show=model.progress)
     fitted = [FittedMethod.fit(method, halves) for method in bar]
     equal = min(n_units, *(len(found.live) for found in fitted))
-    fidelity = Fidelity(model.using(progress=False), few, place, tokens, k=min(k, len(few) - 1), seed=seed)
+    made = [found.method for found in fitted]
+    fidelity = Fidelity(model.using(progress=False), few, place, tokens, made, k=min(k, len(few) - 1), seed=seed)
     rows, tables = list[dict[str, Any]](), list[pd.DataFrame]()
     for found in progress_bar(fitted, description="scores", show=model.progress):
         common = {**fidelity.measure(found.method, new), **found.cost(passes)}
@@ -376,10 +377,10 @@ def _add_rows(
 def _expected_seconds(batch: int, discovery: int, scored: int, few: int, methods: int, first: float) -> float:
     """Return about how long a comparison takes, from the seconds of the first batch that is recorded.
 
-    Of all blocks of DINOv2 on a CPU: fits take as long as two or three passes over the discovery, and the scores of a
-    method as long as its fidelity and ten images more.
+    Of all blocks of DINOv2 on a CPU: fits take as long as two or three passes over the discovery, the fidelity of all
+    methods as long as two over its images, and the scores of a method as long as ten images.
     """
-    return first / min(batch, discovery) * (3.5 * discovery + scored + methods * (few + 10))
+    return first / min(batch, discovery) * (3.5 * discovery + scored + 2 * few + 10 * methods)
 
 
 def _check_counts(n_units: int, tokens_per_image: int | None, k: int, fidelity_images: int) -> None:

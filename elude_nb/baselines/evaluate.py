@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from elude_nb import scores
 from elude_nb.baselines.base import Method
-from elude_nb.baselines.replace import replaced_features
+from elude_nb.baselines.replace import replaced_by_each, replaced_features
 from elude_nb.core.distinct import choose_covering, standardise
 from elude_nb.core.recording import Recording, find_largest, pool_recorded
 from elude_nb.data.images import ImageSet
@@ -248,47 +249,58 @@ def _with_interval(name: str, values: pd.Series[float]) -> dict[str, float]:
 
 
 class Fidelity:
-    """Compares the model as it is with the model beside a method, or with the method's reconstructions in it.
+    """Compares the model as it is with the model beside methods, or with their reconstructions in it.
 
     Parameters
     ----------
     model, images, site, tokens
         The model, the images to run, and which tokens of the site are replaced.
+    methods
+        The fitted methods, each with a name of its own.
     k
         How many nearest neighbours are compared.
     seed
         Of the halves that probes are trained and tested on.
     """
 
-    def __init__(self, model: Model, images: ImageSet, site: Site, tokens: str, *, k: int, seed: int) -> None:
-        self.model, self.images, self.site, self.tokens = model, images, site, tokens
+    def __init__(
+        self,
+        model: Model,
+        images: ImageSet,
+        site: Site,
+        tokens: str,
+        methods: Sequence[Method],
+        *,
+        k: int,
+        seed: int,
+    ) -> None:
+        self._model, self._images, self._site = model, images, site
         self._k, self._seed = k, seed
-        self._original = self._features(None)
-        self._beside_tap: Tensor | None = None
+        beside = [method for method in methods if method.lossless]
+        others = {method.name: (method.reconstruct, method.needs_sources) for method in methods if not method.lossless}
+        self._original, self._changed = replaced_by_each(model, images, site, others, tokens=tokens)
+        together = self._beside(beside)  # if all of them together change nothing, none does
+        for method in beside:
+            alone = together.equal(self._original) or len(beside) == 1
+            self._changed[method.name] = together if alone else self._beside([method])
 
     def measure(self, method: Method, recording: Recording) -> dict[str, float]:
-        """Return the fidelity of a method: of its reconstruction of recorded tokens, and of the model's features."""
+        """Return the fidelity of one of the methods: of its reconstruction of recorded tokens, and of the features."""
         if method.lossless:
-            unexplained, changed = 0.0, self._beside(method)  # nothing is replaced
+            unexplained = 0.0  # nothing is replaced
         else:
             made = torch.cat([method.reconstruct(part) for part in recording.parts(_TOKENS_AT_ONCE)])
-            unexplained, changed = scores.unexplained_variance(recording.channels, made), self._features(method)
-        return {"unexplained_variance": unexplained, **self._changes(changed)}
+            unexplained = scores.unexplained_variance(recording.channels, made)
+        return {"unexplained_variance": unexplained, **self._changes(self._changed[method.name])}
 
-    def _beside(self, method: Method) -> Tensor:
-        """Return the features while the units are read; only once for all methods that read in the same way."""
-        is_tap = type(method).beside is Method.beside
-        if is_tap and self._beside_tap is not None:
-            return self._beside_tap
-        with method.beside(self.model.network, self.site):
-            changed = self._features(None)
-        self._beside_tap = changed if is_tap else self._beside_tap
-        return changed
-
-    def _features(self, method: Method | None) -> Tensor:
-        reconstruct = None if method is None else method.reconstruct
-        sources = method is not None and method.needs_sources
-        return replaced_features(self.model, self.images, self.site, reconstruct, tokens=self.tokens, sources=sources)
+    def _beside(self, methods: Sequence[Method]) -> Tensor:
+        """Return the features while the units of these methods are read; without methods, those of the model alone."""
+        if not methods:
+            return self._original
+        with ExitStack() as stack:
+            for method in methods:
+                stack.enter_context(method.beside(self._model.network, self._site))
+            return replaced_features(self._model, self._images, self._site, None)
 
     def _changes(self, changed: Tensor) -> dict[str, float]:
         from sklearn.model_selection import train_test_split
@@ -299,7 +311,7 @@ class Fidelity:
             "top1_agreement": float(differences["top1_agreement"]),
             "neighbour_agreement": scores.neighbour_agreement(self._original, changed, self._k),
         }
-        labels, counts = self.images.labels, Counter(self.images.labels)
+        labels, counts = self._images.labels, Counter(self._images.labels)
         if labels is None or len(counts) < 2 or min(counts.values()) < 2 * FEWEST:
             return found
         # Trained on the model's features of one half, tested on the changed model's features of the other.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from elude_nb.core.recording import Recording
 from elude_nb.data.images import Images
-from elude_nb.models.forward import features
+from elude_nb.models.forward import Rest, features
 from elude_nb.models.hooks import Reentrant, Tap, as_tokens, evaluating, for_analysis, from_tokens, intercept
 from elude_nb.models.load import Model
 from elude_nb.models.outputs import first_tensor, with_first
@@ -62,7 +62,10 @@ class Replaced(Reentrant):
         return for_analysis(tokens[:, self._positions].flatten(0, 1))
 
     def _replace(self, output: Any) -> Any:
-        found: Tensor = first_tensor(output)
+        return with_first(output, self.replaced(first_tensor(output)))
+
+    def replaced(self, found: Tensor) -> Tensor:
+        """Return what the exit module puts out, in its own shape, with the channels replaced."""
         last = self._site.kind != "convolution"
         self._site.layout.check(found.shape, channels_last=last)
         tokens = as_tokens(found, channels_last=last).clone()  # (n, t, d)
@@ -75,7 +78,7 @@ class Replaced(Reentrant):
                 "return a channel for each of them at every token."
             )
         tokens[:, self._positions] = self._site.captured(self._network, changed.unflatten(0, (len(tokens), -1)))
-        return with_first(output, from_tokens(tokens, found, channels_last=last))
+        return from_tokens(tokens, found, channels_last=last)
 
     def _recording(self, channels: Tensor) -> Recording:
         here = self._chosen(channels)
@@ -111,3 +114,43 @@ def replaced_features(
         if reconstruct is not None:
             stack.enter_context(Replaced(model.network, site, reconstruct, positions, sources=sources))
         return torch.cat([for_analysis(features(model, batch)) for batch in model.batches(photos)])
+
+
+def replaced_by_each(
+    model: Model,
+    images: Images,
+    site: Site,
+    reconstructs: Mapping[str, tuple[Reconstruct, bool]],
+    *,
+    tokens: str = "patch",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the `features` (n, e) of images, and those with the channels replaced in each of several ways.
+
+    As `replaced_features` for each, but what comes before the site runs once for all that do not read sources.
+
+    Parameters
+    ----------
+    model, images, site, tokens
+        As in `replaced_features`.
+    reconstructs
+        By name, and whether it reads the sources.
+    """
+    photos, positions = model.inputs(images), site.layout.positions(tokens).to(model.device)
+    ways = {
+        name: (Replaced(model.network, site, reconstruct, positions, sources=sources), sources)
+        for name, (reconstruct, sources) in reconstructs.items()
+    }
+    original, changed = list[Tensor](), {name: list[Tensor]() for name in ways}
+    rest = Rest(model, site)
+    with evaluating(model.network):
+        for batch in model.batches(photos):
+            captured, outputs = rest.capture(batch)
+            original.append(for_analysis(outputs))
+            for name, (way, sources) in ways.items():
+                if sources:
+                    with way:
+                        found = features(model, batch)
+                else:
+                    found = rest(batch, way.replaced(captured))
+                changed[name].append(for_analysis(found))
+    return torch.cat(original), {name: torch.cat(parts) for name, parts in changed.items()}

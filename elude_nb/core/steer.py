@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb.core.edit import Edit
-from elude_nb.core.plan import Accumulator, Plan, Splittable, check_splittable, concept_number, plan_edit
+from elude_nb.core.plan import Accumulator, Plan, Splittable, check_splittable, concept_number, look_up, plan_edit
 from elude_nb.errors import EditError, ModelMismatchError
 from elude_nb.models.hooks import as_tokens, from_tokens, in_backward, intercept
 from elude_nb.models.outputs import first_tensor, with_first
@@ -89,8 +89,8 @@ class Steering:
         return f"Steering({self._edit!r} at {self.split.site.name}, {active})"
 
 
-def check_edit(split: Splittable, edit: Edit) -> Plan:
-    """Return the plan of an edit; raise if the split cannot carry it out.
+def check_edit(split: Splittable, edit: Edit) -> None:
+    """Raise if a split cannot carry out an edit.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def check_edit(split: Splittable, edit: Edit) -> Plan:
             f"The edit is meant for the split {edit.made_for}, this one ({split.site.name}) is {split.identity}: its "
             "concepts and sub-units are others. Load that split, or make the edit anew."
         )
-    return plan_edit(split, edit)
+    look_up(split, edit)
 
 
 def numbered(split: Splittable, edit: Edit) -> Edit:

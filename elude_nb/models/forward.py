@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic, run_network
@@ -226,9 +227,13 @@ class FeaturesAndPatches:
 class Rest:
     """The network after a site, as a function of what the site's exit module put out.
 
-    For a residual stream the blocks up to the site are left out, if on noise that gives the same outputs bit for bit;
-    otherwise, and while an edit is active, whole forward passes are made with the exit's output put in. The network
-    itself is not touched, and gradients flow from the outputs to what was put in, unless the caller switched them off.
+    What comes before is left out, if on noise that gives the same outputs bit for bit; otherwise, and while an edit is
+    active, whole forward passes are made with the exit's output put in. The network itself is not touched, and
+    gradients flow from the outputs to what was put in, unless the caller switched them off.
+
+    Of a residual stream, the blocks up to the site are left out. Of a layer, it is the modules before the one in a row
+    that has the layer in it: that one runs on what entered it in `capture`, and for batches that were not captured
+    whole passes are made.
 
     Parameters
     ----------
@@ -240,35 +245,45 @@ class Rest:
     Attributes
     ----------
     skips
-        Whether the blocks before the site are left out.
+        Whether what comes before the site is left out.
     """
 
     def __init__(self, model: Model, site: Site, read: Read = features) -> None:
         self.model, self.site, self._read = model, site, read
-        self._feed = _Feed()
-        self._short = _without_beginning(model, site, self._feed) if site.kind == STREAM else None
-        if self._short is not None and not self._is_right():
-            self._short = None
+        self._feed, self._enter = _Feed(), _Feed()
+        self._entry = None if site.kind == STREAM else _find_entry(model.network, site.exit)
+        self._entered = WeakTensorKeyDictionary()  # for each batch that was captured, as long as it is kept elsewhere
+        self._short: Model | None = None
+        if site.kind == STREAM or self._entry is not None:
+            self._short = _without_beginning(model, site, self._feed, self._entry, self._enter)
+            if not self._is_right():
+                self._short = None
         self.skips = self._short is not None
 
     def capture(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Run the model as it is; return what the exit module put out, in its own shape, and the outputs (n, e)."""
-        seen: list[Tensor] = []
-        remove = intercept(self.model.network.get_submodule(self.site.exit), after=lambda out: _kept(out, seen))
-        try:
+        seen, entered = list[Tensor](), list[Tensor]()
+        network = self.model.network
+        with ExitStack() as stack:
+            stack.callback(intercept(network.get_submodule(self.site.exit), after=lambda out: _kept(out, seen)))
+            if self._entry is not None:
+                entry = network.get_submodule(self._entry)
+                stack.callback(intercept(entry, before=lambda _, inputs: entered.append(inputs[0])))
             outputs = self._read(self.model, batch)
-        finally:
-            remove()
+        if entered:
+            self._entered[batch] = entered[-1]
         return seen[-1], outputs
 
     def __call__(self, batch: Tensor, captured: Tensor) -> Tensor:
         """Return the outputs (n, e) for a batch whose exit module would have put out ``captured``."""
-        if self._short is not None and not is_intercepted(self.model.network):  # else edits would be lost half-way
-            self._feed.value = captured
+        entered = self._entered.get(batch)
+        known = self._entry is None or entered is not None
+        if self._short is not None and known and not is_intercepted(self.model.network):  # edits would be lost half-way
+            self._feed.value, self._feed.batch, self._enter.value = captured, batch, entered
             try:
                 return self._read(self._short, batch)
             finally:
-                self._feed.value = None
+                self._feed.value = self._feed.batch = self._enter.value = None
         return self._whole(batch, captured)
 
     def _whole(self, batch: Tensor, captured: Tensor) -> Tensor:
@@ -291,13 +306,14 @@ class Rest:
                     self(noise, other), self._whole(noise, other)
                 )
             except (RuntimeError, TypeError, AttributeError, ValueError, IndexError):
-                return False  # the blocks cannot be left out here; whole passes can always be made
+                return False  # nothing can be left out here; whole passes can always be made
 
 
 class _Feed(nn.Module):
-    """Puts out what it was given, whatever comes in."""
+    """Puts out what it was given, whatever comes in; ``batch`` is what the network runs on meanwhile."""
 
     value: Tensor | None = None
+    batch: Tensor | None = None
 
     def forward(self, *_: Any, **__: Any) -> Tensor | None:
         return self.value
@@ -315,22 +331,66 @@ def _kept(output: Any, seen: list[Tensor]) -> Any:
     return output
 
 
-def _without_beginning(model: Model, site: Site, feed: nn.Module) -> Model:
-    """Return the model with the exit block fed and the blocks before it skipped; its parameters are the model's own."""
+def _find_entry(network: nn.Module, exit_: str) -> str | None:
+    """Return the innermost module on the way to a layer that follows others in a row, or at the top; ``None`` if none.
+
+    Only in a row, or at the top, does what enters a module tell all that came before it.
+    """
+    parts = exit_.split(".")
+    found = None
+    for depth in range(len(parts)):
+        owner = network.get_submodule(".".join(parts[:depth]))
+        if _before(owner, parts[depth]) and (not depth or isinstance(owner, nn.Sequential | nn.ModuleList)):
+            found = ".".join(parts[: depth + 1])
+    return found
+
+
+def _without_beginning(model: Model, site: Site, feed: _Feed, entry: str | None, enter: nn.Module) -> Model:
+    """Return the model with the exit module fed and what comes before it skipped; its parameters are the model's own.
+
+    With an ``entry`` that is what comes before the entry, which is fed by ``enter``.
+    """
     path, _, last = site.exit.rpartition(".")
+    owners = path.split(".") if path else []
     network = _shallow(model.network)
-    owner = network
-    for name in path.split(".") if path else []:
-        inner = _shallow(owner._modules[name])
-        owner._modules[name] = inner
-        owner = inner
-    for name in list(owner._modules):
-        if name == last:
-            owner._modules[name] = feed
-            break
-        if path:  # siblings of a block; at the top level these are the embedding and the like
-            owner._modules[name] = _Skip()
+    owner, skipping = network, len(owners) + 1 if entry is None else entry.count(".") + 1
+    for depth, name in enumerate([*owners, last]):
+        before = _before(owner, name)
+        if depth < skipping:
+            for each in before:
+                # At the top these are the embedding and the like, whose parts the network may use otherwise.
+                at_top = _once(owner._modules[each], feed, skips=entry is not None)
+                owner._modules[each] = at_top if not depth else _Skip()
+            if entry is not None and depth == skipping - 1:
+                owner._modules[before[-1]] = enter
+        owner._modules[name] = feed if depth == len(owners) else _shallow(owner._modules[name])
+        owner = owner._modules[name]
     return replace(model, network=network)
+
+
+def _before(owner: nn.Module, name: str) -> list[str]:
+    """Return the names of the modules of one that stand before another of its modules."""
+    names = list(owner._modules)
+    return [each for each in names[: names.index(name)] if owner._modules[each] is not None]
+
+
+def _once(module: nn.Module | None, feed: _Feed, *, skips: bool) -> nn.Module:
+    """Return a module that computes what it makes of a batch once, however often the network runs on the batch.
+
+    On anything else it computes as ever or, if it ``skips``, hands on what comes in.
+    """
+    made, known = _shallow(module), WeakTensorKeyDictionary()  # for each batch, as long as it is kept elsewhere
+    compute: Any = module.forward  # type: ignore[union-attr]
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        if named or len(inputs) != 1 or inputs[0] is not feed.batch:
+            return inputs[0] if skips else compute(*inputs, **named)
+        if feed.batch not in known:
+            known[feed.batch] = compute(*inputs)
+        return known[feed.batch]
+
+    vars(made)["forward"] = forward
+    return made
 
 
 def _shallow(module: nn.Module | None) -> nn.Module:

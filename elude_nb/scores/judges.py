@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from elude_nb._util.checks import check_count, check_kind, check_whole
 from elude_nb.data.images import Images, ImageSet, as_image_set
 from elude_nb.models.forward import outputs_of
+from elude_nb.models.hooks import is_intercepted
 from elude_nb.models.load import Model
 from elude_nb.models.outputs import main_tensor
 from elude_nb.scores.inputs import Array, as_activations, as_embeddings, is_constant, unit_vectors
@@ -39,8 +40,23 @@ class Judge(Protocol):
         ...  # pragma: no cover
 
 
-def _outputs_less(model: Model, mean: Tensor, images: Sequence[Image.Image]) -> Tensor:
-    return outputs_of(model, images) - mean
+@dataclass(frozen=True, eq=False)
+class _Outputs:
+    """Embeds images by a model's outputs less a mean; a picture that was shown before is not run again."""
+
+    model: Model
+    mean: Tensor
+    known: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        photos = self.model.inputs(images)
+        if is_intercepted(self.model.network):  # by an edit: these are not the outputs of the model as it is
+            return outputs_of(self.model, photos) - self.mean
+        hashes = photos.hashes().tolist()
+        new = {each: number for number, each in enumerate(hashes) if each not in self.known}
+        if new:
+            self.known.update(zip(new, outputs_of(self.model, photos.subset([*new.values()])), strict=True))
+        return torch.stack([self.known[each] for each in hashes]) - self.mean
 
 
 @dataclass(frozen=True)
@@ -66,9 +82,13 @@ class EmbeddingJudge:
 
     @classmethod
     def of(cls, model: Model, images: Images) -> EmbeddingJudge:
-        """Return a judge that embeds by a model's output, less the mean output over ``images``."""
-        mean = outputs_of(model, images).mean(0)
-        return cls(partial(_outputs_less, model, mean))
+        """Return a judge that embeds by a model's output, less the mean output over ``images``.
+
+        It runs the model once on each picture, however often that is shown.
+        """
+        photos = model.inputs(images)
+        outputs = outputs_of(model, photos)
+        return cls(_Outputs(model, outputs.mean(0), dict(zip(photos.hashes().tolist(), outputs, strict=True))))
 
     def describe(self, images: Sequence[Image.Image]) -> Tensor:
         """Return the mean unit embedding, (e,)."""

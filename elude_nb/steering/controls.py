@@ -17,7 +17,7 @@ from torch import Tensor
 from elude_nb._util.words import counted
 from elude_nb.baselines.sae import SparseAutoencoder, TopK
 from elude_nb.core.edit import Change, Edit
-from elude_nb.core.plan import Plan, plan_edit, token_weights, units_of
+from elude_nb.core.plan import plan_edit, token_weights, units_of
 from elude_nb.core.recording import Recording
 from elude_nb.core.result import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
@@ -35,12 +35,11 @@ _STEPS = 500  # on 2,880 tokens of DINOv2 they leave as little unexplained as th
 # ---------------------------------------------------------------- what an edit is about
 
 
-def check_fixed_edit(split: Disentanglement, edit: Edit, purpose: str) -> Plan:
-    """Return the plan of an edit that changes something, at fixed strengths; ``EditError`` for others."""
-    plan = check_edit(split, edit)
+def check_fixed_edit(split: Disentanglement, edit: Edit, purpose: str) -> None:
+    """Raise ``EditError`` unless the split can carry out an edit that changes something, at fixed strengths."""
+    check_edit(split, edit)
     if not edit.changes or any(change.scheduled for change in edit.changes):
         raise EditError(f"{purpose} needs an edit at fixed strengths that changes something, without a schedule.")
-    return plan
 
 
 def removal(edit: Edit) -> float | None:

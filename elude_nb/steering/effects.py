@@ -237,19 +237,19 @@ def effect(
     main = describe_edit(split, edit)
     with evaluating(split.model.network):
         rest = Rest(split.model, split.site, features if isinstance(head, str) else head.read)
-        seen = run_interventions(split, rest, chosen, [main], weights=weights, seed=seed)
+        tunes = equal_drop is not None
+        edits = [main, *(replace(describe_edit(split, other), name=name) for name, other in others.items())]
+        # What the edits do on the images to choose on is asked for by the tuning and by the choice of the target.
+        first, tried = edits if tunes else [main] if target is None else [], _TRIED if tunes else (1.0,)
+        seen = run_interventions(split, rest, chosen, first, tried, weights=weights, seed=seed, keep=tunes)
         if isinstance(head, str):
             head = fit_on_outputs(seen.before, _labels(chosen), head, k=min(5, len(chosen)))
         target = target or _most_affected(head, seen, _labels(chosen), targets)
         is_target = torch.tensor([label == target for label in _labels(chosen)])
         made, left_out = Controls(split, edit, draws, seed, seen, is_target, sae).make_all(wanted)
-        made = [*(replace(describe_edit(split, other), name=name) for name, other in others.items()), *made]
-        every, own = [main, *made], dict[int, tuple[float, bool]]()
-        if equal_drop is not None:
-            tuned = [place for place, each in enumerate(every) if not each.is_random]
-            tried = run_interventions(split, rest, chosen, [every[place] for place in tuned], _TRIED, weights=weights)
-            on_chosen = Measure(head, tried.before, class_codes(head, _labels(chosen)), class_number(head, target))
-            own = {place: _strength_for(equal_drop, on_chosen, tried, i) for i, place in enumerate(tuned)}
+        every = [*edits, *made]
+        on_chosen = Measure(head, seen.before, class_codes(head, _labels(chosen)), class_number(head, target))
+        own = {} if equal_drop is None else _tuned(equal_drop, split, rest, chosen, every, seen, on_chosen, weights)
         of_each = [[*doses, *({own[place][0]} if place in own else ())] for place in range(len(every))]
         found = run_interventions(split, rest, measured, every, of_each, weights=weights)
     measure = Measure(head, found.before, class_codes(head, _labels(measured)), class_number(head, target))
@@ -263,12 +263,37 @@ def effect(
     return replace(made_of, at_equal_drop=pd.DataFrame(rows)) if rows else made_of
 
 
-def _strength_for(drop: float, measure: Measure, tried: Outcomes, place: int) -> tuple[float, bool]:
+def _tuned(
+    drop: float,
+    split: Disentanglement,
+    rest: Rest,
+    chosen: ImageSet,
+    every: Sequence[Intervention],
+    seen: Outcomes,
+    measure: Measure,
+    weights: Tensor | None,
+) -> dict[int, tuple[float, bool]]:
+    """Return the strength of an equal drop for each intervention that is not drawn at random, by its number.
+
+    ``seen`` is what came of the first of them, the edits; the others change channels, and go on from there.
+    """
+    after = dict(seen.after)
+    tried = {number for number, _ in after}
+    others = [i for i, each in enumerate(every) if i not in tried and not each.is_random]
+    changes = [every[i] for i in others]
+    found = run_interventions(split, rest, seen.captured or chosen, changes, _TRIED, weights=weights)
+    after |= {(others[i], strength): outputs for (i, strength), outputs in found.after.items()}
+    return {i: _strength_for(drop, measure, after, i) for i in [*sorted(tried), *others]}
+
+
+def _strength_for(
+    drop: float, measure: Measure, after: Mapping[tuple[int, float], Sequence[Tensor]], place: int
+) -> tuple[float, bool]:
     """Return the smallest strength at which an intervention takes ``drop`` off the target, and whether it does.
 
     Without any that reaches it, the nearest is returned.
     """
-    drops = [float(measure.by_class(tried.after[place, strength])[measure.target]) for strength in _TRIED]
+    drops = [float(measure.by_class(after[place, strength])[measure.target]) for strength in _TRIED]
     found = strength_at(drop, [0.0, *_TRIED], [0.0, *drops])
     return (_TRIED[int(np.argmax(drops))], False) if np.isnan(found) else (found, True)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -20,6 +21,7 @@ from elude_nb.models.hooks import Tap, as_tokens, for_analysis
 from elude_nb.models.sites import Site
 
 TOKENS_PER_IMAGE = 24  # for what is learned from tokens
+_KEPT = 1 << 30  # bytes of passes that are kept to go on from
 
 ChannelChange = Callable[[Tensor], Tensor]
 """From channels (..., d) to what is added to them at full strength, (..., d)."""
@@ -51,6 +53,20 @@ class Intervention:
 
 
 @dataclass(frozen=True, eq=False)
+class Captured:
+    """A batch that has run as far as the site: what its exit put out, in its own shape, and the model's outputs."""
+
+    batch: Tensor
+    exit: Tensor
+    outputs: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Return its memory."""
+        return self.batch.nbytes + self.exit.nbytes
+
+
+@dataclass(frozen=True, eq=False)
 class Outcomes:
     """What came of ``n`` images.
 
@@ -64,6 +80,8 @@ class Outcomes:
         Channels, averaged over the edited tokens, (n, d); NaN for a sentence that has none of them.
     tokens, images
         Channels at a sample of the edited tokens, (t, d), and the number of the image of each, (t,).
+    captured
+        If asked for, the batches as they ran, for changes of channels to go on from; none if they were too large.
     """
 
     before: Tensor
@@ -71,17 +89,19 @@ class Outcomes:
     pooled: Tensor
     tokens: Tensor
     images: Tensor
+    captured: tuple[Captured, ...] = ()
 
 
 def run_interventions(
     split: Disentanglement,
     rest: Rest,
-    images: ImageSet,
+    images: ImageSet | Sequence[Captured],
     interventions: Sequence[Intervention],
     strengths: Sequence[float] | Sequence[Sequence[float]] = (1.0,),
     *,
     weights: Tensor | None = None,
     seed: int | None = None,
+    keep: bool = False,
 ) -> Outcomes:
     """Run images once, and the rest of the network once for each intervention, draw and strength.
 
@@ -93,20 +113,24 @@ def run_interventions(
         The split, and the network after its site.
     images, interventions, strengths
         What to run, at which strengths, or at which for each intervention; ``after`` of the outcomes has the number of
-        the intervention.
+        the intervention. In place of images, batches that were captured before will do for changes of channels.
     weights
         With what weight interventions on channels act at each token, (t,); ``None`` is 1.
     seed
         Of the tokens that are kept; ``None`` keeps none.
+    keep
+        Whether to keep the batches as they ran.
     """
     weights = torch.ones(split.site.layout.count) if weights is None else weights
     common = [strength for strength in strengths if not isinstance(strength, Sequence)]
     of_each = [common or strengths[place] for place in range(len(interventions))]
-    parts, start = list[Outcomes](), 0
-    for batch in split.model.batches(images, "interventions"):
-        numbers = range(start, start + len(batch))
-        parts.append(_run_batch(split, rest, batch, interventions, of_each, weights, numbers, seed))
-        start = numbers.stop
+    parts, start, room = list[Outcomes](), 0, _KEPT if keep else 0
+    batches = split.model.batches(images, "interventions") if isinstance(images, ImageSet) else images
+    for batch in batches:
+        part = _run_batch(split, rest, batch, interventions, of_each, weights, start, seed)
+        start += len(part.before)
+        room -= sum(each.nbytes for each in part.captured)
+        parts.append(part if room > 0 else replace(part, captured=()))
     before, pooled, tokens, owners = (
         torch.cat([getattr(part, name) for part in parts]) for name in ("before", "pooled", "tokens", "images")
     )
@@ -114,28 +138,34 @@ def run_interventions(
         key: [torch.cat(draws) for draws in zip(*(part.after[key] for part in parts), strict=True)]
         for key in parts[0].after
     }
-    return Outcomes(before, after, pooled, tokens, owners)
+    kept = tuple(each for part in parts for each in part.captured) if room > 0 else ()
+    return Outcomes(before, after, pooled, tokens, owners, kept)
 
 
 def _run_batch(
     split: Disentanglement,
     rest: Rest,
-    batch: Tensor,
+    given: Tensor | Captured,
     interventions: Sequence[Intervention],
     strengths: Sequence[Any],
     weights: Tensor,
-    numbers: range,
+    start: int,
     seed: int | None,
 ) -> Outcomes:
     network, site = split.model.network, split.site
+    batch = given.batch if isinstance(given, Captured) else given
     gathered = [[Accumulator(plan.to(batch.device), site) for plan in each.plans] for each in interventions]
 
     def see(number: int, sources: Tensor) -> None:
         for one in chain(*gathered):
             one.see_tokens(number, sources)
 
-    with Tap(network, site, on_source=see):  # sources are not kept: those of 24 layers would fill the memory
-        captured, before = rest.capture(batch)
+    if isinstance(given, Captured):
+        captured, before = given.exit, given.outputs
+    else:
+        # Sources are not kept: those of 24 layers would fill the memory.
+        with Tap(network, site, on_source=see) if any(gathered) else nullcontext():
+            captured, before = rest.capture(batch)
     h = site.outputs(network, as_tokens(captured, channels_last=site.kind != "convolution"))  # (n, t, d)
     weights = weights.to(h)
     after = {}
@@ -154,9 +184,10 @@ def _run_batch(
     pooled = (h * here[..., None]).sum(1) / here.sum(1, keepdim=True)
     rows, positions = torch.zeros(2, 0, dtype=torch.int64)
     if seed is not None:
+        numbers = range(start, start + len(batch))
         rows, positions = draw_tokens(torch.arange(h.shape[1]), here != 0, TOKENS_PER_IMAGE, numbers, seed)
-    tokens = for_analysis(h[rows, positions])
-    return Outcomes(for_analysis(before), after, for_analysis(pooled), tokens, numbers.start + rows)
+    tokens, kept = for_analysis(h[rows, positions]), Captured(batch, captured, before)
+    return Outcomes(for_analysis(before), after, for_analysis(pooled), tokens, start + rows, (kept,))
 
 
 def all_channels(split: Disentanglement) -> Plan:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb.core.edit import Edit
-from elude_nb.core.plan import Plan, concept_number, plan_edit
+from elude_nb.core.plan import Plan, concept_number, look_up, plan_edit
 from elude_nb.core.result import Disentanglement
 from elude_nb.core.routing import NO_CONCEPT
 from elude_nb.core.steer import moved_output
@@ -128,7 +128,7 @@ class LiveSteering:
                 "disentangle with routing='concepts'."
             )
         self.check_free()
-        plan_edit(split, self.edit({self.steerable[0]: 0.0}))  # tokens that are not there are reported at once
+        look_up(split, self.edit({self.steerable[0]: 0.0}))  # tokens that are not there are reported at once
         self._plans: dict[int, Plan] = {}
         self._read = FeaturesAndPatches(split.site.layout)
         self._rest = Rest(split.model, split.site, self._read)

@@ -19,7 +19,7 @@ from elude_nb._util.arithmetic import own_arithmetic, run_network
 from elude_nb._util.words import counted
 from elude_nb.core.edit import Edit
 from elude_nb.core.explicit import replace_module, take_branch
-from elude_nb.core.plan import Plan, Step, at_strongest, increment
+from elude_nb.core.plan import Plan, Step, at_strongest, increment, plan_edit
 from elude_nb.core.result import Disentanglement, check_split
 from elude_nb.core.steer import Steering, check_edit
 from elude_nb.errors import EditError, SiteError
@@ -179,7 +179,8 @@ def make_permanent(split: Disentanglement, edit: Edit) -> nn.Module:
         If the site is the stream of blocks that do not run one branch after the other.
     """
     check_split(split, "make_permanent", thorough=True)
-    plan = check_edit(split, edit)
+    check_edit(split, edit)
+    plan = plan_edit(split, edit)
     if any(change.scheduled for change in edit.changes):
         raise EditError("A schedule of strengths cannot be made permanent; choose one with a number as strength.")
     network, site = split.model.network, split.site

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from elude_nb import find_site, record
 from elude_nb.baselines import PCA, Channels, Concepts, HiddenUnits, Method
 from elude_nb.baselines.evaluate import Fidelity, FittedMethod, Halves, most_selective
-from elude_nb.baselines.replace import replaced_features
+from elude_nb.baselines.replace import Replaced, replaced_by_each, replaced_features
 from elude_nb.core.recording import Recording
 from elude_nb.scores import mean_interval, top_similarity, unexplained_variance
 from tests.tiny import hook_count
@@ -190,15 +190,15 @@ def test_only_labels_with_four_images_are_scored(labels, scored) -> None:
 
 
 @pytest.fixture(scope="module")
-def measured(vit32, images) -> tuple[Fidelity, Any, Recording]:
+def recorded(vit32, images) -> tuple[Any, Recording]:
     site = find_site(vit32)
-    seen = Recording.join(list(record(vit32, images, site, tokens_per_image=4)))
-    return Fidelity(vit32, images, site, "patch", k=5, seed=0), site, seen
+    return site, Recording.join(list(record(vit32, images, site, tokens_per_image=4)))
 
 
-def test_fidelity_is_that_of_the_reconstruction_in_the_models_place(measured, vit32, images) -> None:
-    fidelity, site, seen = measured
-    method = PCA(8).fit(seen)
+def test_fidelity_is_that_of_the_reconstruction_in_the_models_place(recorded, vit32, images) -> None:
+    site, seen = recorded
+    method, larger = PCA(8).fit(seen), PCA(40, name="more").fit(seen)
+    fidelity = Fidelity(vit32, images, site, "patch", [method, larger], k=5, seed=0)
     found = fidelity.measure(method, seen)
     assert found["unexplained_variance"] == pytest.approx(unexplained_variance(seen.channels, method.reconstruct(seen)))
     before, after = (replaced_features(vit32, images, site, made) for made in (None, method.reconstruct))
@@ -206,31 +206,57 @@ def test_fidelity_is_that_of_the_reconstruction_in_the_models_place(measured, vi
     agree = (before.argmax(1) == after.argmax(1)).float().mean()
     assert found["top1_agreement"] == pytest.approx(float(agree))
     assert 0 <= found["neighbour_agreement"] < 1
-    more = fidelity.measure(PCA(40).fit(seen), seen)
+    more = fidelity.measure(larger, seen)
     assert more["unexplained_variance"] < found["unexplained_variance"]
     assert hook_count(vit32.network) == 0
 
 
-@pytest.mark.parametrize("kind", ["channels", "hidden units", "concepts"])
-def test_beside_the_model_nothing_is_lost_not_a_bit(measured, vit32, kind) -> None:
-    fidelity, site, seen = measured
+class Clumsy(Channels):
+    """Says that it changes nothing, and shifts what the last block puts out."""
+
+    def beside(self, network: Any, site: Any) -> Any:
+        return Replaced(network, site, lambda recording: recording.channels + 1, torch.arange(4))
+
+
+def test_beside_the_model_nothing_is_lost_not_a_bit(recorded, vit32, images) -> None:
+    """All are read in one pass; of a method that changes the outputs it is told, and only of that one."""
+    site, seen = recorded
     width = site.terms[-1].sources
-    made: dict[str, Callable[[], Method]] = {
-        "channels": Channels,
-        "hidden units": lambda: HiddenUnits(slice(site.sources - width, None)),
-        "concepts": lambda: Concepts(vit32, site, concepts=5, units=3),
+    methods = [Channels(), HiddenUnits(slice(site.sources - width, None)), Concepts(vit32, site, concepts=5, units=3)]
+    clumsy = Clumsy(name="clumsy")
+    for made in (methods, [*methods, clumsy]):
+        fitted = [method.fit(seen) for method in made]
+        fidelity = Fidelity(vit32, images, site, "patch", fitted, k=5, seed=0)
+        for method in methods:
+            found = fidelity.measure(method, seen)
+            assert found["unexplained_variance"] == found["output_change"] == 0.0
+            assert found["top1_agreement"] == found["neighbour_agreement"] == 1.0
+    assert fidelity.measure(clumsy, seen)["output_change"] > 0
+    assert hook_count(vit32.network) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "place"), [("vit", "images", "stream:2"), ("conv", "small_images", "point")]
+)
+def test_several_reconstructions_share_a_pass(request, name, pictures, place) -> None:
+    model, images = request.getfixturevalue(name).using(batch_size=4), request.getfixturevalue(pictures)[:6]
+    site = find_site(model, place)
+    ways = {
+        "zeros": (lambda recording: torch.zeros_like(recording.channels), False),
+        "sources": (lambda recording: recording.channels + recording.sources.sum(1, keepdim=True), True),
     }
-    found = fidelity.measure(made[kind]().fit(seen), seen)
-    assert found["unexplained_variance"] == found["output_change"] == 0.0
-    assert found["top1_agreement"] == found["neighbour_agreement"] == 1.0
+    original, found = replaced_by_each(model, images, site, ways)
+    assert original.equal(replaced_features(model, images, site, None))
+    for way, (reconstruct, sources) in ways.items():
+        assert found[way].equal(replaced_features(model, images, site, reconstruct, sources=sources))
 
 
-def test_probes_need_labels_with_enough_images(vit32, images, measured) -> None:
-    _, site, seen = measured
+def test_probes_need_labels_with_enough_images(vit32, images, recorded) -> None:
+    site, seen = recorded
     method = PCA(8).fit(seen)
 
     def scored(chosen: Any) -> set[str]:
-        return set(Fidelity(vit32, chosen, site, "patch", k=3, seed=0).measure(method, seen))
+        return set(Fidelity(vit32, chosen, site, "patch", [method], k=3, seed=0).measure(method, seen))
 
     probes = {"knn_accuracy", "probe_accuracy"}
     assert probes <= scored(images)
@@ -238,14 +264,15 @@ def test_probes_need_labels_with_enough_images(vit32, images, measured) -> None:
     assert probes.isdisjoint(scored(images.with_labels(["same"] * 20)))
 
 
-def test_a_method_that_fails_inside_the_model_leaves_no_hook(measured, vit32) -> None:
-    fidelity, _, seen = measured
+def test_a_method_that_fails_inside_the_model_leaves_no_hook(recorded, vit32, images) -> None:
+    site, _ = recorded
 
     def fail(channels: torch.Tensor) -> torch.Tensor:
-        if len(channels) > 80:  # what was recorded has 80 tokens, a batch has more
-            raise RuntimeError("no units")
-        return channels
+        raise RuntimeError("no units")
 
-    with pytest.raises(RuntimeError, match="no units"):
-        fidelity.measure(Given("fails", fail), seen)
-    assert hook_count(vit32.network) == 0
+    failing = [Given("fails", fail)]
+    failing[0].needs_sources = True  # put in by hooks, not in what follows the site
+    for methods in (failing, [Given("fails", fail)]):
+        with pytest.raises(RuntimeError, match="no units"):
+            Fidelity(vit32, images, site, "patch", methods, k=5, seed=0)
+        assert hook_count(vit32.network) == 0

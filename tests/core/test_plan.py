@@ -92,6 +92,15 @@ class Literal:
         self.channels = seen.channels.unflatten(0, (len(images), -1))
         self.mean = split.book.source_sums.sum(0) / split.book.counts.sum()
         self._cache: dict[Any, tuple[torch.Tensor, float]] = {}
+        self._means: dict[Any, float] = {}
+
+    def mean_on(self, concept: int, unit: tuple[int, int], exclusive: float | None) -> float:
+        """Return a unit's mean on a concept, on the centred scale."""
+        key = concept, unit, exclusive
+        if key not in self._means:
+            on_concept = self.split.book.source_sums[concept] / self.split.book.counts[concept]
+            self._means[key] = float(contribution(self.split, unit, on_concept - self.mean, exclusive))
+        return self._means[key]
 
     def unit(self, unit: tuple[int, int], exclusive: float | None) -> tuple[torch.Tensor, float]:
         """Return a unit's sums of contributions (n, t), and their mean over the discovery."""
@@ -109,13 +118,11 @@ class Literal:
             several = change.kind != "clamp" and len(change.values) > 1
             found.append((unit, change.values[place] if several else change.values, 1.0))
         for concept in map(int, change.concepts):
-            on_concept = self.split.book.source_sums[concept] / self.split.book.counts[concept]
             for channel, owners in enumerate(self.split.routing.concepts.tolist()):
                 for number, owner in enumerate(owners, start=1):
                     if owner == concept:
                         unit = (channel, number)
-                        mean = float(contribution(self.split, unit, on_concept - self.mean, change.exclusive))
-                        found.append((unit, change.values, mean))
+                        found.append((unit, change.values, self.mean_on(concept, unit, change.exclusive)))
         return [(u, v[0] if isinstance(v, tuple) and change.kind != "clamp" else v, m) for u, v, m in found]
 
     def weight(self, change: Change, token: int) -> float:
@@ -160,13 +167,10 @@ class Literal:
         """Scale what a unit has above the highest mean that a concept not named gives it."""
         raw, centre = self.unit(unit, change.exclusive)
         x = now.get(unit, raw) - centre
-        book, owners = self.split.book, self.split.routing.concepts
+        owners = self.split.routing.concepts
         own = {int(owners[c, k - 1]) for c, k in units_of(self.split, change)}
-        means = {
-            concept: float(contribution(self.split, unit, book.source_sums[concept] / book.counts[concept] - self.mean,
-                                        change.exclusive))
-            for concept in {*range(len(book)), int(owners[unit[0], unit[1] - 1])}
-        }  # fmt: skip
+        concepts = {*range(len(self.split.book)), int(owners[unit[0], unit[1] - 1])}
+        means = {concept: self.mean_on(concept, unit, change.exclusive) for concept in concepts}
         # Whether a unit is low on its concept is told from all of its sources.
         sign = -1 if self.split.means_on_concepts[unit[0], unit[1]] < 0 else 1
         highest = max([0.0, *(sign * mean for concept, mean in means.items() if concept not in own)])

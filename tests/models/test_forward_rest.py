@@ -18,10 +18,10 @@ SITES = [
     ("vit", "stream:1", True),
     ("vit", "stream:2", True),
     ("vit", "stream", True),
-    ("vit", "blocks.1.mlp.fc2", False),
-    ("conv", "stem", False),
-    ("conv", "reflect", False),
-    ("mlp", "3", False),
+    ("vit", "blocks.1.mlp.fc2", True),
+    ("conv", "stem", False),  # nothing comes before it
+    ("conv", "reflect", True),
+    ("mlp", "3", True),
 ]
 
 
@@ -91,6 +91,48 @@ def test_blocks_before_the_site_do_not_run(vit) -> None:
         for handle in handles:
             handle.remove()
     assert runs == [2]
+
+
+def test_the_embedding_of_a_batch_is_computed_once(vit) -> None:
+    rest = Rest(vit, find_site(vit, "stream:2"))
+    batches = [noise(vit), noise(vit, seed=8)]
+    expected = [literal(vit, "blocks.1", batch, rest.capture(batch)[0] * 2) for batch in batches]
+    runs: list[int] = []
+    handle = vit.network.get_submodule("patch_embed.proj").register_forward_hook(lambda *_: runs.append(1))
+    try:
+        for _ in range(3):
+            for batch, found in zip(batches, expected, strict=True):
+                assert rest(batch, rest.capture(batch)[0] * 2).equal(found)
+    finally:
+        handle.remove()
+    assert len(runs) == 2 * 3 + 2  # each capture, and once for each batch
+
+
+@pytest.mark.parametrize(
+    ("which", "name", "after"), [("vit", "blocks.1.mlp.fc2", ["blocks.1", "blocks.2"]), ("mlp", "3", ["4"])]
+)
+def test_of_a_layer_only_its_block_runs_again_on_what_entered_it(which, name, after, request) -> None:
+    model: Model = request.getfixturevalue(which)
+    rest = Rest(model, find_site(model, name))
+    batches = [noise(model), noise(model, seed=8)]
+    captured = [rest.capture(batch)[0] for batch in batches]
+    expected = [literal(model, name, batch, found * 2) for batch, found in zip(batches, captured, strict=True)]
+    runs: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_, path=path: runs.append(path))
+        for path, module in model.network.named_modules()
+        if path in {"blocks.0", "blocks.1", "blocks.2", "2", "3", "4"}
+    ]
+    try:
+        for batch, found, wanted in zip(batches, captured, expected, strict=True):
+            assert rest(batch, found * 2).equal(wanted)
+        again = list(runs)
+        assert rest(noise(model), captured[0] * 2).equal(expected[0])  # not captured: a whole pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert again == after * 2
+    assert len(runs) > len(again) + len(after)
 
 
 def test_the_network_is_untouched() -> None:

@@ -481,6 +481,19 @@ def test_a_model_judges_by_its_outputs_less_their_mean(mlp, smallest_images) -> 
     expected = np.mean([float(row @ first.mean(0) / first.mean(0).norm()) for row in second])
     assert judge.match(description, others) == pytest.approx(expected, abs=1e-6)
     assert hook_count(mlp.network) == 0
+    runs: list[int] = []
+    handle = mlp.network.register_forward_hook(lambda *found: runs.append(len(found[2])))
+    try:  # only the picture that it has not seen runs
+        again = judge.match(description, [*others, smallest_images[25], smallest_images[0], smallest_images[25]])
+    finally:
+        handle.remove()
+    assert runs == [1]
+    assert again == pytest.approx(
+        EmbeddingJudge.of(mlp, smallest_images[:20]).match(
+            description, [*others, smallest_images[25], smallest_images[0], smallest_images[25]]
+        ),
+        abs=1e-6,
+    )
 
 
 @pytest.mark.parametrize("side", [0, -1])
