@@ -50,7 +50,7 @@ from elude_nb.errors import ImageError
 
 __all__ = ["ImageSet", "Images", "as_image_set", "load_images", "photograph"]
 
-_HELD = str | bytes | os.PathLike | Image.Image
+_HELD: Any = str | bytes | os.PathLike | Image.Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -384,7 +384,8 @@ def load_images(
         images = _from_dataset(map_style(source) if first is None else first, labels, value_range)
     else:
         check_kind("source", source, Iterable, "a folder, a list of images or paths, an array, or a data set")
-        items = first_items(source, count) if isinstance(source, Iterator) else [*source]  # type: ignore[misc]
+        taken = first_items(source, count) if isinstance(source, Iterator) else None
+        items = taken or [*source]  # type: ignore[misc] # an iterable, as was just checked
         images = (_from_dataset if is_dataset(items) else _from_list)(items, labels, value_range)
     return images if count is None else images.sample(count, seed=seed)
 
