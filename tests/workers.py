@@ -11,14 +11,16 @@ from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import sklearn.cluster  # noqa: F401 - here, that is before the processes are forked
 import torch
 
-from elude_nb import Model, disentangle, load_images, score, verify
+from elude_nb import Model, compare, disentangle, load_images, score, verify
 from elude_nb._util import ranks
 from elude_nb.app.cli import main
+from elude_nb.baselines import PCA, SubUnits
+from elude_nb.baselines.compare import Compared
 from elude_nb.core.one_pass import collect
 from tests.tiny import random_images, tiny_vit, to_tensor
 
@@ -96,8 +98,40 @@ def disentangle_in_group(rank: int, folder: Path, count: int, site: str | None, 
 def score_in_group(rank: int, folder: Path, count: int) -> None:
     split = disentangle(tiny_vit(), random_images(20, 32, seed=1), concepts=8, units=3, progress=False)
     score(split, random_images(count, 32), k=4, progress=False).to_pickle(folder / f"scores-{rank}")
+    judged = score(split, random_images(count, 32), k=4, progress=False, embeddings=split.model)
+    judged.to_pickle(folder / f"judged-{rank}")
     found = verify(split, random_images(count, 32), max_images=None, batch_size=8, progress=False)
     (folder / f"certificate-{rank}").write_text(found.to_json())
+
+
+class Unfit(PCA):
+    """Principal components that cannot be fitted."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.name = "unfit"
+
+    def fit(self, *_: Any) -> Self:
+        raise ValueError("This method cannot be fitted.")
+
+
+def compare_images(methods: list[Any], how: dict[str, Any]) -> Compared:
+    images, held_out = random_images(40, 32), how.get("held_out")
+    how = how | {"held_out": held_out and random_images(held_out, 32, seed=1)}
+    return compare(tiny_vit(torch.float32), images, methods=methods, **how)
+
+
+def compare_in_group(rank: int, folder: Path, methods: list[Any], how: dict[str, Any]) -> None:
+    found = compare_images(methods, how)
+    found.table.to_pickle(folder / f"table-{rank}")
+    found.units.to_pickle(folder / f"units-{rank}")
+    models = {method.split_.model.name for method in found.methods.values() if isinstance(method, SubUnits)}
+    (folder / f"methods-{rank}").write_text(f"{[*found.methods]} {models}")
+
+
+def die_comparing(rank: int, folder: Path, how: dict[str, Any]) -> None:
+    """Be killed as the second of the processes after some images."""
+    compare(model_that_dies(9 if rank == 1 else 999), random_images(70, 32), methods=["PCA"], **how)
 
 
 def die_in_group(rank: int, folder: Path, who: int, after: int, how: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from elude_nb import __version__
 from elude_nb._util.files import atomic_write, check_writable
 from elude_nb._util.html import render
 from elude_nb._util.progress import say
@@ -15,6 +16,7 @@ from elude_nb.examples.finished import example
 ENVIRONMENT = """\
 # For conda: `conda env create -f environment.yml`, then `conda activate elude-nb` and `jupyter lab students`.
 # pytorch-cpu is torch without CUDA: some 0.3 GB to download and not several GB. pip finds it there already.
+# Write the path of a wheel or folder for "elude-nb", which PyPI lacks.
 name: elude-nb
 channels:
   - conda-forge
@@ -28,7 +30,7 @@ dependencies:
 """
 REQUIREMENTS = """\
 # For pip: `pip install -r requirements.txt`. The first line is PyTorch's own index of CPU builds; on macOS and Windows
-# PyPI has them too, and the line does no harm. "elude-nb" may be the path of a folder or of a wheel.
+# PyPI has them too, and the line does no harm. Write the path of a wheel or folder for "elude-nb", which PyPI lacks.
 --extra-index-url https://download.pytorch.org/whl/cpu
 torch>=2.6
 torchvision>=0.21
@@ -91,9 +93,9 @@ def write_class(out: Path, *, report: bool = True, seed: int = 0) -> Path:
         handouts.append(_handout(path.name, notebook.cells[0].source))
     _write(out / "environment.yml", ENVIRONMENT)
     _write(out / "requirements.txt", REQUIREMENTS)
-    shown = example()
+    shown, wheel = example(), f"elude_nb-{__version__}-py3-none-any.whl"
     _write(out / "slides.html", render("elude_nb.app", "class_slides.html", example=shown, channel=shown.channels[0]))
-    _write(out / "sheet.html", render("elude_nb.app", "class_sheet.html", handouts=handouts))
+    _write(out / "sheet.html", render("elude_nb.app", "class_sheet.html", handouts=handouts, wheel=wheel))
     if report:
         say(f"class: all but the report is in {out}")
         _write_report(out / "report.html", seed)

@@ -257,24 +257,27 @@ def compare(
     import elude_nb as en
     from elude_nb.app.compare_page import as_records, write_comparison
 
-    loaded = load_model(model, architecture, image_size, device, dtype, pretrained)
-    compared = en.compare(
-        loaded,
-        take_whole(images, count, skip_broken, value_range),
-        site,
-        methods=methods or USUAL_METHODS,
-        blocks=blocks,
-        n_units=units,
-        concepts=concepts,
-        sparsity=sparsity,
-        tokens=tokens,
-        tokens_per_image=tokens_per_image,
-        batch_size=batch_size,
-        k=k,
-        seed=seed,
-        max_memory=max_memory,
-        embeddings=judge,
-    )
+    with process_group() as first:
+        loaded = load_model(model, architecture, image_size, own_device(device), dtype, pretrained)
+        compared = en.compare(
+            loaded,
+            take_whole(images, count, skip_broken, value_range),
+            site,
+            methods=methods or USUAL_METHODS,
+            blocks=blocks,
+            n_units=units,
+            concepts=concepts,
+            sparsity=sparsity,
+            tokens=tokens,
+            tokens_per_image=tokens_per_image,
+            batch_size=batch_size,
+            k=k,
+            seed=seed,
+            max_memory=max_memory,
+            embeddings=judge,
+        )
+    if not first:
+        return
     paths = write_comparison(compared, out)
     if json:
         found = {**as_records(compared), "verdicts": [str(each) for each in compared.verdicts()]}

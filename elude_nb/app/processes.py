@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SHARED = ("disentangle", "score", "verify")
+SHARED = ("compare", "disentangle", "score", "verify")
 """The commands whose work several processes share."""
 
 

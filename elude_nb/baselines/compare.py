@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
+import itertools
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 import torch
@@ -18,20 +19,25 @@ from elude_nb._util.arguments import knows_arguments
 from elude_nb._util.arithmetic import own_arithmetic
 from elude_nb._util.checks import check_choice, check_count, check_flag, check_kind, check_number
 from elude_nb._util.progress import announced, progress_bar
+from elude_nb._util.ranks import Ranks, together
 from elude_nb._util.words import counted
 from elude_nb.baselines.base import Method
 from elude_nb.baselines.evaluate import Fidelity, FittedMethod, Halves, stability_of
+from elude_nb.baselines.handing import hand_round
 from elude_nb.baselines.registry import METHODS, Plan
 from elude_nb.core.clustering import cluster_directions
-from elude_nb.core.concepts import suggest_concepts
+from elude_nb.core.concepts import on_device, suggest_concepts
+from elude_nb.core.one_pass import own_share
 from elude_nb.core.recording import Recording, record
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.models.default_site import choose_site
-from elude_nb.models.forward import name_of_judge, overheard, reference
+from elude_nb.models.forward import Overheard, name_of_judge, overheard, reference
 from elude_nb.models.hooks import check_pristine
 from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import Site
 from elude_nb.scores.verdict import HIGHER_IS_BETTER, Verdict, verdict_on
+
+T = TypeVar("T")
 
 SIZES = {
     "equal": "At {equal_units} units each, the most selective",
@@ -245,6 +251,9 @@ def compare(
     Rows of size "distinct" have as many, but those that stand for all live units of the method best: a meaning that
     many units share counts once (`elude_nb.core.distinct.choose_covering`, on the images of the discovery).
 
+    Processes of a group that ``torch.distributed`` has initialised share the images that are recorded, and then the
+    methods. Each of them holds the recorded tokens of all images, and returns the same.
+
     Parameters
     ----------
     model, images, site, blocks
@@ -290,6 +299,8 @@ def compare(
     ------
     TypeError, ValueError
         If a method is unknown, a setting is out of range, there are too few images, or the tokens would not fit.
+    GroupError
+        If another process of the group fails or ends.
     """
     if units is not None:
         message = "units= of compare is now n_units=; the old name goes with version 0.4."
@@ -323,34 +334,38 @@ def compare(
     _check_memory(place, each * (len(discovery) + len(scored)), max_memory)
     how: dict[str, Any] = {"tokens": tokens, "tokens_per_image": tokens_per_image, "seed": seed}
     few = scored.sample(fidelity_images, seed=seed)
-    parts = announced(
-        record(model, discovery, place, **how, announce=False),
-        f"compare: {counted(len(chosen), 'method')} on {counted(len(discovery) + len(scored), 'image')}",
-        partial(_expected_seconds, model.batch_size, len(discovery), len(scored), len(few), len(chosen)),
-        show=model.progress,
-    )
-    seen = Recording.join(list(parts))
-    start = time.perf_counter()
-    with overheard(model, wanted=embeddings is None) as outputs:
-        new = Recording.join(list(record(model, scored, place, **how, announce=False)))
-    passes = (time.perf_counter() - start) / len(scored)
-    judged = reference(embeddings, scored, model.progress)
-    vectors = outputs.embeddings() if judged is None else torch.as_tensor(judged)
-    token_labels = None if discovery.labels is None else [discovery.labels[i] for i in seen.images.tolist()]
-    groups = cluster_directions(seen.channels - seen.channels.mean(0), torch.ones(len(seen)), g, seed=seed)
-    halves = Halves(seen, token_labels, groups, new, scored, vectors, k, seed)
-    bar = progress_bar(chosen, description="methods", show=model.progress)
-    fitted = [FittedMethod.fit(method, halves) for method in bar]
-    equal = min(n_units, *(len(found.live) for found in fitted))
-    made = [found.method for found in fitted]
-    fidelity = Fidelity(model.using(progress=False), few, place, tokens, made, k=min(k, len(few) - 1), seed=seed)
-    rows, tables = list[dict[str, Any]](), list[pd.DataFrame]()
-    for found in progress_bar(fitted, description="scores", show=model.progress):
-        common = {**fidelity.measure(found.method, new), **found.cost(passes)}
-        if stability:
-            anew = [_make_methods([made_of[found.method.name]], each, discovery)[0] for each in plans]
-            common |= stability_of(found, anew, n_units)
-        _add_rows(found, equal, common, rows, tables)
+    with together() as ranks:
+        model = model.using(progress=None if ranks.first else False)
+        expected = partial(
+            _expected_seconds, model.batch_size, len(discovery), len(scored), len(few), len(chosen), ranks.count
+        )
+        parts = announced(
+            _record_share(model, discovery, place, ranks, **how),
+            f"compare: {counted(len(chosen), 'method')} on {counted(len(discovery) + len(scored), 'image')}",
+            expected,
+            show=model.progress,
+        )
+        seen = Recording.join(ranks.join(list(parts)))
+        new, outputs, passes = _record_scored(model, scored, place, ranks, embeddings is None, **how)
+        judged = reference(embeddings, _share(scored, ranks)[1], model.progress, ranks)
+        vectors = outputs.embeddings() if judged is None else torch.as_tensor(judged)
+        token_labels = None if discovery.labels is None else [discovery.labels[i] for i in seen.images.tolist()]
+        groups = cluster_directions(seen.channels - seen.channels.mean(0), torch.ones(len(seen)), g, seed=seed)
+        halves = Halves(seen, token_labels, groups, new, scored, vectors, k, seed)
+        fitted = list(_fit_share(chosen, halves, ranks, model.progress))
+        equal = min(n_units, *ranks.join([len(found.live) for found in fitted]))
+        mine = [found.method for found in fitted]
+        fidelity = Fidelity(model.using(progress=False), few, place, tokens, mine, k=min(k, len(few) - 1), seed=seed)
+        own = list[list[tuple[dict[str, Any], pd.DataFrame]]]()
+        for found in progress_bar(fitted, description="scores", show=model.progress):
+            common = {**fidelity.measure(found.method, new), **found.cost(passes)}
+            if stability:
+                anew = [_make_methods([made_of[found.method.name]], each, discovery)[0] for each in plans]
+                common |= stability_of(found, anew, n_units)
+            own.append(_rows_of(found, equal, common))
+            ranks.check()
+        rows, tables = zip(*itertools.chain.from_iterable(_in_turn(ranks.all(own))), strict=True)
+        made = _in_turn(hand_round(mine, given, ranks))
     settings = {
         "model": model.name, "site": place.name, "blocks": place.blocks, "images": scored.source,
         "discovery_images": len(discovery), "scored_images": len(scored), "tokens": tokens,
@@ -359,28 +374,68 @@ def compare(
         "fidelity_images": len(few), "forward_pass_seconds": passes,
         "judge": name_of_judge(embeddings),
     }  # fmt: skip
-    by_name = {found.method.name: found.method for found in fitted}
-    return Compared(pd.DataFrame(rows), pd.concat(tables, ignore_index=True), settings, by_name)
+    return Compared(
+        pd.DataFrame(rows), pd.concat(tables, ignore_index=True), settings, {method.name: method for method in made}
+    )
 
 
-def _add_rows(
-    found: FittedMethod, equal: int, common: dict[str, float], rows: list[dict[str, Any]], tables: list[pd.DataFrame]
-) -> None:
-    """Add a method's rows of each size, and the tables of its units."""
-    name = found.method.name
+def _share(images: ImageSet, ranks: Ranks) -> tuple[list[int], ImageSet]:
+    """Return the numbers of this process's images, and these images."""
+    mine = own_share(range(len(images)), ranks)
+    return mine, images if ranks.count == 1 else images.subset(mine)
+
+
+def _record_share(model: Model, images: ImageSet, site: Site, ranks: Ranks, **how: Any) -> Iterator[Recording]:
+    """Record this process's share of the images; raise as soon as another process is known to have failed."""
+    mine, own = _share(images, ranks)
+    for part in record(model, own, site, numbers=mine, announce=False, **how):
+        yield on_device(part, "cpu")  # where methods are fitted, and from where they are sent
+        ranks.check()
+
+
+def _record_scored(
+    model: Model, images: ImageSet, site: Site, ranks: Ranks, outputs_wanted: bool, **how: Any
+) -> tuple[Recording, Overheard, float]:
+    """Return the recording of all images, the model's outputs for them, and the seconds of the pass for an image."""
+    start = time.perf_counter()
+    with overheard(model, wanted=outputs_wanted) as outputs:
+        parts = list(_record_share(model, images, site, ranks, **how))
+    seconds = sum(ranks.all(time.perf_counter() - start)) / len(images)
+    outputs.join(ranks)
+    return Recording.join(ranks.join(parts)), outputs, seconds
+
+
+def _fit_share(methods: Sequence[Method], halves: Halves, ranks: Ranks, progress: bool) -> Iterator[FittedMethod]:
+    """Fit this process's share of the methods; raise as soon as another process is known to have failed."""
+    for method in progress_bar(methods[ranks.rank :: ranks.count], description="methods", show=progress):
+        yield FittedMethod.fit(method, halves)
+        ranks.check()
+
+
+def _in_turn(shares: Sequence[Sequence[T]]) -> list[T]:
+    """Return what was dealt to several processes, one after the other, in its order."""
+    return [each for dealt in itertools.zip_longest(*shares) for each in dealt if each is not None]
+
+
+def _rows_of(found: FittedMethod, equal: int, common: dict[str, float]) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """Return a method's row of each size, with the table of its units."""
+    name, made = found.method.name, list[tuple[dict[str, Any], pd.DataFrame]]()
     for size, numbers in {"own": found.live, "equal": found.order[:equal], "distinct": found.distinct(equal)}.items():
         summary, single = found.scores(numbers)
-        rows.append({"method": name, "size": size, **summary, **common})
-        tables.append(single.assign(method=name, size=size))
+        made.append(({"method": name, "size": size, **summary, **common}, single.assign(method=name, size=size)))
+    return made
 
 
-def _expected_seconds(batch: int, discovery: int, scored: int, few: int, methods: int, first: float) -> float:
+def _expected_seconds(
+    batch: int, discovery: int, scored: int, few: int, methods: int, processes: int, first: float
+) -> float:
     """Return about how long a comparison takes, from the seconds of the first batch that is recorded.
 
     Of all blocks of DINOv2 on a CPU: fits take as long as two or three passes over the discovery, the fidelity of all
     methods as long as two over its images, and the scores of a method as long as ten images.
     """
-    return first / min(batch, discovery) * (3.5 * discovery + scored + 2 * few + 10 * methods)
+    images = 3.5 * discovery + scored + 2 * few + 10 * methods
+    return first / min(batch, discovery) * images / processes
 
 
 def _check_counts(n_units: int, tokens_per_image: int | None, k: int, fidelity_images: int) -> None:

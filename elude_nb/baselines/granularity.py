@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -65,8 +65,8 @@ def granularity(
         how = replace(routing, min_cluster_size=least)
         methods[name] = SubUnits(model, place, routing=how, tokens=tokens, seed=seed, name=name)
     found = compare(model, images, site, methods=list(methods.values()), tokens=tokens, seed=seed, **settings)
-    names = found.table["method"].tolist()
-    factors = {name: len(method.split_.live_units) / place.channels for name, method in methods.items()}
+    names, fitted = found.table["method"].tolist(), cast("Mapping[str, SubUnits]", found.methods)
+    factors = {name: len(method.split_.live_units) / place.channels for name, method in fitted.items()}
     table = found.table.drop(columns="method")
     table.insert(0, "min_cluster_size", [dict(zip(methods, min_cluster_sizes, strict=True))[name] for name in names])
     table.insert(1, "expansion_factor", [factors[name] for name in names])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from elude_nb._util.warn import warn_caller
@@ -16,6 +17,7 @@ NEAR = 0.1
 """Near copies differ by less than this share of their contrast (both as standard deviations)."""
 _ROUNDING = 1e-6
 _BUCKETS = 256
+_SMALL = 128
 
 
 def hash_image(image: Any) -> int:
@@ -33,6 +35,16 @@ def hash_image(image: Any) -> int:
     size = str(np.shape(content)).encode()[: hashlib.blake2b.SALT_SIZE]  # else 2 x 8 pixels could be 4 x 4
     digest = hashlib.blake2b(content, digest_size=8, salt=size).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def pixels_of(image: Any, near: bool) -> Tensor:
+    """Return the pixels of an image, in a fixed size for near copies; of a sentence the letters."""
+    if isinstance(image, str):
+        return torch.tensor([ord(letter) for letter in image])
+    if isinstance(image, Tensor):
+        return torch.nn.functional.interpolate(image[None], (_SMALL, _SMALL), mode="area")[0] if near else image
+    size = (_SMALL, _SMALL) if near else image.size
+    return torch.from_numpy(np.array(image.resize(size, Image.Resampling.BILINEAR)))
 
 
 def sketch(images: Tensor) -> Tensor:

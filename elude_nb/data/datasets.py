@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,7 +31,8 @@ from elude_nb._util.words import as_text
 from elude_nb.errors import ImageError
 
 T = TypeVar("T")
-_IMAGE, _LABEL = ("image", "img"), "label"
+_IMAGE, _LABEL = ("image", "img", "jpg", "jpeg", "png", "webp"), "label"  # WebDataset names columns by endings,
+_CLASS, _KEY = "cls", "__key__"  # labels by this one, and items by that
 _LISTS = ("targets", "labels")  # where data sets of torchvision have the labels of all items
 _WITHOUT = "Give the data set without it: transform=None."
 
@@ -80,15 +80,18 @@ def map_style(source: Any) -> Any:
     return source
 
 
-def first_items(source: Any, count: int | None) -> list[Any] | None:
-    """Return the first items of a data set that can only be gone through from its beginning; ``None`` for others."""
-    source = source.dataset if isinstance(source, DataLoader) else source
-    streams = isinstance(source, IterableDataset) or not hasattr(source, "__getitem__")
-    return list(islice(source, count)) if streams and count is not None and hasattr(source, "__iter__") else None
+class Taken(list[Any]):
+    """The first items of a stream (`elude_nb.data.streams`), with its name and those of its classes."""
+
+    def __init__(self, name: str, classes: Sequence[Any] | None) -> None:
+        super().__init__()
+        self.name, self.classes = name, classes
 
 
 def name_of(dataset: Any) -> str:
     """Return what a data set is called in messages."""
+    if isinstance(dataset, Taken):
+        return dataset.name
     return "the list" if isinstance(dataset, list) else type(dataset).__name__
 
 
@@ -118,14 +121,17 @@ def open_item(dataset: Any, index: int, name: str) -> tuple[Any, Any]:
                 f"Item {index} of {name_of(dataset)} has no 'image' among {', '.join(map(repr, item))}; rename the "
                 "column that has the images."
             )
-        item, label = item[key], item.get(_LABEL)
+        item, label = item[key], item.get(_LABEL, item.get(_CLASS))
     elif isinstance(item, tuple | list) and 1 <= len(item) <= 2:
         item, label = (*item, None)[:2]
+    if isinstance(item, Mapping) and item.keys() == {"bytes", "path"}:  # Hugging Face's, with decode=False
+        item = item["path"] if item["bytes"] is None else item["bytes"]
     check_single(f"Item {index} of {name_of(dataset)}", item)
-    if not (isinstance(item, str | os.PathLike | Image.Image) or hasattr(item, "__array__")):
+    if not (isinstance(item, str | bytes | os.PathLike | Image.Image) or hasattr(item, "__array__")):
         raise TypeError(
-            f"Item {index} of {name_of(dataset)} has {shortly(item)} for an image. Items must be an image (a path, a "
-            "PIL image, an array or a tensor), a pair (image, label), or a dictionary with 'image' and 'label'."
+            f"Item {index} of {name_of(dataset)} has {shortly(item)} for an image. Items must be an image (a path, the "
+            "bytes of a file, a PIL image, an array or a tensor), a pair (image, label), or a dictionary with 'image' "
+            "and 'label'."
         )
     return item, label
 
@@ -135,7 +141,7 @@ def check_single(name: str, image: Any) -> None:
     if getattr(image, "ndim", 0) > 3:
         raise TypeError(
             f"{name} is a batch of shape {tuple(image.shape)}, not one image; give that array by itself, or the "
-            "DataLoader or data set that it is from."
+            "DataLoader or data set that it is from, without batches (of WebDataset: without batched and WebLoader)."
         )
 
 
@@ -146,6 +152,9 @@ def names_of(dataset: Any) -> list[str]:
 
 
 def _paths(dataset: Any) -> list[str] | None:
+    if isinstance(dataset, Taken):
+        keys = [item.get(_KEY) if isinstance(item, Mapping) else None for item in dataset]
+        return None if None in keys else [as_text(key) for key in keys]
     samples = getattr(dataset, "samples", None)  # torchvision's folders: pairs of a path and a class
     if not isinstance(samples, list) or len(samples) != len(dataset):
         return None
@@ -166,7 +175,7 @@ def labels_of(dataset: Any, names: Sequence[str]) -> list[str] | None:
     first = open_item(dataset, 0, names[0])[1]
     if first is None:
         return None
-    listed, classes = _through_parts(dataset, _listed), _classes(dataset)
+    listed, classes = _through_parts(dataset, _listed), names_of_classes(dataset)
     if listed is not None and listed[0][0] == _plain(first):
         return [word for _, word in listed]
     found = list[str]()
@@ -203,20 +212,20 @@ def _listed(dataset: Any) -> list[tuple[str | float, str]] | None:
         values = next((getattr(dataset, name) for name in _LISTS if hasattr(dataset, name)), None)
     if not hasattr(values, "__len__") or len(values) != len(dataset):
         return None
-    plain, classes = [_plain(value) for value in values], _classes(dataset)
+    plain, classes = [_plain(value) for value in values], names_of_classes(dataset)
     return [(value, _in_words(value, classes)) for value in plain if value is not None] if None not in plain else None
 
 
-def _classes(dataset: Any) -> Sequence[Any] | None:
+def names_of_classes(dataset: Any) -> Sequence[Any] | None:
     """Return the names of a data set's classes by number, or those of the one inside it."""
     features = getattr(dataset, "features", None)
     if isinstance(features, Mapping):
         return getattr(features.get(_LABEL), "names", None)
     found = getattr(dataset, "classes", None)
     if found is None and hasattr(dataset, "dataset"):
-        return _classes(dataset.dataset)
+        return names_of_classes(dataset.dataset)
     if found is None and isinstance(dataset, ConcatDataset):
-        first, *others = map(_classes, dataset.datasets)
+        first, *others = map(names_of_classes, dataset.datasets)
         return first if all(each == first for each in others) else None
     return found if isinstance(found, Sequence) and not isinstance(found, str) else None
 
@@ -225,6 +234,7 @@ def _plain(label: Any) -> str | float | None:
     """Return a label as a word or number, or ``None`` if it is neither."""
     if isinstance(label, Tensor | np.ndarray | np.generic) and label.ndim == 0:
         label = label.item()
+    label = label.decode(errors="replace") if isinstance(label, bytes) else label  # of WebDataset
     return label if isinstance(label, str | int | float) else None
 
 

@@ -64,7 +64,7 @@ def open_rgb(path: str | os.PathLike[str], value_range: Range | None = None) -> 
     return _read(name, name, value_range)
 
 
-def read_rgb(content: bytes, name: str) -> Image.Image:
+def read_rgb(content: bytes, name: str, value_range: Range | None = None) -> Image.Image:
     """Return an image from the bytes of a file, such as an upload: RGB, upright, 8 bits a channel.
 
     Raises
@@ -72,7 +72,7 @@ def read_rgb(content: bytes, name: str) -> Image.Image:
     ImageError
         If they are no image, broken, too large or too small; the message holds ``name``.
     """
-    return _read(io.BytesIO(content), name)
+    return _read(io.BytesIO(content), name, value_range)
 
 
 def upright_rgb(image: Image.Image, name: str, value_range: Range | None = None) -> Image.Image:

@@ -27,12 +27,12 @@ from elude_nb._util.progress import progress_bar
 from elude_nb._util.warn import warn_caller
 from elude_nb._util.words import as_text, counted
 from elude_nb.data.arrays import as_array, check_dtype, one_picture, show_picture, split_pictures
-from elude_nb.data.copies import NEAR, distinct_numbers, find_originals, hash_image, sketch
+from elude_nb.data.copies import NEAR, distinct_numbers, find_originals, hash_image, pixels_of, sketch
 from elude_nb.data.datasets import (
+    Taken,
     check_single,
     check_steady,
     check_transform,
-    first_items,
     is_dataset,
     labels_of,
     map_style,
@@ -41,15 +41,16 @@ from elude_nb.data.datasets import (
     open_item,
 )
 from elude_nb.data.debian import PACKAGES, fashion, folder_of_pictures
-from elude_nb.data.decode import LEAVE_OUT, Range, check_value_range, open_rgb, upright_rgb
+from elude_nb.data.decode import LEAVE_OUT, Range, check_value_range, open_rgb, read_rgb, upright_rgb
 from elude_nb.data.folders import IMAGE_SETS, list_pictures, name_left_out
 from elude_nb.data.photographs import PHOTOGRAPHS, factors_of_crops, open_crop, photograph, sample_crops
+from elude_nb.data.streams import first_items
 from elude_nb.data.synthetic import draw_scene, sample_scenes
 from elude_nb.errors import ImageError
 
 __all__ = ["ImageSet", "Images", "as_image_set", "load_images", "photograph"]
 
-_SMALL = 128
+_HELD: Any = str | bytes | os.PathLike | Image.Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +266,7 @@ class ImageSet(Sequence[Image.Image]):
         compression or in another size: the difference is less than a tenth of the contrast.
         """
         before = 0 if of is None else len(of)
-        sketches = [sketch(_pixels(image, near)[None]) for images in (of or (), self) for image in images]
+        sketches = [sketch(pixels_of(image, near)[None]) for images in (of or (), self) for image in images]
         names = (*(() if of is None else of.names), *self.names)
         found = find_originals(torch.cat([torch.zeros(0, 258), *sketches]), NEAR if near else 0)
         numbers = distinct_numbers(found, names)
@@ -285,7 +286,7 @@ class Items(Protocol):
     def __getitem__(self, index: Any, /) -> Any: ...
 
 
-Source = str | os.PathLike[str] | Sequence[Any] | np.ndarray[Any, Any] | Tensor | Dataset[Any] | DataLoader[Any] | Items
+Source = str | os.PathLike[str] | Iterable[Any] | np.ndarray[Any, Any] | Tensor | Dataset[Any] | DataLoader[Any] | Items
 """What `load_images` takes."""
 Images = ImageSet | Source
 """What public functions take for images: a set, or any source that `load_images` takes."""
@@ -307,13 +308,16 @@ def load_images(
     source
         * a folder: all images below it, links followed; the first subfolder is the label. A warning names what else
           lies there;
-        * a list, array or table column of paths, or a list of PIL images, arrays or tensors, one an image;
+        * a list, array or table column of paths, or a list of PIL images, arrays, tensors or the bytes of files, one
+          an image;
         * an array or tensor (n, h, w, c) or (n, c, h, w), the channels on the shorter of the two axes, or n grey images
           (n, h, w), but (3, h, w) and (h, w, 3) are one image: uint8, or floats in [0, 1];
         * a data set with items by number, of torch, torchvision, Hugging Face or your own, or a ``DataLoader`` of all
           of one: items are an image, a pair (image, label), or a dictionary with ``"image"`` and ``"label"``, and the
-          names of classes are taken where the data set has them. Its transform must not normalise or draw at random. Of
-          one that can only be gone through (an ``IterableDataset``) the first ``count`` items are taken into memory;
+          names of classes are taken where the data set has them. Its transform must not normalise or draw at random;
+        * a stream, which can only be gone through: an ``IterableDataset`` of torch, Hugging Face or WebDataset, or an
+          iterator. Its first ``count`` items are taken into memory, pictures as bytes or paths where the stream has
+          them; of an iterator all without ``count``;
         * ``"photographs"``: crops of ten colour photographs, the label says of which;
         * ``"shapes"``: drawn scenes whose factors are known;
         * ``"fashion"``: 70,000 small grey photographs of clothes in 10 kinds (Fashion-MNIST); ``"stamps"``: cut-out
@@ -342,8 +346,8 @@ def load_images(
         If there is nothing usable at ``source``. A single broken file raises when it is opened, with its path;
         `ImageSet.without_broken` leaves such files out beforehand.
     TypeError, ValueError
-        If ``source`` is no kind of images, such as an ``IterableDataset`` without ``count``, or there are not as many
-        labels as images.
+        If ``source`` is no kind of images, such as an ``IterableDataset`` without ``count``, there are not as many
+        labels as images, or a stream's images take more than 8 GiB.
 
     Examples
     --------
@@ -380,19 +384,10 @@ def load_images(
         images = _from_dataset(map_style(source) if first is None else first, labels, value_range)
     else:
         check_kind("source", source, Iterable, "a folder, a list of images or paths, an array, or a data set")
-        items = [*source]  # type: ignore[misc] # an iterable, as was just checked
+        taken = first_items(source, count) if isinstance(source, Iterator) else None
+        items = taken or [*source]  # type: ignore[misc] # an iterable, as was just checked
         images = (_from_dataset if is_dataset(items) else _from_list)(items, labels, value_range)
     return images if count is None else images.sample(count, seed=seed)
-
-
-def _pixels(image: Any, near: bool) -> Tensor:
-    """Return the pixels of an image, in a fixed size for near copies; of a sentence the letters."""
-    if isinstance(image, str):
-        return torch.tensor([ord(letter) for letter in image])
-    if isinstance(image, Tensor):
-        return torch.nn.functional.interpolate(image[None], (_SMALL, _SMALL), mode="area")[0] if near else image
-    size = (_SMALL, _SMALL) if near else image.size
-    return torch.from_numpy(np.array(image.resize(size, Image.Resampling.BILINEAR)))
 
 
 def as_image_set(images: Images) -> ImageSet:
@@ -423,24 +418,32 @@ def _from_list(items: list[Any], labels: Sequence[str] | None, value_range: Rang
     for number, item in enumerate(items):
         of_path = isinstance(item, str | os.PathLike)
         if not hasattr(item, "__array__"):  # which a PIL image may have, too
-            check_kind(f"Item {number}", item, str | os.PathLike | Image.Image, "a path, a PIL image or an array")
+            check_kind(f"Item {number}", item, _HELD, "a path, the bytes of a file, a PIL image or an array")
         check_single(f"Item {number}", item)
         names.append(as_text(os.fspath(item)) if of_path else f"image {number}")
         held.append(item if of_path else (item, names[-1]))
     opener = partial(open_image, value_range=value_range)
-    return ImageSet(tuple(names), _as_labels(labels), f"a list of {len(items)}", None, held, opener)
+    return ImageSet(tuple(names), _as_labels(labels), _source_of(items), None, held, opener)
+
+
+def _source_of(dataset: Any) -> str:
+    kind = f"stream {name_of(dataset)}" if isinstance(dataset, Taken) else f"data set {name_of(dataset)}"
+    return f"a list of {len(dataset)}" if type(dataset) is list else kind
 
 
 def open_image(item: Any, value_range: Range | None = None) -> Image.Image:
-    """Return a path as the image that it names, and a pair of an image and its name (PIL, array or tensor) as an image.
+    """Return a path as the image that it names, and a pair of an image and its name as an image.
 
-    An array is (h, w), (h, w, c) or (c, h, w). Raises `ImageError` if there is no usable image.
+    The image of a pair is a PIL image, the bytes of a file, or an array or tensor: (h, w), (h, w, c) or (c, h, w).
+    Raises `ImageError` if there is no usable image.
     """
     if not isinstance(item, tuple):
         return open_rgb(item, value_range)
     image, name = item
     if isinstance(image, Image.Image):
         return upright_rgb(image, name, value_range)
+    if isinstance(image, bytes):
+        return read_rgb(image, name, value_range)
     shown: Image.Image = show_picture(one_picture(as_array(image)), name, value_range)  # or a tensor
     return shown
 
@@ -451,9 +454,8 @@ def _from_dataset(dataset: Any, labels: Sequence[str] | None, value_range: Range
     check_transform(dataset, normalised=value_range is not None)
     names = names_of(dataset)
     found = _as_labels(labels_of(dataset, names) if labels is None else labels)
-    source = f"a list of {len(dataset)}" if isinstance(dataset, list) else f"data set {name_of(dataset)}"
     opener = partial(_open_item, dataset=dataset, value_range=value_range)
-    images = ImageSet(tuple(names), found, source, None, list(enumerate(names)), opener)
+    images = ImageSet(tuple(names), found, _source_of(dataset), None, list(enumerate(names)), opener)
     check_steady(images, dataset)
     return images
 

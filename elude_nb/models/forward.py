@@ -55,14 +55,20 @@ def name_of_judge(embeddings: Any) -> str:
     return embeddings if isinstance(embeddings, str) else "the model itself" if embeddings is None else "embeddings"
 
 
-def reference(embeddings: Any, images: Images, progress: bool | None = None) -> Any:
+@own_arithmetic()
+def reference(embeddings: Any, images: ImageSet, progress: bool | None = None, ranks: Ranks | None = None) -> Any:
     """Return reference embeddings of images (n, e): those given, or what a `Model` or the network of a name makes.
 
-    Of a network that is named, it is what its classifier looks at (`judge`); of a `Model`, its output.
+    Of a network that is named, it is what its classifier looks at (`judge`); of a `Model`, its output. Of several
+    processes each gives the images that are its share, and all get the embeddings of all.
     """
     if isinstance(embeddings, str):
         embeddings = judge(embeddings)
-    return embed(embeddings.using(progress=progress), images) if isinstance(embeddings, Model) else embeddings
+    if not isinstance(embeddings, Model):
+        return embeddings
+    own = [outputs_of(embeddings.using(progress=progress), images)] if len(images) else []
+    outputs = torch.cat((ranks or Ranks()).join(own))
+    return outputs - outputs.mean(0)
 
 
 @own_arithmetic()

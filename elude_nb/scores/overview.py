@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from time import perf_counter
 from typing import Any
 
@@ -118,13 +119,15 @@ def score(
     photos = split.model.inputs(images)
     check_count("k", k, 2, len(photos))
     check_count("n_distinct", n_distinct, 0)
-    judged = reference(embeddings, photos, split.model.progress)
     start = perf_counter()
     scoring = Scoring(split, seed=seed)
     of_weights = 3 * (perf_counter() - start)  # what follows takes about twice as long as what came before
-    with overheard(split.model, wanted=embeddings is None) as outputs, together() as ranks:
+    with ExitStack() as stack:
+        ranks = stack.enter_context(together())
         model, mine = split.model.using(progress=None if ranks.first else False), own_share(range(len(photos)), ranks)
         own = photos if ranks.count == 1 else photos.subset(mine)
+        judged = reference(embeddings, own, model.progress, ranks)
+        outputs = stack.enter_context(overheard(split.model, wanted=embeddings is None))
         which = split.settings.tokens if tokens is None else tokens
         how: dict[str, Any] = {"tokens": which, "tokens_per_image": tokens_per_image, "seed": seed, "announce": False}
         parts = announced(

@@ -5,6 +5,7 @@ import re
 import socket
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -55,15 +56,20 @@ def test_what_is_no_part_is_refused_before_anything_is_loaded(tmp_path, capsys) 
     assert "There is no file" in capsys.readouterr().err
 
 
-def test_processes_of_torchrun_share_the_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two processes, started as torchrun starts them, find what one finds, and one of them prints."""
-    words = ["disentangle", *TAKE, "--json", "--out"]
+def run_two(folder: Path, words: list[str]) -> None:
+    """Run a command in two processes, started as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    workers = [start(run_as_torchrun, rank, 2, port, tmp_path, [*words, "two.safetensors"]) for rank in (0, 1)]
+    workers = [start(run_as_torchrun, rank, 2, port, folder, words) for rank in (0, 1)]
     for worker in workers:
         worker.join()
+
+
+def test_processes_of_torchrun_share_the_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They find what one process finds, and one of them prints."""
+    words = ["disentangle", *TAKE, "--json", "--out"]
+    run_two(tmp_path, [*words, "two.safetensors"])
     assert run(*words, tmp_path / "one.safetensors") == 0
     one, two = json.loads(capsys.readouterr().out), json.loads((tmp_path / "out-0").read_text())
     assert two == one | {"file": "two.safetensors", "share_of_unit_0": pytest.approx(one["share_of_unit_0"])}
@@ -71,6 +77,17 @@ def test_processes_of_torchrun_share_the_images(tmp_path: Path, capsys: pytest.C
     assert "40 for the discovery" in (tmp_path / "err-0").read_text()
     assert (tmp_path / "out-1").read_text() == ""
     assert "discovery" not in (tmp_path / "err-1").read_text()
+
+
+def test_processes_of_torchrun_compare(tmp_path: Path) -> None:
+    few = ["--images", "photographs", "--count", "40", "--methods", "PCA,channels", "--units", "4", "--concepts", "4"]
+    words = ["compare", *TINY, *few, "--k", "4", "--batch-size", "16", "--out"]
+    run_two(tmp_path, [*words, "two"])
+    assert run(*words, tmp_path / "one") == 0
+    one, two = (pd.read_csv(tmp_path / name / "units.csv") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two)
+    assert "At 4 units each, the most selective" in (tmp_path / "out-0").read_text()
+    assert (tmp_path / "out-1").read_text() == ""
 
 
 def test_other_commands_are_for_one_process(monkeypatch, capsys) -> None:

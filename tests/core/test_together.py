@@ -59,12 +59,14 @@ def test_scores_and_certificates_are_those_of_one_process(vit, tmp_path) -> None
     assert run_group(3, tmp_path, score_in_group, 40) == [0, 0, 0]
     split = disentangle(tiny_vit(), random_images(20, 32, seed=1), concepts=8, units=3, progress=False)
     wanted = score(split, random_images(40, 32), k=4, progress=False)
+    judged = score(split, random_images(40, 32), k=4, progress=False, embeddings=split.model)
     certificate = verify(split, random_images(40, 32), max_images=None, batch_size=8, progress=False).to_dict()
     measured = {name for name in certificate if name.endswith("time_ratio")}
     for rank in range(3):
         found = pd.read_pickle(tmp_path / f"scores-{rank}")  # noqa: S301 - our own
         pd.testing.assert_frame_equal(found, wanted)
         assert found.attrs == wanted.attrs
+        pd.testing.assert_frame_equal(pd.read_pickle(tmp_path / f"judged-{rank}"), judged)  # noqa: S301
         told = json.loads((tmp_path / f"certificate-{rank}").read_text())
         assert {name: told[name] for name in told.keys() - measured} == {
             name: certificate[name] for name in certificate.keys() - measured

@@ -152,7 +152,7 @@ def test_a_table_of_hugging_face_has_its_classes_read_from_the_column(image: str
 
 def test_lists_of_pairs_and_sets_of_tensors_are_taken_too() -> None:
     assert load_images(list(Stream())).labels == ("0", "1", "0", "1")
-    assert load_images(Pairs()[i] for i in range(10)).labels == ("0", "1") * 5  # type: ignore[arg-type]
+    assert load_images(Pairs()[i] for i in range(10)).labels == ("0", "1") * 5
     pictures = torch.rand(4, 3, 16, 16)
     assert load_images(TensorDataset(pictures)).labels is None
     assert load_images(TensorDataset(pictures, torch.arange(4))).labels == ("0", "1", "2", "3")
