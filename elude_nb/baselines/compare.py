@@ -354,8 +354,10 @@ def compare(
         halves = Halves(seen, token_labels, groups, new, scored, vectors, k, seed)
         fitted = list(_fit_share(chosen, halves, ranks, model.progress))
         equal = min(n_units, *ranks.join([len(found.live) for found in fitted]))
-        mine = [found.method for found in fitted]
-        fidelity = Fidelity(model.using(progress=False), few, place, tokens, mine, k=min(k, len(few) - 1), seed=seed)
+        fidelity = Fidelity(
+            model.using(progress=False), few, place, tokens, [found.method for found in fitted],
+            k=min(k, len(few) - 1), seed=seed,
+        )  # fmt: skip
         own = list[list[tuple[dict[str, Any], pd.DataFrame]]]()
         for found in progress_bar(fitted, description="scores", show=model.progress):
             common = {**fidelity.measure(found.method, new), **found.cost(passes)}
@@ -365,7 +367,7 @@ def compare(
             own.append(_rows_of(found, equal, common))
             ranks.check()
         rows, tables = zip(*itertools.chain.from_iterable(_in_turn(ranks.all(own))), strict=True)
-        made = _in_turn(hand_round(mine, given, ranks))
+        made = _in_turn(hand_round([found.method for found in fitted], given, ranks))
     settings = {
         "model": model.name, "site": place.name, "blocks": place.blocks, "images": scored.source,
         "discovery_images": len(discovery), "scored_images": len(scored), "tokens": tokens,
