@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 
@@ -14,6 +15,8 @@ from tests.tiny import random_images, tiny_conv, tiny_mlp, tiny_vit
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # kernels of notebooks beside each other would fight for the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Whichever test starts the server from which others fork: without this, each of their processes would import torch.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.workers"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

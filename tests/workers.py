@@ -26,9 +26,7 @@ from tests.tiny import random_images, tiny_vit, to_tensor
 
 
 def context() -> ForkServerContext:
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["tests.workers"])
-    return found
+    return multiprocessing.get_context("forkserver")
 
 
 def start(work: Callable[..., object], *arguments: Any) -> ForkServerProcess:
