@@ -24,10 +24,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Files stay whole, for their fixtures are made once a worker.
     """
+    slow = {"test_readme.py", "test_site.py"}
     heavy = [
         item
         for item in items
-        if item.path.suffix == ".ipynb" or item.get_closest_marker("browser") or item.path.name == "test_readme.py"
+        if item.path.suffix == ".ipynb" or item.get_closest_marker("browser") or item.path.name in slow
     ]
     light = [item for item in items if item not in heavy]
     first = set(list(dict.fromkeys(item.path for item in heavy))[::2])

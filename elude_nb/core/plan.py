@@ -281,9 +281,9 @@ def plan_edit(split: Splittable, edit: Edit, starts: Sequence[int] | None = None
         If the split lacks a concept, unit or token, a mask has another shape, or no source is exclusive enough. Nothing
         has run by then.
     """
-    begun = starts or [0] * len(edit.changes)
     known, parts = look_up(split, edit)
-    wanted = [(change, start, *rest) for (change, *rest), start in zip(known, begun, strict=True) if change.strength]
+    begun = zip(known, starts or [0] * len(known), strict=True)
+    wanted = [(change, start, several, weight) for (change, several, weight), start in begun if change.strength]
     place = {(part.channel, part.number): row for row, part in enumerate(parts)}
     channels = torch.tensor([part.channel for part in parts], dtype=torch.int64)
     count, nothing = split.site.layout.count, split.weight.new_zeros(split.weight.shape[1], 0)
@@ -559,8 +559,9 @@ def _affine(steps: Sequence[Step], units: int, like: Tensor) -> tuple[Tensor, Te
         # The activation is now (1 + gain) x + shift; increments are affine in it.
         at_zero = step.increment(shift[rows])
         slope = {"scale": step.values - 1, "set": -torch.ones_like(step.values)}.get(change.kind, 0 * step.values)
-        gain[rows] += change.strength * slope * (1 + gain[rows])
-        shift[rows] += change.strength * at_zero
+        strength = change.strength_at(0)  # there is no schedule
+        gain[rows] += strength * slope * (1 + gain[rows])
+        shift[rows] += strength * at_zero
     return gain, shift
 
 

@@ -365,12 +365,13 @@ def _without_beginning(model: Model, site: Site, feed: _Feed, entry: str | None,
         if depth < skipping:
             for each in before:
                 # At the top these are the embedding and the like, whose parts the network may use otherwise.
-                at_top = _once(owner._modules[each], feed, skips=entry is not None)
-                owner._modules[each] = at_top if not depth else _Skip()
+                once = None if depth else _once(owner._modules[each], feed, skips=entry is not None)
+                owner._modules[each] = once or _Skip()
             if entry is not None and depth == skipping - 1:
                 owner._modules[before[-1]] = enter
-        owner._modules[name] = feed if depth == len(owners) else _shallow(owner._modules[name])
-        owner = owner._modules[name]
+        inner = feed if depth == len(owners) else _shallow(owner._modules[name])
+        owner._modules[name] = inner
+        owner = inner
     return replace(model, network=network)
 
 
