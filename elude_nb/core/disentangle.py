@@ -33,6 +33,7 @@ from elude_nb.models.sites import Site
 
 _MICRO_CLUSTERS = 1024  # where a recording is split
 _FEW_TOKENS = 20
+_CHANNELS_AT_ONCE = 32
 
 
 @knows_arguments
@@ -233,8 +234,8 @@ def _split_by(
     decided = _decide(statistics, weight.unflatten(1, (-1, site.kernel)), strategy, model.progress, ranks)
     if ranks.first:
         moments = statistics.moments
-        variance, covariance = (x.to(weight) for x in (moments.channel_variance, moments.covariance))
-        shares = unit_shares(weight, decided[0], covariance, variance)
+        variance = moments.channel_variance.to(weight)
+        shares = unit_shares(weight, decided[0], moments.products, moments.squares)
         decided = *decided, variance.cpu(), shares.cpu(), statistics.hashes
     route, book, settings, variance, shares, seen = ranks.from_first(decided)
     return Disentanglement(model, site, route, book, settings, variance, shares, seen=seen, stamp=stamp)
@@ -308,10 +309,14 @@ def unit_shares(weight: Tensor, routing: Routing, covariance: Tensor, variance: 
     """Return the share of its channel's variance that each unit carries, (d, k + 1); each row adds up to 1.
 
     By linearity the variance of ``h = sum of z[k]`` is the sum of the covariances of ``z[k]`` with ``h``. What comes
-    from outside the sources is in unit 0. A channel that never varies has all of its share there.
+    from outside the sources is in unit 0. A channel that never varies has all of its share there. Only the ratio of
+    ``covariance`` (s * kernel, d) and ``variance`` (d,) counts: both may be sums over tokens, and of another dtype.
     """
-    kernel = weight.shape[1] // routing.routes.shape[1]
-    shares = routing.add_by_unit((weight * covariance.T).unflatten(1, (-1, kernel)).sum(2))
-    shares = torch.where(variance[:, None] > 0, shares / variance[:, None], 0)
+    kernel, variance = weight.shape[1] // routing.routes.shape[1], variance.to(weight)
+    sums = []
+    for rows in torch.arange(len(weight)).split(_CHANNELS_AT_ONCE):
+        products = weight[rows] * covariance[:, rows].T.to(weight)
+        sums.append(routing.add_by_unit(products.unflatten(1, (-1, kernel)).sum(2), rows.tolist()))
+    shares = torch.where(variance[:, None] > 0, torch.cat(sums) / variance[:, None], 0)
     shares[:, 0] = 1 - shares[:, 1:].sum(1)
     return shares

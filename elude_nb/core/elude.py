@@ -179,7 +179,7 @@ class EludeRouting:
         return int(top), int(least)
 
     def expected_bytes(self, count: int, channels: int, width: int) -> int:
-        """Return about how much memory the routing takes beside the model: what is kept, and a channel a thread.
+        """Return about how much memory the routing takes beside the instances: a channel a thread, and who shares what.
 
         Parameters
         ----------
@@ -188,9 +188,10 @@ class EludeRouting:
         channels, width
             Channels, and sources with their kernel positions.
         """
-        rows = self._rows(count)
-        kept = 4 * count * (width + channels) if self.instances == "tokens" else 0
-        return kept + max(1, torch.get_num_threads()) * (12 * rows * width + expected_bytes(rows, width))
+        rows, (top, least) = self._rows(count), self.sizes(count)
+        clusters = channels * max(2, top // (4 * least))  # of noise there are so many, of pictures fewer
+        each = 20 * rows * width + expected_bytes(rows, width)
+        return clusters * (width + 20 * channels) + max(1, torch.get_num_threads()) * each
 
     def _rows(self, count: int) -> int:
         """Return how many instances are clustered for a channel, of ``count`` tokens."""

@@ -18,7 +18,7 @@ from elude_nb.core.concepts import Cells, Moments, on_device, suggest_concepts
 from elude_nb.core.elude import EludeRouting
 from elude_nb.core.recording import real_tokens_at, record
 from elude_nb.core.routing import CONTRIBUTIONS_AT_ONCE
-from elude_nb.core.statistics import Limits
+from elude_nb.core.statistics import TOKENS_AT_ONCE, Limits
 from elude_nb.core.strategies import check_routing_settings
 from elude_nb.data.images import Images, ImageSet
 from elude_nb.models.default_site import choose_site
@@ -26,6 +26,7 @@ from elude_nb.models.load import Model, check_model
 from elude_nb.models.sites import TOKENS, Site
 
 _GIB = 1 << 30
+_FEW_RUN_TWICE = 20  # what the cells are made from is run twice if it is at most one image in so many
 UNIT = 16
 """Shares of images begin at multiples of this, so that usual batches are the same in every share."""
 
@@ -46,6 +47,8 @@ class Estimate:
         Tokens that are kept whole if there are no more, and else are grouped into cells; and how many cells.
     concepts
         Number of concepts.
+    held
+        Whether the tokens that the cells are made from are held with their sources, or their images run a second time.
     """
 
     seconds: float
@@ -55,6 +58,7 @@ class Estimate:
     capacity: int
     micro_clusters: int
     concepts: int
+    held: bool = True
 
     def __str__(self) -> str:
         return (
@@ -121,12 +125,9 @@ def make_plan(
     tokens: str,
     tokens_per_image: int | None,
     max_memory: float | None,
-    fewest: int = 0,
+    elude: EludeRouting | None = None,
 ) -> Estimate:
-    """Return what will be needed but for the time, which only a measurement tells; choose G if it is not given.
-
-    ``fewest`` micro-clusters, with the squares of their sources, are kept at the least.
-    """
+    """Return what will be needed but for the time, which only a measurement tells; choose G if it is not given."""
     if not len(images):
         raise ValueError("There are no images to disentangle on.")
     positions = place.layout.positions(tokens)
@@ -139,11 +140,9 @@ def make_plan(
             f"{counted(total, 'token')}, too few for concepts={concepts}; use more images, more "
             "tokens_per_image, or fewer concepts."
         )
-    item = max(4, model.dtype.itemsize)
-    at_once = per_image * model.batch_size
-    capacity, micro = _capacity(place, total, concepts, units, at_once, max_memory, item, fewest)
-    memory = _expected_memory(place, concepts, units, capacity, micro, at_once, item, squares=bool(fewest))
-    return Estimate(float("nan"), memory, total, place.sources * place.kernel, capacity, micro, concepts)
+    need = _Need(place, total, concepts, units, per_image * model.batch_size, max(4, model.dtype.itemsize), elude)
+    size = _fitting(need, max_memory)
+    return Estimate(float("nan"), need.memory(size), total, need.width, size.capacity, size.micro, concepts, size.held)
 
 
 def _count_tokens(model: Model, images: ImageSet, place: Site, positions: Tensor, per_image: int) -> int:
@@ -189,55 +188,98 @@ def expected_seconds(
     per_token = (time.perf_counter() - grouped) / sum(map(len, parts))
     per_image = (recorded - start) / len(few)
     # The routing and the careful grouping into concepts take about as long as two or three groupings.
-    return per_image * len(images) + per_token * plan.tokens + (grouped - recorded) * 4
+    twice = 0 if plan.held else plan.capacity / plan.tokens
+    return per_image * len(images) * (1 + twice) + per_token * plan.tokens + (grouped - recorded) * 4
 
 
-def _expected_memory(
-    site: Site,
-    concepts: int,
-    units: int,
-    capacity: int,
-    micro: int,
-    batch_tokens: int,
-    item: int,
-    *,
-    squares: bool = False,
-) -> int:
-    width = site.sources * site.kernel
-    kept = Limits(micro, 1, capacity, 0, squares).expected_bytes(site.channels, width, item)
-    batch = 2 * batch_tokens * width * item  # recorded, and centred for the covariance
-    weights = 3 * site.channels * width * item
-    chunk = min(max(CONTRIBUTIONS_AT_ONCE, units * width), site.channels * units * width)
-    routing = 6 * chunk * item + 9 * site.channels * site.sources  # bytes, and their sizes counted
-    return kept + batch + weights + routing + 3 * concepts * width * item
+@dataclass(frozen=True)
+class _Size:
+    """How much is kept: see `Estimate`."""
+
+    capacity: int
+    micro: int
+    held: bool
 
 
-def _capacity(
-    site: Site,
-    total: int,
-    concepts: int,
-    units: int,
-    batch_tokens: int,
-    max_memory: float | None,
-    item: int,
-    fewest: int = 0,
-) -> tuple[int, int]:
-    """Choose how many tokens wait and how many micro-clusters are kept, within ``max_memory`` GiB."""
-    micro, squares = max(1024, 4 * concepts, fewest), bool(fewest)
-    capacity = min(total, 4 * micro)
+def elude_size(elude: EludeRouting, tokens: int, site: Site) -> tuple[int, int, int]:
+    """Return by how many instances ELUDe splits how many channels, and of how many sources."""
+    count = tokens if elude.instances == "micro-clusters" else min(tokens, elude.max_tokens)
+    return count, site.channels, site.sources * site.kernel
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What decides about the memory, but for how much is kept; ``at_once`` tokens come in a batch."""
+
+    site: Site
+    total: int
+    concepts: int
+    units: int
+    at_once: int
+    item: int
+    elude: EludeRouting | None
+
+    @property
+    def width(self) -> int:
+        return self.site.sources * self.site.kernel
+
+    @property
+    def squares(self) -> bool:
+        return self.elude is not None and self.elude.instances == "micro-clusters"
+
+    def memory(self, size: _Size) -> int:
+        """Return the most bytes at once: while images are run, or afterwards, when the channels are split."""
+        d, width, item = self.site.channels, self.width, self.item
+        weights, each, square = width * d, width * item + d * (item + 8), 2 if self.squares else 1
+        few = self.total <= size.capacity
+        sums = 8 * weights + (0 if few else 8 * size.micro * (square * width + d))
+        tokens = 0 if few or self.elude is None or self.squares else min(self.total, self.elude.max_tokens) * each
+        sample = size.capacity * each if few or size.held else 0
+        batch, part = (min(self.at_once, most) * width for most in (self.total, TOKENS_AT_ONCE))
+        # A batch is recorded, then joined; what was recorded stays with the process. Parts are widened or centred.
+        run = sums + tokens + sample + 3 * item * batch + max(item * batch, 8 * part, item * (part + weights))
+        groups = size.micro if not few else self.total if self.squares else 0
+        chunk = min(max(CONTRIBUTIONS_AT_ONCE, self.units * width), self.units * weights)
+        split = sums + tokens + (sample if few else 0) + (2 * item + 1) * weights
+        split += item * width * (square * groups + 3 * self.concepts)
+        if self.elude is None:
+            return max(run, split + 6 * item * chunk)
+        return max(run, split + self.elude.expected_bytes(*elude_size(self.elude, self.total, self.site)))
+
+
+def _fitting(need: _Need, max_memory: float | None) -> _Size:
+    """Choose how many tokens wait and how many micro-clusters are kept, within ``max_memory`` GiB.
+
+    What costs time comes first, then what costs accuracy.
+    """
+    micro = max(1024, 4 * need.concepts, need.elude.micro_clusters if need.elude is not None and need.squares else 0)
+    capacity = min(need.total, 4 * micro)
+    size = _Size(capacity, micro, capacity * _FEW_RUN_TWICE > need.total)
     if max_memory is None:
-        return capacity, micro
-    smallest = 2 * concepts
+        return size
+    smallest = _Size(2 * need.concepts, 2 * need.concepts, held=False)
 
-    def needed(capacity: int, micro: int) -> int:
-        return _expected_memory(site, concepts, units, capacity, micro, batch_tokens, item, squares=squares)
-
-    while needed(capacity, micro) > max_memory * _GIB:
-        if capacity <= smallest and micro <= smallest:
+    while need.memory(size) > max_memory * _GIB:
+        if size.held and size.capacity < need.total:
+            size = replace(size, held=False)
+            continue
+        if size == smallest:
             raise ValueError(
                 f"max_memory={max_memory} GiB is too little: this site needs at least "
-                f"{needed(smallest, smallest) / _GIB:.3g} GiB. "
-                "Take fewer blocks, fewer concepts, a smaller batch_size or fewer tokens_per_image."
+                f"{need.memory(smallest) / _GIB:.3g} GiB. {_fewer_blocks(need, smallest, max_memory)}"
+                "Take fewer blocks, fewer concepts, a smaller batch_size or fewer tokens_per_image"
+                + (", or EludeRouting with a smaller max_tokens." if need.elude is not None else ".")
             )
-        capacity, micro = max(smallest, capacity * 3 // 4), max(smallest, micro * 3 // 4)
-    return capacity, micro
+        size = _Size(*(max(2 * need.concepts, kept * 3 // 4) for kept in (size.capacity, size.micro)), held=False)
+    return size
+
+
+def _fewer_blocks(need: _Need, size: _Size, max_memory: float) -> str:
+    """Say how many of the last blocks of a stream would do, if any would."""
+    last = max((term.block or 0 for term in need.site.terms), default=0)
+    for blocks in range((need.site.blocks or 1) - 1, 0, -1):
+        terms = tuple(term for term in need.site.terms if (term.block or 0) > last - blocks)
+        part = replace(need.site, terms=terms, sources=sum(term.sources for term in terms))
+        if replace(need, site=part).memory(size) <= max_memory * _GIB:
+            return f"blocks={blocks} would do. "
+    return ""

@@ -23,7 +23,7 @@ from elude_nb._util.ranks import Ranks
 from elude_nb._util.words import counted
 from elude_nb.core.concepts import Cells
 from elude_nb.core.elude import EludeRouting
-from elude_nb.core.estimate import UNIT, Estimate, check_counts, choose_limits, expected_seconds, make_plan
+from elude_nb.core.estimate import UNIT, Estimate, check_counts, choose_limits, elude_size, expected_seconds, make_plan
 from elude_nb.core.recording import Recording, record
 from elude_nb.core.saving import Settings, identity_of
 from elude_nb.core.statistics import Collector, Limits, Statistics, check_alike
@@ -99,10 +99,7 @@ def plan_pass(
     check_pristine(model.network, purpose)
     place = choose_site(model, site, blocks=blocks, tokens=tokens, purpose=purpose)
     tokens = tokens or place.layout.usual
-    fewest = elude.micro_clusters if elude is not None and elude.instances == "micro-clusters" else 0
-    plan = make_plan(model, chosen, place, concepts, sub_units, tokens, tokens_per_image, max_memory, fewest)
-    if elude is not None:  # too few instances are reported before the long work
-        plan = replace(plan, memory=plan.memory + elude.expected_bytes(*_size(plan, place, elude)))
+    plan = make_plan(model, chosen, place, concepts, sub_units, tokens, tokens_per_image, max_memory, elude)
     settings = Settings(
         site=place.name,
         blocks=blocks,
@@ -120,16 +117,10 @@ def plan_pass(
     return Pass(model, chosen, place, strategy, settings, choose_limits(plan, len(chosen), elude, seed), plan)
 
 
-def _size(plan: Estimate, place: Site, elude: EludeRouting) -> tuple[int, int, int]:
-    """Return by how many instances ELUDe splits how many channels, and of how many sources."""
-    count = plan.tokens if elude.instances == "micro-clusters" else min(plan.tokens, elude.max_tokens)
-    return count, place.channels, place.sources * place.kernel
-
-
 def measure(planned: Pass, processes: int = 1) -> Estimate:
     """Return what the split will need, with the time, by running a few images, if so many processes share the work."""
     elude, plan, settings = elude_of(planned.strategy), planned.plan, planned.settings
-    seconds = 0.0 if elude is None else elude.expected_seconds(*_size(plan, planned.place, elude))
+    seconds = 0.0 if elude is None else elude.expected_seconds(*elude_size(elude, plan.tokens, planned.place))
     take = settings.tokens, settings.tokens_per_image
     seconds += expected_seconds(planned.model, planned.images, planned.place, plan, *take)
     return replace(plan, seconds=seconds / processes)
@@ -190,17 +181,19 @@ def run_pass(
     if sample and cells is None:
         others = [] if ranks else sorted(set(sample) - set(own))
         seen = [_without_sources(part) for part in _record(planned, others)]
-        first = list(_record(planned, own))
-        seen += map(_without_sources, first)
+        for part in _record(planned, own):
+            seen.append(_without_sources(part))
+            if planned.plan.held:  # else these images are run again below, as all others are
+                first.append(part)
         if ranks is None:
             cells = _make_cells(planned, seen)
         else:
             seen = ranks.join(seen)
             cells = ranks.from_first(_make_cells(planned, seen) if ranks.first else None)
     collector = Collector(start, cells)
-    for part in first:
-        collector.add(part)
     done = {*start.images.tolist(), *(own if first else ())}
+    while first:
+        collector.add(first.pop(0))
     left = [number for number in (*own, *later) if number not in done]
     kept = len(done)
     for batch, part in zip(_batches(left, planned.model.batch_size), _record(planned, left, announce), strict=True):

@@ -115,8 +115,9 @@ class Routing:
 
     @cached_property
     def _exclusive_sizes(self) -> Tensor:  # millions of routes: counted once, since panels ask at every step
-        ones = torch.ones_like(self.routes, dtype=torch.int64)
-        counts = ones.new_zeros(len(self.routes), self.units + 1).scatter_add_(1, self.routes.long(), ones)
+        # One channel at a time: as indices of all, routes would take eight times their memory.
+        rows = [row.bincount(minlength=self.units + 1) for row in self.routes]
+        counts = torch.stack(rows) if rows else self.concepts.new_zeros(0, self.units + 1)
         if self.owner_sets is not None:
             counts[:, 0] -= (self.owner_sets.amax(2) > 0).sum(1)
         return counts

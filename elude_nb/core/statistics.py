@@ -22,7 +22,8 @@ from elude_nb.errors import StatisticsError, StoreError
 from elude_nb.models.hooks import for_analysis
 
 KIND = "statistics"
-_AT_ONCE = 1024  # tokens taken in at once: their sources are widened to float64
+TOKENS_AT_ONCE = 1024
+"""Tokens taken in at once: their sources are widened to float64."""
 _SAME_CELLS = 1e-2  # of the centres' mean square; rounding on another machine moves them by 1e-6 or so
 _OF_MODEL = ("fingerprint", "dtype", "input_size", "image_list")
 _UNCOUNTED = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -51,12 +52,6 @@ class Limits:
     tokens: int
     tokens_seed: int
     squares: bool = False
-
-    def expected_bytes(self, channels: int, width: int, item: int = 4) -> int:
-        """Return about what is held of tokens with so many channels and sources, beside those of the sample."""
-        each = (8 if self.sample else 0) + item  # the sums, and what is made of them in the end
-        groups = self.micro_clusters * (width * each * (2 if self.squares else 1) + channels * 16)
-        return self.tokens * (width * item + channels * (item + 8)) + groups + width * channels * (8 + 2 * item)
 
 
 def token_keys(images: Tensor, positions: Tensor, seed: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -184,8 +179,8 @@ class Statistics:
         return ConceptBook(
             self.micro.counts[some],
             self.micro.channel_sums[some],
-            self.micro.source_sums[some].to(dtype),
-            None if squares is None else squares[some].to(dtype),
+            self.micro.source_sums.to(dtype)[some],
+            None if squares is None else squares.to(dtype)[some],
         )
 
     def sample(self, most: int) -> Recording:
@@ -348,7 +343,7 @@ class Collector:
         device = recording.sources.device
         self._moments, self._cells = on_device(self._moments, device), on_device(self._cells, device)
         self._micro = on_device(self._micro, device)
-        for part in recording.parts(_AT_ONCE):
+        for part in recording.parts(TOKENS_AT_ONCE):
             self._moments = self._moments.absorb(Moments.of(part.channels, part.sources))
             if self._micro is not None and self._cells is not None:
                 _count(self._micro, part, self._cells.nearest(part.channels))

@@ -260,8 +260,10 @@ def test_hooks_are_gone_when_an_image_is_broken(images, tmp_path) -> None:
     assert hook_count(model.network) == 0
 
 
-def test_shares_of_hand_made_units() -> None:
+@pytest.mark.parametrize("at_once", [1, 32])
+def test_shares_of_hand_made_units(at_once, monkeypatch) -> None:
     """Channel 0 is a[0] + a[1] with variances 1 and 3; channel 1 never varies."""
+    monkeypatch.setattr("elude_nb.core.disentangle._CHANNELS_AT_ONCE", at_once)
     weight = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     covariance = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.5, 0.0]])
     routing = Routing(torch.tensor([[1, 2, 0], [0, 0, 0]], dtype=torch.uint8), torch.full((2, 2), -1), ("split", ""))
