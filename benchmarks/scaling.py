@@ -10,7 +10,7 @@ Each measurement runs in processes of its own, of one thread each, so that peaks
 - the bytes that a process sends, and the seconds that adding up and splitting take.
 
 The last table scales these parts. ``--rate`` is the speed of the network in one process where it is known otherwise, as
-for a GPU; what is done beside the passes is done on the CPU, as it was measured.
+for a GPU; what is done beside the passes is counted as it was measured, though a GPU does that, too.
 
     python benchmarks/scaling.py                                  # DINOv2 S: minutes for 500 images, hours for 50,000
     python benchmarks/scaling.py --model test_vit --image-size 64 --images 64 --sizes 100,400 --processes 2
@@ -200,7 +200,7 @@ def print_imagenet(asked: argparse.Namespace, parts: dict[str, dict[str, float]]
     )
     print(f"{'place':>12}  {'processes':>9}  {'passes':>9}  {'adding up':>9}  {'split':>8}  {'sent by each':>12}")
     for place, found in parts.items():
-        outside = (found["collect"] - found["forward"]) / asked.images  # on the CPU, also where the network is not
+        outside = (found["collect"] - found["forward"]) / asked.images  # as measured here, also where the rate is a GPU's
         each = outside + (1 / asked.rate if asked.rate else found["forward"] / asked.images)
         for count in (1, 8, 64):
             rounds = (count - 1).bit_length()
