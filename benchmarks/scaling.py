@@ -200,7 +200,7 @@ def print_imagenet(asked: argparse.Namespace, parts: dict[str, dict[str, float]]
     )
     print(f"{'place':>12}  {'processes':>9}  {'passes':>9}  {'adding up':>9}  {'split':>8}  {'sent by each':>12}")
     for place, found in parts.items():
-        outside = (found["collect"] - found["forward"]) / asked.images  # as measured here, also where the rate is a GPU's
+        outside = (found["collect"] - found["forward"]) / asked.images  # as measured here, whatever the rate
         each = outside + (1 / asked.rate if asked.rate else found["forward"] / asked.images)
         for count in (1, 8, 64):
             rounds = (count - 1).bit_length()
