@@ -64,15 +64,17 @@ def peak_beyond(work: Callable[[], object]) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 - before
 
 
-def child(network: str, place: str, image_size: int, tokens: int, max_memory: float | None) -> dict[str, Any]:
+def child(
+    network: str, place: str, image_size: int, tokens: int, batch_size: int, max_memory: float | None
+) -> dict[str, Any]:
     """Split one network at one place in this process."""
     torch.set_num_threads(1)
     name = f"vit_{network}_patch14_dinov2"
     model = en.load_model(name, image_size=image_size, pretrained=False, progress=False)
-    model = model.using(progress=False, batch_size=16)
+    model = model.using(progress=False, batch_size=batch_size)
     each = (image_size // 14) ** 2
     images = en.load_images(Noise(-(-tokens // each), image_size))
-    en.embed(model, images[:16])
+    en.embed(model, images[:batch_size])
     en.disentangle(model, images[:4], "blocks.0.mlp.fc2", concepts=2, tokens_per_image=4)  # imports what is needed
     EludeRouting().expected_seconds(100, 2, 8)
     how = {**settings_of(place, model), "tokens_per_image": None, "max_memory": max_memory}
@@ -96,7 +98,7 @@ def print_memory(asked: argparse.Namespace) -> None:
           f"{'estimate':>8}  {'used':>6}  {'used / estimate':>15}  {'CPU time':>8}")  # fmt: skip
     for network in asked.networks:
         for place in asked.places:
-            given = [network, place, asked.image_size, asked.tokens, asked.max_memory]
+            given = [network, place, asked.image_size, asked.tokens, asked.batch_size, asked.max_memory]
             ran = subprocess.run(  # noqa: S603 - itself
                 [sys.executable, __file__, "--child", json.dumps(given)], stdout=subprocess.PIPE, check=False
             )
@@ -217,7 +219,8 @@ def main() -> None:
     parser.add_argument("--places", type=lambda text: text.split(","), default=PLACES)
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--tokens", type=int, default=4200)
-    parser.add_argument("--max-memory", type=float)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-memory", type=float, help="GiB, as in disentangle")
     parser.add_argument("--loss", action="store_true", help="of the ways to take less, on DINOv2 S")
     parser.add_argument("--images", type=int, default=240, help="for --loss: to split on, and as many to score on")
     parser.add_argument("--child", help=argparse.SUPPRESS)

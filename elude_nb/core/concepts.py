@@ -20,6 +20,7 @@ from elude_nb._util.words import counted
 from elude_nb.core.clustering import cluster_directions, unit_vectors
 
 _FEWEST, _MOST = 8, 512  # concepts, where their number is not given
+_ROWS_AT_ONCE = 4096
 T = TypeVar("T")
 
 
@@ -192,7 +193,8 @@ class Moments:
     def empty(channels: int, sources: int) -> Moments:
         """Return the moments of no token."""
         means = torch.zeros(channels, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64)
-        return Moments(0, *means, means[0].clone(), torch.zeros(sources, channels, dtype=torch.float64))
+        products = torch.zeros((), dtype=torch.float64).expand(sources, channels)  # takes no memory; + makes a copy
+        return Moments(0, *means, means[0].clone(), products)
 
     @staticmethod
     def of(channels: Tensor, sources: Tensor) -> Moments:
@@ -213,12 +215,14 @@ class Moments:
             return self
         moved, shifted = other.channel_mean - self.channel_mean, other.source_mean - self.source_mean
         weight, share = self.tokens * other.tokens / tokens, (self.tokens / tokens, other.tokens / tokens)
+        for mine, theirs in zip(self.products.split(_ROWS_AT_ONCE), other.products.split(_ROWS_AT_ONCE), strict=True):
+            mine.add_(theirs)  # torch widens what it adds, as a whole
         return Moments(
             tokens,
             share[0] * self.channel_mean + share[1] * other.channel_mean,
             share[0] * self.source_mean + share[1] * other.source_mean,
             self.squares + other.squares + weight * moved.square(),
-            self.products.add_(other.products).addr_(shifted, moved, alpha=weight),
+            self.products.addr_(shifted, moved, alpha=weight),
         )
 
     @property

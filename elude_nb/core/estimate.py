@@ -270,7 +270,8 @@ def _fitting(need: _Need, max_memory: float | None) -> _Size:
                 "Take fewer blocks, fewer concepts, a smaller batch_size or fewer tokens_per_image"
                 + (", or EludeRouting with a smaller max_tokens." if need.elude is not None else ".")
             )
-        size = _Size(*(max(2 * need.concepts, kept * 3 // 4) for kept in (size.capacity, size.micro)), held=False)
+        less = [max(2 * need.concepts, kept * 3 // 4) for kept in (size.capacity, size.micro)]
+        size = _Size(less[0], less[1], held=False)
     return size
 
 
