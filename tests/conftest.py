@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Files stay whole, for their fixtures are made once a worker.
     """
-    slow = {"test_readme.py", "test_site.py"}
+    slow = {"test_readme.py", "test_site_pages.py"}
     heavy = [
         item
         for item in items

@@ -1,12 +1,8 @@
-"""The site is built without a warning, and its links lead somewhere; those that do not are found on written pages."""
+"""The site's links are followed after it was built; here on pages written by hand."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 from tests.programs import load_program
 
@@ -28,20 +24,6 @@ def test_links_that_lead_nowhere_and_requests_are_found(tmp_path: Path, monkeypa
         "a.html leads to none.png, which is not there",
         "a.html loads https://cdn/x.js",
     ]
-
-
-def test_it_is_built_and_its_links_lead_somewhere(tmp_path: Path) -> None:
-    pytest.importorskip("sphinx", reason="Sphinx is of the extra docs")
-    made = subprocess.run(
-        [sys.executable, DOCS / "build_site.py", "--out", tmp_path / "site"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    for page in ("index.html", "steering.html", "api/front_door.html", "api/course.html"):
-        assert (tmp_path / "site" / page).stat().st_size > 1000
-    assert "check_random_routes" in (tmp_path / "site" / "api" / "course.html").read_text(encoding="utf-8")
 
 
 def test_every_page_of_the_docs_is_on_the_site_once() -> None:

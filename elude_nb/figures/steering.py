@@ -144,7 +144,7 @@ def side_effects(effect: Effect, *, axes: Axes | None = None) -> Any:
                 place.text(end, row, text, va="center", fontsize=9, color=shade("faint"))
         place.set_xlim(right=1.25 * right)
         place.set_xlabel("fall of the true class's probability, points")
-        _grey_legend(place, loc="lower right")
+        _grey_legend(place, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3)
     alt = f"Bars of what an edit and its controls do to {effect.target} and to the others. {effect}"
     return finish(place, axes, alt)
 

@@ -144,7 +144,7 @@ def score(
             outputs.join(ranks)
             for start, hashes in ranks.all((mine[0] if mine else 0, own.hashes().tolist())):
                 photos.note_hashes(start, hashes)
-    once = outputs.distinct(photos)
+    once = outputs.distinct(photos, warn=ranks.first)
     check_enough("k", k, len(once), len(photos))
     vectors = outputs.embeddings(once) if judged is None else as_embeddings(judged, len(photos))
     table = scoring.table(photos, once, vectors, k=k, n_distinct=n_distinct)
