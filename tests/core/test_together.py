@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from elude_nb import Disentanglement, disentangle, score, verify
-from tests.core.test_one_pass import QUICK, WAYS, same
+from tests.core.test_one_pass import QUICK, same, settings_of
 from tests.tiny import random_images, tiny_vit
 from tests.workers import (
     call_alone_in_group,
@@ -26,7 +26,7 @@ from tests.workers import (
 )
 def test_processes_together_find_what_one_finds(way, count, images, vit, tmp_path) -> None:
     """Their shares are uneven: of 20 images, the first has none, and the last four."""
-    site, how = WAYS[way]
+    site, how = settings_of(way)
     assert run_group(count, tmp_path, disentangle_in_group, images, site, QUICK | how) == [0] * count
     whole = disentangle(vit, random_images(images, 32), site, **QUICK | how)
     for rank in range(count):
