@@ -21,6 +21,8 @@ from elude_nb.app.inputs import (
     load_model,
     load_split,
     model_to_split,
+    named_images,
+    named_model,
     print_split,
     take_discovery,
     take_images,
@@ -59,6 +61,7 @@ from elude_nb.app.options import (
     check_paths,
     choice_option,
     discovery_options,
+    input_options,
     memory_option,
     seed_option,
     whole_option,
@@ -133,8 +136,8 @@ def disentangle(
 
     with process_group() as first:
         loaded, settings = model_to_split(options | {"device": own_device(options["device"])})
-        whole = take_whole(*(options[name] for name in ("images", "count", "skip_broken", "value_range")))
-        split = en.disentangle(loaded, take_discovery(whole, options["hold_out"], options["seed"]), **settings)
+        discover = take_discovery(named_images(options), options["hold_out"], options["seed"])
+        split = en.disentangle(loaded, discover, **settings)
     if first:
         split.save(out)
         print_split(split, out, json=json)
@@ -225,18 +228,9 @@ def score(
 
 
 @app.command()
+@with_options(input_options)
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for compare.csv, compare.json and compare.html.")],
-    model: ModelOption = "dinov2-small",
-    architecture: ArchitectureOption = None,
-    image_size: ImageSizeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    pretrained: PretrainedOption = None,
-    images: ImagesOption = "photographs",
-    count: CountOption = None,
-    skip_broken: SkipBrokenOption = False,
-    value_range: RangeOption = None,
     methods: MethodsOption = None,
     site: SiteOption = None,
     blocks: BlocksOption = "all",
@@ -251,17 +245,18 @@ def compare(
     max_memory: Annotated[Any, memory_option("the recorded tokens")] = 8.0,
     judge: JudgeOption = None,
     json: JsonOption = False,
+    **options: Any,
 ) -> None:
     """Fit methods on one half of the images, score them on the other; write one table and a page."""
-    check_paths(images=images, folder=out, model=model)
+    check_paths(images=options["images"], folder=out, model=options["model"])
     import elude_nb as en
     from elude_nb.app.compare_page import as_records, write_comparison
 
     with process_group() as first:
-        loaded = load_model(model, architecture, image_size, own_device(device), dtype, pretrained)
+        loaded = named_model(options | {"device": own_device(options["device"])})
         compared = en.compare(
             loaded,
-            take_whole(images, count, skip_broken, value_range),
+            named_images(options),
             site,
             methods=methods or USUAL_METHODS,
             blocks=blocks,

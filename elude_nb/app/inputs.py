@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from elude_nb import Disentanglement, ImageSet, Model
 
 
+_HOW = ("architecture", "image_size", "device", "dtype", "pretrained")
 _SETTINGS = (
     "site", "blocks", "concepts", "units", "shared", "routing", "tokens", "tokens_per_image", "batch_size", "seed",
     "max_memory",
@@ -120,15 +121,23 @@ def load_model(name: str | None, *how: Any, of: Path | None = None) -> Model:
 
 def model_to_split(options: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
     """Return the model that `elude_nb.app.options.discovery_options` name, and the settings of its split."""
-    how = (options[name] for name in ("architecture", "image_size", "device", "dtype", "pretrained"))
-    loaded = load_model(options["model"], *how)
-    return loaded.using(workers=options["workers"] or None), {name: options[name] for name in _SETTINGS}
+    loaded = named_model(options).using(workers=options["workers"] or None)
+    return loaded, {name: options[name] for name in _SETTINGS}
+
+
+def named_model(options: Mapping[str, Any]) -> Model:
+    """Return the model that `elude_nb.app.options.input_options` name."""
+    return load_model(options["model"], *(options[name] for name in _HOW))
+
+
+def named_images(options: Mapping[str, Any]) -> ImageSet:
+    """Return the images that `elude_nb.app.options.input_options` name; all of them can be opened."""
+    return take_whole(*(options[name] for name in ("images", "count", "skip_broken", "value_range")))
 
 
 def model_options(*how: Any) -> dict[str, Any]:
     """Return the options of a model that were given, in the order of the commands, as `load_model` takes them."""
-    names = ("architecture", "image_size", "device", "dtype", "pretrained")
-    given = {key: value for key, value in zip(names, how, strict=True) if value is not None}
+    given = {key: value for key, value in zip(_HOW, how, strict=True) if value is not None}
     if "dtype" in given:
         import torch
 

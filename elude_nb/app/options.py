@@ -230,7 +230,21 @@ def memory_option(of: str) -> Any:
     return _parsed(_memory, "GIB", f"Upper bound for {of}, in GiB.")
 
 
-def discovery_options(
+def with_options(shared: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Have a command take the options of ``shared`` as well, as keywords, between its own with and without defaults."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        own, more = (signature(each, eval_str=True).parameters.values() for each in (command, shared))
+        named = [each for each in own if each.kind is not Parameter.VAR_KEYWORD]
+        needed = [each for each in named if each.default is Parameter.empty]
+        every = [*needed, *more, *(each for each in named if each not in needed)]
+        command.__signature__ = Signature(every)  # type: ignore[attr-defined] # where typer looks
+        return command
+
+    return add
+
+
+def input_options(
     model: ModelOption = "dinov2-small",
     architecture: ArchitectureOption = None,
     image_size: ImageSizeOption = None,
@@ -241,6 +255,12 @@ def discovery_options(
     count: CountOption = None,
     skip_broken: SkipBrokenOption = False,
     value_range: RangeOption = None,
+) -> None:
+    """Hold the options of a model and of the images that it is to see."""
+
+
+@with_options(input_options)
+def discovery_options(
     hold_out: HoldOutOption = 0.5,
     site: SiteOption = None,
     blocks: BlocksOption = "all",
@@ -254,22 +274,9 @@ def discovery_options(
     workers: WorkersOption = 0,
     seed: Annotated[Any, seed_option("Of sampling and clustering.")] = 0,
     max_memory: Annotated[Any, memory_option("the analysis")] = None,
+    **options: Any,
 ) -> None:
     """Hold the options of what is split, and how: those that `disentangle` and `collect` share by `with_options`."""
-
-
-def with_options(shared: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Have a command take the options of ``shared`` as well, as keywords, between its own with and without defaults."""
-
-    def add(command: Callable[..., None]) -> Callable[..., None]:
-        own, more = (signature(each, eval_str=True).parameters.values() for each in (command, shared))
-        named = [each for each in own if each.kind is not Parameter.VAR_KEYWORD]
-        needed = [each for each in named if each.default is Parameter.empty]
-        every = [*needed, *more, *(each for each in named if each not in needed)]
-        command.__signature__ = Signature(every)  # type: ignore[attr-defined] # where typer looks
-        return command
-
-    return add
 
 
 def check_paths(
