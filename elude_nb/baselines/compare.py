@@ -347,7 +347,7 @@ def compare(
         )
         seen = Recording.join(ranks.join(list(parts)))
         new, outputs, passes = _record_scored(model, scored, place, ranks, embeddings is None, **how)
-        judged = reference(embeddings, _share(scored, ranks)[1], model.progress, ranks)
+        judged = reference(embeddings, own_share(scored, ranks)[1], model.progress, ranks)
         vectors = outputs.embeddings() if judged is None else torch.as_tensor(judged)
         token_labels = None if discovery.labels is None else [discovery.labels[i] for i in seen.images.tolist()]
         groups = cluster_directions(seen.channels - seen.channels.mean(0), torch.ones(len(seen)), g, seed=seed)
@@ -381,15 +381,9 @@ def compare(
     )
 
 
-def _share(images: ImageSet, ranks: Ranks) -> tuple[list[int], ImageSet]:
-    """Return the numbers of this process's images, and these images."""
-    mine = own_share(range(len(images)), ranks)
-    return mine, images if ranks.count == 1 else images.subset(mine)
-
-
 def _record_share(model: Model, images: ImageSet, site: Site, ranks: Ranks, **how: Any) -> Iterator[Recording]:
     """Record this process's share of the images; raise as soon as another process is known to have failed."""
-    mine, own = _share(images, ranks)
+    mine, own = own_share(images, ranks)
     for part in record(model, own, site, numbers=mine, announce=False, **how):
         yield on_device(part, "cpu")  # where methods are fitted, and from where they are sent
         ranks.check()

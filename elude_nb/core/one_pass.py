@@ -356,9 +356,10 @@ def share_of(numbers: Sequence[int], shard: Shard) -> list[int]:
     return list(numbers[start:stop])
 
 
-def own_share(numbers: Sequence[int], ranks: Ranks) -> list[int]:
-    """Return the share of this process."""
-    return share_of(numbers, (ranks.rank + 1, ranks.count))
+def own_share(images: ImageSet, ranks: Ranks) -> tuple[list[int], ImageSet]:
+    """Return the numbers of the images that are the share of this process, and these images."""
+    mine = share_of(range(len(images)), (ranks.rank + 1, ranks.count))
+    return mine, images if ranks.count == 1 else images.subset(mine)
 
 
 def _batches(numbers: Sequence[int], size: int) -> Iterable[list[int]]:

@@ -309,8 +309,7 @@ def verify(
     clock = _Clock(min(model.batch_size, len(photos)))
     used, done = 0.0, 0
     with evaluating(network), together() as ranks:
-        mine = own_share(range(len(photos)), ranks)
-        own = photos if ranks.count == 1 else photos.subset(mine)
+        _, own = own_share(photos, ranks)
         if not ranks.first:
             model = model.using(progress=False)
         # CUDA chooses its kernels by the size of a batch; elsewhere one image warms up as well, and sooner.

@@ -124,8 +124,7 @@ def score(
     of_weights = 3 * (perf_counter() - start)  # what follows takes about twice as long as what came before
     with ExitStack() as stack:
         ranks = stack.enter_context(together())
-        model, mine = split.model.using(progress=None if ranks.first else False), own_share(range(len(photos)), ranks)
-        own = photos if ranks.count == 1 else photos.subset(mine)
+        model, (mine, own) = split.model.using(progress=None if ranks.first else False), own_share(photos, ranks)
         judged = reference(embeddings, own, model.progress, ranks)
         outputs = stack.enter_context(overheard(split.model, wanted=embeddings is None))
         which = split.settings.tokens if tokens is None else tokens
